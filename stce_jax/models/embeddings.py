@@ -1,0 +1,222 @@
+"""Image embeddings: images [B, H, W, 3] in, tokens [B, N, D] out.
+
+Every embedding is a linen module of its own, usable inside any model: call it as `embedding(images, train=...)`.
+`grid(height, width)` says, without computing anything, how its N tokens lie: (rows, columns), row by row.
+
+Shape letters: B batch, H W image height and width, C channels, h w super-token grid, N tokens, D model width.
+"""
+
+from collections.abc import Sequence
+
+import chex
+import jax.numpy as jnp
+from flax import linen as nn
+
+from stce_jax.errors import ConfigError
+from stce_jax.models.layers import LAYER_NORM_EPSILON, gelu, truncated_normal
+from stce_jax.models.supertoken import cluster_super_tokens, grid_shape
+
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def _convolution(features, kernel, stride, dtype, *, bias=True):
+    """A square convolution padded alike on all sides: "SAME" would shift strided ones by half a pixel."""
+    margin = kernel // 2
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=((margin, margin), (margin, margin)),
+        use_bias=bias,
+        kernel_init=he_normal_fan_out,
+        dtype=dtype,
+        name="convolution",
+    )
+
+
+def _batch_norm(train, dtype):
+    """BatchNorm as PyTorch's default (momentum 0.1 there is 0.9 here), but for the running variance: linen keeps the
+    biased batch variance, PyTorch the unbiased one, larger by n / (n - 1) with n = B * H * W."""
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name="norm")
+
+
+class ConvModule(nn.Module):
+    """Eq. 1: convolution -> GELU -> BatchNorm, [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+
+    features: int
+    stride: int
+    kernel: int = 3
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs, *, train):
+        outputs = _convolution(self.features, self.kernel, self.stride, self.dtype)(inputs)
+        return _batch_norm(train, self.dtype)(gelu(outputs))
+
+
+class EarlyConvModule(nn.Module):
+    """EarlyConv's order (Xiao et al. 2021): convolution without bias -> BatchNorm -> ReLU; shapes as `ConvModule`."""
+
+    features: int
+    stride: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs, *, train):
+        outputs = _convolution(self.features, 3, self.stride, self.dtype, bias=False)(inputs)
+        return nn.relu(_batch_norm(train, self.dtype)(outputs))
+
+
+def _check_stem(widths, strides, last_width=None):
+    if len(widths) != len(strides):
+        raise ConfigError(f"stem_widths {widths} and stem_strides {strides} must have one entry a module each")
+    if last_width is not None and (not widths or widths[-1] != last_width):
+        raise ConfigError(f"stem_widths {widths} must end with the model's width, {last_width}")
+
+
+def _strided_grid(height, width, strides):
+    for stride in strides:
+        height, width = -(-height // stride), -(-width // stride)
+    return height, width
+
+
+class PatchEmbed(nn.Module):
+    """Table 3: patches of 16x16 pixels -> LayerNorm -> linear -> LayerNorm.
+
+    Attributes:
+      width: D.
+      patch_size: side of a patch in pixels.
+      dtype: dtype of the computation; parameters are float32.
+
+    Raises:
+      ConfigError: the image's sides are not multiples of the patch size.
+    """
+
+    width: int = 384
+    patch_size: int = 16
+    dtype: jnp.dtype = jnp.float32
+
+    def grid(self, height, width):
+        patch = self.patch_size
+        for side in (height, width):
+            if side % patch or side < patch:
+                below = side // patch * patch
+                fitting = f"{below} or {below + patch}" if below else f"{patch}"
+                raise ConfigError(
+                    f"an image side of {side} pixels cannot be cut into patches of {patch}; "
+                    f"{fitting} would work, as every multiple of {patch} does"
+                )
+        return height // patch, width // patch
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        del train  # nothing here differs between training and inference
+        batch, height, width, channels = images.shape
+        rows, columns = self.grid(height, width)
+        patch = self.patch_size
+        patches = images.reshape(batch, rows, patch, columns, patch, channels)
+        patches = patches.transpose(0, 1, 3, 2, 4, 5)  # [B, rows, columns, patch, patch, 3]
+        patches = patches.reshape(batch, rows * columns, patch * patch * channels)  # [B, N, 768]
+        patches = nn.LayerNorm(LAYER_NORM_EPSILON, dtype=self.dtype, name="patch_norm")(patches)
+        tokens = nn.Dense(self.width, dtype=self.dtype, kernel_init=truncated_normal, name="projection")(patches)
+        return nn.LayerNorm(LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")(tokens)
+
+
+class ConvEmbed(nn.Module):
+    """Table 4: a stack of convolution modules, the last of them as wide as the model.
+
+    Attributes:
+      stem_widths: channels of each module; the last is D.
+      stem_strides: stride of each module.
+      last_kernel: 3 as printed, 1 for the reading "conv1x1".
+      dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
+    """
+
+    stem_widths: Sequence[int] = (96, 192, 384, 384, 384)
+    stem_strides: Sequence[int] = (2, 2, 2, 2, 1)
+    last_kernel: int = 3
+    dtype: jnp.dtype = jnp.float32
+
+    def grid(self, height, width):
+        return _strided_grid(height, width, self.stem_strides)
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        _check_stem(self.stem_widths, self.stem_strides)
+        features, last = images, len(self.stem_widths) - 1
+        for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
+            kernel = self.last_kernel if index == last else 3
+            module = ConvModule(width, stride, kernel, dtype=self.dtype, name=f"module_{index + 1}")
+            features = module(features, train=train)
+        batch, _, _, channels = features.shape
+        return features.reshape(batch, -1, channels)  # [B, N, D]
+
+
+class EarlyConvEmbed(nn.Module):
+    """EarlyConv's stem (Xiao et al. 2021): modules of stride 2, then a bare 1x1 convolution to the model's width.
+
+    Attributes:
+      width: D.
+      stem_widths, stem_strides: channels and stride of each module before the 1x1 convolution.
+      dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
+    """
+
+    width: int = 384
+    stem_widths: Sequence[int] = (48, 96, 192, 384)
+    stem_strides: Sequence[int] = (2, 2, 2, 2)
+    dtype: jnp.dtype = jnp.float32
+
+    def grid(self, height, width):
+        return _strided_grid(height, width, self.stem_strides)
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        _check_stem(self.stem_widths, self.stem_strides)
+        features = images
+        for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
+            module = EarlyConvModule(width, stride, dtype=self.dtype, name=f"module_{index + 1}")
+            features = module(features, train=train)
+        features = _convolution(self.width, 1, 1, self.dtype)(features)
+        return features.reshape(features.shape[0], -1, self.width)  # [B, N, D]
+
+
+class SuperTokenConvEmbed(nn.Module):
+    """Table 5, the paper's proposal: a narrow stack of convolution modules, super-token clustering, one linear layer.
+
+    Sows the last affinities [B, h * cell, w * cell, 9] as "affinity" (see `cluster_super_tokens`).
+
+    Attributes:
+      width: D.
+      stem_widths, stem_strides: channels and stride of each convolution module; empty for none (Table 7).
+      cell: cell size of the clustering in pixels of the stack's output, an int or (rows, columns).
+      iterations: T of the clustering (Table 8).
+      border, differentiable: see `cluster_super_tokens`.
+      dtype: dtype of convolutions and of the linear layer; the clustering computes in float32 at least.
+    """
+
+    width: int = 384
+    stem_widths: Sequence[int] = (16, 32, 32, 64, 64, 64)
+    stem_strides: Sequence[int] = (2, 1, 2, 1, 2, 1)
+    cell: int | tuple[int, int] = 2
+    iterations: int = 3
+    border: str = "zero"
+    differentiable: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    def grid(self, height, width):
+        return grid_shape(*_strided_grid(height, width, self.stem_strides), self.cell)
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        chex.assert_rank(images, 4)
+        _check_stem(self.stem_widths, self.stem_strides)
+        features = images
+        for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
+            features = ConvModule(width, stride, dtype=self.dtype, name=f"module_{index + 1}")(features, train=train)
+        tokens, affinity = cluster_super_tokens(
+            features, self.cell, self.iterations, border=self.border, differentiable=self.differentiable
+        )
+        self.sow("intermediates", "affinity", affinity)
+        batch, rows, columns, channels = tokens.shape
+        tokens = tokens.reshape(batch, rows * columns, channels)  # [B, N, C]
+        return nn.Dense(self.width, dtype=self.dtype, kernel_init=truncated_normal, name="projection")(tokens)
