@@ -1,0 +1,72 @@
+"""Every key there is, with its unit and why it has its value. Other configs override; none adds a key.
+
+The values are the paper's recipe (Tables 2 and 5, and DeiT's code where the paper says "as DeiT") for 224-pixel images.
+On the command line: --config.optimizer.learning_rate=5e-4 --config.model.iterations=1 --config.model.stem_widths=16,32
+"""
+
+from ml_collections import config_dict
+
+
+def get_config():
+    config = config_dict.ConfigDict()
+
+    config.seed = 0  # root of initial parameters, order of images, and every random draw
+    config.dataset = "folder"  # "digits" (made here from scikit-learn), or "folder" (train/<class>/, val/<class>/)
+    config.data_dir = ""  # as --data_dir; "" is the user's data directory. Where, not what: never compared on resuming
+    config.image_size = 224  # pixels, side of the square that the model sees
+    config.batch_size = 128  # images of a global batch, over all devices
+    config.eval_batch_size = 256  # likewise in evaluation; rounded up to what the devices can divide
+    config.epochs = 300.0  # passes over the training images; a fraction is allowed
+    config.log_every = 50  # steps between two lines of training metrics
+    config.eval_every = 1.0  # epochs between two evaluations; each is followed by a checkpoint
+    config.fsdp_devices = 1  # devices over which parameters and optimizer state are split; 1: a copy on each
+    config.loader_threads = 4  # decoding threads a process; affects speed alone, never compared on resuming
+
+    config.model = model = config_dict.ConfigDict()
+    model.name = "vit_s_stce"  # see `stce models`
+    # All below: None leaves what the name says. An option that the named model does not have is refused.
+    model.width = config_dict.placeholder(int)  # D, channels of a token
+    model.depth = config_dict.placeholder(int)  # transformer blocks
+    model.heads = config_dict.placeholder(int)  # attention heads; must divide the width
+    model.mlp_dim = config_dict.placeholder(int)  # hidden width of the MLPs
+    model.pooling = config_dict.placeholder(str)  # "class" token, or "mean" of the tokens
+    model.position_embedding = config_dict.placeholder(str)  # "learned" or "sincos2d"
+    model.drop_path = 0.1  # stochastic depth of the last block, growing from 0 (DeiT)
+    model.dropout = 0.0  # rate in attention outputs and MLPs (DeiT: none)
+    model.dtype = config_dict.placeholder(str)  # of the computation: "float32" or "bfloat16"; parameters are float32
+    model.remat = config_dict.placeholder(bool)  # recompute blocks in the backward pass: less memory, a third slower
+    model.scan_layers = config_dict.placeholder(bool)  # compile one block instead of all; stacks the parameters
+    model.patch_size = config_dict.placeholder(int)  # patch: side in pixels
+    model.stem_widths = config_dict.placeholder(tuple)  # conv, conv1x1, earlyconv, stce: channels of each module
+    model.stem_strides = config_dict.placeholder(tuple)  # and their strides (Table 7)
+    model.cell = config_dict.placeholder(tuple)  # stce: (rows, columns) of the stack's output in a super token's cell
+    model.iterations = config_dict.placeholder(int)  # stce: T of the clustering (Table 8)
+    model.border = config_dict.placeholder(str)  # stce: neighbours beyond the border count as "zero", or "mask"
+    model.differentiable = config_dict.placeholder(bool)  # stce: gradients through the affinities
+
+    config.optimizer = optimizer = config_dict.ConfigDict()
+    optimizer.learning_rate = 1e-3  # peak (Table 2)
+    optimizer.learning_rate_scaling = "none"  # "linear": the peak times batch_size / 512 (DeiT)
+    optimizer.warmup_epochs = 5.0  # epochs from warmup_learning_rate up to the peak, in a straight line
+    optimizer.warmup_learning_rate = 1e-6
+    optimizer.final_learning_rate = 1e-5  # where the cosine ends with the last epoch
+    optimizer.weight_decay = 0.05  # AdamW's (Table 2), on kernels alone
+    optimizer.beta1 = 0.9
+    optimizer.beta2 = 0.999
+    optimizer.epsilon = 1e-8
+    optimizer.clip_norm = 0.0  # most the gradient's global norm may be; 0: no clipping (DeiT)
+    optimizer.ema_decay = 0.99996  # of the weights' moving average (DeiT), kept beside the weights; 0: keep none
+
+    config.augment = augment = config_dict.ConfigDict()
+    augment.crop = "random_resized"  # or "center": the evaluation's view
+    augment.crop_area = (0.08, 1.0)  # least and most share of the image in a random crop
+    augment.crop_ratio = (0.75, 4 / 3)  # least and most width over height of a random crop
+    augment.eval_crop_fraction = 0.875  # share of the short side that the evaluation's central square covers
+    augment.flip = 0.5  # probability of mirroring left to right
+    augment.shift = 0  # pixels, most that an image is moved in each direction
+    augment.mixup = 1.0  # alpha of mixup (Table 2); 0: off
+    augment.cutmix = 0.8  # alpha of CutMix (Table 2); 0: off
+    augment.switch_probability = 0.5  # of CutMix rather than mixup where both are on
+    augment.label_smoothing = 0.1  # share of the target spread over all classes (DeiT)
+
+    return config.lock()

@@ -1,0 +1,120 @@
+"""The `stce` command: one verb a file, errors to one line and an exit code.
+
+JAX is imported by the verbs, not here: `stce --help` answers at once.
+"""
+
+import argparse
+import sys
+import traceback
+
+from stce_jax.errors import ConfigError, StceError
+
+EXIT_CODES = """exit codes:
+  0 done   2 bad config or arguments   3 bad data   4 bad checkpoint   5 diverged   75 stopped and saved: run again"""
+
+EXAMPLES = {
+    "train": """examples:
+  stce train --config=digits --workdir=runs/digits
+  stce train --config=digits:patch --workdir=runs/patch --config.seed=1
+  stce train --config=small_folder --data_dir=~/images --workdir=runs/small --config.model.iterations=1""",
+    "evaluate": """examples:
+  stce evaluate --workdir=runs/digits
+  stce evaluate --workdir=runs/digits --checkpoint=best""",
+    "models": """examples:
+  stce models
+  stce models 'vit_s_*' --image_size=384""",
+}
+
+
+def main(argv=None):
+    """Runs the command line and exits with its code."""
+    argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv
+    try:
+        arguments, rest = _parser().parse_known_args([word for word in argv if word != "--debug"])
+        if rest and arguments.verb != "train":
+            raise ConfigError(f"unknown argument {rest[0]!r}; see stce {arguments.verb} --help")
+        arguments.run(arguments, rest)
+    except StceError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"stce: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+def _train(arguments, overrides):
+    from stce_jax.configuration import load_config
+
+    if arguments.data_dir:
+        overrides = [*overrides, f"--config.data_dir={arguments.data_dir}"]
+    config = load_config(arguments.config, overrides)
+    from stce_jax.train import train
+
+    train(config, arguments.workdir)
+
+
+def _evaluate(arguments, _):
+    from stce_jax.evaluate import evaluate
+
+    result = evaluate(arguments.workdir, arguments.checkpoint, ema=arguments.ema, data_dir=arguments.data_dir)
+    print(
+        f"step {result['step']}  epoch {result['epoch']:.2f}  {result['images']} images  loss {result['loss']:.4f}  "
+        f"top-1 {100 * result['top1']:.2f}%  top-5 {100 * result['top5']:.2f}%"
+    )
+
+
+def _models(arguments, _):
+    from stce_jax.summary import summarize
+
+    rows = summarize(arguments.pattern, image_size=arguments.image_size, num_classes=arguments.num_classes)
+    print(f"{'model':<18}{'parameters':>13}{'embedding':>12}{'multiply-adds':>16}")
+    for row in rows:
+        print(f"{row['name']:<18}{row['parameters']:>13,}{row['embedding_parameters']:>12,}{row['multiply_adds']:>16,}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _parser():
+    parser = _Parser(
+        prog="stce",
+        description="Train, compare and reuse vision-transformer embeddings.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def add(name, run, help_text):
+        verb = verbs.add_parser(
+            name,
+            help=help_text,
+            description=f"{help_text[0].upper()}{help_text[1:]}.",
+            epilog=f"{EXAMPLES[name]}\n\n{EXIT_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        verb.set_defaults(run=run)
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return verb
+
+    train = add("train", _train, "train a model, or go on with a run that was stopped")
+    train.add_argument("--config", required=True, help="a shipped config (digits, small_folder) or a .py file")
+    train.add_argument("--workdir", required=True, help="directory of the run; made if it is not there")
+    train.add_argument("--data_dir", default="", help="where the images are; see configs/default.py, dataset")
+    train.usage = "stce train --config=CONFIG --workdir=DIR [--data_dir=DIR] [--config.KEY=VALUE ...]"
+
+    evaluate = add("evaluate", _evaluate, "measure a run's accuracy on its validation images")
+    evaluate.add_argument("--workdir", required=True, help="directory of the run")
+    evaluate.add_argument("--checkpoint", default="last", help="last (the default), best, or a step")
+    evaluate.add_argument("--ema", action="store_true", help="use the weights' moving average")
+    evaluate.add_argument("--data_dir", default="", help="where the images are, if not where the run was trained from")
+
+    models = add("models", _models, "list models with their parameters and multiply-adds an image")
+    models.add_argument("pattern", nargs="?", default="*", help="shell pattern of names")
+    models.add_argument("--image_size", type=int, default=224, help="side of the images in pixels (224)")
+    models.add_argument("--num_classes", type=int, default=100, help="classes of the head (100)")
+    return parser

@@ -1,0 +1,58 @@
+"""What a run says while it goes: a live line on a terminal, plain lines elsewhere."""
+
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class TrainProgress:
+    """Shows epoch, loss, top-1, images/s and the time left; a context manager.
+
+    Args:
+      total_steps: steps of the whole run.
+      step: the step it starts from.
+    """
+
+    def __init__(self, total_steps, step):
+        self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]:.1f}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total_steps, completed=step, epoch=0.0, text="compiling")
+        self._total = total_steps
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._bar.stop()
+
+    def say(self, text):
+        """Prints a line that stays."""
+        self._console.print(text, markup=False)
+
+    def train(self, step, epoch, metrics):
+        """Reports a window of training steps."""
+        text = "loss {loss:.3f}  top-1 {percent:.1f}%  {images_per_second:,.0f} images/s"
+        text = text.format(percent=100 * metrics["top1"], **metrics)
+        self._bar.update(self._task, completed=step, epoch=epoch, text=text)
+        if not self._console.is_terminal:
+            self.say(f"step {step}/{self._total}  epoch {epoch:.2f}  train  {text}{self._time_left()}")
+
+    def evaluation(self, step, epoch, metrics):
+        """Reports an evaluation."""
+        text = "step {step}/{total}  epoch {epoch:.2f}  eval   loss {loss:.3f}  top-1 {top1:.2f}%  top-5 {top5:.2f}%"
+        percent = {name: 100 * metrics[name] for name in ("top1", "top5")}
+        self.say(text.format(step=step, total=self._total, epoch=epoch, loss=metrics["loss"], **percent))
+
+    def _time_left(self):
+        seconds = self._bar.tasks[0].time_remaining
+        return "" if seconds is None else f"  {int(seconds) // 60}:{int(seconds) % 60:02d} left"

@@ -1,0 +1,247 @@
+"""`stce train`: from a config to a trained model in a workdir, resuming where an earlier process stopped.
+
+Order of opening: config -> data -> mesh -> model -> workdir -> state (restored or new) -> loop. Everything that can be
+refused is refused before the workdir is touched. Order in the loop: step -> log -> evaluate -> save.
+"""
+
+import dataclasses
+import math
+import signal
+import time
+
+import jax
+import numpy as np
+
+from stce_jax import evaluate, runs
+from stce_jax.data import augment, catalog, loader
+from stce_jax.engine import optim
+from stce_jax.engine.checkpoint import Checkpoints
+from stce_jax.engine.mesh import batch_sharding, check_batch_size, make_mesh
+from stce_jax.engine.metrics import MetricsLog, plot_curves, read_metrics
+from stce_jax.engine.progress import TrainProgress
+from stce_jax.engine.state import init_state
+from stce_jax.engine.step import make_train_step
+from stce_jax.errors import ConfigError, DivergedError, PreemptedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Timetable:
+    """When things happen, in steps.
+
+    Attributes:
+      epoch: steps of one pass over the training images, a fraction if the batch does not divide them.
+      total: steps of the run.
+      eval_every: steps between two evaluations, likewise a fraction: each takes place at the nearest step.
+    """
+
+    epoch: float
+    total: int
+    eval_every: float
+
+    def evaluates(self, step):
+        """Whether the state after `step` updates is evaluated and saved."""
+        nearest = max(1, round(step / self.eval_every))
+        return step == self.total or step == max(1, round(nearest * self.eval_every))
+
+
+def train(config, workdir):
+    """Trains what `config` says, in `workdir`; goes on if the same config has been at work there.
+
+    Args:
+      config: a ConfigDict of `load_config`.
+      workdir: directory for config, metrics, checkpoints and plots; see the README.
+
+    Returns:
+      The last evaluation: {"loss", "top1", "top5"}, means over the validation images.
+
+    Raises:
+      StceError: see `stce_jax.errors`; PreemptedError once the state is saved after SIGTERM or SIGINT.
+    """
+    dataset = catalog.open_dataset(config.dataset, config.data_dir)
+    mesh = make_mesh(config.fsdp_devices)
+    check_batch_size(config.batch_size, mesh)
+    model = runs.build_model(config, len(dataset.class_names))
+    timetable = make_timetable(config, len(dataset.train))
+    runs.claim_workdir(workdir, config)
+
+    with Checkpoints(f"{workdir}/{runs.CHECKPOINTS}", create=True) as checkpoints:
+        steps = checkpoints.steps()
+        if steps and steps[-1] >= timetable.total:
+            return _already_finished(workdir)
+        schedule, optimizer = make_optimizer(config, timetable)
+        with_ema = config.optimizer.ema_decay > 0
+        state = init_state(
+            model, optimizer, seed=config.seed, image_size=config.image_size, with_ema=with_ema, mesh=mesh
+        )
+        if steps:
+            state = checkpoints.restore(steps[-1], state, mesh)
+            print(f"resuming from step {steps[-1]} of {timetable.total}", flush=True)
+        start = int(state.step)
+        train_step = make_train_step(
+            model,
+            optimizer,
+            make_augment(config, dataset),
+            seed=config.seed,
+            ema_decay=config.optimizer.ema_decay,
+            state=state,
+            mesh=mesh,
+        )
+        eval_step = evaluate.eval_step(model, dataset)
+        batches = make_batches(config, dataset, mesh, start)
+
+        with (
+            StopSignals() as stop,
+            MetricsLog(workdir, after_step=start) as log,
+            TrainProgress(timetable.total, start) as progress,
+        ):
+            window = Window(config.batch_size)
+            for step in range(start + 1, timetable.total + 1):
+                state, metrics = train_step(state, next(batches))
+                window.add(metrics)
+                epoch = step / timetable.epoch
+                due = timetable.evaluates(step)
+                if due or stop.asked or step % config.log_every == 0:
+                    values = window.close()
+                    if not math.isfinite(values["loss"]):
+                        raise DivergedError(
+                            f"the loss is not finite in the steps up to {step}; the last checkpoint is kept. "
+                            "Try a lower --config.optimizer.learning_rate, or --config.optimizer.clip_norm=1"
+                        )
+                    log.write(step=step, epoch=epoch, split="train", **values, learning_rate=float(schedule(step - 1)))
+                    progress.train(step, epoch, values)
+                if due:
+                    final = evaluate.mean_metrics(state.variables, eval_step, dataset, config, mesh)
+                    log.write(step=step, epoch=epoch, split="eval", **final)
+                    progress.evaluation(step, epoch, final)
+                if due or stop.asked:
+                    checkpoints.save(state, runs.checkpoint_meta(dataset, epoch), final if due else None)
+                    window = Window(config.batch_size)
+                if stop.asked and step < timetable.total:
+                    checkpoints.wait()
+                    raise PreemptedError(f"stopped by {stop.asked} at step {step}, which is saved; run again to go on")
+            checkpoints.wait()
+    plot = plot_curves(workdir)
+    print(f"finished: top-1 {100 * final['top1']:.2f}%  top-5 {100 * final['top5']:.2f}%  curves in {plot}", flush=True)
+    return final
+
+
+def _already_finished(workdir):
+    """Says so, and returns the last evaluation that the workdir's metrics hold."""
+    last = [line for line in read_metrics(workdir) if line["split"] == "eval"][-1]
+    plot_curves(workdir)
+    print(f"already finished at step {last['step']}: top-1 {100 * last['top1']:.2f}%; nothing to do", flush=True)
+    return {name: last[name] for name in ("loss", "top1", "top5")}
+
+
+class Window:
+    """The training steps since the last log line: mean metrics, and images a second."""
+
+    IN_FLIGHT = 2  # steps that the host may be ahead of the devices; more would only hold more batches in memory
+
+    def __init__(self, batch_size):
+        self._batch_size = batch_size
+        self._metrics = []
+        self._start = time.monotonic()
+        self._timed_steps = 0
+
+    def add(self, metrics):
+        """Takes a step's metrics, still on the devices."""
+        self._metrics.append(metrics)
+        self._timed_steps += 1
+        if len(self._metrics) > self.IN_FLIGHT:
+            jax.block_until_ready(self._metrics[-1 - self.IN_FLIGHT])
+
+    def close(self):
+        """Means over the window as floats, and "images_per_second"; the next window begins."""
+        metrics = jax.device_get(self._metrics)
+        now = time.monotonic()
+        values = {name: float(np.mean([step[name] for step in metrics])) for name in metrics[0]}
+        values["images_per_second"] = self._timed_steps * self._batch_size / (now - self._start)
+        self._metrics, self._timed_steps, self._start = [], 0, now
+        return values
+
+
+class StopSignals:
+    """While open, SIGTERM and SIGINT only set `asked` to the signal's name, so that a step is never cut in two."""
+
+    def __init__(self):
+        self.asked = ""
+        self._before = {}
+
+    def __enter__(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, frame):
+        del frame
+        self.asked = signal.Signals(number).name
+
+
+def make_timetable(config, train_images):
+    """The run's length in steps."""
+    epoch = train_images / config.batch_size
+    total = round(config.epochs * epoch)
+    if total < 1:
+        raise ConfigError(
+            f"{config.epochs} epochs of {train_images} images are less than one batch of {config.batch_size}"
+        )
+    return Timetable(epoch, total, max(1.0, config.eval_every * epoch))
+
+
+def make_optimizer(config, timetable):
+    """(schedule, optimizer) of a config."""
+    options = config.optimizer
+    schedule = optim.make_schedule(
+        peak=optim.peak_learning_rate(options.learning_rate, options.learning_rate_scaling, config.batch_size),
+        warmup_from=options.warmup_learning_rate,
+        final=options.final_learning_rate,
+        warmup_steps=round(options.warmup_epochs * timetable.epoch),
+        total_steps=timetable.total,
+    )
+    optimizer = optim.make_optimizer(
+        schedule,
+        weight_decay=options.weight_decay,
+        beta1=options.beta1,
+        beta2=options.beta2,
+        epsilon=options.epsilon,
+        clip_norm=options.clip_norm,
+    )
+    return schedule, optimizer
+
+
+def make_batches(config, dataset, mesh, start_step):
+    """The stream of training batches on the devices, from `start_step` on."""
+    batches = loader.train_batches(
+        dataset.train,
+        batch_size=config.batch_size,
+        size=config.image_size,
+        crop=config.augment.crop,
+        area=config.augment.crop_area,
+        ratio=config.augment.crop_ratio,
+        fraction=config.augment.eval_crop_fraction,
+        seed=config.seed,
+        start_step=start_step,
+        threads=config.loader_threads,
+    )
+    return loader.to_devices(batches, batch_sharding(mesh))
+
+
+def make_augment(config, dataset):
+    """The augmentation that the train step runs on the devices."""
+    options = config.augment
+    return augment.make_augment(
+        len(dataset.class_names),
+        mean=dataset.mean,
+        std=dataset.std,
+        flip=options.flip,
+        shift=options.shift,
+        mixup=options.mixup,
+        cutmix=options.cutmix,
+        switch_probability=options.switch_probability,
+        label_smoothing=options.label_smoothing,
+    )
