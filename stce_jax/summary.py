@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
 
 from stce_jax.engine.state import abstract_variables
 from stce_jax.errors import ConfigError
@@ -72,5 +73,5 @@ def _count(jaxpr):
             total += math.prod(output.shape) * math.prod(kernel) // kernel[features]
         else:
             turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-            total += turns * sum(_count(inner) for inner in jax.core.jaxprs_in_params(equation.params))
+            total += turns * sum(_count(inner) for inner in jaxprs_in_params(equation.params))
     return total

@@ -145,7 +145,8 @@ def _check(name, options):
 
 def _check_stem(name, options):
     widths, strides = options["stem_widths"], options["stem_strides"]
-    if len(widths) != len(strides) or min((*widths, *strides), default=1) < 1:
+    positive = all(isinstance(entry, int) and entry > 0 for entry in (*widths, *strides))
+    if len(widths) != len(strides) or not positive:
         raise ConfigError(f"stem_widths {widths} and stem_strides {strides} need one positive entry a module each")
     if name.split("_")[2] in ("conv", "conv1x1") and (not widths or widths[-1] != options["width"]):
         raise ConfigError(f"stem_widths {widths} must end with the model's width, {options['width']}")

@@ -28,12 +28,13 @@ def cell_shape(cell):
     """`cell` as (rows, columns).
 
     Args:
-      cell: positive int for square cells, or a pair of positive ints (rows, columns), in feature-map pixels.
+      cell: a positive int, alone or in a tuple, for square cells, or a pair (rows, columns); in feature-map pixels.
 
     Raises:
       ConfigError: `cell` is neither.
     """
-    shape = (cell, cell) if isinstance(cell, int) else tuple(cell)
+    shape = tuple(cell) if isinstance(cell, tuple | list) else (cell,)
+    shape = shape * 2 if len(shape) == 1 else shape
     if len(shape) != 2 or not all(isinstance(side, int) and side > 0 for side in shape):
         raise ConfigError(f"cell is {cell!r}; it must be a positive whole number, or a pair (rows, columns) of them")
     return shape

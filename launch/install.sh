@@ -1,0 +1,51 @@
+# Sourced by the other scripts: `install_stce EXTRAS...` makes a virtual environment, installs this checkout into it,
+# and leaves its interpreter in $python. Environment: VENV, where it goes (default .venv here); PYTHON, the
+# interpreter to make it with (default: the newest of 3.13, 3.12, 3.11 on the PATH).
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3}; do
+    if "$candidate" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "needs Python 3.11, 3.12 or 3.13 with venv; install one, or name it: PYTHON=/path/to/python3.13 bash $0" >&2
+  return 2
+}
+
+# The build of jax for this machine: cuda12, cuda13, tpu, or nothing for the CPU's.
+accelerator_extra() {
+  local cuda vendor class
+  if cuda=$(nvidia-smi 2>/dev/null | grep -oE 'CUDA (UMD )?Version: *[0-9]+' | grep -oE '[0-9]+$'); then
+    if [ "$cuda" -ge 13 ]; then echo cuda13; else echo cuda12; fi
+    return
+  fi
+  for vendor in /sys/bus/pci/devices/*/vendor; do
+    # Google's PCI devices are TPUs, unless they are disks (class 01) or network cards (class 02).
+    if [ "$(cat "$vendor" 2>/dev/null)" = 0x1ae0 ]; then
+      class=$(cat "${vendor%vendor}class")
+      case $class in 0x01* | 0x02*) ;; *) echo tpu; return ;; esac
+    fi
+  done
+}
+
+install_stce() {
+  local root extras venv_root interpreter
+  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+  venv_root=${VENV:-$root/.venv}
+  python=$venv_root/bin/python
+  extras=$(IFS=,; echo "$*")
+  if [ ! -x "$python" ]; then
+    interpreter=$(find_python)
+    "$interpreter" -m venv "$venv_root"
+  fi
+  # Installed once for each content of these files; the package itself is linked, not copied.
+  local stamp=$venv_root/installed wanted
+  wanted="$extras $(cat "$root/pyproject.toml" "$root/requirements.txt" | cksum)"
+  if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    echo "installing into $venv_root ${extras:+($extras)}"
+    "$python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}"
+    echo "$wanted" > "$stamp"
+  fi
+}

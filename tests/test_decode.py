@@ -1,0 +1,369 @@
+"""Decoding against Pillow, the crops against torchvision's definitions written out here, and files that are broken."""
+
+import csv
+import io
+import math
+import re
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from stce_jax.data.decode import _draw_box, center_crop, decode_image, random_resized_crop
+from stce_jax.errors import DataError
+
+LIBRARIES = 3  # levels of 0..255 by which two JPEG decoders may differ
+INCEPTION = {"area": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)}
+
+
+def photo(height=40, width=56):
+    """A smooth image, [height, width, 3], that JPEG keeps almost unchanged and whose channels cannot be mixed up."""
+    rows, columns = np.mgrid[:height, :width] / max(height, width)
+    channels = (40 + 200 * columns, 200 - 150 * rows, 90 + 60 * np.sin(4 * rows + 3 * columns))
+    return np.stack(channels, axis=2).round().astype(np.uint8)
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encode(image, format, **options):
+    stream = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(stream, format=format, **options)
+    return stream.getvalue()
+
+
+def with_pillow(encoded):
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def difference(one, other):
+    assert one.shape == other.shape, f"{one.shape} is not {other.shape}"
+    return np.abs(one.astype(int) - other.astype(int)).max()
+
+
+# --- decoding
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF"])
+def test_lossless_formats_come_back_exactly(format):
+    image = noise(11, 7)
+    decoded = decode_image(encode(image, format), "x")
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, image)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_jpeg_is_pillows(subsampling, progressive):
+    image = photo(41, 57)  # not a multiple of the JPEG's blocks
+    encoded = encode(image, "JPEG", quality=95, subsampling=subsampling, progressive=progressive)
+    decoded = decode_image(encoded, "x")
+    assert decoded.dtype == np.uint8
+    assert difference(decoded, with_pillow(encoded)) <= LIBRARIES
+    assert difference(decoded, image) <= 12, "far from what was encoded: are the channels red, green, blue?"
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_grey_images_get_three_equal_channels(format):
+    grey = photo()[:, :, 0]
+    encoded = encode(grey, format)
+    decoded = decode_image(encoded, "x")
+    assert decoded.shape == (*grey.shape, 3)
+    assert (decoded == decoded[:, :, :1]).all()
+    assert difference(decoded, with_pillow(encoded)) <= (LIBRARIES if format == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("adobe", [True, False])
+def test_cmyk_jpeg_is_not_inverted(adobe):
+    """Adobe's marker says that the four inks are stored inverted; Pillow writes and heeds it."""
+    image = photo()
+    encoded = encode(Image.fromarray(image).convert("CMYK"), "JPEG", quality=95)
+    if not adobe:
+        start = encoded.index(b"\xff\xee")
+        length = int.from_bytes(encoded[start + 2 : start + 4], "big")
+        encoded = encoded[:start] + encoded[start + 2 + length :]
+    decoded = decode_image(encoded, "x")
+    assert difference(decoded, with_pillow(encoded)) <= LIBRARIES
+    assert not adobe or difference(decoded, image) <= 16
+
+
+def test_palette_images_take_their_palettes_colours():
+    colours = np.array([[255, 0, 0], [0, 128, 0], [1, 2, 3], [250, 251, 252]], np.uint8)
+    indices = np.random.default_rng(0).integers(0, 4, (9, 5), dtype=np.uint8)
+    image = Image.frombytes("P", (5, 9), indices.tobytes())
+    image.putpalette(colours.tobytes())
+    for format in ("PNG", "GIF"):
+        np.testing.assert_array_equal(decode_image(encode(image, format), "x"), colours[indices], err_msg=format)
+
+
+def test_alpha_is_dropped():
+    image = noise(6, 8)
+    alpha = np.arange(48, dtype=np.uint8).reshape(6, 8, 1)
+    np.testing.assert_array_equal(decode_image(encode(np.concatenate([image, alpha], 2), "PNG"), "x"), image)
+    grey_alpha = Image.merge("LA", [Image.fromarray(image[:, :, 0]), Image.fromarray(alpha[:, :, 0])])
+    np.testing.assert_array_equal(decode_image(encode(grey_alpha, "PNG"), "x"), image[:, :, :1].repeat(3, 2))
+
+
+def test_black_and_white_images_are_0_and_255():
+    bits = np.random.default_rng(0).random((9, 5)) < 0.5
+    expected = np.where(bits, 255, 0).astype(np.uint8)[:, :, None].repeat(3, 2)
+    np.testing.assert_array_equal(decode_image(encode(Image.fromarray(bits), "PNG"), "x"), expected)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_16_bit_grey_keeps_its_high_byte(format):
+    """As Pillow itself does with 16-bit colour. Its plain convert("RGB") clips almost all of 0..65535 to white."""
+    grey = np.random.default_rng(0).integers(0, 65536, (9, 5), dtype=np.uint16)
+    decoded = decode_image(encode(Image.fromarray(grey), format), "x")
+    np.testing.assert_array_equal(decoded, (grey // 256).astype(np.uint8)[:, :, None].repeat(3, 2))
+
+
+def test_pixels_that_are_no_bytes_are_refused_rather_than_clipped():
+    image = Image.fromarray(np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4))
+    with pytest.raises(DataError, match="depth.tiff"):
+        decode_image(encode(image, "TIFF"), "depth.tiff")
+
+
+def test_the_exif_orientation_is_not_applied():
+    """As in ImageNet's usual pipelines, for training and evaluation alike."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode_image(encode(photo(20, 30), "JPEG", exif=exif), "x").shape == (20, 30, 3)
+
+
+def test_the_content_decides_not_the_name():
+    np.testing.assert_array_equal(decode_image(encode(noise(4, 4), "PNG"), "n02105855_2933.JPEG"), noise(4, 4))
+
+
+# --- broken files
+
+
+def refused(encoded):
+    with pytest.raises(DataError) as caught:
+        decode_image(encoded, "some/cat.jpg")
+    message = str(caught.value)
+    assert "some/cat.jpg" in message and "\n" not in message, message
+    assert not re.search(r"0x[0-9a-f]{6}", message), f"an address in memory tells a user nothing: {message}"
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_refused_by_name(garbage):
+    refused(garbage)
+
+
+@given(st.sampled_from([b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"RIFF"]), st.binary(max_size=300))
+def test_garbage_that_begins_like_an_image_is_refused_by_name(beginning, garbage):
+    refused(beginning + garbage)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+@given(share=st.floats(0, 0.9))
+def test_truncated_files_are_refused_by_name(format, share):
+    encoded = encode(noise(40, 56), format)
+    refused(encoded[: int(share * len(encoded))])
+
+
+@given(
+    format=st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "WEBP"]),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=12),
+)
+def test_damaged_files_decode_or_are_refused_and_nothing_else(format, changes):
+    encoded = bytearray(encode(photo(24, 24), format))
+    for place, value in changes:
+        encoded[int(place * len(encoded))] = value
+    try:
+        assert decode_image(bytes(encoded), "x").dtype == np.uint8
+    except DataError as error:
+        assert str(error).startswith("cannot decode x")
+
+
+def test_a_format_that_pillow_knows_only_in_part_is_refused_by_name():
+    """Pillow's plugins raise more than OSError: here NotImplementedError."""
+    encoded = bytearray(encode(noise(8, 8), "DDS"))
+    encoded[80:88] = struct.pack("<I4s", 4, b"ABCD")  # a compression that does not exist
+    refused(bytes(encoded))
+
+
+def test_what_jpegs_allow_after_their_end_is_forgiven():
+    encoded = encode(photo(), "JPEG", quality=95)
+    assert difference(decode_image(encoded + b"trailing bytes", "x"), with_pillow(encoded)) <= LIBRARIES
+
+
+def test_real_odd_files(test_data):
+    """Awkward files as they come in ImageNet and elsewhere; the table beside them says what a correct decoder sees."""
+    with zipfile.ZipFile(test_data / "data" / "imagenet_samples.zip") as archive:
+        with archive.open("odd/ODD.csv") as file:
+            rows = list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8")))
+        decoded = 0
+        for row in rows:
+            path = row["path"]
+            if archive.getinfo(path).file_size > 300_000:
+                continue  # a second each
+            if "/decodable/" not in path:
+                with pytest.raises(DataError, match=re.escape(path)):
+                    decode_image(archive.read(path), path)
+                continue
+            image = decode_image(archive.read(path), path)
+            width, height = map(int, row["size"].split("x"))
+            assert image.shape == (height, width, 3), path
+            expected = row["reference_mean_rgb"] or row["mean_rgb_after_convert"]
+            error = np.abs(image.mean(axis=(0, 1)) - np.array(expected.split("/"), float)).max()
+            assert error <= 2.5, f"{path}: mean colour {image.mean(axis=(0, 1)).round()}, expected {expected}"
+            assert center_crop(image, 32, 0.875).shape == (32, 32, 3), path
+            assert random_resized_crop(np.random.default_rng(0), image, 32, **INCEPTION).shape == (32, 32, 3), path
+            decoded += 1
+    assert decoded >= 40, f"only {decoded} files decoded"
+
+
+# --- the evaluation view
+
+
+def torchvision_view(image, size, fraction):
+    """Resize(int(size / fraction), bicubic) and CenterCrop(size) as torchvision computes them."""
+    height, width, _ = image.shape
+    short = int(size / fraction)
+    if width <= height:
+        resized_width, resized_height = short, int(short * height / width)
+    else:
+        resized_width, resized_height = int(short * width / height), short
+    resized = np.asarray(Image.fromarray(image).resize((resized_width, resized_height), Image.Resampling.BICUBIC))
+    top = int(round((resized_height - size) / 2.0))
+    left = int(round((resized_width - size) / 2.0))
+    return resized[top : top + size, left : left + size]
+
+
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    size=st.integers(1, 40),
+    fraction=st.one_of(st.just(0.875), st.just(1.0), st.floats(0.3, 1.0)),
+)
+def test_center_crop_is_torchvisions(height, width, size, fraction):
+    image = noise(height, width)
+    cropped = center_crop(image, size, fraction)
+    assert cropped.shape == (size, size, 3) and cropped.dtype == np.uint8
+    np.testing.assert_array_equal(cropped, torchvision_view(image, size, fraction))
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (332, 500), (500, 333), (256, 347), (600, 300)])
+def test_center_crop_at_imagenets_sizes(shape):
+    np.testing.assert_array_equal(center_crop(noise(*shape), 224, 0.875), torchvision_view(noise(*shape), 224, 0.875))
+
+
+def test_center_crop_without_resizing_is_a_slice():
+    image = noise(20, 31)
+    np.testing.assert_array_equal(center_crop(image, 20, 1.0), image[:, 6:26])  # (31 - 20) / 2 = 5.5, to the even
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 200), (200, 3), (5, 7)])
+def test_center_crop_of_tiny_and_elongated_images(shape):
+    image = np.broadcast_to(np.array([10, 100, 200], np.uint8), (*shape, 3)).copy()
+    cropped = center_crop(image, 32, 0.875)
+    assert cropped.shape == (32, 32, 3)
+    assert (cropped == [10, 100, 200]).all(), "a plain image must stay plain: nothing may be filled in"
+
+
+# --- the random view
+
+
+def boxes(height, width, area, ratio, draws, seed=0):
+    """[draws, 4]: top, left, height, width."""
+    rng = np.random.default_rng(seed)
+    return np.array([_draw_box(rng, height, width, area, ratio) for _ in range(draws)])
+
+
+@given(
+    height=st.integers(1, 300),
+    width=st.integers(1, 300),
+    area=st.tuples(st.floats(0.001, 1), st.floats(0.001, 1)).map(lambda pair: tuple(sorted(pair))),
+    ratio=st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)).map(lambda pair: tuple(sorted(pair))),
+    seed=st.integers(0, 1000),
+)
+def test_boxes_lie_within_the_image(height, width, area, ratio, seed):
+    for top, left, box_height, box_width in boxes(height, width, area, ratio, 5, seed):
+        assert box_height >= 1 and box_width >= 1, "an empty box"
+        assert top >= 0 and top + box_height <= height, "beyond the top or bottom"
+        assert left >= 0 and left + box_width <= width, "beyond the left or right"
+
+
+def test_boxes_are_drawn_as_inceptions():
+    """Where every first try fits: area uniform, ratio log-uniform, place uniform, all four independent."""
+    side, area, ratio = 2000, (0.1, 0.3), (3 / 4, 4 / 3)
+    top, left, height, width = boxes(side, side, area, ratio, 4000).T
+    samples = {
+        "area": (height * width / side**2 - area[0]) / (area[1] - area[0]),
+        "log of width over height": np.log(width / height * ratio[1]) / np.log(ratio[1] / ratio[0]),
+        "top": top / (side - height),
+        "left": left / (side - width),
+    }
+    for name, values in samples.items():
+        assert values.min() > -0.02 and values.max() < 1.02, f"{name} out of range"
+        p = scipy.stats.kstest(values, "uniform").pvalue
+        assert p > 1e-3, f"{name} is not uniform (p = {p:.1e})"
+    correlations = np.corrcoef(list(samples.values()))
+    assert np.abs(correlations - np.eye(4)).max() < 0.06, f"the draws depend on one another:\n{correlations.round(3)}"
+
+
+def test_inceptions_boxes_keep_to_their_area_and_ratio():
+    _, _, height, width = boxes(300, 400, **INCEPTION, draws=2000).T
+    rounding = 1.05  # whole pixels
+    share, aspect = height * width / (300 * 400), width / height
+    assert share.min() > 0.08 / rounding and share.max() <= 1.0
+    assert aspect.min() > 3 / 4 / rounding and aspect.max() < 4 / 3 * rounding
+    assert np.quantile(share, 0.1) < 0.2 and np.quantile(share, 0.9) > 0.7, "the areas bunch together"
+
+
+@pytest.mark.parametrize("shape", [(1000, 20), (20, 1000), (1, 500), (500, 1), (97, 31)])
+def test_elongated_images_fall_back_to_torchvisions_central_box(shape):
+    height, width = shape
+    low, high = ratio = (3 / 4, 4 / 3)
+    if width / height < low:
+        expected_width, expected_height = width, int(round(width / low))
+    else:
+        expected_width, expected_height = int(round(height * high)), height
+    expected = (
+        (height - expected_height) // 2,
+        (width - expected_width) // 2,
+        expected_height,
+        expected_width,
+    )
+    for box in boxes(height, width, (1.0, 1.0), ratio, 3):
+        assert tuple(box) == expected
+
+
+def test_an_image_whose_ratio_is_allowed_is_never_cut_smaller_than_asked():
+    for box in boxes(30, 40, (1.0, 1.0), (4 / 3, 4 / 3), 5):
+        assert tuple(box) == (0, 0, 30, 40)
+
+
+@given(height=st.integers(1, 60), width=st.integers(1, 60), size=st.integers(1, 24), seed=st.integers(0, 1000))
+def test_random_crop_is_the_box_resized(height, width, size, seed):
+    image = noise(height, width)
+    top, left, box_height, box_width = _draw_box(np.random.default_rng(seed), height, width, **INCEPTION)
+    part = Image.fromarray(image[top : top + box_height, left : left + box_width])
+    cropped = random_resized_crop(np.random.default_rng(seed), image, size, **INCEPTION)
+    assert cropped.shape == (size, size, 3) and cropped.dtype == np.uint8
+    np.testing.assert_array_equal(cropped, np.asarray(part.resize((size, size), Image.Resampling.BICUBIC)))
+
+
+def test_random_crops_of_a_ramp_show_where_they_were_cut():
+    """Red rises to the right, green downwards, by one a pixel: the crop's colours tell the box, whatever the code says."""
+    side = 200
+    rows, columns = np.mgrid[:side, :side].astype(np.uint8)
+    ramp = np.stack([columns, rows, 0 * rows], axis=2)
+    rng = np.random.default_rng(0)
+    crops = np.stack([random_resized_crop(rng, ramp, 50, area=(0.1, 0.3), ratio=(0.5, 2.0)) for _ in range(500)])
+    width = (crops[:, 25, 45, 0] - crops[:, 25, 5, 0].astype(float)) / 40 * 50
+    height = (crops[:, 45, 25, 1] - crops[:, 5, 25, 1].astype(float)) / 40 * 50
+    assert (width > 0).all() and (height > 0).all(), "a crop is mirrored"
+    share, aspect = width * height / side**2, width / height
+    assert 0.09 < share.min() and share.max() < 0.32, f"areas {share.min():.3f} to {share.max():.3f}, asked 0.1 to 0.3"
+    assert 0.46 < aspect.min() < 0.6 and 1.7 < aspect.max() < 2.15, f"ratios {aspect.min():.2f} to {aspect.max():.2f}"
+    assert abs(np.log(aspect).mean()) < 4 * math.log(4) / math.sqrt(12 * 500), "wide and tall are not equally likely"

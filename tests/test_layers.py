@@ -1,0 +1,85 @@
+"""Attention, MLP, stochastic depth and position embeddings against plain NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_reference
+import pytest
+
+from stce_jax.models import layers
+
+TOKENS = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32)
+
+
+def test_attention_equals_numpy_and_sows_its_weights():
+    module = layers.Attention(heads=3)
+    variables = module.init(jax.random.key(0), TOKENS, train=False)
+    actual, sown = module.apply(variables, TOKENS, train=False, mutable=["intermediates"])
+    expected = numpy_reference.attention(TOKENS, variables["params"], heads=3)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    (weights,) = sown["intermediates"]["attention"]
+    assert weights.shape == (2, 3, 5, 5)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_dot_product_attention_equals_jax(scale):
+    query, key, value = scale * np.random.default_rng(1).normal(size=(3, 2, 4, 7, 8)).astype(np.float32)
+    actual, _ = layers.dot_product_attention(query, key, value)
+    swapped = [np.swapaxes(array, 1, 2) for array in (query, key, value)]
+    expected = np.swapaxes(jax.nn.dot_product_attention(*swapped), 1, 2)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_bfloat16_attention_accumulates_in_float32():
+    query, key, value = jnp.asarray(np.random.default_rng(2).normal(size=(3, 1, 2, 64, 16)), jnp.bfloat16)
+    actual, weights = layers.dot_product_attention(query, key, value)
+    exact, _ = layers.dot_product_attention(*(array.astype(jnp.float32) for array in (query, key, value)))
+    assert actual.dtype == jnp.bfloat16 and weights.dtype == jnp.float32
+    np.testing.assert_allclose(actual.astype(jnp.float32), exact, atol=0.03)
+
+
+def test_mlp_equals_numpy():
+    module = layers.MLP(hidden=20)
+    params = module.init(jax.random.key(0), TOKENS, train=False)["params"]
+    expected = numpy_reference.dense(numpy_reference.gelu(numpy_reference.dense(TOKENS, params["in"])), params["out"])
+    np.testing.assert_allclose(module.apply({"params": params}, TOKENS, train=False), expected, atol=1e-5)
+
+
+def test_gelu_is_the_exact_one():
+    x = np.linspace(-6, 6, 1001, dtype=np.float32)
+    np.testing.assert_allclose(layers.gelu(x), numpy_reference.gelu(x.astype(np.float64)), atol=1e-6)
+
+
+def test_drop_path_keeps_the_mean_and_drops_at_its_rate():
+    scales = np.asarray(layers.drop_path_scales(jax.random.key(0), 0.4, 3, 4000))
+    assert scales.shape == (3, 2, 4000, 1, 1)
+    for depth, rate in enumerate((0.0, 0.2, 0.4)):
+        dropped = (scales[depth] == 0).mean()
+        assert abs(dropped - rate) < 0.02, f"block {depth} drops {dropped:.3f}, not {rate}"
+        kept = scales[depth][scales[depth] != 0]
+        np.testing.assert_allclose(kept, 1 / (1 - rate), rtol=1e-6)
+    assert (scales[2, 0] != scales[2, 1]).any(), "attention and MLP branches share their draws"
+
+
+def test_sincos_positions():
+    embedding = layers.sincos_position_embedding((3, 4), 8)
+    assert embedding.shape == (1, 12, 8)
+    row, column = 2, 1
+    angles = [position / 10000.0 ** (i / 2) for position in (column, row) for i in range(2)]
+    expected = [*np.sin(angles[:2]), *np.cos(angles[:2]), *np.sin(angles[2:]), *np.cos(angles[2:])]
+    np.testing.assert_allclose(embedding[0, row * 4 + column], expected, rtol=1e-6)
+
+
+def test_resizing_positions_keeps_their_place():
+    """A linear ramp stays a linear ramp (but for the border), and the same grid is untouched."""
+    ramp = np.broadcast_to(np.arange(8.0)[None, :, None], (8, 8, 2)).reshape(1, 64, 2)
+    assert layers.resize_position_embedding(ramp, (8, 8), (8, 8)) is ramp
+    resized = np.asarray(layers.resize_position_embedding(ramp, (8, 8), (8, 16))).reshape(8, 16, 2)
+    expected = (np.arange(16) + 0.5) / 2 - 0.5
+    np.testing.assert_allclose(resized[4, 4:-4, 0], expected[4:-4], atol=1e-5)
+
+
+def test_initial_kernels_have_deits_spread():
+    values = np.asarray(layers.truncated_normal(jax.random.key(0), (200, 500), jnp.float32))
+    assert abs(values.std() - 0.02) < 2e-4 and abs(values.mean()) < 2e-4 and np.isfinite(values).all()
