@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: `install_stce EXTRAS...` makes a virtual environment, installs this checkout into it,
 # and leaves its interpreter in $python. Environment: VENV, where it goes (default .venv here); PYTHON, the
 # interpreter to make it with (default: the newest of 3.13, 3.12, 3.11 on the PATH).

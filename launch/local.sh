@@ -4,10 +4,11 @@
 #   bash launch/local.sh
 #   bash launch/local.sh --config=configs/small_folder.py --data_dir=DIR --workdir=runs/small --config.seed=1
 set -euo pipefail
+# shellcheck source=SCRIPTDIR/install.sh
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
 accelerator=$(accelerator_extra)
-install_stce $accelerator
+install_stce ${accelerator:+"$accelerator"}
 
 config=digits workdir=
 for word in "$@"; do

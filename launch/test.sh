@@ -5,6 +5,7 @@
 #   bash launch/test.sh tests/test_supertoken.py -k golden
 # STCE_TEST_DATA may name a folder with golden vectors and real images; tests that want them are skipped without it.
 set -euo pipefail
+# shellcheck source=SCRIPTDIR/install.sh
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
 install_stce dev
