@@ -15,7 +15,7 @@ def get_config(embedding="stce"):
     config.image_size = 32
     config.batch_size = 64
     config.eval_batch_size = 360
-    config.epochs = 25.0
+    config.epochs = 30.0
     config.log_every = 100
     config.eval_every = 5.0
 
@@ -27,8 +27,8 @@ def get_config(embedding="stce"):
     config.model.drop_path = 0.0
     # Each embedding gives 4x4 tokens.
     if embedding == "stce":
-        config.model.stem_widths = (24, 48)
-        config.model.stem_strides = (2, 2)
+        config.model.stem_widths = (16, 32, 32, 48)
+        config.model.stem_strides = (2, 1, 2, 1)
         config.model.cell = (2, 2)
     elif embedding == "conv":
         config.model.stem_widths = (24, 48, 64)

@@ -57,6 +57,7 @@ TINY = (
     "--config.model.depth=2",
     "--config.model.mlp_dim=32",
     "--config.model.stem_widths=8,16",
+    "--config.model.stem_strides=2,2",
     "--config.optimizer.ema_decay=0.9",
     "--config.optimizer.warmup_epochs=0.5",
 )

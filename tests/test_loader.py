@@ -1,4 +1,4 @@
-"""The stream of batches: a pure function of seed and position, however it is cut among threads, processes and restarts."""
+"""The stream of batches: a pure function of seed and position, whatever the threads, processes and restarts."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ COUNT = 10  # images of the usual source; no batch size below divides it but 2
 
 
 class Source:
-    """PNGs whose pixels tell their place: red is the column, green the row, blue the image's number, which is its label."""
+    """PNGs whose pixels tell their place: red is the column, green the row, blue the image, whose label it is."""
 
     def __init__(self, count=COUNT, side=24):
         rows, columns = np.mgrid[:side, :side].astype(np.uint8)
