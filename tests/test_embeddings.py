@@ -25,6 +25,14 @@ def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def init(module, images=IMAGES):
+    return jax.jit(lambda key: module.init(key, images, train=False))(jax.random.key(0))
+
+
+def apply(module, variables, images=IMAGES, train=False, **options):
+    return jax.jit(lambda v, x: module.apply(v, x, train=train, **options))(variables, images)
+
+
 def randomized(variables, seed=0):
     """Statistics and affine parameters off their initial 0 and 1, so that mixing them up shows."""
     leaves, structure = jax.tree.flatten(variables)
@@ -44,7 +52,7 @@ def randomized(variables, seed=0):
 )
 def test_defaults_are_the_papers_tables(embedding, parameters):
     images = jnp.zeros((1, 224, 224, 3))
-    variables = jax.eval_shape(lambda: embedding.init(jax.random.key(0), images, train=False))
+    variables = jax.eval_shape(lambda: init(embedding, images))
     tokens = jax.eval_shape(lambda v: embedding.apply(v, images, train=False), variables)
     assert count(variables["params"]) == parameters
     assert tokens.shape == (1, 196, 384) and embedding.grid(224, 224) == (14, 14)
@@ -52,30 +60,30 @@ def test_defaults_are_the_papers_tables(embedding, parameters):
 
 def test_patch_embedding_equals_numpy():
     images = IMAGES[:, :16, :12]
-    variables = randomized(SMALL["patch"].init(jax.random.key(0), images, train=False))
+    variables = randomized(init(SMALL["patch"], images))
     expected = numpy_reference.patch_embed(images.astype(float), variables["params"], 4)
-    np.testing.assert_allclose(SMALL["patch"].apply(variables, images, train=False), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(apply(SMALL["patch"], variables, images, False), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["conv", "conv1x1"])
 def test_convolution_stack_equals_numpy(name):
     embedding = SMALL[name]
-    variables = randomized(embedding.init(jax.random.key(0), IMAGES, train=False))
+    variables = randomized(init(embedding, IMAGES))
     expected = numpy_reference.conv_stack(
         IMAGES.astype(float), variables["params"], variables["batch_stats"], embedding.stem_strides
     )
-    actual = embedding.apply(variables, IMAGES, train=False)
+    actual = apply(embedding, variables, IMAGES, False)
     np.testing.assert_allclose(actual, expected.reshape(actual.shape), rtol=1e-5, atol=2e-5)
 
 
 def test_super_token_embedding_equals_numpy():
     embedding = SMALL["stce"]
-    variables = randomized(embedding.init(jax.random.key(0), IMAGES, train=False))
+    variables = randomized(init(embedding, IMAGES))
     params = variables["params"]
     features = numpy_reference.conv_stack(IMAGES.astype(float), params, variables["batch_stats"], (2, 1))
     tokens, affinity = numpy_reference.cluster_super_tokens(features, (2, 2), 3)
     expected = numpy_reference.dense(tokens.reshape(2, -1, 6), params["projection"])
-    actual, sown = embedding.apply(variables, IMAGES, train=False, mutable=["intermediates"])
+    actual, sown = apply(embedding, variables, IMAGES, False, mutable=["intermediates"])
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=2e-5)
     np.testing.assert_allclose(sown["intermediates"]["affinity"][0], affinity, rtol=1e-5, atol=2e-5)
 
@@ -83,9 +91,9 @@ def test_super_token_embedding_equals_numpy():
 @pytest.mark.parametrize("stride", [1, 2])
 def test_module_in_training_uses_and_keeps_the_batchs_statistics(stride):
     module = ConvModule(5, stride)
-    variables = module.init(jax.random.key(0), IMAGES, train=False)
+    variables = init(module, IMAGES)
     params = variables["params"]
-    actual, updates = module.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
+    actual, updates = apply(module, variables, IMAGES, True, mutable=["batch_stats"])
     features = numpy_reference.convolution(IMAGES.astype(float), params["convolution"]["kernel"], stride, 1)
     features = numpy_reference.gelu(features + params["convolution"]["bias"])
     np.testing.assert_allclose(actual, numpy_reference.batch_norm(features, params["norm"]), rtol=1e-5, atol=2e-5)
@@ -99,11 +107,11 @@ def test_strided_convolutions_are_not_shifted():
     """Mirroring an odd-sized image mirrors the result: the padding is the same on both sides."""
     module = ConvModule(4, 2)
     images = IMAGES[:, :, :13]
-    variables = module.init(jax.random.key(0), images, train=False)
+    variables = init(module, images)
     kernel = variables["params"]["convolution"]["kernel"]
     variables["params"]["convolution"]["kernel"] = (kernel + kernel[:, ::-1]) / 2
-    straight = module.apply(variables, images, train=False)
-    mirrored = module.apply(variables, images[:, :, ::-1], train=False)
+    straight = apply(module, variables, images, False)
+    mirrored = apply(module, variables, images[:, :, ::-1], False)
     np.testing.assert_allclose(mirrored, straight[:, :, ::-1], atol=1e-5)
 
 
@@ -144,9 +152,9 @@ def test_usable_inside_somebody_elses_model(name):
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32(name):
     embedding, images = SMALL[name].clone(dtype=jnp.bfloat16), IMAGES[:, :16, :12]
-    variables = embedding.init(jax.random.key(0), images, train=False)
-    tokens = embedding.apply(variables, images, train=False)
-    exact = SMALL[name].apply(variables, images, train=False)
+    variables = init(embedding, images)
+    tokens = apply(embedding, variables, images, False)
+    exact = apply(SMALL[name], variables, images, False)
     assert tokens.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     np.testing.assert_allclose(tokens.astype(jnp.float32), exact, atol=0.05 * np.abs(exact).max())

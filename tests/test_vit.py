@@ -23,20 +23,23 @@ def init(model, images=IMAGES):
     return jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
 
 
+def apply(model, variables, images=IMAGES, **options):
+    return jax.jit(lambda v, x: model.apply(v, x, train=False, **options))(variables, images)
+
+
 def test_whole_patch_model_equals_numpy():
     model = small("vit_ti_patch")
     variables = init(model)
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) * 3, variables["params"])
     tokens = numpy_reference.patch_embed(IMAGES.astype(float), params["embedding"], 4)
     expected = numpy_reference.vision_transformer(tokens, params, heads=2)
-    actual = model.apply({"params": jax.tree.map(jnp.float32, params)}, IMAGES, train=False)
+    actual = apply(model, {"params": jax.tree.map(jnp.float32, params)}, IMAGES)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"remat": True}, {"scan_layers": True}, {"remat": True, "scan_layers": True}])
-@pytest.mark.parametrize("drop_path", [0.0, 0.5])
-def test_remat_and_scan_change_nothing(options, drop_path):
-    plain, other = small(drop_path=drop_path), small(drop_path=drop_path, **options)
+def test_remat_and_scan_change_nothing(options):
+    plain, other = small(drop_path=0.5), small(drop_path=0.5, **options)
     variables = init(plain)
     params = dict(variables["params"])
 
@@ -64,16 +67,16 @@ def test_pooling_mean_has_no_class_token():
     variables = init(model)
     assert "class_token" not in variables["params"]
     assert variables["params"]["position_embedding"].shape == (1, 16, 16)
-    tokens = model.apply(variables, IMAGES, train=False, method="tokens")
+    tokens = apply(model, variables, IMAGES, method="tokens")
     expected = numpy_reference.dense(np.asarray(tokens).mean(axis=1), variables["params"]["head"])
-    np.testing.assert_allclose(model.apply(variables, IMAGES, train=False), expected, atol=1e-5)
+    np.testing.assert_allclose(apply(model, variables, IMAGES), expected, atol=1e-5)
 
 
 def test_without_classes_it_returns_features():
     model = create_model("vit_ti_stce", num_classes=0, image_size=16, **STCE)
     variables = init(model)
-    tokens = model.apply(variables, IMAGES, train=False, method="tokens")
-    features = model.apply(variables, IMAGES, train=False)
+    tokens = apply(model, variables, IMAGES, method="tokens")
+    features = apply(model, variables, IMAGES)
     assert features.shape == (3, 16) and "head" not in variables["params"]
     np.testing.assert_allclose(features, tokens[:, 0], atol=1e-6)
 
@@ -83,7 +86,7 @@ def test_sincos_positions_are_no_parameter_and_tell_places_apart():
     variables = init(model)
     assert "position_embedding" not in variables["params"]
     moved = np.roll(IMAGES, 4, axis=2)
-    assert np.abs(model.apply(variables, IMAGES, train=False) - model.apply(variables, moved, train=False)).max() > 1e-6
+    assert np.abs(apply(model, variables, IMAGES) - apply(model, variables, moved)).max() > 1e-6
 
 
 @pytest.mark.parametrize("position_embedding", ["learned", "sincos2d"])
@@ -93,9 +96,9 @@ def test_positions_follow_the_grid_of_other_sizes(position_embedding, size):
     variables = init(model)
     images = np.zeros((1, *size, 3), np.float32)
     rows, columns = model.embedding.grid(*size)
-    tokens = model.apply(variables, images, train=False, method="tokens")
+    tokens = apply(model, variables, images, method="tokens")
     assert tokens.shape == (1, 1 + rows * columns, 16)
-    assert np.isfinite(model.apply(variables, images, train=False)).all()
+    assert np.isfinite(apply(model, variables, images)).all()
 
 
 def test_rectangular_image_size():
@@ -108,7 +111,7 @@ def test_bfloat16_is_near_float32_with_float32_parameters_and_logits():
     exact, rough = small(), small(dtype="bfloat16")
     variables = init(rough)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    expected, actual = (model.apply(variables, IMAGES, train=False) for model in (exact, rough))
+    expected, actual = (apply(model, variables, IMAGES) for model in (exact, rough))
     assert actual.dtype == jnp.float32
     np.testing.assert_allclose(actual, expected, atol=0.03 * np.abs(expected).max())
 
@@ -129,7 +132,7 @@ def test_drop_path_and_dropout_act_in_training_alone():
 
 def test_intermediates_hold_affinities_and_attention_of_every_block():
     model = small()
-    _, sown = model.apply(init(model), IMAGES, train=False, mutable=["intermediates"])
+    _, sown = apply(model, init(model), IMAGES, mutable=["intermediates"])
     sown = sown["intermediates"]
     assert sown["embedding"]["affinity"][0].shape == (3, 8, 8, 9)
     assert [sown[f"blocks_{i}"]["attention"]["attention"][0].shape for i in range(3)] == [(3, 2, 17, 17)] * 3
