@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stce_jax.data import loader
+from stce_jax.data.catalog import open_dataset
 from stce_jax.engine.mesh import batch_sharding, make_mesh
 from stce_jax.errors import DataError
 
@@ -124,15 +125,14 @@ def test_processes_together_load_the_global_batch_row_by_row(processes, start):
 
     Only then is an image's row its place in the stream, on which flips, shifts and mixup's partner depend.
     """
+    expected = train(6, batch_size=8, start_step=start)
     shares = []
     for process in range(processes):
         with as_process(process, processes):
-            batches = loader.train_batches(SOURCE, **(OPTIONS | {"start_step": start}))
-            shares.append(list(itertools.islice(batches, 6)))
-    for step in range(6):
-        expected = {name: values[start + step] for name, values in undisturbed().items()}
-        together = {name: np.concatenate([share[step][name] for share in shares]) for name in expected}
-        assert_equal(together, expected, f"{processes} processes, step {start + step}")
+            shares.append(train(6, batch_size=8, start_step=start))
+        assert shares[-1]["label"].shape == (6, 8 // processes)
+    together = {name: np.concatenate([share[name] for share in shares], axis=1) for name in expected}
+    assert_equal(together, expected, f"{processes} processes from step {start} on")
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 10])
@@ -162,6 +162,12 @@ def test_a_center_crop_draws_nothing():
     batches = train(5, crop="center", size=24)
     for image, label in zip(batches["image"].reshape(-1, 24, 24, 3), batches["label"].reshape(-1), strict=True):
         np.testing.assert_array_equal(image, SOURCE.images[label])
+
+
+def test_threads_read_a_prepared_dataset_alike(data_dir):
+    source = open_dataset("digits", data_dir).train
+    options = {"source": source, "batch_size": 64, "size": 8}
+    assert_equal(train(4, threads=4, **options), train(4, threads=0, **options), "4 threads")
 
 
 @pytest.mark.parametrize("threads", [0, 4])

@@ -52,7 +52,7 @@ def open_dataset(name, data_dir=""):
       DataError: the images are missing, a class is empty, or train and val have different classes.
     """
     if name == "digits":
-        return _open_digits(Path(data_dir or default_data_dir()).expanduser().absolute())
+        return _open_digits(_absolute(data_dir or default_data_dir()))
     if name == "folder":
         if not data_dir:
             raise ConfigError('dataset "folder" needs --data_dir=DIR, a directory with train/<class>/ and val/<class>/')
@@ -76,12 +76,16 @@ def default_data_dir():
 
 def open_folder(data_dir):
     """The images under data_dir/train/<class>/ and data_dir/val/<class>/, at any depth; labels are sorted names."""
-    root = Path(data_dir).expanduser().absolute()
+    root = _absolute(data_dir)
     classes = {}
     for split in SPLITS:
         if not (root / split).is_dir():
             raise DataError(f"{root} has no folder {split!r}; it needs train/<class>/ and val/<class>/ with images")
-        classes[split] = sorted(entry.name for entry in (root / split).iterdir() if entry.is_dir())
+        try:
+            entries = [entry for entry in os.scandir(root / split) if entry.is_dir()]
+        except OSError as error:
+            raise DataError(f"cannot list {root / split}: {error.strerror}") from error
+        classes[split] = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     names = classes["train"]
     if not names:
         raise DataError(f"{root / 'train'} has no class folders; put each class's images into a folder of its own")
@@ -96,15 +100,23 @@ def open_folder(data_dir):
 
 
 class FolderSource:
-    """The image files of one split's class folders, classes in the given order, files sorted by path."""
+    """The image files of one split's class folders, classes in the given order, files sorted by path.
+
+    Links are followed; hidden files, such as the "._" ones that macOS leaves beside images, are passed over.
+    """
 
     def __init__(self, root, class_names):
         self._files = []
         for label, name in enumerate(class_names):
-            files = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            files = sorted(
+                os.path.join(folder, file)
+                for folder, _, files in os.walk(root / name, followlinks=True)
+                for file in files
+                if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
+            )
             if not files:
                 raise DataError(f"class folder {root / name} holds no image; add some, or remove the folder")
-            self._files += [(str(path), label) for path in files]
+            self._files += [(path, label) for path in files]
 
     def __len__(self):
         return len(self._files)
@@ -124,13 +136,17 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         self._label = f"{builder.info.full_name} {split}"
+        self._directory = builder.data_path
         self._source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
 
     def __len__(self):
         return len(self._source)
 
     def __getitem__(self, index):
-        record = self._source[index]
+        try:
+            record = self._source[index]
+        except Exception as error:  # whatever array_record makes of damaged files
+            raise _damaged(self._directory, error) from error
         return {"image": record["image"], "label": int(record["label"]), "name": f"image {index} of {self._label}"}
 
 
@@ -144,7 +160,7 @@ def _open_digits(data_dir):
         builder = tfds.builder_from_directory(directory)
         sources = {split: TfdsSource(builder, split) for split in SPLITS}
     except Exception as error:  # whatever tfds and array_record make of damaged files
-        raise DataError(f"cannot read {directory}: {_first_line(error)}; delete it, and it is made anew") from error
+        raise _damaged(directory, error) from error
     names = tuple(builder.info.features["label"].names)
     return Dataset(**sources, class_names=names, mean=DIGITS_MEAN, std=DIGITS_STD)
 
@@ -171,5 +187,10 @@ def _prepare_digits(data_dir):
         ) from error
 
 
-def _first_line(error):
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _absolute(path):
+    return Path(os.path.expanduser(path)).absolute()
+
+
+def _damaged(directory, error):
+    cause = next(iter(str(error).splitlines()), type(error).__name__)
+    return DataError(f"cannot read {directory}: {cause}; delete it, and it is made anew")

@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from stce_jax.errors import DataError
 
@@ -29,16 +29,22 @@ def decode_image(encoded, name):
         try:
             return simplejpeg.decode_jpeg(encoded, colorspace="RGB")
         except ValueError:
-            pass  # CMYK, or damage that Pillow may forgive
+            pass  # a colour space that it does not know, or damage that Pillow may forgive
     try:
         with Image.open(io.BytesIO(encoded)) as image:
+            if image.mode.startswith("I;16"):  # convert() would clip it to white; the high byte, as in 16-bit colour
+                return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+            if image.mode in ("I", "F"):
+                raise ValueError(f"its pixels are of mode {image.mode}, not 8 or 16 bits a channel")
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:
+        raise DataError(f"cannot decode {name}: it is no image that Pillow knows; repair or remove it") from error
+    except Exception as error:  # whatever Pillow's plugins make of damaged files
         raise DataError(f"cannot decode {name}: {error}; repair or remove it") from error
 
 
 def center_crop(image, size, fraction):
-    """DeiT's evaluation view: short side to size / fraction (bicubic), then the central square.
+    """DeiT's evaluation view: short side to size / fraction (bicubic), then the central square; rounds as torchvision.
 
     Args:
       image: [H, W, 3] uint8.
@@ -49,11 +55,11 @@ def center_crop(image, size, fraction):
       [size, size, 3] uint8.
     """
     height, width, _ = image.shape
-    scale = round(size / fraction) / min(height, width)
+    short, scaled = min(height, width), int(size / fraction)
     resized = Image.fromarray(image).resize(
-        (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BICUBIC
+        (scaled * width // short, scaled * height // short), Image.Resampling.BICUBIC
     )
-    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
@@ -89,5 +95,5 @@ def _draw_box(rng, height, width, area, ratio):
                 box_width,
             )
     aspect = np.clip(width / height, *ratio)
-    box_width, box_height = min(width, round(height * aspect)), min(height, round(width / aspect))
+    box_width, box_height = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width

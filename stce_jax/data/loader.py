@@ -2,10 +2,12 @@
 
 The order of training examples, and every host-side draw, is a pure function of (seed, position in the stream), where
 position = step x global batch + row. A loader that starts at any step, with any number of threads or processes,
-continues the same stream.
+continues the same stream. A process loads the rows that its devices hold: of P processes, number p the p-th P-th of
+every global batch.
 """
 
 import functools
+import sys
 
 import grain
 import jax
@@ -46,11 +48,17 @@ def train_batches(source, *, batch_size, size, crop, area, ratio, fraction, seed
       {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes]}
     """
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    # Draws come before the slice, so that they belong to the position in the global stream.
+    # Draws come before the choice of rows, so that they belong to the position in the global stream.
     stream = stream.random_map(_TrainView(size, crop, area, ratio, fraction))
-    stream = stream[start_step * batch_size + jax.process_index() :: jax.process_count()]
-    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
-    return iter(stream.to_iter_dataset(read).batch(batch_size // jax.process_count()))
+    rows = batch_size // jax.process_count()
+    first = start_step * batch_size + jax.process_index() * rows
+
+    def own(index):
+        step, row = divmod(index, rows)
+        return stream[first + step * batch_size + row]
+
+    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * rows)
+    return iter(grain.MapDataset.range(sys.maxsize).map(own).to_iter_dataset(read).batch(rows))
 
 
 def eval_batches(source, *, batch_size, size, fraction, threads):
@@ -72,8 +80,9 @@ def eval_batches(source, *, batch_size, size, fraction, threads):
 
     padded = -(-count // batch_size) * batch_size
     stream = grain.MapDataset.range(padded)[jax.process_index() :: jax.process_count()].map(view)
-    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
-    return iter(stream.to_iter_dataset(read).batch(batch_size // jax.process_count()))
+    rows = batch_size // jax.process_count()
+    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * rows)
+    return iter(stream.to_iter_dataset(read).batch(rows))
 
 
 def to_devices(batches, sharding):
