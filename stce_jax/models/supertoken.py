@@ -2,7 +2,7 @@
 
 An image's feature map is cut into cells, each cell's mean is a first super token, and a few rounds of soft k-means
 move the super tokens towards the features that look like them. A token compares itself with the 3x3 super tokens
-around its own cell only, so cost grows linearly with the number of rows, and a super token never travels far.
+around its own cell only, so a super token never travels far.
 
 Source: Eqs. 2-4 of the STCE paper (doi 10.9728/dcs.2024.25.2.485), read as the super-token sampling of SViT
 (Huang et al., arXiv 2211.11167) without its refinement attention and without scattering back to tokens.
@@ -117,11 +117,11 @@ def _visible_super_tokens(rows, columns, cell_rows, cell_columns, border):
 def _affinity(bands, super_tokens, visible):
     """Eq. 3: bands [B, h, P, C], super tokens [B, h, w, C] -> softmax over the visible ones [B, h, P, R]."""
     batch, rows, columns, channels = super_tokens.shape
-    padded = jnp.pad(super_tokens, ((0, 0), (1, 1), (1, 1), (0, 0)))  # [B, h+2, w+2, C]
+    scaled = super_tokens * (1.0 / np.sqrt(channels).item())  # there are fewer of them than of tokens
+    padded = jnp.pad(scaled, ((0, 0), (1, 1), (1, 1), (0, 0)))  # [B, h+2, w+2, C]
     three_rows = jnp.stack([padded[:, dy : dy + rows] for dy in range(3)], axis=2)  # [B, h, 3, w+2, C]
     three_rows = three_rows.reshape(batch, rows, 3 * (columns + 2), channels)  # [B, h, R, C]
-    scale = 1.0 / np.sqrt(channels).item()
-    logits = jnp.einsum("bhpc,bhrc->bhpr", bands * scale, three_rows, precision=_PRECISION)
+    logits = jnp.einsum("bhpc,bhrc->bhpr", bands, three_rows, precision=_PRECISION)
     logits = jnp.where(visible, logits, -jnp.inf)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     return weights / weights.sum(axis=-1, keepdims=True)
