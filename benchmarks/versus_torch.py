@@ -1,0 +1,325 @@
+"""JAX against PyTorch, eager and compiled: images per second of the same models with the same weights.
+
+    python benchmarks/versus_torch.py --models vit_s_stce vit_s_patch vit_s_conv
+
+Before anything is timed, both must agree, in float32 and training mode: logits, and the gradient of every parameter.
+Then, in one process, the contenders take turns, round after round, each in turn going first, so that whatever else the
+machine does meanwhile hits all of them. It still does not hit them alike: PyTorch's threads wait for one another. Where
+others compute too, pin the process to one core and count its processor time (--clock processor).
+
+A cell is the median over rounds; a ratio is the median of the rounds' ratios, above 1 where JAX is faster. Images
+already lie on the device: loading and augmentation are not measured.
+
+- inference: one batch to logits, evaluation mode, no gradients.
+- training: forward, cross-entropy, backward and AdamW in training mode; JAX reuses the state's memory (donation),
+  PyTorch has its fused AdamW.
+- bfloat16: JAX's models with dtype bfloat16, PyTorch's under autocast. Parameters stay float32 in both; tokens between
+  the blocks are bfloat16 in JAX, float32 under autocast.
+- On a GPU float32 products may use TF32 in both; the check does without.
+- PyTorch's convolutions run in the memory format channels_last, JAX's own layout, unless told otherwise.
+"""
+
+import argparse
+import copy
+import functools
+import itertools
+import json
+import math
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import flax
+import jax
+import numpy as np
+import optax
+import torch
+import torch_reference
+from torch.nn import functional as F
+
+from stce_jax.models.factory import create_model, list_models
+
+CLASSES = 100
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
+LOGIT_TOLERANCE = 1e-4  # absolute
+GRADIENT_TOLERANCE = 1e-3  # relative to the largest entry of the same parameter's gradient
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+JAX, EAGER, COMPILED = "JAX", "PyTorch eager", "PyTorch compiled"
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", nargs="+", default=["vit_s_stce", "vit_s_patch", "vit_s_conv"], metavar="NAME")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--image_size", type=int, default=224, help="side in pixels")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="how long a contender runs in a round, about")
+    parser.add_argument("--modes", nargs="+", choices=("inference", "training"), default=["inference", "training"])
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="processor counts this process's CPU time alone, for a busy machine; pin it to one core (taskset -c 0)",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    parser.add_argument("--memory_format", choices=("channels_last", "contiguous"), default="channels_last")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write every round's measurement there")
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.models) - set(list_models()))
+    if unknown:
+        parser.error(f"there is no model {', '.join(unknown)}; the models are {', '.join(list_models())}")
+    return arguments
+
+
+def choose_device(wanted):
+    """Where both frameworks will run, "cpu" or "cuda"; call before anything touches JAX's devices."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves PyTorch its share of a GPU's memory
+    if wanted == "cpu" or not torch.cuda.is_available():
+        jax.config.update("jax_platforms", "cpu")
+    both_on_gpu = torch.cuda.is_available() and jax.default_backend() == "gpu"
+    if wanted == "gpu" and not both_on_gpu:
+        sys.exit("--device gpu: PyTorch and JAX must both see the GPU, and at least one of them does not")
+    return "cuda" if both_on_gpu else "cpu"
+
+
+def allow_tf32(allowed):
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
+def jax_loss(model, params, batch_stats, images, labels):
+    """(mean cross-entropy, (logits, new batch statistics)) in training mode."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses.mean(), (logits, updates.get("batch_stats", {}))
+
+
+def check_agreement(name, model, variables, reference, jax_batch, torch_batch):
+    """Ends the program unless logits and all gradients agree in training mode."""
+    loss = functools.partial(jax_loss, model)
+    with jax.default_matmul_precision("highest"):
+        gradients, (logits, _) = jax.jit(jax.grad(loss, has_aux=True))(
+            variables["params"], variables.get("batch_stats", {}), *jax_batch
+        )
+    allow_tf32(False)
+    reference = copy.deepcopy(reference).train()
+    images, labels = torch_batch
+    expected = reference(images)
+    F.cross_entropy(expected, labels).backward()
+    allow_tf32(True)
+
+    logit_error = np.abs(logits - expected.detach().cpu().numpy()).max()
+    errors = jax.tree.map(
+        lambda ours, theirs: np.abs(ours - theirs).max() / np.abs(theirs).max(),
+        jax.device_get(gradients),
+        torch_reference.gradients(reference),
+    )
+    path, gradient_error = max(jax.tree_util.tree_leaves_with_path(errors), key=lambda leaf: leaf[1])
+    worst = jax.tree_util.keystr(path, simple=True, separator="/")
+    found = f"{name}: logits differ by {logit_error:.1e}, gradients by {gradient_error:.1e} of their largest ({worst})"
+    print(found, file=sys.stderr)
+    if not (logit_error <= LOGIT_TOLERANCE and gradient_error <= GRADIENT_TOLERANCE):
+        sys.exit(f"the two models disagree; allowed are {LOGIT_TOLERANCE:.0e} and {GRADIENT_TOLERANCE:.0e}")
+
+
+def jax_inference(model, variables, images, labels):
+    del labels
+    forward = jax.jit(functools.partial(model.apply, train=False))
+    return lambda: forward(variables, images)
+
+
+def jax_training(model, variables, images, labels):
+    optimizer = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(state, images, labels):
+        params, batch_stats, optimizer_state = state
+        loss = functools.partial(jax_loss, model)
+        gradients, (_, batch_stats) = jax.grad(loss, has_aux=True)(params, batch_stats, images, labels)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+        return optax.apply_updates(params, updates), batch_stats, optimizer_state
+
+    params, batch_stats = jax.tree.map(
+        lambda leaf: leaf.copy(), (variables["params"], variables.get("batch_stats", {}))
+    )
+    state = params, batch_stats, jax.jit(optimizer.init)(params)
+
+    def step():
+        nonlocal state
+        state = update(state, images, labels)
+        return state
+
+    return step
+
+
+def torch_inference(model, autocast, images, labels):
+    del labels
+    model.eval()
+
+    def step():
+        with torch.inference_mode(), autocast():
+            return model(images)
+
+    return step
+
+
+def torch_training(model, autocast, images, labels):
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+
+    def step():
+        optimizer.zero_grad()
+        with autocast():
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def torch_wait(_):
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def run_steps(step, wait, count, clock):
+    """Seconds that `count` steps take by the clock, the last one's end awaited."""
+    start = clock()
+    for _ in range(count):
+        outputs = step()
+    wait(outputs)
+    return clock() - start
+
+
+def warm_up(step, wait, seconds, clock):
+    """Compiles, then returns how many steps fill about `seconds`."""
+    for _ in range(2):
+        run_steps(step, wait, 1, clock)
+    return max(1, math.ceil(seconds / run_steps(step, wait, 1, clock)))
+
+
+def measure(contenders, arguments):
+    """{name: images per second in each round}; a contender is name: (step, wait), and one that fails is left out."""
+    counts, clock = {}, CLOCKS[arguments.clock]
+    for name, (step, wait) in contenders.items():
+        print(f"  warming up {name}", file=sys.stderr)
+        try:
+            counts[name] = warm_up(step, wait, arguments.seconds, clock)
+        except Exception as error:
+            if name != COMPILED:
+                raise
+            reason = (str(error).splitlines() or [""])[0]
+            print(f"  torch.compile failed and is left out: {type(error).__name__}: {reason}", file=sys.stderr)
+    speeds = {name: [] for name in counts}
+    order = itertools.cycle(counts)
+    for _ in range(arguments.rounds):
+        for name in itertools.islice(order, len(counts)):
+            step, wait = contenders[name]
+            run_steps(step, wait, 1, clock)  # whatever the contender before left in the caches is gone
+            speeds[name].append(arguments.batch * counts[name] / run_steps(step, wait, counts[name], clock))
+        next(order)  # the next round begins with the next contender
+    return speeds
+
+
+def compare(name, device, arguments):
+    """Checks, then measures one model; returns one dict per mode."""
+    random = np.random.default_rng(0)
+    size = arguments.image_size
+    images = random.normal(size=(arguments.batch, size, size, 3)).astype(np.float32)
+    labels = random.integers(CLASSES, size=arguments.batch)
+    jax_batch = jax.device_put((images, labels.astype(np.int32)))
+    layout = torch.channels_last if arguments.memory_format == "channels_last" else torch.contiguous_format
+    torch_images = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).contiguous(memory_format=layout)
+    torch_batch = torch_images, torch.from_numpy(labels).to(device)
+
+    model = create_model(name, num_classes=CLASSES, image_size=size)
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), jax_batch[0][:1])
+    variables = {key: variables[key] for key in ("params", "batch_stats") if key in variables}
+    reference = torch_reference.build(name, CLASSES, size)
+    torch_reference.copy_parameters(reference, jax.device_get(variables))
+    reference = reference.to(device, memory_format=layout)
+    check_agreement(name, model, variables, reference, jax_batch, torch_batch)
+
+    model = create_model(name, num_classes=CLASSES, image_size=size, dtype=arguments.dtype)
+    low_precision = arguments.dtype == "bfloat16"
+    autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=low_precision)
+    results = []
+    for mode in arguments.modes:
+        jax_step = {"inference": jax_inference, "training": jax_training}[mode]
+        torch_step = {"inference": torch_inference, "training": torch_training}[mode]
+        contenders = {
+            JAX: (jax_step(model, variables, *jax_batch), jax.block_until_ready),
+            EAGER: (torch_step(copy.deepcopy(reference), autocast, *torch_batch), torch_wait),
+        }
+        if arguments.compile:
+            torch.compiler.reset()
+            compiled = torch.compile(copy.deepcopy(reference))
+            contenders[COMPILED] = torch_step(compiled, autocast, *torch_batch), torch_wait
+        results.append({"model": name, "mode": mode, "images_per_second": measure(contenders, arguments)})
+        print(row(results[-1]), file=sys.stderr)
+    return results
+
+
+def row(result):
+    """A result as one line of the table."""
+    speeds = result["images_per_second"]
+    cells = [result["model"], result["mode"]]
+    cells += [f"{statistics.median(speeds[name]):.1f}" if name in speeds else "-" for name in (JAX, EAGER, COMPILED)]
+    for name in (EAGER, COMPILED):
+        ratios = [ours / theirs for ours, theirs in zip(speeds[JAX], speeds.get(name, []), strict=False)]
+        cells.append(f"{statistics.median(ratios):.2f}" if ratios else "-")
+    return "| " + " | ".join(cells) + " |"
+
+
+def table(results):
+    titles = ["model", "mode", f"{JAX}, images/s", EAGER, COMPILED, f"{JAX} / eager", f"{JAX} / compiled"]
+    lines = ["| " + " | ".join(titles) + " |", "|---|---|" + "---:|" * 5]
+    return "\n".join(lines + [row(result) for result in results])
+
+
+def describe_machine(device, cores):
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} core{'s' * (cores > 1)} used"
+
+
+def main():
+    arguments = parse_arguments()
+    device = choose_device(arguments.device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(cores)
+    machine = describe_machine(device, cores)
+    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+    results = [result for name in arguments.models for result in compare(name, device, arguments)]
+
+    versions = {"jax": jax.__version__, "flax": flax.__version__, "torch": torch.__version__}
+    command = shlex.join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])
+    print(table(results))
+    print()
+    print(f"{machine}; {', '.join(f'{key} {value}' for key, value in versions.items())}; Python", end=" ")
+    print(f"{platform.python_version()}; batch {arguments.batch}, {arguments.image_size} pixels, {arguments.dtype},")
+    print(f"median of {arguments.rounds} rounds, {arguments.clock} time, load before {load}. `{command}`")
+    if arguments.json:
+        record = {
+            "command": command,
+            "machine": machine,
+            "load_before": load,
+            "versions": versions,
+            "arguments": vars(arguments),
+        }
+        arguments.json.write_text(json.dumps(record | {"results": results}, indent=2, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()
