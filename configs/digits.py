@@ -15,7 +15,7 @@ def get_config(embedding="stce"):
     config.image_size = 32
     config.batch_size = 64
     config.eval_batch_size = 360
-    config.epochs = 30.0
+    config.epochs = 25.0
     config.log_every = 100
     config.eval_every = 5.0
 
