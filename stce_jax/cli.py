@@ -40,6 +40,9 @@ def main(argv=None):
             traceback.print_exc()
         print(f"stce: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stce: interrupted", file=sys.stderr)
+        sys.exit(130)  # as shells do
     sys.exit(0)
 
 

@@ -64,7 +64,7 @@ def train(config, workdir):
     timetable = make_timetable(config, len(dataset.train))
     runs.claim_workdir(workdir, config)
 
-    with Checkpoints(f"{workdir}/{runs.CHECKPOINTS}", create=True) as checkpoints:
+    with StopSignals() as stop, Checkpoints(f"{workdir}/{runs.CHECKPOINTS}", create=True) as checkpoints:
         steps = checkpoints.steps()
         if steps and steps[-1] >= timetable.total:
             return _already_finished(workdir)
@@ -89,11 +89,7 @@ def train(config, workdir):
         eval_step = evaluate.eval_step(model, dataset)
         batches = make_batches(config, dataset, mesh, start)
 
-        with (
-            StopSignals() as stop,
-            MetricsLog(workdir, after_step=start) as log,
-            TrainProgress(timetable.total, start) as progress,
-        ):
+        with MetricsLog(workdir, after_step=start) as log, TrainProgress(timetable.total, start) as progress:
             window = Window(config.batch_size)
             for step in range(start + 1, timetable.total + 1):
                 state, metrics = train_step(state, next(batches))
@@ -102,20 +98,17 @@ def train(config, workdir):
                 due = timetable.evaluates(step)
                 if due or stop.asked or step % config.log_every == 0:
                     values = window.close()
-                    if not math.isfinite(values["loss"]):
-                        raise DivergedError(
-                            f"the loss is not finite in the steps up to {step}; the last checkpoint is kept. "
-                            "Try a lower --config.optimizer.learning_rate, or --config.optimizer.clip_norm=1"
-                        )
+                    _check_finite(values["loss"], step)
                     log.write(step=step, epoch=epoch, split="train", **values, learning_rate=float(schedule(step - 1)))
                     progress.train(step, epoch, values)
                 if due:
                     final = evaluate.mean_metrics(state.variables, eval_step, dataset, config, mesh)
+                    _check_finite(final["loss"], step)
                     log.write(step=step, epoch=epoch, split="eval", **final)
                     progress.evaluation(step, epoch, final)
                 if due or stop.asked:
                     checkpoints.save(state, runs.checkpoint_meta(dataset, epoch), final if due else None)
-                    window = Window(config.batch_size)
+                    window.restart_clock()
                 if stop.asked and step < timetable.total:
                     checkpoints.wait()
                     raise PreemptedError(f"stopped by {stop.asked} at step {step}, which is saved; run again to go on")
@@ -123,6 +116,14 @@ def train(config, workdir):
     plot = plot_curves(workdir)
     print(f"finished: top-1 {100 * final['top1']:.2f}%  top-5 {100 * final['top5']:.2f}%  curves in {plot}", flush=True)
     return final
+
+
+def _check_finite(loss, step):
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the loss is not finite at step {step}; the last checkpoint is kept. "
+            "Try a lower --config.optimizer.learning_rate, or --config.optimizer.clip_norm=1"
+        )
 
 
 def _already_finished(workdir):
@@ -141,8 +142,12 @@ class Window:
     def __init__(self, batch_size):
         self._batch_size = batch_size
         self._metrics = []
-        self._start = time.monotonic()
-        self._timed_steps = 0
+        self._compiled = False
+        self.restart_clock()
+
+    def restart_clock(self):
+        """Leaves out of the next images a second what came between the steps until now."""
+        self._timed_steps, self._start = 0, time.monotonic()
 
     def add(self, metrics):
         """Takes a step's metrics, still on the devices."""
@@ -150,14 +155,21 @@ class Window:
         self._timed_steps += 1
         if len(self._metrics) > self.IN_FLIGHT:
             jax.block_until_ready(self._metrics[-1 - self.IN_FLIGHT])
+        elif not self._compiled:
+            jax.block_until_ready(metrics)
+            self._compiled = True
+            self.restart_clock()
 
     def close(self):
-        """Means over the window as floats, and "images_per_second"; the next window begins."""
+        """Means over the window as floats, and "images_per_second"; the next window begins.
+
+        The run's first step, which compiles, is left out of the speed; alone in its window it has speed 0.
+        """
         metrics = jax.device_get(self._metrics)
-        now = time.monotonic()
         values = {name: float(np.mean([step[name] for step in metrics])) for name in metrics[0]}
-        values["images_per_second"] = self._timed_steps * self._batch_size / (now - self._start)
-        self._metrics, self._timed_steps, self._start = [], 0, now
+        values["images_per_second"] = self._timed_steps * self._batch_size / (time.monotonic() - self._start)
+        self._metrics = []
+        self.restart_clock()
         return values
 
 

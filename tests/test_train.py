@@ -168,7 +168,7 @@ def test_a_diverging_run_is_exit_5_and_saves_nothing_bad(stce, data_dir, tmp_pat
     words = ("--config.optimizer.learning_rate=1e30", "--config.epochs=0.5", "--config.log_every=5")
     done = stce("train", *TINY, *words, f"--workdir={tmp_path}", f"--data_dir={data_dir}")
     assert done.returncode == 5, done.stderr
-    assert "the loss is not finite" in done.stderr
+    assert "the loss is not finite at step 5" in done.stderr
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
