@@ -2,8 +2,8 @@
 
     python benchmarks/digits_accuracy.py --seeds 0 1 2
 
-Runs `stce train` in processes of its own, one after another, and prints a Markdown table: mean and every seed's value of
-the last epoch, and the median wall time of a run from start to end (compilation included).
+Runs `stce train` in processes of its own, one after another, and prints a Markdown table: mean and every seed's value
+of the last epoch, and the median wall time of a run from start to end (compilation included).
 """
 
 import argparse

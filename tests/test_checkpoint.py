@@ -9,6 +9,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import linen as nn
 
@@ -32,6 +33,14 @@ def everything_is_split():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mesh_module, "SMALLEST_SPLIT", 1)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Half the time to compile, for slower code. Whole runs are tested as users compile them, in test_train.py."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def mesh_of(devices, fsdp):
@@ -59,7 +68,10 @@ def make_state(step, seed=0, *, topology=ONE, ema=True):
 
 
 def host(tree):
-    """A copy that nothing on the devices can reach. (NumPy looks at a copy: an array it has looked at is not donated.)"""
+    """A copy that nothing on the devices can reach.
+
+    NumPy looks at a copy, because JAX does not donate an array that NumPy has looked at.
+    """
     return jax.tree.map(lambda leaf: np.array(jnp.copy(leaf)), tree)
 
 
@@ -118,10 +130,9 @@ class Wide(nn.Module):
         return nn.Dense(10)(nn.BatchNorm(use_running_average=not train, momentum=0.9)(features))
 
 
-@pytest.mark.parametrize("topology", [ONE, FSDP_8], ids=str)
-def test_steps_that_donate_the_saved_state_do_not_reach_into_the_checkpoint(tmp_path, topology):
+def test_steps_that_donate_the_saved_state_do_not_reach_into_the_checkpoint(tmp_path):
     """Training goes on while a checkpoint is written, and overwrites the very buffers that were saved."""
-    mesh = mesh_of(*topology)
+    mesh = mesh_of(*FSDP_8)
     state = init_state(Wide(), OPTIMIZER, seed=0, image_size=16, with_ema=True, mesh=mesh)
     train_step = make_train_step(
         Wide(),
@@ -212,7 +223,7 @@ def test_a_directory_without_checkpoints(tmp_path, exists, which):
         directory.mkdir()
     with Checkpoints(directory) as checkpoints:
         assert checkpoints.steps() == []
-        with pytest.raises(CheckpointError, match="there is no checkpoint in .*none; train first"):
+        with pytest.raises(CheckpointError, match=r"there is no checkpoint in .*none; train first"):
             checkpoints.find(which)
     assert directory.exists() == exists, "looking must not make a directory"
 
@@ -336,15 +347,24 @@ def test_a_checkpoint_of_another_model_is_refused(six, change):
     one_line(error, "checkpoint 6")
 
 
-def test_a_directory_that_cannot_be_written_to(tmp_path):
-    """A disk that has become read-only, played by a file where the step's folder would be."""
-    with Checkpoints(tmp_path / "checkpoints", create=True) as checkpoints:
-        shutil.rmtree(tmp_path / "checkpoints")
-        (tmp_path / "checkpoints").write_text("no directory")
-        with pytest.raises(CheckpointError) as error:
+FULL_DISK = ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']\nmore\nand more")
+
+
+@pytest.mark.parametrize("error", [FULL_DISK, OSError(30, "Read-only file system")], ids=["full", "read-only"])
+@pytest.mark.parametrize("method", ["save", "wait_until_finished", "close"])
+def test_a_failed_write_is_one_line_whenever_it_comes_out(tmp_path, monkeypatch, method, error):
+    """Orbax writes in the background: it may raise at the next save, at the wait, or at the end."""
+
+    def fail(*_, **__):
+        raise error
+
+    with pytest.raises(CheckpointError) as raised, Checkpoints(tmp_path, create=True) as checkpoints:
+        monkeypatch.setattr(ocp.CheckpointManager, method, fail)
+        if method == "save":
             checkpoints.save(make_state(1), META)
+        elif method == "wait_until_finished":
             checkpoints.wait()
-        one_line(error, "cannot write", "checkpoints")
+    one_line(raised, "cannot write", str(tmp_path), str(error).splitlines()[0])
 
 
 def test_the_normal_path_says_nothing(tmp_path, caplog, capfd):

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import struct
+import types
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ def read_events(path):
 def clock_of_event_files(monkeypatch):
     """tensorboardX names its files by the second; these tests reopen faster than a run can."""
     seconds = itertools.count(1_600_000_000)
-    monkeypatch.setattr("tensorboardX.event_file_writer.time.time", lambda: float(next(seconds)))
+    clock = types.SimpleNamespace(time=lambda: float(next(seconds)))
+    monkeypatch.setattr("tensorboardX.event_file_writer.time", clock)
 
 
 # --- metrics.jsonl
@@ -239,4 +241,6 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(no_terminal, mo
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("TERM", "dumb")
     report(Clock(monkeypatch))
-    assert "step 100/1000  epoch 1.00  train  loss 2.346" in capsys.readouterr().out, "such a terminal shows no progress"
+    assert "step 100/1000  epoch 1.00  train  loss 2.346" in capsys.readouterr().out, (
+        "such a terminal shows no progress"
+    )

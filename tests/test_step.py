@@ -87,6 +87,14 @@ def everything_is_split():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Half the time to compile, for slower code. Whole runs are tested as users compile them, in test_train.py."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 class Topology:
     """The tiny STCE-ViT's training step on some devices, compiled once."""
 
@@ -135,6 +143,31 @@ def topologies(born):
 @pytest.fixture(scope="module")
 def one(topologies):
     return topologies["1 device"]
+
+
+class Toy(nn.Module):
+    """Compiles in a moment: the engine does not care what it trains."""
+
+    dropout: float = 0.0
+    batch_norm: bool = True
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        features = nn.Dense(8)(images.reshape(len(images), -1))
+        if self.batch_norm:
+            features = nn.BatchNorm(use_running_average=not train, momentum=0.9)(features)
+        features = nn.Dropout(self.dropout)(features, deterministic=not train)
+        return nn.Dense(CLASSES)(features)
+
+
+def plain_augment(key, step, images, labels):
+    del key, step
+    return images / 255.0, jax.nn.one_hot(labels, CLASSES)
+
+
+def noisy_augment(key, step, images, labels):
+    noise = jax.random.normal(jax.random.fold_in(key, step), images.shape)
+    return images / 255.0 + noise, jax.nn.one_hot(labels, CLASSES)
 
 
 # --- devices
@@ -191,7 +224,7 @@ def test_batch_norm_keeps_the_global_batchs_statistics(topologies):
     topology = topologies["8 devices"]
     initial = topology.initial()
     params = host(initial.variables["params"])["embedding"]["module_1"]["convolution"]
-    augment_key, _ = jax.random.split(jax.random.key(SEED))
+    augment_key, _ = draws(SEED, 0)
     batch = make_batch(0)
     images, _ = jax.jit(AUGMENT)(augment_key, 0, batch["image"], batch["label"])
     features = numpy_reference.convolution(np.asarray(images, float), params["kernel"], 2, 1) + params["bias"]
@@ -220,40 +253,66 @@ def test_the_old_state_is_donated(one):
 # --- against a step written by hand
 
 
-def test_a_step_equals_one_written_by_hand(one):
-    """On one device, with nothing of `engine.step` in it; the model and its gradient are not jitted at all."""
-    state = one.initial()
-    for step in range(2):  # away from the beginning, where moments are zero
-        state, _ = one.train_step(state, one.batch(step))
-    before = host(state)
-    actual, metrics = one.train_step(state, one.batch(2))
-
-    augment_key, dropout_key = jax.random.split(jax.random.key(SEED))
-    batch = make_batch(2)
-    images, targets = jax.jit(AUGMENT)(augment_key, 2, batch["image"], batch["label"])
-    rngs = {"dropout": jax.random.fold_in(dropout_key, 2)}
+def step_by_hand(model, optimizer, before, images, targets, rngs):
+    """(loss, logits, variables, optimizer state) after one step, with nothing of `engine.step` in it."""
 
     def cross_entropy(params):
         variables = {"params": params, "batch_stats": before.variables["batch_stats"]}
-        logits, updates = MODEL.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
+        logits, updates = model.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
         log_probabilities = logits - jnp.log(jnp.exp(logits).sum(axis=1, keepdims=True))
         return -(targets * log_probabilities).sum(axis=1).mean(), (logits, updates["batch_stats"])
 
     params = before.variables["params"]
     (loss, (logits, statistics)), gradients = jax.value_and_grad(cross_entropy, has_aux=True)(params)
-    changes, optimizer_state = jax.jit(OPTIMIZER.update)(gradients, before.optimizer, params)
+    changes, optimizer_state = optimizer.update(gradients, before.optimizer, params)
     variables = {"params": optax.apply_updates(params, changes), "batch_stats": statistics}
+    return loss, logits, variables, optimizer_state
 
+
+def assert_step_equals(after, metrics, before, targets, expected):
+    loss, logits, variables, optimizer_state = expected
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-6)
-    assert_trees_close(actual.variables, variables, "variables", rtol=1e-5, atol=1e-6)
-    assert_trees_close(actual.optimizer, optimizer_state, "optimizer", rtol=1e-4, atol=1e-6)
-    largest = max(float(jnp.abs(change).max()) for change in jax.tree.leaves(changes))
-    assert largest > 1e-3, "the step is too small for this test to tell anything"
+    assert_trees_close(after.variables, variables, "variables", rtol=1e-5, atol=1e-6)
+    assert_trees_close(after.optimizer, optimizer_state, "optimizer", rtol=1e-4, atol=1e-6)
+    changes = jax.tree.map(lambda new, old: np.abs(new - old).max(), variables["params"], before.variables["params"])
+    assert max(jax.tree.leaves(changes)) > 1e-3, "the step is too small for this test to tell anything"
     ranked = np.argsort(-np.asarray(logits), axis=1)
     hits = ranked == np.asarray(targets).argmax(axis=1)[:, None]  # against each image's heaviest target
     assert float(metrics["top1"]) == pytest.approx(hits[:, 0].mean())
     assert float(metrics["top5"]) == pytest.approx(hits[:, :5].any(axis=1).mean())
-    assert int(actual.step) == 3
+    assert int(after.step) == int(before.step) + 1
+
+
+def draws(seed, step):
+    """(the augmentation's key, the model's rngs): every draw comes from (seed, step)."""
+    augment_key, dropout_key = jax.random.split(jax.random.key(seed))
+    return augment_key, {"dropout": jax.random.fold_in(dropout_key, step)}
+
+
+def test_a_step_of_the_vision_transformer_equals_one_written_by_hand(one):
+    """Compiled apart from the augmentation, for one device and with nothing donated."""
+    state = one.initial()
+    for step in range(2):  # away from the beginning, where moments are zero
+        state, _ = one.train_step(state, one.batch(step))
+    before = host(state)
+    after, metrics = one.train_step(state, one.batch(2))
+    augment_key, rngs = draws(SEED, 2)
+    batch = make_batch(2)
+    images, targets = jax.jit(AUGMENT)(augment_key, 2, batch["image"], batch["label"])
+    by_hand = jax.jit(step_by_hand, static_argnums=(0, 1))
+    assert_step_equals(after, metrics, before, targets, by_hand(MODEL, OPTIMIZER, before, images, targets, rngs))
+
+
+def test_a_step_equals_one_written_by_hand_without_any_compilation():
+    mesh, model = make_mesh(1, jax.devices()[:1]), Toy(dropout=0.5)
+    state = init_state(model, SGD, seed=0, image_size=SIZE, with_ema=False, mesh=mesh)
+    train_step = make_train_step(model, SGD, plain_augment, seed=SEED, ema_decay=EMA_DECAY, state=state, mesh=mesh)
+    state, _ = train_step(state, make_batch(0))
+    before = host(state)
+    after, metrics = train_step(state, make_batch(1))
+    _, rngs = draws(SEED, 1)
+    images, targets = plain_augment(None, 1, *make_batch(1).values())
+    assert_step_equals(after, metrics, before, targets, step_by_hand(model, SGD, before, images, targets, rngs))
 
 
 def test_the_average_follows_variables_and_statistics(one):
@@ -265,7 +324,9 @@ def test_the_average_follows_variables_and_statistics(one):
         mean = jax.tree.map(lambda old, new: EMA_DECAY * old + (1 - EMA_DECAY) * new, mean, new)
     assert set(state.ema) == {"params", "batch_stats"}
     assert_trees_close(state.ema, mean, "the average after three steps", rtol=1e-5, atol=1e-7)
-    moved = jax.tree.map(lambda average, raw: float(np.abs(average - raw).max()), host(state.ema), host(state.variables))
+    moved = jax.tree.map(
+        lambda average, raw: float(np.abs(average - raw).max()), host(state.ema), host(state.variables)
+    )
     assert all(value > 0 for value in jax.tree.leaves(moved["batch_stats"])), "the statistics are not averaged"
 
 
@@ -300,31 +361,6 @@ def test_every_draw_comes_from_the_seed_and_the_step(one):
     assert one.train_step._cache_size() == 1
 
 
-class Toy(nn.Module):
-    """Compiles in a moment: the engine does not care what it trains."""
-
-    dropout: float = 0.0
-    batch_norm: bool = True
-
-    @nn.compact
-    def __call__(self, images, *, train):
-        features = nn.Dense(8)(images.reshape(len(images), -1))
-        if self.batch_norm:
-            features = nn.BatchNorm(use_running_average=not train, momentum=0.9)(features)
-        features = nn.Dropout(self.dropout)(features, deterministic=not train)
-        return nn.Dense(CLASSES)(features)
-
-
-def plain_augment(key, step, images, labels):
-    del key, step
-    return images / 255.0, jax.nn.one_hot(labels, CLASSES)
-
-
-def noisy_augment(key, step, images, labels):
-    noise = jax.random.normal(jax.random.fold_in(key, step), images.shape)
-    return images / 255.0 + noise, jax.nn.one_hot(labels, CLASSES)
-
-
 def toy_step(model, augment=plain_augment, *, seed=0, with_ema=False):
     """(state, metrics) after the first step."""
     mesh = make_mesh(1, jax.devices()[:1])
@@ -338,7 +374,7 @@ def toy_step(model, augment=plain_augment, *, seed=0, with_ema=False):
 )
 def test_the_seed_decides(model, augment):
     first, again, other = (toy_step(model, augment, seed=seed) for seed in (0, 0, 1))
-    assert_same_bits(first, again, "the same seed, compiled anew")
+    assert_same_bits(first, again, "the same seed, traced anew")
     assert float(first[1]["loss"]) != float(other[1]["loss"]), "two seeds draw the same"
 
 

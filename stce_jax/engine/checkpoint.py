@@ -4,6 +4,10 @@ A step holds `variables` (parameters and BatchNorm statistics), `optimizer` (its
 one, and `meta` (JSON: what the caller wants to know before it can build a model).
 """
 
+import asyncio
+import contextlib
+import logging
+import textwrap
 from pathlib import Path
 
 import jax
@@ -25,6 +29,7 @@ class Checkpoints:
 
     def __init__(self, directory, *, create=False):
         self._directory = epath.Path(Path(directory).absolute())
+        logging.getLogger("absl").addFilter(_not_orbaxs)
         keep_last = checkpoint_managers.LatestN(2)
         keep_best = checkpoint_managers.BestN(
             n=1, get_metric_fn=lambda metrics: metrics["top1"], keep_checkpoints_without_metrics=False
@@ -44,7 +49,10 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception):
-        self._manager.close()
+        try:
+            self._manager.close()
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot write a checkpoint in {self._directory}: {_first_line(error)}") from error
 
     def steps(self):
         """All steps kept, ascending."""
@@ -129,7 +137,7 @@ class Checkpoints:
     def restore_variables(self, step, variables, mesh, *, ema=False):
         """Reads the variables alone, or their moving average."""
         name = "ema" if ema else "variables"
-        if not (self._directory / str(step) / name).exists():
+        if ema and not (self._directory / str(step) / name).exists():
             raise CheckpointError(f"checkpoint {step} in {self._directory} keeps no moving average (ema_decay was 0)")
         return self._restore(step, {name: ocp.args.StandardRestore(_with_shardings(variables, mesh))})[name]
 
@@ -139,7 +147,8 @@ class Checkpoints:
 
     def _restore(self, step, items):
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+            with _patient_event_loops():
+                return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # tensorstore, Orbax and JSON each have their own for damaged files
             raise CheckpointError(
                 f"cannot read checkpoint {step} in {self._directory}: {_first_line(error)}; "
@@ -155,5 +164,39 @@ def _with_shardings(tree, mesh):
     )
 
 
+class _PatientEventLoop(asyncio.SelectorEventLoop):
+    """Ends what still runs before it closes.
+
+    Orbax closes its event loop at the first failed read. The other reads, still under way, would then print dozens of
+    lines of tracebacks.
+    """
+
+    def close(self):
+        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        super().close()
+
+
+class _PatientPolicy(asyncio.DefaultEventLoopPolicy):
+    _loop_factory = _PatientEventLoop
+
+
+@contextlib.contextmanager
+def _patient_event_loops():
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(_PatientPolicy())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(before)
+
+
+def _not_orbaxs(record):
+    """False for what Orbax logs: hundreds of lines about errors that it raises as well, and a warning at each save
+    without metrics, such as that of a run asked to stop."""
+    return "/orbax/" not in record.pathname.replace("\\", "/")
+
+
 def _first_line(error):
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return textwrap.shorten(line, 300, placeholder=" ...").rstrip(".:")

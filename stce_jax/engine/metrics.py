@@ -25,7 +25,7 @@ class MetricsLog:
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(partial, self._path)
         self._file = self._path.open("a")
-        self._events = SummaryWriter(str(workdir), purge_step=after_step + 1 if after_step else None)
+        self._events = SummaryWriter(str(workdir), purge_step=after_step + 1)
 
     def __enter__(self):
         return self
@@ -64,7 +64,8 @@ def plot_curves(workdir):
         for split in ("train", "eval"):
             of_split = [line for line in lines if line["split"] == split]
             factor = 100 if name == "top1" else 1
-            axes.plot([line["epoch"] for line in of_split], [factor * line[name] for line in of_split], label=split)
+            epochs, values = [line["epoch"] for line in of_split], [factor * line[name] for line in of_split]
+            axes.plot(epochs, values, marker="o" if len(values) == 1 else None, label=split)
         axes.set(xlabel="epoch", title=title)
         axes.grid(alpha=0.3)
         axes.legend()

@@ -16,6 +16,7 @@ class TrainProgress:
 
     def __init__(self, total_steps, step):
         self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+        self._live = self._console.is_terminal and self._console.is_interactive  # a dumb terminal is not
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]:.1f}"),
             BarColumn(bar_width=30),
@@ -23,7 +24,8 @@ class TrainProgress:
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._live,
+            speed_estimate_period=3600,  # seconds; must hold two lines, or there is no time left to tell
         )
         self._task = self._bar.add_task("", total=total_steps, completed=step, epoch=0.0, text="compiling")
         self._total = total_steps
@@ -44,7 +46,7 @@ class TrainProgress:
         text = "loss {loss:.3f}  top-1 {percent:.1f}%  {images_per_second:,.0f} images/s"
         text = text.format(percent=100 * metrics["top1"], **metrics)
         self._bar.update(self._task, completed=step, epoch=epoch, text=text)
-        if not self._console.is_terminal:
+        if not self._live:
             self.say(f"step {step}/{self._total}  epoch {epoch:.2f}  train  {text}{self._time_left()}")
 
     def evaluation(self, step, epoch, metrics):
@@ -55,4 +57,7 @@ class TrainProgress:
 
     def _time_left(self):
         seconds = self._bar.tasks[0].time_remaining
-        return "" if seconds is None else f"  {int(seconds) // 60}:{int(seconds) % 60:02d} left"
+        if seconds is None:
+            return ""
+        hours, minutes, seconds = int(seconds) // 3600, int(seconds) // 60 % 60, int(seconds) % 60
+        return f"  {hours}:{minutes:02d}:{seconds:02d} left" if hours else f"  {minutes}:{seconds:02d} left"

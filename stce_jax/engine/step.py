@@ -74,13 +74,18 @@ def make_eval_step(model, normalize):
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         top1, top5 = _hits(logits, batch["label"])
         sums = {"loss": loss, "top1": top1, "top5": top5}
-        return {name: (value * weight).sum() for name, value in sums.items()} | {"count": weight.sum()}
+        sums = {name: jnp.where(weight > 0, value * weight, 0.0).sum() for name, value in sums.items()}
+        return sums | {"count": weight.sum()}
 
     return jax.jit(eval_step)
 
 
 def _hits(logits, labels):
-    """Whether the label is the first, and among the first five: logits [B, classes], labels [B] -> 2 x float32 [B]."""
+    """Whether the label is the first, and among the first five: logits [B, classes], labels [B] -> 2 x float32 [B].
+
+    An image with a NaN among its logits is a miss: top_k takes NaN for the greatest of all numbers.
+    """
     _, ranked = jax.lax.top_k(logits, min(5, logits.shape[-1]))  # [B, 5]
-    matches = (ranked == labels[:, None]).astype(jnp.float32)
+    numbers = ~jnp.isnan(logits).any(axis=-1, keepdims=True)  # [B, 1]
+    matches = ((ranked == labels[:, None]) & numbers).astype(jnp.float32)
     return matches[:, 0], matches.sum(axis=-1)
