@@ -46,6 +46,17 @@ def test_mlp_equals_numpy():
     np.testing.assert_allclose(module.apply({"params": params}, TOKENS, train=False), expected, atol=1e-5)
 
 
+def test_layer_norm_keeps_its_digits_on_flat_inputs():
+    """A nearly constant row far from zero, where a one-pass variance is off by as much as the result."""
+    rng = np.random.default_rng(0)
+    rows = np.stack([np.full(768, 2.4), 2.4 + 1e-3 * rng.normal(size=768), 10 + 0.1 * rng.normal(size=768)])
+    rows = rows.astype(np.float32)
+    module = layers.layer_norm(jnp.float32)
+    params = module.init(jax.random.key(0), rows)["params"]
+    expected = numpy_reference.layer_norm(rows.astype(np.float64), params)
+    np.testing.assert_allclose(module.apply({"params": params}, rows), expected, atol=2e-3)
+
+
 def test_gelu_is_the_exact_one():
     x = np.linspace(-6, 6, 1001, dtype=np.float32)
     np.testing.assert_allclose(layers.gelu(x), numpy_reference.gelu(x.astype(np.float64)), atol=1e-6)

@@ -9,6 +9,7 @@ import types
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
@@ -146,6 +147,19 @@ def test_curves_are_drawn(tmp_path):
     _, legend_alone = coloured(plot_curves(empty))
     assert curves > 2 * legend_alone > 0, "there are no curves in the plot"
     assert plot_curves(tmp_path) == path, "a plot cannot be drawn anew"
+
+
+def test_curves_hold_the_values(tmp_path, monkeypatch):
+    write_run(tmp_path, [1, 2, 3, 4])
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    plot_curves(tmp_path)
+    curves = [{line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in drawn[0].axes]
+    assert curves == [
+        {"train": [[step / 4, 1 / step] for step in (1, 2, 3, 4)], "eval": [[0.5, 1.25], [1.0, 1.25]]},
+        {"train": [[step / 4, 25.0] for step in (1, 2, 3, 4)], "eval": [[0.5, 50.0], [1.0, 50.0]]},
+    ]
+    assert [axes.get_title() for axes in drawn[0].axes] == ["loss", "top-1 (%)"]
 
 
 def test_a_single_evaluation_can_be_seen(tmp_path):

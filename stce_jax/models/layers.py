@@ -10,7 +10,15 @@ from flax import linen as nn
 
 # DeiT's initialisation: a normal of standard deviation 0.02 cut at +-2, which is at 100 standard deviations.
 truncated_normal = nn.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0)
-LAYER_NORM_EPSILON = 1e-6
+
+
+def layer_norm(dtype, name=None):
+    """LayerNorm with the ViT's epsilon, 1e-6.
+
+    Its variance is computed from differences to the mean: flax's default, the mean of squares minus the squared mean,
+    loses every digit on a patch of one colour.
+    """
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
 
 
 def gelu(inputs):
