@@ -14,7 +14,7 @@ from stce_jax.data.augment import make_augment
 from stce_jax.engine import mesh as mesh_module
 from stce_jax.engine.mesh import batch_sharding, make_mesh, state_shardings
 from stce_jax.engine.optim import make_optimizer, make_schedule
-from stce_jax.engine.state import abstract_variables, init_state
+from stce_jax.engine.state import TrainState, abstract_variables, init_state
 from stce_jax.engine.step import make_eval_step, make_train_step
 from stce_jax.models.factory import create_model
 
@@ -292,13 +292,13 @@ def draws(seed, step):
 def test_a_step_of_the_vision_transformer_equals_one_written_by_hand(one):
     """Compiled apart from the augmentation, for one device and with nothing donated."""
     state = one.initial()
-    for step in range(2):  # away from the beginning, where moments are zero
+    for step in range(3):  # away from the beginning, where moments are zero
         state, _ = one.train_step(state, one.batch(step))
     before = host(state)
-    after, metrics = one.train_step(state, one.batch(2))
-    augment_key, rngs = draws(SEED, 2)
-    batch = make_batch(2)
-    images, targets = jax.jit(AUGMENT)(augment_key, 2, batch["image"], batch["label"])
+    after, metrics = one.train_step(state, one.batch(3))
+    augment_key, rngs = draws(SEED, 3)
+    batch = make_batch(3)
+    images, targets = jax.jit(AUGMENT)(augment_key, 3, batch["image"], batch["label"])
     by_hand = jax.jit(step_by_hand, static_argnums=(0, 1))
     assert_step_equals(after, metrics, before, targets, by_hand(MODEL, OPTIMIZER, before, images, targets, rngs))
 
@@ -409,21 +409,27 @@ class Lookup(nn.Module):
 
     rows: int
     classes: int
+    trained: bool = False
 
     @nn.compact
     def __call__(self, images, *, train):
-        assert not train, "evaluation must not train"
+        assert train == self.trained, "evaluation must not train, and training must"
         table = self.param("table", nn.initializers.zeros, (self.rows, self.classes))
         return table[images[:, 0, 0, 0].astype(int)]
+
+
+def numbered(rows):
+    """Images whose first number is their row."""
+    images = np.zeros((rows, 2, 2, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(rows)
+    return images
 
 
 def evaluate(logits, labels, weights, devices=1):
     """The sums of the evaluation step over a batch with these logits."""
     logits = np.asarray(logits, np.float32)
     rows, classes = logits.shape
-    images = np.zeros((rows, 2, 2, 3), np.uint8)
-    images[:, 0, 0, 0] = np.arange(rows)
-    batch = {"image": images, "label": np.asarray(labels, np.int32), "weight": np.asarray(weights, np.float32)}
+    batch = {"image": numbered(rows), "label": np.asarray(labels, np.int32), "weight": np.asarray(weights, np.float32)}
     batch = jax.device_put(batch, batch_sharding(make_mesh(1, jax.devices()[:devices])))
     step = make_eval_step(Lookup(rows, classes), lambda images: images.astype(jnp.float32))
     sums = step({"params": {"table": logits}}, batch)
@@ -442,6 +448,25 @@ def test_evaluation_equals_numpy(classes, devices):
     assert evaluate(logits, labels, weights, devices) == pytest.approx(expected, rel=1e-5)
     if classes <= 5:
         assert expected["top5"] == 40, "among five classes every label is among the first five"
+
+
+def test_training_counts_hits_of_the_heaviest_target_and_not_of_the_label():
+    """They differ where mixup gives an image less than half of its own."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(40, 10)).astype(np.float32)
+    targets = rng.dirichlet(np.ones(10), 40).astype(np.float32)
+    targets[:12] = np.eye(10)[logits[:12].argmax(axis=1)]  # a dozen hits at least
+    mesh, model = make_mesh(1, jax.devices()[:1]), Lookup(40, 10, trained=True)
+    variables = {"params": {"table": logits}}
+    state = TrainState(np.int32(0), variables, SGD.init(variables["params"]), None)
+    train_step = make_train_step(
+        model, SGD, lambda key, step, images, labels: (images, targets), seed=0, ema_decay=0.0, state=state, mesh=mesh
+    )
+    labels = logits.argmin(axis=1).astype(np.int32)  # not one of them is hit
+    _, metrics = train_step(state, {"image": numbered(40), "label": labels})
+    hits = np.argsort(-logits, axis=1) == targets.argmax(axis=1)[:, None]
+    assert float(metrics["top1"]) == pytest.approx(hits[:, 0].mean()) and hits[:, 0].sum() >= 12
+    assert float(metrics["top5"]) == pytest.approx(hits[:, :5].any(axis=1).mean())
 
 
 def test_images_of_weight_0_are_not_there():
