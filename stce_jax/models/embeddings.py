@@ -67,11 +67,9 @@ class EarlyConvModule(nn.Module):
         return nn.relu(_batch_norm(train, self.dtype)(outputs))
 
 
-def _check_stem(widths, strides, last_width=None):
+def _check_stem(widths, strides):
     if len(widths) != len(strides):
         raise ConfigError(f"stem_widths {widths} and stem_strides {strides} must have one entry a module each")
-    if last_width is not None and (not widths or widths[-1] != last_width):
-        raise ConfigError(f"stem_widths {widths} must end with the model's width, {last_width}")
 
 
 def _strided_grid(height, width, strides):
