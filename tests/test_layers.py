@@ -1,10 +1,12 @@
 """Attention, MLP, stochastic depth and position embeddings against plain NumPy."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_reference
 import pytest
+from flax import linen as nn
 
 from stce_jax.models import layers
 
@@ -51,10 +53,23 @@ def test_layer_norm_keeps_its_digits_on_flat_inputs():
     rng = np.random.default_rng(0)
     rows = np.stack([np.full(768, 2.4), 2.4 + 1e-3 * rng.normal(size=768), 10 + 0.1 * rng.normal(size=768)])
     rows = rows.astype(np.float32)
-    module = layers.layer_norm(jnp.float32)
+    module = layers.LayerNorm()
     params = module.init(jax.random.key(0), rows)["params"]
     expected = numpy_reference.layer_norm(rows.astype(np.float64), params)
     np.testing.assert_allclose(module.apply({"params": params}, rows), expected, atol=2e-3)
+
+
+def test_layer_norm_equals_flax_with_its_gradient():
+    rng = np.random.default_rng(0)
+    rows, cotangent = rng.normal(size=(2, 3, 5, 16)).astype(np.float32)
+    flax_module = nn.LayerNorm(epsilon=1e-6)
+    params = {"scale": rng.normal(size=16).astype("f4"), "bias": rng.normal(size=16).astype("f4")}
+    results = []
+    for module in (layers.LayerNorm(), flax_module):
+        outputs, pull_back = jax.vjp(lambda p, x, module=module: module.apply({"params": p}, x), params, rows)
+        results.append((outputs, pull_back(jnp.asarray(cotangent))))
+    chex.assert_trees_all_close(*results, atol=2e-5)
+    assert layers.LayerNorm(jnp.bfloat16).apply({"params": params}, rows).dtype == jnp.bfloat16
 
 
 def test_gelu_is_the_exact_one():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from stce_jax.errors import ConfigError
-from stce_jax.models.layers import gelu, layer_norm, truncated_normal
+from stce_jax.models.layers import LayerNorm, gelu, truncated_normal
 from stce_jax.models.supertoken import cluster_super_tokens, grid_shape
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -115,9 +115,9 @@ class PatchEmbed(nn.Module):
         patches = images.reshape(batch, rows, patch, columns, patch, channels)
         patches = patches.transpose(0, 1, 3, 2, 4, 5)  # [B, rows, columns, patch, patch, 3]
         patches = patches.reshape(batch, rows * columns, patch * patch * channels)  # [B, N, 768]
-        patches = layer_norm(self.dtype, "patch_norm")(patches)
+        patches = LayerNorm(self.dtype, name="patch_norm")(patches)
         tokens = nn.Dense(self.width, dtype=self.dtype, kernel_init=truncated_normal, name="projection")(patches)
-        return layer_norm(self.dtype, "norm")(tokens)
+        return LayerNorm(self.dtype, name="norm")(tokens)
 
 
 class ConvEmbed(nn.Module):

@@ -10,8 +10,8 @@ from flax import linen as nn
 from stce_jax.models.layers import (
     MLP,
     Attention,
+    LayerNorm,
     drop_path_scales,
-    layer_norm,
     resize_position_embedding,
     sincos_position_embedding,
     truncated_normal,
@@ -31,10 +31,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, tokens, scales, train):
-        normed = layer_norm(self.dtype, "attention_norm")(tokens)
+        normed = LayerNorm(self.dtype, name="attention_norm")(tokens)
         branch = Attention(self.heads, self.dropout, self.dtype, name="attention")(normed, train=train)
         tokens = tokens + (branch if scales is None else branch * scales[0].astype(branch.dtype))
-        normed = layer_norm(self.dtype, "mlp_norm")(tokens)
+        normed = LayerNorm(self.dtype, name="mlp_norm")(tokens)
         branch = MLP(self.mlp_dim, self.dropout, self.dtype, name="mlp")(normed, train=train)
         tokens = tokens + (branch if scales is None else branch * scales[1].astype(branch.dtype))
         return tokens, None
@@ -94,7 +94,7 @@ class VisionTransformer(nn.Module):
             rows, columns = self.embedding.grid(*self.image_size)
             count = rows * columns + (self.pooling == "class")
             self.learned_positions = self.param("position_embedding", truncated_normal, (1, count, self.width))
-        self.norm = layer_norm(self.dtype)
+        self.norm = LayerNorm(self.dtype)
         if self.num_classes:
             self.head = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=truncated_normal)
 
