@@ -1,4 +1,4 @@
-"""Any class folders at a size that a CPU trains: 32-pixel images, about two minutes an epoch for 10,000 of them.
+"""Any class folders at a size that a CPU trains: 32-pixel images, on two cores about a minute an epoch of 10,000.
 
 stce train --config=small_folder --data_dir=DIR --workdir=runs/small     DIR holds train/<class>/ and val/<class>/
 stce train --config=small_folder:patch ...                               another embedding: stce, conv or patch
