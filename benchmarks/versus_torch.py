@@ -26,7 +26,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -39,6 +38,7 @@ import numpy as np
 import optax
 import torch
 import torch_reference
+from measure import machine, markdown_table
 from torch.nn import functional as F
 
 from stce_jax.models.factory import create_model, list_models
@@ -264,34 +264,20 @@ def compare(name, device, arguments):
             compiled = torch.compile(copy.deepcopy(reference))
             contenders[COMPILED] = torch_step(compiled, autocast, *torch_batch), torch_wait
         results.append({"model": name, "mode": mode, "images_per_second": measure(contenders, arguments)})
-        print(row(results[-1]), file=sys.stderr)
+        print(f"  {row(results[-1])}", file=sys.stderr)
     return results
 
 
 def row(result):
-    """A result as one line of the table."""
+    """A result as one row of the table."""
     speeds = result["images_per_second"]
-    cells = [result["model"], result["mode"]]
-    cells += [f"{statistics.median(speeds[name]):.1f}" if name in speeds else "-" for name in (JAX, EAGER, COMPILED)]
+    cells = {"model": result["model"], "mode": result["mode"]}
+    for name in (JAX, EAGER, COMPILED):
+        cells[f"{name}, images/s"] = f"{statistics.median(speeds[name]):.1f}" if name in speeds else "-"
     for name in (EAGER, COMPILED):
         ratios = [ours / theirs for ours, theirs in zip(speeds[JAX], speeds.get(name, []), strict=False)]
-        cells.append(f"{statistics.median(ratios):.2f}" if ratios else "-")
-    return "| " + " | ".join(cells) + " |"
-
-
-def table(results):
-    titles = ["model", "mode", f"{JAX}, images/s", EAGER, COMPILED, f"{JAX} / eager", f"{JAX} / compiled"]
-    lines = ["| " + " | ".join(titles) + " |", "|---|---|" + "---:|" * 5]
-    return "\n".join(lines + [row(result) for result in results])
-
-
-def describe_machine(device, cores):
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} core{'s' * (cores > 1)} used"
+        cells[f"{JAX} / {name}"] = f"{statistics.median(ratios):.2f}" if ratios else "-"
+    return cells
 
 
 def main():
@@ -299,21 +285,20 @@ def main():
     device = choose_device(arguments.device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(cores)
-    machine = describe_machine(device, cores)
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     results = [result for name in arguments.models for result in compare(name, device, arguments)]
 
     versions = {"jax": jax.__version__, "flax": flax.__version__, "torch": torch.__version__}
     command = shlex.join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])
-    print(table(results))
+    print(markdown_table([row(result) for result in results]))
     print()
-    print(f"{machine}; {', '.join(f'{key} {value}' for key, value in versions.items())}; Python", end=" ")
-    print(f"{platform.python_version()}; batch {arguments.batch}, {arguments.image_size} pixels, {arguments.dtype},")
+    print(f"{machine()}; {cores} cores used; flax {versions['flax']}, torch {versions['torch']};")
+    print(f"batch {arguments.batch}, {arguments.image_size} pixels, {arguments.dtype},")
     print(f"median of {arguments.rounds} rounds, {arguments.clock} time, load before {load}. `{command}`")
     if arguments.json:
         record = {
             "command": command,
-            "machine": machine,
+            "machine": machine(),
             "load_before": load,
             "versions": versions,
             "arguments": vars(arguments),

@@ -46,6 +46,26 @@ def stce():
     return run
 
 
+@pytest.fixture(scope="module")
+def everything_is_split():
+    """Splits over `fsdp` arrays of any size; those as small as a test's are not split otherwise."""
+    from stce_jax.engine import mesh
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh, "SMALLEST_SPLIT", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Half the time to compile, for slower code. Whole runs are tested as users compile them, in test_train.py."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 TINY = (
     "--config=digits",
     "--config.epochs=2",

@@ -13,7 +13,6 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import linen as nn
 
-from stce_jax.engine import mesh as mesh_module
 from stce_jax.engine.checkpoint import Checkpoints
 from stce_jax.engine.mesh import batch_sharding, make_mesh, state_shardings
 from stce_jax.engine.optim import make_optimizer, make_schedule
@@ -24,23 +23,8 @@ from stce_jax.errors import CheckpointError
 META = {"class_names": ["one", "zwei", "três"], "mean": [0.1, 1 / 3, 1e-30], "epoch": 2.5, "nested": {"none": None}}
 SCHEDULE = make_schedule(peak=1e-3, warmup_from=1e-6, final=1e-5, warmup_steps=2, total_steps=50)
 OPTIMIZER = make_optimizer(SCHEDULE, weight_decay=0.05, beta1=0.9, beta2=0.999, epsilon=1e-8, clip_norm=1.0)
+pytestmark = pytest.mark.usefixtures("everything_is_split", "quick_compilation")
 ONE, EIGHT, FSDP_2, FSDP_8 = (1, 1), (8, 1), (8, 2), (8, 8)  # (devices, fsdp)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def everything_is_split():
-    """Arrays as small as these are not split otherwise."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mesh_module, "SMALLEST_SPLIT", 1)
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Half the time to compile, for slower code. Whole runs are tested as users compile them, in test_train.py."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def mesh_of(devices, fsdp):

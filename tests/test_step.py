@@ -11,7 +11,6 @@ import pytest
 from flax import linen as nn
 
 from stce_jax.data.augment import make_augment
-from stce_jax.engine import mesh as mesh_module
 from stce_jax.engine.mesh import batch_sharding, make_mesh, state_shardings
 from stce_jax.engine.optim import make_optimizer, make_schedule
 from stce_jax.engine.state import TrainState, abstract_variables, init_state
@@ -50,6 +49,7 @@ OPTIMIZER = make_optimizer(
     make_schedule(peak=5e-3, warmup_from=1e-3, final=1e-4, warmup_steps=4, total_steps=200), **ADAMW
 )
 SGD = optax.sgd(0.1)  # compiles faster, where the optimizer does not matter
+pytestmark = pytest.mark.usefixtures("everything_is_split", "quick_compilation")
 TOPOLOGIES = {"1 device": (1, 1), "8 devices": (8, 1), "fsdp 2": (8, 2), "fsdp 8": (8, 8)}
 
 
@@ -77,22 +77,6 @@ def assert_same_bits(actual, expected, what):
     for (path, left), right in pairs:
         same = np.asarray(left).tobytes() == np.asarray(right).tobytes()
         assert same, f"{what}: {jax.tree_util.keystr(path)} differs"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def everything_is_split():
-    """Arrays as small as these are not split otherwise."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mesh_module, "SMALLEST_SPLIT", 1)
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Half the time to compile, for slower code. Whole runs are tested as users compile them, in test_train.py."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Topology:

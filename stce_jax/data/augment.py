@@ -55,19 +55,14 @@ def mix(key, images, targets, *, mixup, cutmix, switch_probability):
     switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 4)
     other_images, other_targets = images[::-1], targets[::-1]
     _, height, width, _ = images.shape
-    keep = cutmix_kept = 1.0
-    inside = jnp.zeros((height, width, 1), bool)
-    if mixup:
-        keep = jax.random.beta(mixup_key, mixup, mixup)
+    keep = jax.random.beta(mixup_key, mixup, mixup) if mixup else 1.0
+    blend, inside = keep, False
     if cutmix:
         box = cutmix_box(box_key, jax.random.beta(cutmix_key, cutmix, cutmix), height, width)  # [H, W, 1]
-        cutmix_kept = 1.0 - box.mean()
         use_cutmix = jax.random.bernoulli(switch_key, switch_probability) if mixup else True
         inside = box & use_cutmix
-        keep = jnp.where(use_cutmix, cutmix_kept, keep)
-        blend = jnp.where(use_cutmix, 1.0, keep)  # CutMix blends nothing outside its box
-    else:
-        blend = keep
+        keep = jnp.where(use_cutmix, 1.0 - box.mean(), keep)
+        blend = jnp.where(use_cutmix, 1.0, blend)  # CutMix blends nothing outside its box
     images = jnp.where(inside, other_images, blend * images + (1.0 - blend) * other_images)
     return images, keep * targets + (1.0 - keep) * other_targets
 

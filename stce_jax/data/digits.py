@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-SPLITS = ("train", "val")
+from stce_jax.data.catalog import SPLITS
 
 
 class Digits(tfds.core.ShardBasedBuilder):

@@ -14,7 +14,7 @@ def peak_learning_rate(learning_rate, scaling, batch_size):
 def make_schedule(*, peak, warmup_from, final, warmup_steps, total_steps):
     """Step -> learning rate: linear from `warmup_from` to `peak` in `warmup_steps`, then half a cosine to `final`."""
     return optax.warmup_cosine_decay_schedule(
-        init_value=warmup_from if warmup_steps else peak,
+        init_value=warmup_from,
         peak_value=peak,
         warmup_steps=warmup_steps,
         decay_steps=max(total_steps, warmup_steps + 1),
