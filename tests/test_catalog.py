@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from sklearn.datasets import load_digits
 
 from stce_jax.data import catalog
 from stce_jax.errors import ConfigError, DataError
+from stce_jax.prepare import prepare
 
 # Opens the digits as a user would and says what it saw, and whether anything tried to import TensorFlow.
 OPENER = """
@@ -182,6 +184,106 @@ def test_default_data_directory(monkeypatch, tmp_path):
     assert catalog.default_data_dir() == tmp_path / ".local" / "share" / "stce_jax"
 
 
+def test_the_digits_fingerprint_is_of_their_records(digits, preparation):
+    again = catalog.open_dataset("digits", preparation[0])
+    assert again.fingerprint == digits.fingerprint and re.fullmatch("[0-9a-f]{64}", digits.fingerprint)
+    assert digits.class_ids == digits.class_names
+
+
+# --- prepared data sets
+
+TWO = ("n01440764", "n02012849")  # tench, crane
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """(data directory, path of a list of two classes) of a prepared data set; its images are a pixel each."""
+    root = tmp_path_factory.mktemp("prepared_images")
+    (root / "two.txt").write_text("\n".join(TWO))
+    source = write_images(
+        root / "in", *(f"{split}/{c}/{k}.png" for split in ("train", "val") for c in TWO for k in "01")
+    )
+    prepare("imagenet100", str(source), classes=str(root / "two.txt"), data_dir=str(root / "data"))
+    return root / "data", str(root / "two.txt")
+
+
+@pytest.fixture
+def copy(prepared, tmp_path):
+    """A copy of the prepared data set to be tampered with, and its list."""
+    shutil.copytree(prepared[0], tmp_path / "data")
+    return tmp_path / "data", prepared[1]
+
+
+def test_a_prepared_data_set_is_opened(prepared):
+    dataset = catalog.open_dataset("imagenet100", str(prepared[0]), classes=prepared[1])
+    assert dataset.class_ids == TWO and dataset.class_names == ("tench, Tinca tinca", "crane")
+    assert len(dataset.train) == len(dataset.val) == 4 and re.fullmatch("[0-9a-f]{64}", dataset.fingerprint)
+    assert dataset.mean == (0.485, 0.456, 0.406) and dataset.std == (0.229, 0.224, 0.225)
+    record = dataset.train[0]
+    assert type(record["image"]) is bytes and type(record["label"]) is int and pixels(record).shape == (2, 3, 3)
+
+
+def test_it_is_found_by_its_classes_whatever_the_list_is_called(prepared, tmp_path):
+    (tmp_path / "other.txt").write_text("\n".join(TWO[::-1]))
+    dataset = catalog.open_dataset("imagenet100", str(prepared[0]), classes=str(tmp_path / "other.txt"))
+    assert dataset.class_ids == TWO
+
+
+@pytest.mark.parametrize(
+    "name, classes, command",
+    [
+        ("imagenet100", "", "stce prepare imagenet100 --source=PATH --classes=kaggle --data_dir="),
+        ("imagenet100", "cmc", "stce prepare imagenet100 --source=PATH --classes=cmc --data_dir="),
+        ("imagenet2012", "", "stce prepare imagenet2012 --source=PATH --data_dir="),
+    ],
+)
+def test_what_is_not_prepared_says_how_to(prepared, name, classes, command):
+    """Another list is there, and must not be taken for it."""
+    message = refusal(catalog.open_dataset, name, str(prepared[0]), classes)
+    assert f"{command}{prepared[0]}" in message and "not prepared" in message
+
+
+def test_data_are_never_served_under_other_labels(copy):
+    """Neither if a directory is renamed, nor if the labels in it are exchanged."""
+    data, listed = copy
+    [directory] = (data / "imagenet100").glob("two-*/1.0.0")
+    labels = directory / "label.labels.txt"
+    labels.write_text("\n".join(TWO[::-1]) + "\n")
+    assert "other labels" in refusal(catalog.open_dataset, "imagenet100", str(data), listed)
+    labels.write_text("n01440764\nn02014999\n")
+    assert "other labels" in refusal(catalog.open_dataset, "imagenet100", str(data), listed)
+    labels.write_text("\n".join(TWO) + "\n")
+    catalog.open_dataset("imagenet100", str(data), listed)
+    directory.parent.rename(data / "imagenet100" / "kaggle-82b5291a")
+    assert "other labels" in refusal(catalog.open_dataset, "imagenet100", str(data), "kaggle")
+
+
+@pytest.mark.parametrize("damage", ["metadata.json", "dataset_info.json", "*train.array_record*"])
+def test_damaged_prepared_data_are_named_with_the_way_out(copy, damage):
+    data, listed = copy
+    [path] = (data / "imagenet100").glob(f"two-*/1.0.0/{damage}")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    message = refusal(lambda: everything(catalog.open_dataset("imagenet100", str(data), listed).train))
+    assert str(path.parent) in message and "delete" in message
+
+
+def test_a_half_made_data_set_is_not_seen(copy):
+    data, listed = copy
+    [directory] = (data / "imagenet100").glob("two-????????")
+    directory.rename(data / "imagenet100" / f"incomplete.{directory.name}")
+    assert "not prepared" in refusal(catalog.open_dataset, "imagenet100", str(data), listed)
+
+
+def test_class_folders_are_prepared_or_not(tmp_path):
+    names = [f"{split}/{c}/{k}.png" for split in ("train", "val") for c in ("cat", "dog") for k in "012"]
+    raw = catalog.open_dataset("folder", str(write_images(tmp_path / "pets", *names)))
+    prepare("folder", str(tmp_path / "pets"), data_dir=str(tmp_path / "data"))
+    for classes in ("", "pets"):
+        dataset = catalog.open_dataset("folder", str(tmp_path / "data"), classes)
+        assert dataset.class_ids == raw.class_ids == ("cat", "dog")
+        assert {record["image"] for record in everything(dataset.train)} == {r["image"] for r in everything(raw.train)}
+
+
 # --- names
 
 
@@ -190,6 +292,20 @@ def test_unknown_datasets_and_a_missing_data_dir_are_mistakes_in_the_config():
     assert "'imagenet'" in message and "digits" in message and "folder" in message
     message = refusal(catalog.open_dataset, "folder", "", kind=ConfigError)
     assert "--data_dir" in message
+
+
+@pytest.mark.parametrize("name", ["digits", "imagenet2012"])
+def test_only_some_datasets_have_a_choice_of_classes(name, tmp_path):
+    assert "'cmc'" in refusal(catalog.open_dataset, name, str(tmp_path), "cmc", kind=ConfigError)
+
+
+def test_classes_are_compared_by_their_ids(tmp_path):
+    """Not by their names, of which two may be equal."""
+    cranes = ("n02012849", "n03126707")
+    dataset = catalog.open_folder(write_images(tmp_path, *(f"{s}/{c}/0.png" for s in ("train", "val") for c in cranes)))
+    assert dataset.class_names == ("crane", "crane") and dataset.class_ids == cranes
+    catalog.check_class_names(dataset, list(cranes))
+    assert "n02012849" in refusal(catalog.check_class_names, dataset, ["n02012850", "n03126707"])
 
 
 def test_a_dataset_of_other_classes_is_refused(tmp_path):
@@ -233,6 +349,26 @@ def test_order_of_files_does_not_depend_on_the_order_of_their_making(tmp_path):
             for root, source in (("one", first), ("two", second))
         ]
         assert relative[0] == relative[1]
+
+
+def test_a_folders_fingerprint_notices_files_that_change(tmp_path):
+    names = [f"{split}/{c}/{k}.png" for split in ("train", "val") for c in "ab" for k in "01"]
+    root = write_images(tmp_path / "one", *names)
+    before = catalog.open_folder(root).fingerprint
+    assert before == catalog.open_folder(write_images(tmp_path / "two", *names)).fingerprint, (
+        "the place does not matter"
+    )
+    changes = {
+        "another size": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+        "another name": lambda path: path.rename(path.with_name("2.png")),
+        "another class": lambda path: path.rename(path.parents[1] / "b" / "2.png"),
+        "another split": lambda path: path.rename(path.parents[2] / "val" / "a" / "2.png"),
+        "gone": lambda path: path.unlink(),
+    }
+    for name, change in changes.items():
+        shutil.copytree(root, tmp_path / name)
+        change(tmp_path / name / "train" / "a" / "1.png")
+        assert catalog.open_folder(tmp_path / name).fingerprint != before, name
 
 
 def test_folders_are_normalised_as_imagenet(tmp_path):

@@ -7,19 +7,23 @@ says in an error message which image was meant.
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import io
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
+from stce_jax.data import class_lists
+from stce_jax.data.records import FolderSource, TfdsSource, damaged
 from stce_jax.errors import ConfigError, DataError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Of the digits' 1,437 training images.
 DIGITS_MEAN, DIGITS_STD = (0.305, 0.305, 0.305), (0.376, 0.376, 0.376)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val")
+DATASETS = ("digits", "folder", "imagenet100", "imagenet2012")
+VERSION = "1.0.0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,42 +32,66 @@ class Dataset:
 
     Attributes:
       train, val: sources of records, indexed 0..len - 1.
-      class_names: the classes in the order of their labels.
+      class_ids: what identifies the classes, in the order of their labels: WordNet ids, or names of folders.
+      class_names: what they are called: ImageNet's words where an id is one of its 1000, otherwise the id.
+      fingerprint: stands for the classes and images; the same images, labels and order have the same one.
       mean, std: of the pixels scaled to 0..1, a number a channel (red, green, blue).
     """
 
-    train: "FolderSource | TfdsSource"
-    val: "FolderSource | TfdsSource"
+    train: FolderSource | TfdsSource
+    val: FolderSource | TfdsSource
+    class_ids: tuple[str, ...]
     class_names: tuple[str, ...]
+    fingerprint: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
-def open_dataset(name, data_dir=""):
-    """Opens a dataset, preparing it first if it can be made here.
+def open_dataset(name, data_dir="", classes=""):
+    """Opens a dataset; the digits are prepared first if they are not there.
 
     Args:
-      name: "digits" (made from scikit-learn at first use, under a lock) or "folder".
-      data_dir: for "digits" the directory that holds prepared datasets, by default the user's data directory; for
-        "folder" the directory with train/<class>/ and val/<class>/.
+      name: "digits" (made from scikit-learn at first use, under a lock), "folder", "imagenet100" or "imagenet2012".
+      data_dir: the directory that holds prepared datasets, by default the user's data directory; for "folder" that, or
+        a directory with train/<class>/ and val/<class>/.
+      classes: for "imagenet100" the list of classes, see `class_lists.load_class_ids`, by default "kaggle"; for
+        "folder" the name of the prepared dataset, if data_dir holds several.
 
     Raises:
-      ConfigError: an unknown name, or "folder" without a data_dir.
-      DataError: the images are missing, a class is empty, or train and val have different classes.
+      ConfigError: an unknown name or list, or "folder" without a data_dir.
+      DataError: it is not prepared, damaged or under other labels; the images are missing, a class is empty, or train
+        and val have different classes.
     """
-    if name == "digits":
-        return _open_digits(_absolute(data_dir or default_data_dir()))
+    if name not in DATASETS:
+        raise ConfigError(f"there is no dataset {name!r}; the datasets are {', '.join(DATASETS)}")
+    if classes and name not in ("folder", "imagenet100"):
+        raise ConfigError(f"dataset {name!r} has no choice of classes, but was given {classes!r}")
     if name == "folder":
         if not data_dir:
-            raise ConfigError('dataset "folder" needs --data_dir=DIR, a directory with train/<class>/ and val/<class>/')
-        return open_folder(data_dir)
-    raise ConfigError(f"there is no dataset {name!r}; the datasets are digits, folder")
+            raise ConfigError(
+                'dataset "folder" needs --data_dir=DIR, a directory with train/<class>/ and val/<class>/, or the one '
+                "that `stce prepare folder` wrote to"
+            )
+        root = _absolute(data_dir)
+        return open_prepared(_choose_folder(root, classes)) if prepared(root, "folder") else open_folder(root)
+    root = _absolute(data_dir or default_data_dir())
+    if name == "digits":
+        return _open_digits(root)
+    classes = "all" if name == "imagenet2012" else classes or "kaggle"
+    found = find_prepared(root, name, classes)
+    if found is None:
+        option = "" if name == "imagenet2012" else f" --classes={classes}"
+        raise DataError(
+            f"{name} with the classes {classes!r} is not prepared in {root}; run "
+            f"stce prepare {name} --source=PATH{option} --data_dir={root}"
+        )
+    return open_prepared(found)
 
 
-def check_class_names(dataset, class_names):
-    """Refuses a dataset whose classes are not those a model was trained on."""
-    if dataset.class_names != tuple(class_names):
-        odd = sorted(set(dataset.class_names) ^ set(class_names)) or ["their order"]
+def check_class_names(dataset, class_ids):
+    """Refuses a dataset whose classes, by their ids, are not those a model was trained on."""
+    if dataset.class_ids != tuple(class_ids):
+        odd = sorted(set(dataset.class_ids) ^ set(class_ids)) or ["their order"]
         raise DataError(
             f"the dataset's classes are not the run's: {odd[0]!r} differs; give the --data_dir it was trained on"
         )
@@ -72,6 +100,43 @@ def check_class_names(dataset, class_names):
 def default_data_dir():
     """The user's data directory: $XDG_DATA_HOME/stce_jax, or ~/.local/share/stce_jax."""
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "stce_jax"
+
+
+def prepared(root, name):
+    """Directories of the prepared datasets of this name, sorted."""
+    return sorted(path for path in (root / name).glob(f"*/{VERSION}") if not path.parent.name.startswith("incomplete"))
+
+
+def find_prepared(root, name, classes):
+    """The directory of a prepared ImageNet with the classes of a list, whatever that list was called, or None."""
+    ending = f"-{class_lists.list_hash(class_lists.load_class_ids(classes))}"
+    found = [path for path in prepared(root, name) if path.parent.name.endswith(ending)]
+    own = [path for path in found if path.parent.name == class_lists.list_name(classes) + ending]
+    return next(iter(own + found), None)
+
+
+def open_prepared(directory):
+    """Opens what `stce prepare` wrote; refuses it unless the name of its directory is that of its labels."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(directory)
+        sources = {split: TfdsSource(builder, split) for split in SPLITS}
+        metadata = dict(builder.info.metadata)
+        ids, names, fingerprint = (metadata[key] for key in ("class_ids", "class_names", "fingerprint"))
+        labels = builder.info.features["label"].names
+    except Exception as error:  # whatever tfds and array_record make of damaged files
+        raise damaged(directory, error) from error
+    if not (labels == ids == sorted(ids) and directory.parent.name.endswith(f"-{class_lists.list_hash(ids)}")):
+        raise DataError(f"{directory} holds other labels than its name says; delete it, and prepare it anew")
+    return Dataset(
+        **sources,
+        class_ids=tuple(ids),
+        class_names=tuple(names),
+        fingerprint=fingerprint,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
 
 
 def open_folder(data_dir):
@@ -96,58 +161,14 @@ def open_folder(data_dir):
             f"train and val in {root} have different classes: {odd[0]!r} is in {where} alone; make them equal"
         )
     sources = {split: FolderSource(root / split, names) for split in SPLITS}
-    return Dataset(**sources, class_names=tuple(names), mean=IMAGENET_MEAN, std=IMAGENET_STD)
-
-
-class FolderSource:
-    """The image files of one split's class folders, classes in the given order, files sorted by path.
-
-    Links are followed; hidden files, such as the "._" ones that macOS leaves beside images, are passed over.
-    """
-
-    def __init__(self, root, class_names):
-        self._files = []
-        for label, name in enumerate(class_names):
-            files = sorted(
-                os.path.join(folder, file)
-                for folder, _, files in os.walk(root / name, followlinks=True)
-                for file in files
-                if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
-            )
-            if not files:
-                raise DataError(f"class folder {root / name} holds no image; add some, or remove the folder")
-            self._files += [(path, label) for path in files]
-
-    def __len__(self):
-        return len(self._files)
-
-    def __getitem__(self, index):
-        path, label = self._files[index]
-        try:
-            return {"image": Path(path).read_bytes(), "label": label, "name": path}
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}") from error
-
-
-class TfdsSource:
-    """One split of a prepared tfds dataset, images left encoded."""
-
-    def __init__(self, builder, split):
-        import tensorflow_datasets as tfds
-
-        self._label = f"{builder.info.full_name} {split}"
-        self._directory = builder.data_path
-        self._source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-
-    def __len__(self):
-        return len(self._source)
-
-    def __getitem__(self, index):
-        try:
-            record = self._source[index]
-        except Exception as error:  # whatever array_record makes of damaged files
-            raise _damaged(self._directory, error) from error
-        return {"image": record["image"], "label": int(record["label"]), "name": f"image {index} of {self._label}"}
+    return Dataset(
+        **sources,
+        class_ids=tuple(names),
+        class_names=class_lists.class_names(names),
+        fingerprint=_hash_of(f"{split} {line}" for split in SPLITS for line in sources[split].listing()),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
 
 
 def _open_digits(data_dir):
@@ -160,9 +181,13 @@ def _open_digits(data_dir):
         builder = tfds.builder_from_directory(directory)
         sources = {split: TfdsSource(builder, split) for split in SPLITS}
     except Exception as error:  # whatever tfds and array_record make of damaged files
-        raise _damaged(directory, error) from error
+        raise damaged(directory, error) from error
     names = tuple(builder.info.features["label"].names)
-    return Dataset(**sources, class_names=names, mean=DIGITS_MEAN, std=DIGITS_STD)
+    records = (sources[split][index] for split in SPLITS for index in range(len(sources[split])))
+    fingerprint = _hash_of(f"{record['label']} {hashlib.sha256(record['image']).hexdigest()}" for record in records)
+    return Dataset(
+        **sources, class_ids=names, class_names=names, fingerprint=fingerprint, mean=DIGITS_MEAN, std=DIGITS_STD
+    )
 
 
 def _prepare_digits(data_dir):
@@ -187,10 +212,22 @@ def _prepare_digits(data_dir):
         ) from error
 
 
+def _choose_folder(root, name):
+    """The prepared dataset of class folders that is called so, or the only one."""
+    found = prepared(root, "folder")
+    called = [path for path in found if name in ("", path.parent.name, path.parent.name.rpartition("-")[0])]
+    if len(called) != 1:
+        names = ", ".join(path.parent.name for path in found)
+        raise ConfigError(f"{root} holds these prepared folders: {names}; name one of them with --config.classes")
+    return called[0]
+
+
+def _hash_of(lines):
+    total = hashlib.sha256()
+    for line in lines:
+        total.update(line.encode(errors="surrogateescape") + b"\n")
+    return total.hexdigest()
+
+
 def _absolute(path):
     return Path(os.path.expanduser(path)).absolute()
-
-
-def _damaged(directory, error):
-    cause = next(iter(str(error).splitlines()), type(error).__name__)
-    return DataError(f"cannot read {directory}: {cause}; delete it, and it is made anew")

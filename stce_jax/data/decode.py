@@ -4,6 +4,7 @@ Shape letters: H W image height and width.
 """
 
 import io
+import warnings
 
 import numpy as np
 import simplejpeg
@@ -11,9 +12,22 @@ from PIL import Image, UnidentifiedImageError
 
 from stce_jax.errors import DataError
 
+MAX_PIXELS = 89_478_485  # of an image; a quarter of a GiB as RGB, where Pillow begins to warn
+# What Pillow may try. More formats than these are a risk without a use: EPS, say, would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+# Such images are refused; Pillow's warning would only be a second voice.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+LONGEST = 16  # short sides, what of an image's long side is looked at for the central square
+
 
 def decode_image(encoded, name):
-    """Decodes an image file of any format Pillow reads; JPEGs take the faster simplejpeg.
+    """Decodes an image file by its content, whatever it is called; JPEGs take the faster simplejpeg.
+
+    The same in training, evaluation, prediction and preparing: the first frame of an animation; alpha is dropped;
+    palettes are looked up; of 16 bits the high byte counts; CMYK as Pillow converts it; grey in three equal channels.
+    The EXIF orientation is not applied, as in ImageNet's usual pipelines. Images above MAX_PIXELS are refused by what
+    their header says, so that a small file cannot claim all memory.
 
     Args:
       encoded: the file's bytes.
@@ -23,24 +37,52 @@ def decode_image(encoded, name):
       [H, W, 3] uint8, red green blue.
 
     Raises:
-      DataError: the bytes are no readable image.
+      DataError: the bytes are no readable image of one of FORMATS, or too large.
     """
-    if encoded[:3] == b"\xff\xd8\xff":
-        try:
-            return simplejpeg.decode_jpeg(encoded, colorspace="RGB")
-        except ValueError:
-            pass  # a colour space that it does not know, or damage that Pillow may forgive
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        if encoded[:3] == b"\xff\xd8\xff":
+            try:
+                height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
+                _check_pixels(width, height)
+                return simplejpeg.decode_jpeg(encoded, colorspace="RGB")
+            except ValueError:
+                pass  # a colour space that it does not know, or damage that Pillow may forgive
+        with open_image(encoded) as image:
             if image.mode.startswith("I;16"):  # convert() would clip it to white; the high byte, as in 16-bit colour
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
             if image.mode in ("I", "F"):
                 raise ValueError(f"its pixels are of mode {image.mode}, not 8 or 16 bits a channel")
+            image.load()
+            image.info.pop("transparency", None)  # of palette and key colours; Pillow warns where it drops it itself
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError as error:
         raise DataError(f"cannot decode {name}: it is no image that Pillow knows; repair or remove it") from error
     except Exception as error:  # whatever Pillow's plugins make of damaged files
         raise DataError(f"cannot decode {name}: {error}; repair or remove it") from error
+
+
+def open_image(encoded):
+    """The file as a Pillow image, its header read and its pixels not.
+
+    Raises:
+      TooLargeError: it has more than MAX_PIXELS.
+      Exception: whatever Pillow's plugins make of damaged files.
+    """
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise TooLargeError(f"it has more than {MAX_PIXELS:,} pixels") from error
+    _check_pixels(*image.size)
+    return image
+
+
+class TooLargeError(Exception):
+    """An image that would take too much memory."""
+
+
+def _check_pixels(width, height):
+    if width * height > MAX_PIXELS:
+        raise TooLargeError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,} altogether")
 
 
 def center_crop(image, size, fraction):
@@ -56,6 +98,10 @@ def center_crop(image, size, fraction):
     """
     height, width, _ = image.shape
     short, scaled = min(height, width), int(size / fraction)
+    if max(height, width) > LONGEST * short:  # of a 1 x 10,000 image's 256 x 2,560,000 pixels only the middle is seen
+        rows, columns = (min(length, LONGEST * short) for length in (height, width))
+        top, left = (height - rows) // 2, (width - columns) // 2
+        image, height, width = image[top : top + rows, left : left + columns], rows, columns
     resized = Image.fromarray(image).resize(
         (scaled * width // short, scaled * height // short), Image.Resampling.BICUBIC
     )
@@ -77,8 +123,8 @@ def random_resized_crop(rng, image, size, *, area, ratio):
       [size, size, 3] uint8.
     """
     top, left, height, width = _draw_box(rng, *image.shape[:2], area, ratio)
-    box = (left, top, left + width, top + height)
-    return np.asarray(Image.fromarray(image).crop(box).resize((size, size), Image.Resampling.BICUBIC))
+    part = np.ascontiguousarray(image[top : top + height, left : left + width])
+    return np.asarray(Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _draw_box(rng, height, width, area, ratio):

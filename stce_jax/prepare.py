@@ -1,0 +1,228 @@
+"""`stce prepare`: images from any of four forms into a data set of their original bytes, verified and counted.
+
+The source is indexed first, then its images are read, decoded and hashed in threads, in an order that depends on their
+names alone, and written by one. All goes into a directory called incomplete.*, under a lock, which takes its final
+name in one step at the very end; a run that is killed leaves that directory behind, and the next one removes it.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+from stce_jax.data import catalog, class_lists, inspection
+from stce_jax.data.catalog import SPLITS
+from stce_jax.data.report import ImageProgress, Report, say
+from stce_jax.data.sources.recognition import open_source
+from stce_jax.data.sources.references import absolute, in_order
+from stce_jax.errors import ConfigError, DataError, PreemptedError
+
+DATASETS = ("imagenet100", "imagenet2012", "folder")
+ON_BAD = ("error", "skip")
+_NAMED = 3  # bad files in the one line of an error
+
+
+def prepare(dataset, source, *, classes="", data_dir="", on_bad="error", val_labels="", workers=0):
+    """Prepares a data set, unless it is there already.
+
+    Args:
+      dataset: "imagenet100", "imagenet2012", or "folder" for class folders with whatever names.
+      source: path of the images, see `open_source`.
+      classes: for "imagenet100" the list of classes, see `class_lists.load_class_ids`, by default "kaggle".
+      data_dir: the directory that holds prepared data sets; by default the user's data directory.
+      on_bad: "error" refuses a source with images that cannot be decoded, once all of them are known; "skip" leaves
+        them out.
+      val_labels: file or directory with the labels of ILSVRC2012's validation images; by default looked for beside
+        them.
+      workers: threads that read and decode; 0: one a core.
+
+    Returns:
+      `Report`, which is printed, too.
+
+    Raises:
+      ConfigError: a wrong argument.
+      DataError: the source is unknown, damaged or incomplete, images are bad, or the result cannot be written.
+      PreemptedError: SIGTERM came; nothing is left half-written.
+    """
+    _check_arguments(dataset, classes, on_bad, workers)
+    root = absolute(data_dir or catalog.default_data_dir())
+    say(f"looking at {source}")
+    if dataset == "folder":
+        opened = open_source(source, None, val_labels)
+        path = absolute(source)
+        class_ids, name = opened.class_ids, class_lists.safe_name(path.name if path.is_dir() else path.stem)
+        _check_class_ids(class_ids)
+    else:
+        classes = "all" if dataset == "imagenet2012" else classes or "kaggle"
+        opened, class_ids = None, class_lists.load_class_ids(classes)
+        name = class_lists.list_name(classes)
+    config = f"{name}-{class_lists.list_hash(class_ids)}"
+    try:
+        with _ends_cleanly(), _locked(root / dataset, config):
+            final = root / dataset / config / catalog.VERSION
+            there = final if dataset == "folder" else catalog.find_prepared(root, dataset, classes) or final
+            if there.is_dir():
+                report = Report.of_prepared(there)
+                say(
+                    f"already prepared: {there}\nfingerprint {report.fingerprint}; delete the directory to make it anew"
+                )
+                return report
+            opened = opened or open_source(source, class_ids, val_labels)
+            with _staging(root / dataset, config) as staging:
+                report = _write(dataset, config, opened, staging, on_bad, workers or len(os.sched_getaffinity(0)))
+                final.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(staging / dataset / config / catalog.VERSION, final)
+    except OSError as error:
+        where = error.filename or root
+        raise DataError(f"cannot write {where}: {error.strerror or error}; give another --data_dir") from error
+    report = dataclasses.replace(report, directory=str(final))
+    say(report.table())
+    return report
+
+
+def _check_arguments(dataset, classes, on_bad, workers):
+    if dataset not in DATASETS:
+        raise ConfigError(f"there is no dataset {dataset!r} to prepare; there are {', '.join(DATASETS)}")
+    if classes and dataset != "imagenet100":
+        raise ConfigError(f"--classes={classes} is for imagenet100; {dataset} takes all classes that there are")
+    if on_bad not in ON_BAD:
+        raise ConfigError(f"--on-bad={on_bad} is none of {', '.join(ON_BAD)}")
+    if workers < 0:
+        raise ConfigError(f"--workers={workers} is below 0; 0 takes one thread a core")
+
+
+def _check_class_ids(class_ids):
+    """Refuses class names that tfds, which writes one a line, would not give back."""
+    for class_id in class_ids:
+        if class_id != class_id.strip() or not class_id.isprintable():
+            raise DataError(f"the class folder {class_id!r} has a name with odd white space or bytes; rename it")
+
+
+def _write(dataset, config, source, staging, on_bad, workers):
+    """Writes the images below the directory `staging`; returns the report."""
+    from stce_jax.data import imagenet100  # here, for it imports tfds
+
+    say(f"source: {source.kind}" + (f"; {source.note}" if source.note else ""))
+    splits = in_order(source.references)
+    ordered = [reference for split in SPLITS for reference in splits[split]]
+    if source.stage:
+        with ImageProgress("copying", len(ordered)) as progress:
+            source.stage(staging, progress.update)
+    tally = inspection.Tally(source.class_ids, len(ordered))
+    names = class_lists.class_names(source.class_ids)
+
+    def metadata():
+        tally.add_repeated()
+        return Report.of_tally(config, names, source, tally).metadata()
+
+    with ImageProgress("preparing", len(ordered)) as progress:
+        inspected = inspection.inspect_all(ordered, source.read, workers)
+        with contextlib.closing(inspected):
+            try:
+                path = imagenet100.write(
+                    dataset=dataset,
+                    config=config,
+                    class_ids=list(source.class_ids),
+                    splits={split: len(splits[split]) for split in SPLITS},
+                    stream=_examples(inspected, tally, progress),
+                    metadata=metadata,
+                    directory=staging,
+                )
+            except RuntimeError as error:  # what array_record makes of a full disk
+                raise DataError(f"cannot write {staging}: {error}; make room, or give another --data_dir") from error
+    _check_bad(tally, on_bad)
+    report = Report.of_tally(config, names, source, tally)
+    _check_written(Path(path), report)
+    tally.write_csv(Path(path) / "odd.csv", source.ignored)
+    return report
+
+
+def _examples(inspected, tally, progress):
+    """Yields what is to be stored of each image, None for a bad one."""
+    for done, image in enumerate(inspected, 1):
+        label = tally.add(image)
+        progress.update(done, bad=len(tally.bad))
+        if label is None:
+            yield None
+        else:
+            name = image.reference.name.encode(errors="surrogateescape").decode(errors="replace")
+            yield {"image": image.encoded, "label": label, "file_name": name}
+
+
+def _check_bad(tally, on_bad):
+    """Prints the bad images, and refuses them, or classes of which nothing is left without them."""
+    for _, cause in tally.bad:
+        say(cause)
+    if tally.bad and on_bad == "error":
+        some = ", ".join(image for image, _ in tally.bad[:_NAMED]) + (", ..." if len(tally.bad) > _NAMED else "")
+        raise DataError(
+            f"{len(tally.bad)} images cannot be used: {some}; nothing is written. Repair them, or leave them out with "
+            "--on-bad=skip"
+        )
+    for split in SPLITS:
+        for class_id, count in zip(tally.class_ids, tally.counts[split], strict=True):
+            if not count:
+                raise DataError(f"no {split} image of class {class_id} can be decoded; repair the source")
+
+
+def _check_written(path, report):
+    """Opens the result as training will, and looks whether all images are there."""
+    dataset = catalog.open_prepared(path)
+    for split in SPLITS:
+        source, expected = getattr(dataset, split), sum(report.counts[split])
+        if len(source) != expected or not source[len(source) - 1]["image"]:
+            raise DataError(f"{path} has {len(source):,} of {expected:,} {split} images; run the command again")
+
+
+@contextlib.contextmanager
+def _locked(directory, config):
+    """Keeps other processes from preparing the same data set; those that come meanwhile wait."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / f"{config}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another process is preparing this data set; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _staging(directory, config):
+    """An empty directory for what is not finished, gone afterwards; what a killed process left there goes first."""
+    staging = directory / f"incomplete.{config}"
+    if staging.exists():
+        say(f"removing {staging}, left by a process that was killed")
+        shutil.rmtree(staging)
+    try:
+        staging.mkdir()
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM came. No Exception, so that nothing on the way takes it for a fault of its own."""
+
+
+@contextlib.contextmanager
+def _ends_cleanly():
+    """Turns SIGTERM into a PreemptedError, after everything on the way out has cleaned up."""
+
+    def terminate(number, frame):
+        raise _TerminatedError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread alone
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except _TerminatedError:
+        raise PreemptedError("stopped by SIGTERM; nothing is left half-written, run again to start anew") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
