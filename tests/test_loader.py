@@ -2,8 +2,15 @@
 
 import contextlib
 import functools
-import io
 import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 from unittest import mock
 
 import hypothesis
@@ -12,56 +19,38 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from pictures import COUNT, CountingSource, DamagedSource, SlowSource, Source
 
+from stce_jax.data import feeder as feeding
 from stce_jax.data import loader
 from stce_jax.data.catalog import open_dataset
+from stce_jax.data.views import Views
 from stce_jax.engine.mesh import batch_sharding, make_mesh
 from stce_jax.errors import DataError
 
-COUNT = 10  # images of the usual source; no batch size below divides it but 2
-
-
-class Source:
-    """PNGs whose pixels tell their place: red is the column, green the row, blue the image, whose label it is."""
-
-    def __init__(self, count=COUNT, side=24):
-        rows, columns = np.mgrid[:side, :side].astype(np.uint8)
-        self.images = [np.stack([columns * 10, rows * 10, 0 * rows + index], axis=2) for index in range(count)]
-
-    def __len__(self):
-        return len(self.images)
-
-    @functools.cache  # noqa: B019
-    def __getitem__(self, index):
-        stream = io.BytesIO()
-        Image.fromarray(self.images[index]).save(stream, format="PNG")
-        return {"image": stream.getvalue(), "label": index, "name": f"picture {index}"}
-
-
-class DamagedSource(Source):
-    def __getitem__(self, index):
-        record = super().__getitem__(index)
-        return record | {"image": record["image"][:60]} if index == 7 else record
-
-
 SOURCE = Source()
+VIEWS = {"size": 6, "crop": "random_resized", "area": (0.2, 0.8), "ratio": (0.75, 4 / 3), "fraction": 1.0}
 OPTIONS = {
     "batch_size": 4,
-    "size": 6,
-    "crop": "random_resized",
-    "area": (0.2, 0.8),
-    "ratio": (0.75, 4 / 3),
-    "fraction": 1.0,
+    "repeats": 1,
     "seed": 3,
     "start_step": 0,
     "threads": 2,
+    "workers": 0,
+    "timeout": 60.0,
 }
+
+
+def feeder(source=SOURCE, **options):
+    """The training batches of a source; options of the views and of the loader in one."""
+    views = Views(source, **(VIEWS | {name: options.pop(name) for name in [*VIEWS, "cache_bytes"] if name in options}))
+    return loader.train_batches(views, **(OPTIONS | options))
 
 
 def train(steps, source=SOURCE, **options):
     """The first batches as {"image": [steps, rows, ...], "label": [steps, rows]}."""
-    batches = list(itertools.islice(loader.train_batches(source, **(OPTIONS | options)), steps))
+    with feeder(source, **options) as batches:
+        batches = list(itertools.islice(batches, steps))
     return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
 
@@ -118,6 +107,17 @@ def test_order_and_crops_belong_to_the_position_not_to_the_batch(batch_size):
     assert_equal(stream(48 // batch_size, batch_size=batch_size), expected, f"batches of {batch_size}")
 
 
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_the_number_of_worker_processes_changes_nothing(workers):
+    expected = {name: values[3:9] for name, values in undisturbed().items()}
+    assert_equal(train(6, start_step=3, workers=workers), expected, f"{workers} workers from step 3 on")
+
+
+def test_keeping_pixels_in_memory_changes_nothing():
+    expected = {name: values[:20] for name, values in undisturbed().items()}
+    assert_equal(train(20, cache_bytes=10**6), expected, "with a cache")
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("start", [0, 5])
 def test_processes_together_load_the_global_batch_row_by_row(processes, start):
@@ -158,6 +158,29 @@ def test_epochs_and_seeds_differ_in_order_and_in_crops():
         assert len(set(seen)) >= len(seen) - 1, f"image {label} is cut the same again and again"
 
 
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_repeated_images_come_one_after_the_other_and_keep_the_epoch_s_length(repeats):
+    positions = stream(15, repeats=repeats)
+    plain = stream(15)["label"]
+    for epoch in range(6):
+        window = positions["label"][epoch * COUNT : (epoch + 1) * COUNT]
+        expected = np.repeat(plain[epoch * COUNT : (epoch + 1) * COUNT], repeats)[:COUNT]
+        np.testing.assert_array_equal(window, expected, err_msg=f"epoch {epoch}")
+    crops = [image.tobytes() for image in positions["image"]]
+    copies = [crops[place] != crops[place + 1] for place in range(0, 60, 10)]
+    assert sum(copies) >= 5, "an image's repetitions are cut alike"
+
+
+def test_repeated_images_go_on_at_any_step_and_over_processes():
+    whole = train(9, batch_size=8, repeats=3)
+    shares = []
+    for process in range(4):
+        with as_process(process, 4):
+            shares.append(train(4, batch_size=8, repeats=3, start_step=5))
+    together = {name: np.concatenate([share[name] for share in shares], axis=1) for name in whole}
+    assert_equal(together, {name: values[5:] for name, values in whole.items()}, "4 processes from step 5 on")
+
+
 def test_a_center_crop_draws_nothing():
     batches = train(5, crop="center", size=24)
     for image, label in zip(batches["image"].reshape(-1, 24, 24, 3), batches["label"].reshape(-1), strict=True):
@@ -176,11 +199,115 @@ def test_a_damaged_image_ends_training_by_name(threads):
         train(3, source=DamagedSource(), threads=threads)
 
 
+def test_a_damaged_image_ends_training_by_name_from_a_worker_process():
+    with pytest.raises(DataError, match=r"picture 7\b"):
+        train(3, source=DamagedSource(), workers=2)
+
+
+# --- trouble
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_image_that_never_comes_is_named(threads, monkeypatch, capsys):
+    monkeypatch.setattr(feeding, "REPORT", 0.3)
+    start = time.monotonic()
+    with pytest.raises(DataError, match=r"no data came for \d+ s: image 7 has been read for \d+ s"):
+        train(3, source=SlowSource(), threads=threads, timeout=1.0)
+    assert time.monotonic() - start < 20
+    assert "stce: waiting for data for" in capsys.readouterr().err
+
+
+def test_a_stuck_worker_process_is_reported():
+    with feeder(workers=2) as batches:
+        next(batches)
+        for worker in loader_processes():
+            os.kill(worker.pid, signal.SIGSTOP)
+        batches._timeout = 1.0
+        start = time.monotonic()
+        with pytest.raises(DataError, match="no data came for"):
+            for _ in range(20):
+                next(batches)
+        assert time.monotonic() - start < 20
+    assert not loader_processes()
+
+
+def test_a_killed_worker_process_is_reported():
+    with feeder(workers=2) as batches:
+        next(batches)
+        victim = loader_processes()[0].pid
+        os.kill(victim, signal.SIGKILL)
+        start = time.monotonic()
+        with pytest.raises(DataError, match=f"loader process {victim} was killed by signal 9"):
+            for _ in range(20):
+                next(batches)
+        assert time.monotonic() - start < 20
+    assert not loader_processes()
+
+
+def loader_processes():
+    return [child for child in multiprocessing.active_children() if child.name.startswith("grain")]
+
+
+PARENT = """
+import multiprocessing, time
+from test_loader import feeder
+
+if __name__ == "__main__":
+    batches = feeder(workers=2)
+    next(batches)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_leaves_no_process_and_no_shared_memory(number, tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        children = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(children) == 2
+        maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in children)
+        shared = {Path(word) for word in maps.split() if word.startswith("/dev/shm/")}
+        parent.send_signal(number)
+    deadline = time.monotonic() + 20
+    while left := [path for path in [*shared, *(Path(f"/proc/{pid}") for pid in children)] if path.exists()]:
+        assert time.monotonic() < deadline, f"left: {left}"
+        time.sleep(0.1)
+
+
+def test_a_closed_loader_leaves_no_thread():
+    before = set(threading.enumerate())
+    with feeder(threads=4) as batches:
+        next(batches)
+    deadline = time.monotonic() + 20
+    while left := set(threading.enumerate()) - before:
+        assert time.monotonic() < deadline, f"left: {left}"
+        time.sleep(0.05)
+
+
+# --- memory
+
+
+@pytest.mark.parametrize("crop", ["center", "random_resized"])
+def test_small_sources_are_read_once(crop):
+    source = CountingSource()
+    train(25, source=source, crop=crop, cache_bytes=24 * 24 * 3 * COUNT)
+    assert source.reads <= 2 * COUNT, "the samples and every image once"
+    source.reads = 0
+    train(25, source=source, crop=crop, cache_bytes=6 * 6 * 3 * COUNT - 1)
+    assert source.reads >= 100, "what does not fit is not kept"
+
+
 # --- evaluation
 
 
-def evaluation(source=SOURCE, **options):
-    return list(loader.eval_batches(source, **({"batch_size": 4, "size": 24, "fraction": 1.0, "threads": 2} | options)))
+def evaluation(source=SOURCE, *, size=24, batch_size=4, threads=2, cache_bytes=0):
+    views = Views(source, size=size, crop="center", fraction=1.0, cache_bytes=cache_bytes)
+    with loader.eval_batches(views, batch_size=batch_size, threads=threads, timeout=60.0) as batches:
+        return list(batches)
 
 
 @given(
@@ -252,6 +379,5 @@ def test_each_device_holds_its_rows(fsdp_devices):
 
 
 def test_a_damaged_image_reaches_the_caller_through_the_threads():
-    batches = loader.train_batches(DamagedSource(), **(OPTIONS | {"batch_size": 8, "threads": 4}))
-    with pytest.raises(DataError, match=r"picture 7\b"):
+    with feeder(DamagedSource(), batch_size=8, threads=4) as batches, pytest.raises(DataError, match=r"picture 7\b"):
         list(itertools.islice(loader.to_devices(batches, batch_sharding(make_mesh())), 3))

@@ -1,9 +1,9 @@
-"""From a source of encoded images to batches on the devices.
+"""From views of images to batches on the devices.
 
 The order of training examples, and every host-side draw, is a pure function of (seed, position in the stream), where
-position = step x global batch + row. A loader that starts at any step, with any number of threads or processes,
-continues the same stream. A process loads the rows that its devices hold: of P processes, number p the p-th P-th of
-every global batch.
+position = step x global batch + row. A loader that starts at any step, with any number of threads, workers or
+processes, continues the same stream. A process loads the rows that its devices hold: of P processes, number p the p-th
+P-th of every global batch.
 """
 
 import functools
@@ -12,77 +12,91 @@ import sys
 import grain
 import jax
 import numpy as np
+from absl import flags
 
-from stce_jax.data.decode import center_crop, decode_image, random_resized_crop
-
-
-class _TrainView(grain.transforms.RandomMap):
-    """Record -> {"image": uint8 [size, size, 3], "label": int32}, cropped with the position's own generator."""
-
-    def __init__(self, size, crop, area, ratio, fraction):
-        self._view = (
-            functools.partial(random_resized_crop, size=size, area=area, ratio=ratio)
-            if crop == "random_resized"
-            else lambda rng, image: center_crop(image, size, fraction)
-        )
-
-    def random_map(self, element, rng):
-        image = self._view(rng, decode_image(element["image"], element["name"]))
-        return {"image": image, "label": np.int32(element["label"])}
+from stce_jax.data.feeder import Feeder, prepare_worker
 
 
-def train_batches(source, *, batch_size, size, crop, area, ratio, fraction, seed, start_step, threads):
+def train_batches(views, *, batch_size, repeats, seed, start_step, threads, workers, timeout):
     """This process's share of every global batch from `start_step` on, without end.
 
     Args:
-      source: records, see `stce_jax.data.catalog`.
+      views: a `stce_jax.data.views.Views`.
       batch_size: images of a global batch; must be divisible by the number of processes.
-      size: side of the crops in pixels.
-      crop: "random_resized", or "center" for the evaluation view.
-      area, ratio: see `random_resized_crop`.  fraction: see `center_crop`.
+      repeats: how many times in a row an image comes, cut anew each time; an epoch keeps its length, so that of n
+        images the first n / repeats of its order come (repeated augmentation, Hoffer et al. 2020, as DeiT draws it).
       seed: of order and crops.
       start_step: global step of the first batch.
-      threads: decoding threads of this process.
+      threads: that decode in this process; 0: the one that asks.
+      workers: processes that decode instead, each in one thread; 0: none.
+      timeout: seconds after which a missing batch ends the run.
 
-    Yields:
-      {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes]}
+    Returns:
+      A `Feeder` of {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes]}; to be closed.
     """
-    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    # Draws come before the choice of rows, so that they belong to the position in the global stream.
-    stream = stream.random_map(_TrainView(size, crop, area, ratio, fraction))
     rows = batch_size // jax.process_count()
     first = start_step * batch_size + jax.process_index() * rows
+    stream = _Stream(views, seed, repeats, first, rows, batch_size)
+    examples = grain.MapDataset.range(sys.maxsize).map(stream.example)
+    if workers:
+        # Whole batches, for a worker takes every n-th element of what it is given.
+        batches = examples.batch(rows).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain hands them to its workers
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        # Through pipes: named shared memory would outlive a killed run.
+        through_pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        batches = grain.experimental.WithOptionsIterDataset(batches, through_pipes)
+        batches = batches.mp_prefetch(options, worker_init_fn=functools.partial(prepare_worker, timeout))
+    else:
+        batches = examples.to_iter_dataset(_read_options(threads, rows)).batch(rows)
+    return Feeder(batches, timeout=timeout)
 
-    def own(index):
-        step, row = divmod(index, rows)
-        return stream[first + step * batch_size + row]
 
-    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * rows)
-    return iter(grain.MapDataset.range(sys.maxsize).map(own).to_iter_dataset(read).batch(rows))
+class _Stream:
+    """This process's examples, numbered from 0, of the stream that all processes share."""
+
+    def __init__(self, views, seed, repeats, first, rows, batch_size):
+        self._views, self._seed, self._repeats = views, seed, repeats
+        self._first, self._rows, self._batch_size = first, rows, batch_size
+        self._order = grain.MapDataset.range(len(views)).seed(seed).shuffle().repeat()
+
+    def example(self, number):
+        step, row = divmod(number, self._rows)
+        position = self._first + step * self._batch_size + row
+        epoch, within = divmod(position, len(self._views))
+        index = self._order[epoch * len(self._views) + within // self._repeats]
+        draws = np.random.Generator(np.random.Philox(key=(self._seed, position)))
+        image, label = self._views.view(int(index), draws)
+        return {"image": image, "label": label}
 
 
-def eval_batches(source, *, batch_size, size, fraction, threads):
-    """This process's share of one pass over the source, every image once.
+def eval_batches(views, *, batch_size, threads, timeout):
+    """This process's share of one pass over the views, every image once.
 
     The last global batch is filled up with black images of weight 0, so that all processes see equally many batches.
 
-    Yields:
-      {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes], "weight": float32, 1 or 0}
+    Returns:
+      A `Feeder` of {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes], "weight": float32,
+      1 or 0}; to be closed.
     """
-    count = len(source)
+    count = len(views)
 
-    def view(position):
+    def example(position):
         if position >= count:
-            return {"image": np.zeros((size, size, 3), np.uint8), "label": np.int32(0), "weight": np.float32(0)}
-        record = source[position]
-        image = center_crop(decode_image(record["image"], record["name"]), size, fraction)
-        return {"image": image, "label": np.int32(record["label"]), "weight": np.float32(1)}
+            image, label = np.zeros((views.size, views.size, 3), np.uint8), np.int32(0)
+        else:
+            image, label = views.view(position)
+        return {"image": image, "label": label, "weight": np.float32(position < count)}
 
     padded = -(-count // batch_size) * batch_size
-    stream = grain.MapDataset.range(padded)[jax.process_index() :: jax.process_count()].map(view)
+    examples = grain.MapDataset.range(padded)[jax.process_index() :: jax.process_count()].map(example)
     rows = batch_size // jax.process_count()
-    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * rows)
-    return iter(stream.to_iter_dataset(read).batch(rows))
+    return Feeder(examples.to_iter_dataset(_read_options(threads, rows)).batch(rows), timeout=timeout)
+
+
+def _read_options(threads, rows):
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * rows)
 
 
 def to_devices(batches, sharding):

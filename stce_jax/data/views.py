@@ -1,0 +1,103 @@
+"""What the model is shown of a source's images: decoded, cut to size, and kept in memory where they are few.
+
+Runs in threads and in processes of their own, so it knows nothing of JAX.
+"""
+
+import functools
+import threading
+import time
+
+import numpy as np
+
+from stce_jax.data.decode import center_crop, decode_image, random_resized_crop
+
+SAMPLES = 8  # images that are decoded to tell whether all of them fit into the cache
+_at_work = {}  # thread of this process -> (name of the image it reads, since when)
+
+
+def slowest():
+    """(name, seconds) of the image that a thread of this process has been reading longest, or None."""
+    since = min(list(_at_work.values()), key=lambda work: work[1], default=None)
+    return since and (since[0], time.monotonic() - since[1])
+
+
+class Views:
+    """The views of a source's images, all of one size.
+
+    A view is drawn in two steps: pixels that are the same every time, which small sources keep in memory, and a random
+    crop of them. Safe to use from several threads; a copy in another process starts with an empty cache.
+
+    Args:
+      source: records, see `stce_jax.data.catalog`.
+      size: side of the views in pixels.
+      crop: "random_resized", or "center" for the evaluation's view.
+      fraction: see `center_crop`.
+      area, ratio: see `random_resized_crop`; for that crop alone.
+      cache_bytes: if all the pixels of the first step fit into this many bytes, they are kept.
+    """
+
+    def __init__(self, source, *, size, crop, fraction, area=None, ratio=None, cache_bytes=0):
+        self.size = size
+        self._source = source
+        if crop == "center":
+            self._pixels, self._cut = functools.partial(center_crop, size=size, fraction=fraction), None
+        else:
+            self._pixels, self._cut = None, functools.partial(random_resized_crop, size=size, area=area, ratio=ratio)
+        self._cache_bytes = cache_bytes
+        self._start()
+
+    def _start(self):
+        self._cache, self._fits = None, None  # not yet known
+        self._deciding = threading.Lock()
+
+    def __getstate__(self):
+        own = ("_cache", "_fits", "_deciding")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._start()
+
+    def __len__(self):
+        return len(self._source)
+
+    def view(self, index, rng=None):
+        """The view of image `index`: (uint8 [size, size, 3], label); a random crop takes its draws from `rng`.
+
+        Raises:
+          DataError: the image cannot be read; it is named.
+        """
+        pixels, label = self._kept(index)
+        return (pixels if self._cut is None else self._cut(rng, pixels)), label
+
+    def _kept(self, index):
+        if self._fits is None:
+            with self._deciding:
+                if self._fits is None:
+                    fits = self._all_fit()
+                    self._cache = [None] * len(self) if fits else None
+                    self._fits = fits
+        if not self._fits:
+            return self._decoded(index)
+        if self._cache[index] is None:
+            self._cache[index] = self._decoded(index)
+        return self._cache[index]
+
+    def _all_fit(self):
+        """Guesses from a few images spread over the source."""
+        if not self._cache_bytes:
+            return False
+        places = np.linspace(0, len(self) - 1, min(SAMPLES, len(self))).astype(int)
+        sizes = [self._decoded(int(place))[0].nbytes for place in places]
+        return float(np.mean(sizes)) * len(self) <= self._cache_bytes
+
+    def _decoded(self, index):
+        thread = threading.get_ident()
+        _at_work[thread] = (f"image {index}", time.monotonic())
+        try:
+            record = self._source[index]
+            _at_work[thread] = (record["name"], time.monotonic())
+            pixels = decode_image(record["image"], record["name"])
+            return (pixels if self._pixels is None else self._pixels(pixels)), np.int32(record["label"])
+        finally:
+            del _at_work[thread]

@@ -1,0 +1,56 @@
+"""Sources of pictures that tell what happened to them; apart from the tests, for loader processes import it, too."""
+
+import functools
+import io
+import time
+
+import numpy as np
+from PIL import Image
+
+COUNT = 10  # images of the usual source; no batch size of the tests divides it but 2
+
+
+class Source:
+    """PNGs whose pixels tell their place: red is the column, green the row, blue the image, whose label it is."""
+
+    def __init__(self, count=COUNT, side=24):
+        rows, columns = np.mgrid[:side, :side].astype(np.uint8)
+        self.images = [np.stack([columns * 10, rows * 10, 0 * rows + index], axis=2) for index in range(count)]
+
+    def __len__(self):
+        return len(self.images)
+
+    @functools.cache  # noqa: B019
+    def __getitem__(self, index):
+        stream = io.BytesIO()
+        Image.fromarray(self.images[index]).save(stream, format="PNG")
+        return {"image": stream.getvalue(), "label": index, "name": f"picture {index}"}
+
+
+class DamagedSource(Source):
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        return record | {"image": record["image"][:60]} if index == 7 else record
+
+
+class SlowSource(Source):
+    """Takes its time, `seconds`, over one picture."""
+
+    seconds = 100.0
+
+    def __getitem__(self, index):
+        if index == 7:
+            time.sleep(self.seconds)
+        return super().__getitem__(index)
+
+
+class CountingSource(Source):
+    """Counts how often it is read."""
+
+    def __init__(self, count=COUNT, side=24):
+        super().__init__(count, side)
+        self.reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
