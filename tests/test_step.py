@@ -41,6 +41,12 @@ AUGMENT = make_augment(
     cutmix=0.0,
     switch_probability=0.5,
     label_smoothing=0.1,
+    rand_augment="",
+    three_augment=False,
+    color_jitter=0.0,
+    erase=0.0,
+    erase_area=(0.02, 1 / 3),
+    erase_ratio=(0.3, 3.3),
 )
 # Some gradients (the keys' biases) are zero but for rounding. Adam would blow that up to the size of the others; an
 # epsilon between the two does not.
