@@ -11,7 +11,8 @@ def get_config():
     config = config_dict.ConfigDict()
 
     config.seed = 0  # root of initial parameters, order of images, and every random draw
-    config.dataset = "folder"  # "digits" (made here from scikit-learn), or "folder" (train/<class>/, val/<class>/)
+    config.dataset = "folder"  # "digits", "folder" (train/<class>/, val/<class>/), "imagenet100", "imagenet2012"
+    config.classes = ""  # of imagenet100: "kaggle" (and ""), "cmc", "podnet", or a file of WordNet ids
     config.data_dir = ""  # as --data_dir; "" is the user's data directory. Where, not what: never compared on resuming
     config.image_size = 224  # pixels, side of the square that the model sees
     config.batch_size = 128  # images of a global batch, over all devices
@@ -20,7 +21,11 @@ def get_config():
     config.log_every = 50  # steps between two lines of training metrics
     config.eval_every = 1.0  # epochs between two evaluations; each is followed by a checkpoint
     config.fsdp_devices = 1  # devices over which parameters and optimizer state are split; 1: a copy on each
-    config.loader_threads = 4  # decoding threads a process; affects speed alone, never compared on resuming
+    # How images are loaded affects speed alone and is never compared on resuming.
+    config.loader_threads = config_dict.placeholder(int)  # that decode; None: one a core
+    config.loader_workers = 0  # processes that decode instead, for hosts where threads do not suffice; 0: none
+    config.loader_timeout = 120.0  # seconds after which a missing batch ends the run
+    config.cache_megabytes = 1024  # of memory; a dataset whose pixels fit into it is decoded only once
 
     config.model = model = config_dict.ConfigDict()
     model.name = "vit_s_stce"  # see `stce models`
@@ -62,8 +67,15 @@ def get_config():
     augment.crop_area = (0.08, 1.0)  # least and most share of the image in a random crop
     augment.crop_ratio = (0.75, 4 / 3)  # least and most width over height of a random crop
     augment.eval_crop_fraction = 0.875  # share of the short side that the evaluation's central square covers
+    augment.repeats = 3  # times that a drawn image comes in a row, an epoch's length unchanged (DeiT); 1: once
     augment.flip = 0.5  # probability of mirroring left to right
     augment.shift = 0  # pixels, most that an image is moved in each direction
+    augment.rand_augment = "rand-m9-mstd0.5-inc1"  # RandAugment in timm's notation (DeiT); "": off
+    augment.three_augment = False  # grey, solarised or blurred, one of them for every image (DeiT III)
+    augment.color_jitter = 0.0  # most that brightness, contrast and saturation change, 0.3 in DeiT III; 0: off
+    augment.erase = 0.25  # probability of filling a box with noise (random erasing, DeiT); 0: off
+    augment.erase_area = (0.02, 1 / 3)  # least and most share of the image in that box
+    augment.erase_ratio = (0.3, 3.3)  # least and most height over width of that box
     augment.mixup = 1.0  # alpha of mixup (Table 2); 0: off
     augment.cutmix = 0.8  # alpha of CutMix (Table 2); 0: off
     augment.switch_probability = 0.5  # of CutMix rather than mixup where both are on

@@ -44,6 +44,9 @@ def get_config(embedding="stce"):
     config.augment.eval_crop_fraction = 1.0
     config.augment.flip = 0.0  # a mirrored digit is no digit
     config.augment.shift = 2
+    config.augment.repeats = 1
+    config.augment.rand_augment = ""
+    config.augment.erase = 0.0
     config.augment.mixup = 0.0
     config.augment.cutmix = 0.0
     return config.lock()

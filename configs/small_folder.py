@@ -39,6 +39,9 @@ def get_config(embedding="stce"):
 
     config.augment.crop_area = (0.4, 1.0)
     config.augment.eval_crop_fraction = 1.0
+    config.augment.repeats = 1
+    config.augment.rand_augment = ""
+    config.augment.erase = 0.0
     config.augment.mixup = 0.0
     config.augment.cutmix = 0.0
     return config.lock()

@@ -13,10 +13,18 @@ EXIT_CODES = """exit codes:
   0 done   2 bad config or arguments   3 bad data   4 bad checkpoint   5 diverged   75 stopped and saved: run again"""
 
 EXAMPLES = {
+    "prepare": """examples:
+  stce prepare imagenet100 --source=~/ILSVRC2012 --classes=kaggle
+  stce prepare imagenet100 --source=~/imagenet100.zip --data_dir=~/data
+  stce prepare imagenet2012 --source=~/ILSVRC2012 --val-labels=LOC_val_solution.csv
+  stce prepare folder --source=~/flowers --data_dir=~/data --on-bad=skip""",
     "train": """examples:
   stce train --config=digits --workdir=runs/digits
   stce train --config=digits:patch --workdir=runs/patch --config.seed=1
   stce train --config=small_folder --data_dir=~/images --workdir=runs/small --config.model.iterations=1""",
+    "show-data": """examples:
+  stce show-data --config=digits
+  stce show-data --config=stce_vit_s --output=batch.png --step=1000 --config.augment.cutmix=0""",
     "evaluate": """examples:
   stce evaluate --workdir=runs/digits
   stce evaluate --workdir=runs/digits --checkpoint=best""",
@@ -32,7 +40,7 @@ def main(argv=None):
     debug = "--debug" in argv
     try:
         arguments, rest = _parser().parse_known_args([word for word in argv if word != "--debug"])
-        if rest and arguments.verb != "train":
+        if rest and not hasattr(arguments, "config"):
             raise ConfigError(f"unknown argument {rest[0]!r}; see stce {arguments.verb} --help")
         arguments.run(arguments, rest)
     except StceError as error:
@@ -47,14 +55,40 @@ def main(argv=None):
 
 
 def _train(arguments, overrides):
+    config = _config(arguments, overrides)
+    from stce_jax.train import train
+
+    train(config, arguments.workdir)
+
+
+def _show_data(arguments, overrides):
+    config = _config(arguments, overrides)
+    from stce_jax.show_data import show_data
+
+    count = len(show_data(config, arguments.output, step=arguments.step))
+    print(f"{arguments.output}: the {count} images of step {arguments.step}")
+
+
+def _config(arguments, overrides):
     from stce_jax.configuration import load_config
 
     if arguments.data_dir:
         overrides = [*overrides, f"--config.data_dir={arguments.data_dir}"]
-    config = load_config(arguments.config, overrides)
-    from stce_jax.train import train
+    return load_config(arguments.config, overrides)
 
-    train(config, arguments.workdir)
+
+def _prepare(arguments, _):
+    from stce_jax.prepare import prepare
+
+    prepare(
+        arguments.dataset,
+        arguments.source,
+        classes=arguments.classes,
+        data_dir=arguments.data_dir,
+        on_bad=arguments.on_bad,
+        val_labels=arguments.val_labels,
+        workers=arguments.workers,
+    )
 
 
 def _evaluate(arguments, _):
@@ -74,6 +108,11 @@ def _models(arguments, _):
     print(f"{'model':<18}{'parameters':>13}{'embedding':>12}{'multiply-adds':>16}")
     for row in rows:
         print(f"{row['name']:<18}{row['parameters']:>13,}{row['embedding_parameters']:>12,}{row['multiply_adds']:>16,}")
+
+
+def _add_config(verb):
+    verb.add_argument("--config", required=True, help="a shipped config (digits, stce_vit_s, ...) or a .py file")
+    verb.add_argument("--data_dir", default="", help="where the images are; see configs/default.py, dataset")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -105,10 +144,29 @@ def _parser():
         return verb
 
     train = add("train", _train, "train a model, or go on with a run that was stopped")
-    train.add_argument("--config", required=True, help="a shipped config (digits, small_folder) or a .py file")
+    _add_config(train)
     train.add_argument("--workdir", required=True, help="directory of the run; made if it is not there")
-    train.add_argument("--data_dir", default="", help="where the images are; see configs/default.py, dataset")
     train.usage = "stce train --config=CONFIG --workdir=DIR [--data_dir=DIR] [--config.KEY=VALUE ...]"
+
+    show = add("show-data", _show_data, "draw a training batch as the model sees it")
+    _add_config(show)
+    show.add_argument("--output", default="show_data.png", help="the picture to write (default: show_data.png)")
+    show.add_argument("--step", type=int, default=0, help="the training step whose batch is drawn (default: 0)")
+    show.usage = "stce show-data --config=CONFIG [--data_dir=DIR] [--output=FILE] [--step=N] [--config.KEY=VALUE ...]"
+
+    prepare = add("prepare", _prepare, "make a data set of images in class folders, archives or parquet shards")
+    prepare.add_argument("dataset", help="imagenet100, imagenet2012, or folder for any classes")
+    prepare.add_argument(
+        "--source",
+        required=True,
+        help="ILSVRC2012's two .tar archives in a directory, a directory or .zip with train/<class>/ and val/<class>/ "
+        "or with Kaggle's train.X1 to train.X4 and val.X, or a directory of parquet shards",
+    )
+    prepare.add_argument("--classes", default="", help="imagenet100: kaggle (default), cmc, podnet, or a file of ids")
+    prepare.add_argument("--data_dir", default="", help="directory of prepared data sets (the user's data directory)")
+    prepare.add_argument("--on-bad", default="error", help="images that cannot be decoded: error (default) or skip")
+    prepare.add_argument("--val-labels", default="", help="labels of the validation images, if not beside them")
+    prepare.add_argument("--workers", type=int, default=0, help="threads (0: one a core)")
 
     evaluate = add("evaluate", _evaluate, "measure a run's accuracy on its validation images")
     evaluate.add_argument("--workdir", required=True, help="directory of the run")

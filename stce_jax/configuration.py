@@ -15,9 +15,9 @@ from stce_jax.errors import ConfigError
 
 SHIPPED = Path(configs.__file__).parent
 # Keys that say where and how fast a run computes, never what: they may change between a run and its resumption.
-PLACE_KEYS = ("data_dir", "loader_threads")
+PLACE_KEYS = ("data_dir", "loader_threads", "loader_workers", "loader_timeout", "cache_megabytes")
 CHOICES = {
-    "dataset": ("digits", "folder"),
+    "dataset": ("digits", "folder", "imagenet100", "imagenet2012"),
     "optimizer.learning_rate_scaling": ("none", "linear"),
     "augment.crop": ("random_resized", "center"),
 }
@@ -29,19 +29,32 @@ RANGES = {
     "eval_batch_size": (1, None),
     "log_every": (1, None),
     "fsdp_devices": (1, None),
-    "loader_threads": (0, None),
+    "loader_threads": (1, None),
+    "loader_workers": (0, None),
+    "loader_timeout": (1, None),
+    "cache_megabytes": (0, None),
     "optimizer.learning_rate": (0, None),
     "optimizer.warmup_epochs": (0, None),
     "optimizer.weight_decay": (0, None),
     "optimizer.clip_norm": (0, None),
     "optimizer.ema_decay": (0, 1),
     "augment.eval_crop_fraction": (0.01, 1),
+    "augment.repeats": (1, None),
     "augment.flip": (0, 1),
     "augment.shift": (0, None),
+    "augment.color_jitter": (0, 1),
+    "augment.erase": (0, 1),
     "augment.mixup": (0, None),
     "augment.cutmix": (0, None),
     "augment.switch_probability": (0, 1),
     "augment.label_smoothing": (0, 1),
+}
+# Most of what is a pair (least, most) of numbers above 0.
+PAIRS = {
+    "augment.crop_area": 1.0,
+    "augment.crop_ratio": float("inf"),
+    "augment.erase_area": 1.0,
+    "augment.erase_ratio": float("inf"),
 }
 
 
@@ -128,13 +141,13 @@ def _check(config):
         if values[key] not in choices:
             raise ConfigError(f"config.{key} is {values[key]!r}; it must be one of {', '.join(choices)}")
     for key, (least, most) in RANGES.items():
-        if not (least <= values[key] and (most is None or values[key] <= most)):
+        if values[key] is not None and not (least <= values[key] and (most is None or values[key] <= most)):
             bounds = f"at least {least}" if most is None else f"between {least} and {most}"
             raise ConfigError(f"config.{key} is {values[key]}; it must be {bounds}")
     for key in ("epochs", "eval_every"):
         if not 0 < values[key] < float("inf"):
             raise ConfigError(f"config.{key} is {values[key]}; it must be above 0")
-    for key, most in (("augment.crop_area", 1.0), ("augment.crop_ratio", float("inf"))):
+    for key, most in PAIRS.items():
         pair = values[key]
         numbers = len(pair) == 2 and all(isinstance(number, int | float) for number in pair)
         if not (numbers and 0 < pair[0] <= pair[1] <= most):

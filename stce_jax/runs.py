@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from stce_jax import configuration
-from stce_jax.data import augment, decode
+from stce_jax.data import augment, catalog, decode, loader
+from stce_jax.data.views import Views
 from stce_jax.engine.checkpoint import Checkpoints
 from stce_jax.engine.mesh import make_mesh
 from stce_jax.engine.state import abstract_variables
-from stce_jax.errors import ConfigError
+from stce_jax.errors import ConfigError, DataError
 from stce_jax.models.factory import create_model
 
 CONFIG_FILE = "config.json"
@@ -29,7 +30,8 @@ class Run:
       config: the run's ConfigDict.
       model: `VisionTransformer`; `model.apply(variables, images, train=False)` gives logits [B, classes].
       variables: parameters and BatchNorm statistics.
-      class_names: the classes in the order of the logits.
+      class_ids: the classes in the order of the logits: names of folders, WordNet ids.
+      class_names: the same for people.
       preprocess: path, encoded bytes, or uint8 array [H, W, 3] -> float32 [S, S, 3], S = config.image_size.
       step: the checkpoint's.
       epoch: passes over the training images it had seen.
@@ -38,6 +40,7 @@ class Run:
     config: Any
     model: Any
     variables: Any
+    class_ids: tuple[str, ...]
     class_names: tuple[str, ...]
     preprocess: Callable
     step: int
@@ -74,7 +77,16 @@ def load_run(workdir, checkpoint="last", ema=False):
         mean=meta["mean"],
         std=meta["std"],
     )
-    return Run(config, model, variables, tuple(meta["class_names"]), preprocess, step, meta["epoch"])
+    return Run(
+        config=config,
+        model=model,
+        variables=variables,
+        class_ids=tuple(meta["class_ids"]),
+        class_names=tuple(meta["class_names"]),
+        preprocess=preprocess,
+        step=step,
+        epoch=meta["epoch"],
+    )
 
 
 def build_model(config, num_classes):
@@ -83,14 +95,95 @@ def build_model(config, num_classes):
     return create_model(config.model.name, num_classes=num_classes, image_size=config.image_size, **options)
 
 
+def open_dataset(config, data_dir=""):
+    """The dataset that a config names, in `data_dir` or where the config says."""
+    return catalog.open_dataset(config.dataset, data_dir or config.data_dir, config.classes)
+
+
+def build_augment(config, dataset):
+    """The augmentation that the train step runs on the devices, see `augment.make_augment`."""
+    options = config.augment
+    return augment.make_augment(
+        len(dataset.class_names),
+        mean=dataset.mean,
+        std=dataset.std,
+        flip=options.flip,
+        shift=options.shift,
+        rand_augment=options.rand_augment,
+        three_augment=options.three_augment,
+        color_jitter=options.color_jitter,
+        erase=options.erase,
+        erase_area=options.erase_area,
+        erase_ratio=options.erase_ratio,
+        mixup=options.mixup,
+        cutmix=options.cutmix,
+        switch_probability=options.switch_probability,
+        label_smoothing=options.label_smoothing,
+    )
+
+
+def train_batches(config, dataset, start_step):
+    """The training batches of a config from a step on, on the host; to be closed."""
+    views = Views(
+        dataset.train,
+        size=config.image_size,
+        crop=config.augment.crop,
+        fraction=config.augment.eval_crop_fraction,
+        area=config.augment.crop_area,
+        ratio=config.augment.crop_ratio,
+        cache_bytes=config.cache_megabytes * 2**20 // max(1, config.loader_workers),
+    )
+    return loader.train_batches(
+        views,
+        batch_size=config.batch_size,
+        repeats=config.augment.repeats,
+        seed=config.seed,
+        start_step=start_step,
+        threads=loader_threads(config),
+        workers=config.loader_workers,
+        timeout=config.loader_timeout,
+    )
+
+
+def eval_views(config, dataset):
+    """The validation images as evaluation sees them; kept from one evaluation to the next where they are few."""
+    return Views(
+        dataset.val,
+        size=config.image_size,
+        crop="center",
+        fraction=config.augment.eval_crop_fraction,
+        cache_bytes=config.cache_megabytes * 2**20,
+    )
+
+
+def loader_threads(config):
+    """Threads that decode in this process: as many as it has cores, unless the config says otherwise."""
+    return config.loader_threads or len(os.sched_getaffinity(0))
+
+
 def checkpoint_meta(dataset, epoch):
     """What a checkpoint says besides arrays, so that a run can be used without its dataset."""
     return {
+        "class_ids": list(dataset.class_ids),
         "class_names": list(dataset.class_names),
+        "fingerprint": dataset.fingerprint,
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "epoch": epoch,
     }
+
+
+def check_fingerprint(meta, dataset):
+    """Refuses to go on with other images than a checkpoint was trained on.
+
+    Raises:
+      DataError: the fingerprints differ.
+    """
+    if meta["fingerprint"] != dataset.fingerprint:
+        raise DataError(
+            f"the images are not those the run was trained on: their fingerprint is {dataset.fingerprint[:12]}, "
+            f"the checkpoint's is {meta['fingerprint'][:12]}; give the --data_dir it began with, or another --workdir"
+        )
 
 
 def read_config(workdir):

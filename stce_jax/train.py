@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from stce_jax import evaluate, runs
-from stce_jax.data import augment, catalog, loader
+from stce_jax.data.loader import to_devices
 from stce_jax.engine import optim
 from stce_jax.engine.checkpoint import Checkpoints
 from stce_jax.engine.mesh import batch_sharding, check_batch_size, make_mesh
@@ -57,11 +57,12 @@ def train(config, workdir):
     Raises:
       StceError: see `stce_jax.errors`; PreemptedError once the state is saved after SIGTERM or SIGINT.
     """
-    dataset = catalog.open_dataset(config.dataset, config.data_dir)
+    dataset = runs.open_dataset(config)
     mesh = make_mesh(config.fsdp_devices)
     check_batch_size(config.batch_size, mesh)
     model = runs.build_model(config, len(dataset.class_names))
     timetable = make_timetable(config, len(dataset.train))
+    augment = runs.build_augment(config, dataset)
     runs.claim_workdir(workdir, config)
 
     with StopSignals() as stop, Checkpoints(f"{workdir}/{runs.CHECKPOINTS}", create=True) as checkpoints:
@@ -74,25 +75,31 @@ def train(config, workdir):
             model, optimizer, seed=config.seed, image_size=config.image_size, with_ema=with_ema, mesh=mesh
         )
         if steps:
+            runs.check_fingerprint(checkpoints.restore_meta(steps[-1]), dataset)
             state = checkpoints.restore(steps[-1], state, mesh)
             print(f"resuming from step {steps[-1]} of {timetable.total}", flush=True)
         start = int(state.step)
         train_step = make_train_step(
             model,
             optimizer,
-            make_augment(config, dataset),
+            augment,
             seed=config.seed,
             ema_decay=config.optimizer.ema_decay,
             state=state,
             mesh=mesh,
         )
         eval_step = evaluate.eval_step(model, dataset)
-        batches = make_batches(config, dataset, mesh, start)
+        val_views = runs.eval_views(config, dataset)
 
-        with MetricsLog(workdir, after_step=start) as log, TrainProgress(timetable.total, start) as progress:
+        with (
+            runs.train_batches(config, dataset, start) as batches,
+            MetricsLog(workdir, after_step=start) as log,
+            TrainProgress(timetable.total, start) as progress,
+        ):
+            batches = to_devices(batches, batch_sharding(mesh))
             window = Window(config.batch_size)
             for step in range(start + 1, timetable.total + 1):
-                state, metrics = train_step(state, next(batches))
+                state, metrics = train_step(state, window.next(batches))
                 window.add(metrics)
                 epoch = step / timetable.epoch
                 due = timetable.evaluates(step)
@@ -102,7 +109,7 @@ def train(config, workdir):
                     log.write(step=step, epoch=epoch, split="train", **values, learning_rate=float(schedule(step - 1)))
                     progress.train(step, epoch, values)
                 if due:
-                    final = evaluate.mean_metrics(state.variables, eval_step, dataset, config, mesh)
+                    final = evaluate.mean_metrics(state.variables, eval_step, val_views, config, mesh)
                     _check_finite(final["loss"], step)
                     log.write(step=step, epoch=epoch, split="eval", **final)
                     progress.evaluation(step, epoch, final)
@@ -114,7 +121,11 @@ def train(config, workdir):
                     raise PreemptedError(f"stopped by {stop.asked} at step {step}, which is saved; run again to go on")
             checkpoints.wait()
     plot = plot_curves(workdir)
-    print(f"finished: top-1 {100 * final['top1']:.2f}%  top-5 {100 * final['top5']:.2f}%  curves in {plot}", flush=True)
+    print(
+        f"finished: top-1 {100 * final['top1']:.2f}%  top-5 {100 * final['top5']:.2f}%  "
+        f"waited for data {100 * window.waited_share():.0f}% of the time  curves in {plot}",
+        flush=True,
+    )
     return final
 
 
@@ -135,7 +146,7 @@ def _already_finished(workdir):
 
 
 class Window:
-    """The training steps since the last log line: mean metrics, and images a second."""
+    """The training steps since the last log line: mean metrics, images a second, share of time without data."""
 
     IN_FLIGHT = 2  # steps that the host may be ahead of the devices; more would only hold more batches in memory
 
@@ -143,11 +154,23 @@ class Window:
         self._batch_size = batch_size
         self._metrics = []
         self._compiled = False
+        self._all_time, self._all_waited = 0.0, 0.0
         self.restart_clock()
 
     def restart_clock(self):
-        """Leaves out of the next images a second what came between the steps until now."""
-        self._timed_steps, self._start = 0, time.monotonic()
+        """Leaves out of the next speed and share what came between the steps until now."""
+        self._timed_steps, self._waited, self._start = 0, 0.0, time.monotonic()
+
+    def next(self, batches):
+        """The next batch; the time it takes counts as waiting if the devices have run out of work by then.
+
+        They may have done so only towards the end of that time, so the share is an upper bound.
+        """
+        start = time.monotonic()
+        batch = next(batches)
+        if self._metrics and self._metrics[-1]["loss"].is_ready():
+            self._waited += time.monotonic() - start
+        return batch
 
     def add(self, metrics):
         """Takes a step's metrics, still on the devices."""
@@ -161,16 +184,23 @@ class Window:
             self.restart_clock()
 
     def close(self):
-        """Means over the window as floats, and "images_per_second"; the next window begins.
+        """Means over the window as floats, "images_per_second" and "data_wait" (0..1); the next window begins.
 
-        The run's first step, which compiles, is left out of the speed; alone in its window it has speed 0.
+        The run's first step, which compiles, is left out of both; alone in its window it has speed 0.
         """
         metrics = jax.device_get(self._metrics)
+        elapsed = time.monotonic() - self._start
         values = {name: float(np.mean([step[name] for step in metrics])) for name in metrics[0]}
-        values["images_per_second"] = self._timed_steps * self._batch_size / (time.monotonic() - self._start)
+        values["images_per_second"] = self._timed_steps * self._batch_size / elapsed
+        values["data_wait"] = self._waited / elapsed
+        self._all_time, self._all_waited = self._all_time + elapsed, self._all_waited + self._waited
         self._metrics = []
         self.restart_clock()
         return values
+
+    def waited_share(self):
+        """Share of the time of all closed windows that was spent waiting for data, 0..1."""
+        return self._all_waited / self._all_time
 
 
 class StopSignals:
@@ -224,36 +254,3 @@ def make_optimizer(config, timetable):
         clip_norm=options.clip_norm,
     )
     return schedule, optimizer
-
-
-def make_batches(config, dataset, mesh, start_step):
-    """The stream of training batches on the devices, from `start_step` on."""
-    batches = loader.train_batches(
-        dataset.train,
-        batch_size=config.batch_size,
-        size=config.image_size,
-        crop=config.augment.crop,
-        area=config.augment.crop_area,
-        ratio=config.augment.crop_ratio,
-        fraction=config.augment.eval_crop_fraction,
-        seed=config.seed,
-        start_step=start_step,
-        threads=config.loader_threads,
-    )
-    return loader.to_devices(batches, batch_sharding(mesh))
-
-
-def make_augment(config, dataset):
-    """The augmentation that the train step runs on the devices."""
-    options = config.augment
-    return augment.make_augment(
-        len(dataset.class_names),
-        mean=dataset.mean,
-        std=dataset.std,
-        flip=options.flip,
-        shift=options.shift,
-        mixup=options.mixup,
-        cutmix=options.cutmix,
-        switch_probability=options.switch_probability,
-        label_smoothing=options.label_smoothing,
-    )

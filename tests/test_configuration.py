@@ -10,7 +10,11 @@ from stce_jax.configuration import SHIPPED, load_config
 from stce_jax.errors import ConfigError
 from stce_jax.runs import build_model
 
-NAMES = ["default", "digits", "digits:patch", "digits:conv", "small_folder", "small_folder:patch", "small_folder:conv"]
+PAPERS = ["stce_vit_s", "conv_vit_s", "patch_vit_s"]
+NAMES = [
+    *("default", "digits", "digits:patch", "digits:conv", "small_folder", "small_folder:patch", "small_folder:conv"),
+    *PAPERS,
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -33,6 +37,19 @@ def test_default_is_the_papers_recipe():
     assert (optimizer.warmup_epochs, optimizer.warmup_learning_rate, optimizer.final_learning_rate) == (5, 1e-6, 1e-5)
     assert (config.augment.mixup, config.augment.cutmix, config.augment.label_smoothing) == (1.0, 0.8, 0.1)
     assert config.model.drop_path == 0.1 and optimizer.ema_decay == 0.99996
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_papers_configs_are_its_recipe_on_imagenet100(name):
+    config, recipe = (configuration._flatten(load_config(name)) for name in (name, "default"))
+    changed = {key: value for key, value in config.items() if value != recipe[key]}
+    model = "vit_s_" + name.partition("_")[0]
+    assert changed == {"dataset": "imagenet100"} | ({} if model == "vit_s_stce" else {"model.name": model})
+    assert config["augment.rand_augment"] == "rand-m9-mstd0.5-inc1"
+    assert (config["augment.erase"], config["augment.erase_area"]) == (0.25, (0.02, 1 / 3))
+    assert config["augment.repeats"] == 3 and not config["augment.three_augment"]
+    assert not config["augment.color_jitter"], "DeiT jitters no colours where RandAugment is at work"
+    assert (config["augment.crop_area"], config["augment.crop_ratio"]) == ((0.08, 1.0), (0.75, 4 / 3))
 
 
 def test_every_key_of_default_has_a_comment():
@@ -72,7 +89,7 @@ def test_overrides(words, key, value):
 @pytest.mark.parametrize(
     "name, words, named",
     [
-        ("digit", [], "there is no config 'digit'; give a .py file, or one of default, digits, small_folder"),
+        ("digit", [], "there is no config 'digit'; give a .py file, or one of conv_vit_s, default, digits, "),
         ("/no/where.py", [], "there is no config '/no/where.py'"),
         ("digits:pach", [], "no variant 'pach'; it has stce, conv, patch"),
         ("default:x", [], "takes no argument"),

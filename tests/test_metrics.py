@@ -187,7 +187,11 @@ def report(clock, total=1000, step=0, windows=3, seconds=1.0):
         for _ in range(windows):
             clock.now += seconds
             step += 50
-            progress.train(step, step / 100, {"loss": 2.3456, "top1": 0.125, "top5": 0.5, "images_per_second": 12345.6})
+            progress.train(
+                step,
+                step / 100,
+                {"loss": 2.3456, "top1": 0.125, "top5": 0.5, "images_per_second": 12345.6, "data_wait": 0.03},
+            )
         progress.evaluation(step, step / 100, {"loss": 1.2345, "top1": 0.98765, "top5": 1.0})
         progress.say("[bold]a line[/bold] with brackets, " + "long " * 40)
 
@@ -232,7 +236,9 @@ def test_a_resumed_run_counts_the_steps_it_makes_itself(no_terminal, monkeypatch
 def test_losses_of_any_size_can_be_shown(no_terminal, capsys):
     with TrainProgress(10, 0) as progress:
         for step, loss in enumerate((1e-9, 1e30, math.nan, math.inf), start=1):
-            progress.train(step, 0.1, {"loss": loss, "top1": 0.0, "top5": 0.0, "images_per_second": 0.01})
+            progress.train(
+                step, 0.1, {"loss": loss, "top1": 0.0, "top5": 0.0, "images_per_second": 0.01, "data_wait": 0.0}
+            )
     assert len(capsys.readouterr().out.splitlines()) == 4
 
 
@@ -245,7 +251,9 @@ def test_a_terminal_gets_a_live_line(no_terminal, monkeypatch, capsys, variable)
     out = capsys.readouterr().out
     assert "\x1b[" in out, "no live line"
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out)
-    assert re.search(r"epoch 1\.5 .*15% +loss 2\.346  top-1 12\.5%  12,346 images/s +0:00:17", plain), repr(plain)
+    assert re.search(r"epoch 1\.5 .*15% +loss 2\.346  top-1 12\.5%  12,346 images/s  waiting 3% +0:00:17", plain), repr(
+        plain
+    )
     assert "step 150/1000  epoch 1.50  eval   loss 1.234" in plain, "what should stay does not"
     assert "[bold]a line[/bold]" in plain
     assert "train" not in plain, "plain lines beside the live one"

@@ -31,10 +31,9 @@ def make_train_step(model, optimizer, augment, *, seed, ema_decay, state, mesh):
       A jitted function; its batch is {"image": uint8 [B, H, W, 3], "label": int32 [B]}, its metrics are float32 scalars
       "loss", "top1" and "top5" (fractions, against each image's heaviest target).
     """
-    root = jax.random.key(seed)
 
     def train_step(state, batch):
-        augment_key, dropout_key = jax.random.split(root)
+        augment_key, dropout_key = step_keys(seed)
         images, targets = augment(augment_key, state.step, batch["image"], batch["label"])
         rngs = {"dropout": jax.random.fold_in(dropout_key, state.step)}
 
@@ -55,6 +54,11 @@ def make_train_step(model, optimizer, augment, *, seed, ema_decay, state, mesh):
         return new_state, {"loss": loss, "top1": top1, "top5": top5}
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings(state, mesh), None))
+
+
+def step_keys(seed):
+    """(key of the augmentation, key of dropout and drop path) of a run; steps and positions are folded into them."""
+    return jax.random.split(jax.random.key(seed))
 
 
 def make_eval_step(model, normalize):
