@@ -25,7 +25,7 @@ def get_config():
     config.loader_threads = config_dict.placeholder(int)  # that decode; None: one a core
     config.loader_workers = 0  # processes that decode instead, for hosts where threads do not suffice; 0: none
     config.loader_timeout = 120.0  # seconds after which a missing batch ends the run
-    config.cache_megabytes = 1024  # of memory; a dataset whose pixels fit into it is decoded only once
+    config.cache_megabytes = 1024  # for train and for val; images that fit are decoded once (workers share it out)
 
     config.model = model = config_dict.ConfigDict()
     model.name = "vit_s_stce"  # see `stce models`

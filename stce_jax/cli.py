@@ -4,6 +4,7 @@ JAX is imported by the verbs, not here: `stce --help` answers at once.
 """
 
 import argparse
+import os
 import sys
 import traceback
 
@@ -46,12 +47,24 @@ def main(argv=None):
     except StceError as error:
         if debug:
             traceback.print_exc()
-        print(f"stce: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"stce: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        _leave_stuck_threads(error.exit_code)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # of `stce ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it exits
+        sys.exit(141)  # as shells do
     except KeyboardInterrupt:
         print("stce: interrupted", file=sys.stderr)
         sys.exit(130)  # as shells do
     sys.exit(0)
+
+
+def _leave_stuck_threads(exit_code):
+    """Ends the process at once if a thread hangs on an image: Python would wait for it for ever."""
+    views = sys.modules.get("stce_jax.data.views")
+    if views and views.slowest():
+        sys.stdout.flush()
+        os._exit(exit_code)
 
 
 def _train(arguments, overrides):

@@ -9,6 +9,8 @@ from stce_jax.data import augment, catalog, loader
 from stce_jax.engine.mesh import batch_sharding, make_mesh
 from stce_jax.engine.step import make_eval_step
 
+IN_FLIGHT = 3  # evaluation steps that are on the devices at a time
+
 
 def evaluate(workdir, checkpoint="last", *, ema=False, data_dir=""):
     """Evaluates a run.
@@ -51,6 +53,9 @@ def mean_metrics(variables, step, views, config, mesh):
     with loader.eval_batches(
         views, batch_size=batch_size, threads=runs.loader_threads(config), timeout=config.loader_timeout
     ) as batches:
-        sums = [step(variables, batch) for batch in loader.to_devices(batches, batch_sharding(mesh))]
+        sums = []
+        for batch in loader.to_devices(batches, batch_sharding(mesh)):
+            sums.append(step(variables, batch))
+            jax.block_until_ready(sums[-IN_FLIGHT:][0])  # more would only hold more batches in memory
     totals = {name: sum(float(part[name]) for part in jax.device_get(sums)) for name in sums[0]}
     return {name: totals[name] / totals["count"] for name in ("loss", "top1", "top5")}

@@ -122,8 +122,8 @@ def build_augment(config, dataset):
     )
 
 
-def train_batches(config, dataset, start_step):
-    """The training batches of a config from a step on, on the host; to be closed."""
+def train_batches(config, dataset, start_step, stop=None):
+    """The training batches of a config from a step on, on the host; to be closed. For `stop` see `Feeder`."""
     views = Views(
         dataset.train,
         size=config.image_size,
@@ -142,6 +142,7 @@ def train_batches(config, dataset, start_step):
         threads=loader_threads(config),
         workers=config.loader_workers,
         timeout=config.loader_timeout,
+        stop=stop,
     )
 
 

@@ -40,7 +40,8 @@ def show_data(config, output, *, step=0):
     images, targets = jax.device_get(augment(augment_key, step, batch["image"], batch["label"]))
     pixels = 255 * (images * np.array(dataset.std) + np.array(dataset.mean))  # [B, S, S, 3]
     pixels = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
-    labels = [_heaviest(target, dataset.class_names) for target in targets]
+    smoothing = config.augment.label_smoothing / len(dataset.class_names)
+    labels = [_heaviest(target, dataset.class_names, smoothing) for target in targets]
     try:
         _grid(pixels, labels).save(Path(output))
     except (OSError, ValueError) as error:
@@ -48,11 +49,10 @@ def show_data(config, output, *, step=0):
     return labels
 
 
-def _heaviest(target, class_names):
-    """[(name, weight)] of the at most two classes that stand out of the smoothing."""
-    first, second = np.argsort(target)[::-1][:2]
-    smoothing = float(target.min())
-    return [(class_names[place], float(target[place])) for place in (first, second) if target[place] > smoothing + 1e-3]
+def _heaviest(target, class_names, smoothing):
+    """[(name, weight)] of the at most two classes that have more than label smoothing gives to all."""
+    places = np.argsort(target)[::-1][:2]
+    return [(class_names[place], float(target[place])) for place in places if target[place] > smoothing + 1e-3]
 
 
 def _grid(pixels, labels):

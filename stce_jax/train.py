@@ -92,14 +92,23 @@ def train(config, workdir):
         val_views = runs.eval_views(config, dataset)
 
         with (
-            runs.train_batches(config, dataset, start) as batches,
+            runs.train_batches(config, dataset, start, stop=lambda: stop.asked) as batches,
             MetricsLog(workdir, after_step=start) as log,
             TrainProgress(timetable.total, start) as progress,
         ):
             batches = to_devices(batches, batch_sharding(mesh))
-            window = Window(config.batch_size)
+            window, saved = Window(config.batch_size), start
             for step in range(start + 1, timetable.total + 1):
-                state, metrics = train_step(state, window.next(batches))
+                try:
+                    batch = window.next(batches)
+                except Exception as error:  # no data; but the state is whole, and what it has learnt is kept
+                    if step - 1 > saved and window.is_finite():
+                        checkpoints.save(state, runs.checkpoint_meta(dataset, (step - 1) / timetable.epoch))
+                        checkpoints.wait()
+                    if stop.asked:
+                        raise _stopped(stop, step - 1) from error
+                    raise
+                state, metrics = train_step(state, batch)
                 window.add(metrics)
                 epoch = step / timetable.epoch
                 due = timetable.evaluates(step)
@@ -115,10 +124,11 @@ def train(config, workdir):
                     progress.evaluation(step, epoch, final)
                 if due or stop.asked:
                     checkpoints.save(state, runs.checkpoint_meta(dataset, epoch), final if due else None)
+                    saved = step
                     window.restart_clock()
                 if stop.asked and step < timetable.total:
                     checkpoints.wait()
-                    raise PreemptedError(f"stopped by {stop.asked} at step {step}, which is saved; run again to go on")
+                    raise _stopped(stop, step)
             checkpoints.wait()
     plot = plot_curves(workdir)
     print(
@@ -127,6 +137,10 @@ def train(config, workdir):
         flush=True,
     )
     return final
+
+
+def _stopped(stop, step):
+    return PreemptedError(f"stopped by {stop.asked} at step {step}, which is saved; run again to go on")
 
 
 def _check_finite(loss, step):
@@ -152,7 +166,7 @@ class Window:
 
     def __init__(self, batch_size):
         self._batch_size = batch_size
-        self._metrics = []
+        self._metrics, self._last = [], None  # of the window's steps; of the step before the next
         self._compiled = False
         self._all_time, self._all_waited = 0.0, 0.0
         self.restart_clock()
@@ -168,13 +182,14 @@ class Window:
         """
         start = time.monotonic()
         batch = next(batches)
-        if self._metrics and self._metrics[-1]["loss"].is_ready():
+        if self._last is not None and self._last.is_ready():
             self._waited += time.monotonic() - start
         return batch
 
     def add(self, metrics):
         """Takes a step's metrics, still on the devices."""
         self._metrics.append(metrics)
+        self._last = metrics["loss"]
         self._timed_steps += 1
         if len(self._metrics) > self.IN_FLIGHT:
             jax.block_until_ready(self._metrics[-1 - self.IN_FLIGHT])
@@ -197,6 +212,10 @@ class Window:
         self._metrics = []
         self.restart_clock()
         return values
+
+    def is_finite(self):
+        """Whether all losses since the last `close` are finite."""
+        return all(math.isfinite(step["loss"]) for step in jax.device_get(self._metrics))
 
     def waited_share(self):
         """Share of the time of all closed windows that was spent waiting for data, 0..1."""

@@ -7,6 +7,8 @@ import time
 import numpy as np
 from PIL import Image
 
+from stce_jax.data.views import SAMPLES
+
 COUNT = 10  # images of the usual source; no batch size of the tests divides it but 2
 
 
@@ -20,11 +22,14 @@ class Source:
     def __len__(self):
         return len(self.images)
 
+    def name(self, index):
+        return f"picture {index}"
+
     @functools.cache  # noqa: B019
     def __getitem__(self, index):
         stream = io.BytesIO()
         Image.fromarray(self.images[index]).save(stream, format="PNG")
-        return {"image": stream.getvalue(), "label": index, "name": f"picture {index}"}
+        return {"image": stream.getvalue(), "label": index, "name": self.name(index)}
 
 
 class DamagedSource(Source):
@@ -54,3 +59,13 @@ class CountingSource(Source):
     def __getitem__(self, index):
         self.reads += 1
         return super().__getitem__(index)
+
+
+class UnevenSource(Source):
+    """Small pictures at those places that are looked at to guess the size of all, large ones elsewhere."""
+
+    def __init__(self, count=101):
+        super().__init__(count)
+        small, large = Source(count, side=4), Source(count, side=24)
+        looked_at = np.linspace(0, count - 1, SAMPLES).astype(int)
+        self.images = [(small if index in looked_at else large).images[index] for index in range(count)]

@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import COUNT, CountingSource, DamagedSource, SlowSource, Source
+from pictures import COUNT, CountingSource, DamagedSource, SlowSource, Source, UnevenSource
 
 from stce_jax.data import feeder as feeding
 from stce_jax.data import loader
 from stce_jax.data.catalog import open_dataset
 from stce_jax.data.views import Views
 from stce_jax.engine.mesh import batch_sharding, make_mesh
-from stce_jax.errors import DataError
+from stce_jax.errors import DataError, PreemptedError
 
 SOURCE = Source()
 VIEWS = {"size": 6, "crop": "random_resized", "area": (0.2, 0.8), "ratio": (0.75, 4 / 3), "fraction": 1.0}
@@ -211,10 +211,43 @@ def test_a_damaged_image_ends_training_by_name_from_a_worker_process():
 def test_an_image_that_never_comes_is_named(threads, monkeypatch, capsys):
     monkeypatch.setattr(feeding, "REPORT", 0.3)
     start = time.monotonic()
-    with pytest.raises(DataError, match=r"no data came for \d+ s: image 7 has been read for \d+ s"):
+    with pytest.raises(DataError, match=r"no data came for \d+ s: picture 7 has been read for \d+ s"):
         train(3, source=SlowSource(), threads=threads, timeout=1.0)
     assert time.monotonic() - start < 20
     assert "stce: waiting for data for" in capsys.readouterr().err
+
+
+def test_an_error_stays_one():
+    with feeder(DamagedSource(), threads=0) as batches:
+        for _ in range(3):
+            with pytest.raises(DataError, match=r"picture 7\b"):
+                list(itertools.islice(batches, 3))
+
+
+def test_nobody_waits_who_is_to_stop():
+    start = time.monotonic()
+    with feeder(SlowSource(), stop=lambda: True) as batches, pytest.raises(PreemptedError):
+        list(itertools.islice(batches, 3))
+    assert time.monotonic() - start < 20
+
+
+def test_a_worker_that_dies_before_it_was_looked_at_is_reported():
+    with feeder(workers=1) as batches:
+        while not loader_processes():
+            time.sleep(0.01)
+        os.kill(loader_processes()[0].pid, signal.SIGKILL)
+        with pytest.raises(DataError, match="loader process"):
+            next(batches)
+
+
+def test_loaders_leave_each_other_s_workers_alone():
+    with feeder(workers=1) as first:
+        expected = next(first)
+        with feeder(workers=1) as second:
+            assert_equal(next(second), expected, "the second loader")
+        for _ in range(10):
+            next(first)
+        assert len(loader_processes()) == 1
 
 
 def test_a_stuck_worker_process_is_reported():
@@ -260,20 +293,30 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_leaves_no_process_and_no_shared_memory(number, tmp_path):
+def shared_memory():
+    """Names of Python's shared memory."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+
+
+@pytest.mark.parametrize("number, group", [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGKILL, True)])
+def test_a_killed_run_leaves_no_process_and_no_shared_memory(number, group, tmp_path):
+    """Killed alone, or with all of its group, so that nobody is left to clean up."""
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+    before = shared_memory()
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as parent:
         children = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(children) == 2
-        maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in children)
-        shared = {Path(word) for word in maps.split() if word.startswith("/dev/shm/")}
-        parent.send_signal(number)
+        if group:
+            os.killpg(parent.pid, number)
+        else:
+            parent.send_signal(number)
     deadline = time.monotonic() + 20
-    while left := [path for path in [*shared, *(Path(f"/proc/{pid}") for pid in children)] if path.exists()]:
+    while left := [pid for pid in children if Path(f"/proc/{pid}").exists()] + sorted(shared_memory() - before):
         assert time.monotonic() < deadline, f"left: {left}"
         time.sleep(0.1)
 
@@ -299,6 +342,16 @@ def test_small_sources_are_read_once(crop):
     source.reads = 0
     train(25, source=source, crop=crop, cache_bytes=6 * 6 * 3 * COUNT - 1)
     assert source.reads >= 100, "what does not fit is not kept"
+
+
+def test_no_more_is_kept_than_was_allowed():
+    source = UnevenSource()
+    views = Views(source, size=24, crop="random_resized", fraction=1.0, area=(1, 1), ratio=(1, 1), cache_bytes=20_000)
+    for _ in range(2):
+        for index in range(len(source)):
+            views.view(index, np.random.default_rng(0))
+    kept = [pixels.nbytes for pixels, _ in filter(None, views._cache)]
+    assert 10_000 < sum(kept) <= 20_000
 
 
 # --- evaluation
@@ -357,13 +410,12 @@ def test_devices_get_every_batch_in_order(count):
         assert_equal(jax.device_get(batch), expected, "changed on the way")
 
 
-def test_one_batch_is_kept_ahead():
+def test_a_batch_is_sent_when_it_is_asked_for_and_not_held_back():
     pulled = []
     batches = loader.to_devices(numbered(5, pulled), batch_sharding(make_mesh()))
-    assert pulled == [], "nothing is loaded before it is asked for"
     for number in range(5):
+        assert pulled == list(range(number)), f"before batch {number} is asked for"
         next(batches)
-        assert pulled == list(range(min(number + 2, 5))), f"when batch {number} is in use"
 
 
 @pytest.mark.parametrize("fsdp_devices", [1, 4])

@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 
 import stce_jax
+from stce_jax import show_data as show_data_module
 from stce_jax.configuration import load_config
+from stce_jax.data.catalog import open_dataset
+from stce_jax.errors import ConfigError
 from stce_jax.show_data import show_data
 
 WNIDS = ("n01443537", "n01514668", "n01531178")
@@ -65,6 +68,19 @@ def test_the_run_knows_ids_names_and_fingerprint(trained):
     assert run.class_names == ("goldfish, Carassius auratus", "cock", "goldfinch, Carduelis carduelis")
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 8 and all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_a_run_needs_no_file_of_classes_once_the_data_are_prepared(stce, imagenet, trained, tmp_path):
+    data_dir, classes = imagenet
+    moved = classes.rename(tmp_path / "elsewhere.txt")
+    try:
+        done = stce("evaluate", f"--workdir={trained}")
+        assert done.returncode == 0 and "9 images" in done.stdout, done.stderr
+    finally:
+        moved.rename(classes)
+    assert open_dataset("imagenet100", data_dir, "three").class_ids == WNIDS
+    with pytest.raises(ConfigError, match="cannot read the class list 'four'"):
+        open_dataset("imagenet100", data_dir, "four")
 
 
 @pytest.mark.parametrize("config", ["conv_vit_s", "patch_vit_s"])
@@ -146,6 +162,12 @@ def test_show_data_tells_both_classes_of_a_mixed_image(imagenet, tmp_path):
     assert len(labels) == 8 and max(len(names) for names in labels) == 2
     for names in labels:
         assert sum(weight for _, weight in names) <= 1 and names == sorted(names, key=lambda name: -name[1])
+
+
+@pytest.mark.parametrize("target, named", [((0.665, 0.335), ["a", "b"]), ((0.95, 0.05), ["a"]), ((1.0,), ["a"])])
+def test_heaviest_classes_where_there_are_few(target, named):
+    smoothing = 0.1 / len(target)
+    assert [name for name, _ in show_data_module._heaviest(np.array(target), "ab", smoothing)] == named
 
 
 def test_show_data_refuses(stce, imagenet, tmp_path):

@@ -11,9 +11,11 @@ import jax
 import numpy as np
 import pytest
 from conftest import TINY
+from PIL import Image
 
 import stce_jax
 from stce_jax.engine.metrics import read_metrics
+from stce_jax.train import Window
 
 TOTAL = 90  # steps: 2 epochs of 1437 images in batches of 32
 
@@ -143,6 +145,75 @@ def test_a_stopped_run_ends_bit_for_bit_where_the_undisturbed_one_does(
         for run in (tiny_run[0], tmp_path)
     )
     assert resumed == undisturbed
+
+
+def slowly(seconds, count):
+    for _ in range(count):
+        time.sleep(seconds)
+        yield {}
+
+
+@pytest.mark.parametrize("log_every", [1, 2, 10])
+def test_the_share_of_waiting_is_that_of_the_time_without_data(log_every):
+    """20 ms a batch without any step to compute, then 20 ms steps that keep the device busy for longer than a batch."""
+    window = Window(batch_size=1)
+    batches = slowly(0.02, 21)
+    shares = []
+    for step in range(1, 22):
+        window.next(batches)
+        window.add({"loss": jax.numpy.float32(step)})
+        if step % log_every == 0:
+            shares.append(window.close()["data_wait"])
+    assert np.mean(shares[1:]) > 0.8, shares
+    assert window.waited_share() > 0.8
+
+
+def test_time_in_which_the_device_is_busy_is_no_waiting():
+    class Busy(float):
+        def is_ready(self):
+            return False
+
+    window = Window(batch_size=1)
+    batches = slowly(0.01, 10)
+    for _ in range(10):
+        window.next(batches)
+        window._metrics, window._last = [{"loss": 1.0}], Busy(1)
+    assert window.close()["data_wait"] == 0
+
+
+def stuck_folder(root):
+    """Class folders of one good image each and one whose reading never ends, a pipe that nobody writes to."""
+    for split in ("train", "val"):
+        for name in "ab":
+            (root / split / name).mkdir(parents=True)
+            for number in range(8):
+                Image.new("RGB", (16, 16), "red").save(root / split / name / f"{number}.png")
+    os.remove(root / "train" / "b" / "7.png")
+    os.mkfifo(root / "train" / "b" / "7.png")
+    return root
+
+
+@pytest.mark.parametrize("sigterm", [False, True])
+def test_a_disk_that_does_not_answer_ends_the_run_with_its_state_saved(tmp_path, sigterm):
+    """By itself after the timeout (3), or by SIGTERM while it waits (75)."""
+    images, workdir = stuck_folder(tmp_path / "images"), tmp_path / "run"
+    tiny = [word for word in TINY if "digits" not in word and "batch_size" not in word and "log_every" not in word]
+    words = (f"--data_dir={images}", f"--workdir={workdir}", "--config.batch_size=1", "--config.log_every=1")
+    words += ("--config.cache_megabytes=0", f"--config.loader_timeout={100 if sigterm else 2}")
+    command = [sys.executable, "-m", "stce_jax", "train", "--config=small_folder", *tiny, *words]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    command += ["--config.seed=1", "--config.model.heads=2"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if sigterm:
+        wait_for(lambda: read_metrics(workdir), "line of metrics")
+        time.sleep(3)
+        process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == (75 if sigterm else 3), errors
+    named = "stce: stopped by SIGTERM" if sigterm else f"{images}/train/b/7.png has been read for "
+    assert named in errors.splitlines()[-1], errors
+    [saved] = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+    assert saved == read_metrics(workdir)[-1]["step"]
 
 
 def test_another_config_in_the_same_workdir_is_refused(tiny_run, stce, data_dir):

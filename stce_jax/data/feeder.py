@@ -1,7 +1,7 @@
 """Batches made in the background, under watch: whoever waits for one too long is told what holds it up.
 
-Shared memory and processes are the operating system's to clean up: workers send their batches through pipes and end
-when their parent does, however it dies.
+A run that is killed leaves nothing behind: worker processes send their batches through pipes, not shared memory, and
+end when their parent does, however it dies.
 """
 
 import multiprocessing
@@ -13,7 +13,7 @@ import threading
 import time
 
 from stce_jax.data import views
-from stce_jax.errors import DataError
+from stce_jax.errors import DataError, PreemptedError
 
 READY = 2  # batches that wait in memory to be taken
 LOOK = 0.5  # seconds between two looks at who is late
@@ -27,16 +27,18 @@ class Feeder:
     Args:
       dataset: a grain IterDataset.
       timeout: seconds after which a missing element ends the iteration.
+      stop: function without arguments, or None; once it is true, nobody waits for an element any longer.
 
     Raises:
       DataError: from `next`: an image cannot be read, a worker process died, or nothing came in time.
+      PreemptedError: from `next`: it would have to wait, and `stop` is true.
     """
 
-    def __init__(self, dataset, *, timeout):
-        self._dataset, self._timeout = dataset, timeout
+    def __init__(self, dataset, *, timeout, stop=None):
+        self._dataset, self._timeout, self._stop = dataset, timeout, stop
         self._ready = queue.Queue(maxsize=READY)
         self._closed = threading.Event()
-        self._workers = set()
+        self._others, self._workers, self._started = _grain_processes(), set(), False
         self._thread = threading.Thread(target=self._fill, name="stce feeder", daemon=True)
         self._thread.start()
 
@@ -58,6 +60,8 @@ class Feeder:
                 break
             except queue.Empty:
                 self._look_at_workers()
+                if self._stop and self._stop():
+                    raise PreemptedError("stopped while waiting for data; run again to go on") from None
                 waited = time.monotonic() - start
                 if waited > self._timeout:
                     self._kill_workers()
@@ -67,12 +71,14 @@ class Feeder:
                 if waited > REPORT and not reported:
                     print(f"stce: waiting for data for {waited:.0f} s{_culprit()}", file=sys.stderr, flush=True)
                     reported = True
-        if element is _END:
-            self._ready.put(_END)  # so that asking again ends again
-            raise StopIteration
-        if isinstance(element, BaseException):
+        if element is _END or isinstance(element, BaseException):
+            self._ready.put(element)  # so that asking again ends alike
+            if element is _END:
+                raise StopIteration
             if not isinstance(element, DataError):
                 self._look_at_workers()  # whose death may have been the cause
+            if isinstance(element, RuntimeError) and "Worker process" in str(element):  # it died before it was known
+                raise DataError(f"a loader process died: {element}") from element
             raise element
         return element
 
@@ -86,6 +92,7 @@ class Feeder:
                 break
         self._ready.put(_END)
         self._thread.join(timeout=LOOK)
+        self._know_workers()
         self._kill_workers()
         self._thread.join(timeout=10 * LOOK)
 
@@ -94,6 +101,8 @@ class Feeder:
             iterator = iter(self._dataset)
             try:
                 for element in iterator:
+                    self._know_workers()
+                    self._started = True
                     if not self._put(element):
                         return
             finally:
@@ -111,21 +120,30 @@ class Feeder:
                 continue
         return False
 
+    def _know_workers(self):
+        """Remembers the processes that grain starts for this feeder; all are there once the first element is."""
+        if not self._started:
+            self._workers |= _grain_processes() - self._others
+
     def _look_at_workers(self):
-        # A dead one leaves active_children(), so they are remembered.
-        children = (child for child in multiprocessing.active_children() if child.name.startswith("grain"))
-        self._workers.update(children)
+        self._know_workers()
         for worker in self._workers:
-            if worker.exitcode:
-                how = (
-                    f"was killed by signal {-worker.exitcode}" if worker.exitcode < 0 else f"ended ({worker.exitcode})"
+            code = worker.exitcode
+            if code is not None and code < 0:
+                raise DataError(
+                    f"loader process {worker.pid} was killed by signal {-code}; if memory ran out, use fewer "
+                    "--config.loader_workers. Run again to go on"
                 )
-                advice = "if memory ran out, use fewer --config.loader_workers"
-                raise DataError(f"loader process {worker.pid} {how}; {advice}. Run again to go on")
+            if code:
+                raise DataError(f"loader process {worker.pid} ended with code {code}; see what it printed")
 
     def _kill_workers(self):
         for worker in self._workers:
             worker.kill()
+
+
+def _grain_processes():
+    return {child for child in multiprocessing.active_children() if child.name.startswith("grain")}
 
 
 def _culprit():
@@ -151,6 +169,6 @@ def _report_stuck(timeout):
     while True:
         time.sleep(LOOK)
         work = views.slowest()
-        if work and work[1] > min(timeout, REPORT):
-            print(f"stce: a loader process waits{_culprit()}", file=sys.stderr, flush=True)
+        if work and work[1] > min(timeout, REPORT) / 2:  # before the parent loses its patience
+            print(f"stce: a loader process is stuck{_culprit()}", file=sys.stderr, flush=True)
             time.sleep(timeout)

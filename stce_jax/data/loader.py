@@ -15,9 +15,10 @@ import numpy as np
 from absl import flags
 
 from stce_jax.data.feeder import Feeder, prepare_worker
+from stce_jax.data.views import Stream
 
 
-def train_batches(views, *, batch_size, repeats, seed, start_step, threads, workers, timeout):
+def train_batches(views, *, batch_size, repeats, seed, start_step, threads, workers, timeout, stop=None):
     """This process's share of every global batch from `start_step` on, without end.
 
     Args:
@@ -29,14 +30,14 @@ def train_batches(views, *, batch_size, repeats, seed, start_step, threads, work
       start_step: global step of the first batch.
       threads: that decode in this process; 0: the one that asks.
       workers: processes that decode instead, each in one thread; 0: none.
-      timeout: seconds after which a missing batch ends the run.
+      timeout, stop: see `Feeder`.
 
     Returns:
       A `Feeder` of {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes]}; to be closed.
     """
     rows = batch_size // jax.process_count()
     first = start_step * batch_size + jax.process_index() * rows
-    stream = _Stream(views, seed, repeats, first, rows, batch_size)
+    stream = Stream(views, seed=seed, repeats=repeats, first=first, rows=rows, batch_size=batch_size)
     examples = grain.MapDataset.range(sys.maxsize).map(stream.example)
     if workers:
         # Whole batches, for a worker takes every n-th element of what it is given.
@@ -50,25 +51,7 @@ def train_batches(views, *, batch_size, repeats, seed, start_step, threads, work
         batches = batches.mp_prefetch(options, worker_init_fn=functools.partial(prepare_worker, timeout))
     else:
         batches = examples.to_iter_dataset(_read_options(threads, rows)).batch(rows)
-    return Feeder(batches, timeout=timeout)
-
-
-class _Stream:
-    """This process's examples, numbered from 0, of the stream that all processes share."""
-
-    def __init__(self, views, seed, repeats, first, rows, batch_size):
-        self._views, self._seed, self._repeats = views, seed, repeats
-        self._first, self._rows, self._batch_size = first, rows, batch_size
-        self._order = grain.MapDataset.range(len(views)).seed(seed).shuffle().repeat()
-
-    def example(self, number):
-        step, row = divmod(number, self._rows)
-        position = self._first + step * self._batch_size + row
-        epoch, within = divmod(position, len(self._views))
-        index = self._order[epoch * len(self._views) + within // self._repeats]
-        draws = np.random.Generator(np.random.Philox(key=(self._seed, position)))
-        image, label = self._views.view(int(index), draws)
-        return {"image": image, "label": label}
+    return Feeder(batches, timeout=timeout, stop=stop)
 
 
 def eval_batches(views, *, batch_size, threads, timeout):
@@ -96,15 +79,14 @@ def eval_batches(views, *, batch_size, threads, timeout):
 
 
 def _read_options(threads, rows):
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * rows)
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * rows, threads))
 
 
 def to_devices(batches, sharding):
-    """Turns process-local NumPy batches into global device arrays, one batch ahead of the one in use."""
-    ahead = None
+    """Turns process-local NumPy batches into global device arrays.
+
+    A batch is sent when it is asked for. Steps are dispatched without waiting for them, so that is while the step
+    before is being computed.
+    """
     for batch in batches:
-        current, ahead = ahead, jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
-        if current is not None:
-            yield current
-    if ahead is not None:
-        yield ahead
+        yield jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -7,6 +7,7 @@ import functools
 import threading
 import time
 
+import grain
 import numpy as np
 
 from stce_jax.data.decode import center_crop, decode_image, random_resized_crop
@@ -33,7 +34,7 @@ class Views:
       crop: "random_resized", or "center" for the evaluation's view.
       fraction: see `center_crop`.
       area, ratio: see `random_resized_crop`; for that crop alone.
-      cache_bytes: if all the pixels of the first step fit into this many bytes, they are kept.
+      cache_bytes: if all the pixels of the first step seem to fit into this many bytes, they are kept; never more.
     """
 
     def __init__(self, source, *, size, crop, fraction, area=None, ratio=None, cache_bytes=0):
@@ -48,10 +49,11 @@ class Views:
 
     def _start(self):
         self._cache, self._fits = None, None  # not yet known
-        self._deciding = threading.Lock()
+        self._room = self._cache_bytes
+        self._lock = threading.Lock()
 
     def __getstate__(self):
-        own = ("_cache", "_fits", "_deciding")
+        own = ("_cache", "_fits", "_room", "_lock")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state):
@@ -72,16 +74,21 @@ class Views:
 
     def _kept(self, index):
         if self._fits is None:
-            with self._deciding:
+            with self._lock:
                 if self._fits is None:
                     fits = self._all_fit()
                     self._cache = [None] * len(self) if fits else None
                     self._fits = fits
         if not self._fits:
             return self._decoded(index)
-        if self._cache[index] is None:
-            self._cache[index] = self._decoded(index)
-        return self._cache[index]
+        kept = self._cache[index]
+        if kept is None:
+            kept = self._decoded(index)
+            with self._lock:  # the guess may have been wrong
+                if self._cache[index] is None and kept[0].nbytes <= self._room:
+                    self._room -= kept[0].nbytes
+                    self._cache[index] = kept
+        return kept
 
     def _all_fit(self):
         """Guesses from a few images spread over the source."""
@@ -93,11 +100,37 @@ class Views:
 
     def _decoded(self, index):
         thread = threading.get_ident()
-        _at_work[thread] = (f"image {index}", time.monotonic())
+        _at_work[thread] = (self._source.name(index), time.monotonic())
         try:
             record = self._source[index]
-            _at_work[thread] = (record["name"], time.monotonic())
             pixels = decode_image(record["image"], record["name"])
             return (pixels if self._pixels is None else self._pixels(pixels)), np.int32(record["label"])
         finally:
             del _at_work[thread]
+
+
+class Stream:
+    """One process's training examples, numbered from 0, of the endless stream that all processes share.
+
+    Args:
+      views: see `Views`.
+      seed: of order and crops.
+      repeats: how many times in a row an image comes.
+      first: position of this process's first row of its first batch.
+      rows, batch_size: of this process's part of a batch, of the whole.
+    """
+
+    def __init__(self, views, *, seed, repeats, first, rows, batch_size):
+        self._views, self._seed, self._repeats = views, seed, repeats
+        self._first, self._rows, self._batch_size = first, rows, batch_size
+        self._order = grain.MapDataset.range(len(views)).seed(seed).shuffle().repeat()
+
+    def example(self, number):
+        """{"image": uint8 [size, size, 3], "label": int32}: cut by the draws of its position alone."""
+        step, row = divmod(number, self._rows)
+        position = self._first + step * self._batch_size + row
+        epoch, within = divmod(position, len(self._views))
+        index = self._order[epoch * len(self._views) + within // self._repeats]
+        draws = np.random.Generator(np.random.Philox(key=(self._seed, position)))
+        image, label = self._views.view(int(index), draws)
+        return {"image": image, "label": label}
