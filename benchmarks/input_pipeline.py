@@ -46,8 +46,11 @@ class Files:
     def __len__(self):
         return len(self.images)
 
+    def name(self, index):
+        return f"image {index}"
+
     def __getitem__(self, index):
-        return {"image": self.images[index], "label": 0, "name": str(index)}
+        return {"image": self.images[index], "label": 0, "name": self.name(index)}
 
 
 def collect(images, folder):
@@ -99,7 +102,6 @@ def steps(encoded):
     """{name: function over all images}; the numbers are of one core, for nothing here starts a thread but XLA."""
     images = [decode.decode_image(file, "image") for file in encoded]
     crop = functools.partial(decode.random_resized_crop, size=SIZE, area=AREA, ratio=RATIO)
-    draws = functools.partial(np.random.default_rng, 0)
 
     def pillow(file):
         return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
@@ -110,27 +112,30 @@ def steps(encoded):
         box = (left, top, left + width, top + height)
         return np.asarray(image.crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
-    def every(function, items, rng=None):
-        return lambda: [function(item) if rng is None else function(rng(), item) for item in items]
+    def every(function, items):
+        return lambda: [function(item) for item in items]
 
-    crops = [padded_crop(draws(), image) for image in images[:32]]
+    def cut(function, items):  # each image with draws of its own, the same in every round
+        return lambda: [function(np.random.default_rng(number), item) for number, item in enumerate(items)]
+
+    crops = cut(padded_crop, images[:32])()
     padded = jnp.asarray(np.stack([pixels for pixels, _ in crops]))
     shapes = jnp.asarray(np.stack([shape for _, shape in crops]))
-    expected = np.stack([crop(draws(), image) for image in images[:32]]).astype(int)
+    expected = np.stack(cut(crop, images[:32])()).astype(int)
     error = np.abs(np.asarray(device_resize(padded, shapes)).astype(int) - expected)
     assert error.mean() < 0.25 and (error <= 2).mean() > 0.99, "the device's resize is not Pillow's"
     return {
         "simplejpeg decode": (len(images), every(lambda file: simplejpeg.decode_jpeg(file, "RGB"), encoded)),
         "Pillow decode": (len(images), every(pillow, encoded)),
-        "random crop and resize": (len(images), every(crop, images, draws)),
+        "random crop and resize": (len(images), cut(crop, images)),
         "**decode and crop, as shipped**": (
             len(images),
-            every(lambda rng, file: crop(rng, decode.decode_image(file, "image")), encoded, draws),
+            cut(lambda rng, file: crop(rng, decode.decode_image(file, "image")), encoded),
         ),
-        "decode and crop, Pillow alone": (len(images), every(as_torchvision, encoded, draws)),
+        "decode and crop, Pillow alone": (len(images), cut(as_torchvision, encoded)),
         "decode and crop, unresized": (
             len(images),
-            every(lambda rng, file: padded_crop(rng, decode.decode_image(file, "image")), encoded, draws),
+            cut(lambda rng, file: padded_crop(rng, decode.decode_image(file, "image")), encoded),
         ),
         "resize on the device": (len(crops), lambda: device_resize(padded, shapes)),
         "evaluation's view": (

@@ -15,10 +15,10 @@ import threading
 from pathlib import Path
 
 from stce_jax.data import catalog, class_lists, inspection
-from stce_jax.data.catalog import SPLITS
+from stce_jax.data.catalog import SPLITS, absolute
 from stce_jax.data.report import ImageProgress, Report, say
 from stce_jax.data.sources.recognition import open_source
-from stce_jax.data.sources.references import absolute, in_order
+from stce_jax.data.sources.references import in_order
 from stce_jax.errors import ConfigError, DataError, PreemptedError
 
 DATASETS = ("imagenet100", "imagenet2012", "folder")
@@ -35,7 +35,7 @@ def prepare(dataset, source, *, classes="", data_dir="", on_bad="error", val_lab
       classes: for "imagenet100" the list of classes, see `class_lists.load_class_ids`, by default "kaggle".
       data_dir: the directory that holds prepared data sets; by default the user's data directory.
       on_bad: "error" refuses a source with images that cannot be decoded, once all of them are known; "skip" leaves
-        them out.
+        them out. Images that cannot be read are refused either way: the next time they may be there.
       val_labels: file or directory with the labels of ILSVRC2012's validation images; by default looked for beside
         them.
       workers: threads that read and decode; 0: one a core.
@@ -45,10 +45,11 @@ def prepare(dataset, source, *, classes="", data_dir="", on_bad="error", val_lab
 
     Raises:
       ConfigError: a wrong argument.
-      DataError: the source is unknown, damaged or incomplete, images are bad, or the result cannot be written.
+      DataError: the source is unknown, damaged or incomplete, images are bad, the result cannot be written, or what
+        is there already is damaged or, for "folder", of another source.
       PreemptedError: SIGTERM came; nothing is left half-written.
     """
-    _check_arguments(dataset, classes, on_bad, workers)
+    _check_arguments(dataset, source, classes, on_bad, workers)
     root = absolute(data_dir or catalog.default_data_dir())
     say(f"looking at {source}")
     if dataset == "folder":
@@ -61,21 +62,31 @@ def prepare(dataset, source, *, classes="", data_dir="", on_bad="error", val_lab
         opened, class_ids = None, class_lists.load_class_ids(classes)
         name = class_lists.list_name(classes)
     config = f"{name}-{class_lists.list_hash(class_ids)}"
+    final = root / dataset / config / catalog.VERSION
+
+    def find():
+        """The report of what is there already, or None."""
+        there = final if dataset == "folder" else catalog.find_prepared(root, dataset, classes) or final
+        return _report_of(there, opened) if there.is_dir() else None
+
     try:
-        with _ends_cleanly(), _locked(root / dataset, config):
-            final = root / dataset / config / catalog.VERSION
-            there = final if dataset == "folder" else catalog.find_prepared(root, dataset, classes) or final
-            if there.is_dir():
-                report = Report.of_prepared(there)
-                say(
-                    f"already prepared: {there}\nfingerprint {report.fingerprint}; delete the directory to make it anew"
-                )
+        with _ends_cleanly(), contextlib.ExitStack() as stack:
+            if opened:
+                stack.callback(opened.close)
+            if report := find():  # in a directory, maybe, that one may only read
                 return report
-            opened = opened or open_source(source, class_ids, val_labels)
+            stack.enter_context(_locked(root / dataset, config))
+            if report := find():
+                return report
+            if not opened:
+                opened = open_source(source, class_ids, val_labels)
+                stack.callback(opened.close)
             with _staging(root / dataset, config) as staging:
                 report = _write(dataset, config, opened, staging, on_bad, workers or len(os.sched_getaffinity(0)))
                 final.parent.mkdir(parents=True, exist_ok=True)
                 os.rename(staging / dataset / config / catalog.VERSION, final)
+    except BrokenPipeError:  # whoever read what is printed has gone
+        raise
     except OSError as error:
         where = error.filename or root
         raise DataError(f"cannot write {where}: {error.strerror or error}; give another --data_dir") from error
@@ -84,7 +95,22 @@ def prepare(dataset, source, *, classes="", data_dir="", on_bad="error", val_lab
     return report
 
 
-def _check_arguments(dataset, classes, on_bad, workers):
+def _report_of(directory, opened):
+    """Prints and returns the report of what was prepared earlier; refuses it if it is of another source."""
+    report = Report.of_prepared(directory)
+    if opened and report.source != opened.kind:
+        raise DataError(
+            f"{directory} was made of {report.source}, not of {opened.kind}; delete it to make it anew, or rename the "
+            "source's folder to keep both"
+        )
+    say(f"already prepared: {directory}\nmade of {report.source}, {report.bad:,} images left out")
+    say(f"fingerprint {report.fingerprint}; delete the directory to make it anew")
+    return report
+
+
+def _check_arguments(dataset, source, classes, on_bad, workers):
+    if not str(source):
+        raise ConfigError("--source is empty; give the directory or archive with the images")
     if dataset not in DATASETS:
         raise ConfigError(f"there is no dataset {dataset!r} to prepare; there are {', '.join(DATASETS)}")
     if classes and dataset != "imagenet100":
@@ -128,7 +154,7 @@ def _write(dataset, config, source, staging, on_bad, workers):
                     config=config,
                     class_ids=list(source.class_ids),
                     splits={split: len(splits[split]) for split in SPLITS},
-                    stream=_examples(inspected, tally, progress),
+                    stream=_examples(inspected, tally, progress, on_bad),
                     metadata=metadata,
                     directory=staging,
                 )
@@ -136,17 +162,17 @@ def _write(dataset, config, source, staging, on_bad, workers):
                 raise DataError(f"cannot write {staging}: {error}; make room, or give another --data_dir") from error
     _check_bad(tally, on_bad)
     report = Report.of_tally(config, names, source, tally)
-    _check_written(Path(path), report)
+    Report.of_prepared(Path(path))  # opens the result as training will, and looks whether all images are there
     tally.write_csv(Path(path) / "odd.csv", source.ignored)
     return report
 
 
-def _examples(inspected, tally, progress):
-    """Yields what is to be stored of each image, None for a bad one."""
+def _examples(inspected, tally, progress, on_bad):
+    """Yields what is to be stored of each image, None for a bad one, and once nothing will be kept."""
     for done, image in enumerate(inspected, 1):
         label = tally.add(image)
-        progress.update(done, bad=len(tally.bad))
-        if label is None:
+        progress.update(done, bad=len(tally.bad) + len(tally.unread))
+        if label is None or tally.unread or (tally.bad and on_bad == "error"):
             yield None
         else:
             name = image.reference.name.encode(errors="surrogateescape").decode(errors="replace")
@@ -155,13 +181,17 @@ def _examples(inspected, tally, progress):
 
 def _check_bad(tally, on_bad):
     """Prints the bad images, and refuses them, or classes of which nothing is left without them."""
-    for _, cause in tally.bad:
+    for _, cause in tally.unread + tally.bad:
         say(cause)
-    if tally.bad and on_bad == "error":
-        some = ", ".join(image for image, _ in tally.bad[:_NAMED]) + (", ..." if len(tally.bad) > _NAMED else "")
+    if tally.unread:
         raise DataError(
-            f"{len(tally.bad)} images cannot be used: {some}; nothing is written. Repair them, or leave them out with "
-            "--on-bad=skip"
+            f"{len(tally.unread)} images cannot be read: {_some(tally.unread)}; nothing is written. Make them "
+            "readable, or remove them, and run the command again"
+        )
+    if tally.bad and on_bad == "error":
+        raise DataError(
+            f"{len(tally.bad)} images cannot be used: {_some(tally.bad)}; nothing is written. Repair them, or leave "
+            "them out with --on-bad=skip"
         )
     for split in SPLITS:
         for class_id, count in zip(tally.class_ids, tally.counts[split], strict=True):
@@ -169,13 +199,9 @@ def _check_bad(tally, on_bad):
                 raise DataError(f"no {split} image of class {class_id} can be decoded; repair the source")
 
 
-def _check_written(path, report):
-    """Opens the result as training will, and looks whether all images are there."""
-    dataset = catalog.open_prepared(path)
-    for split in SPLITS:
-        source, expected = getattr(dataset, split), sum(report.counts[split])
-        if len(source) != expected or not source[len(source) - 1]["image"]:
-            raise DataError(f"{path} has {len(source):,} of {expected:,} {split} images; run the command again")
+def _some(failed):
+    """The first names of (image, cause)."""
+    return ", ".join(image for image, _ in failed[:_NAMED]) + (", ..." if len(failed) > _NAMED else "")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Images are a dict {(split, WordNet id, file name): bytes}, with ILSVRC2012's nam
 import csv
 import io
 import json
+import os
 import tarfile
 import zipfile
 
@@ -43,6 +44,21 @@ def make_images(train=3, val=2, wnids=WNIDS + OTHERS):
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
+
+
+def make_unreadable(monkeypatch, path):
+    """Lets nobody list a directory, not even root, whom permissions do not stop."""
+
+    def refusing(function):
+        def listed(directory="."):
+            if str(directory) == str(path):
+                raise PermissionError(13, "Permission denied", str(directory))
+            return function(directory)
+
+        return listed
+
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
 
 
 def tree(root, images):

@@ -592,8 +592,11 @@ def test_a_bad_policy_is_refused_before_anything_is_compiled():
 
 @pytest.mark.parametrize("part", ["rand_augment", "three_augment", "color_jitter", "erase", "flip", "shift"])
 def test_parts_that_are_off_are_not_computed(part, monkeypatch):
-    monkeypatch.setattr(augment, {"erase": "random_erasing"}.get(part, f"random_{part}"), None, raising=False)
-    monkeypatch.setattr(augment, part, None, raising=False)
+    def computed(*arguments, **options):
+        raise AssertionError(f"{part} is computed")
+
+    monkeypatch.setattr(augment, {"erase": "random_erasing"}.get(part, f"random_{part}"), computed, raising=False)
+    monkeypatch.setattr(augment, part, computed, raising=False)
     images = jnp.zeros((2, 6, 6, 3), jnp.uint8)
     jax.eval_shape(augment.make_augment(5, **OFF), KEY, 0, images, jnp.zeros(2, int))
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_sources import make_unreadable
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -396,6 +398,30 @@ def test_hidden_files_and_folders_named_like_images_are_no_images(tmp_path):
     dataset = catalog.open_folder(tmp_path)
     assert dataset.class_names == ("a",)
     assert [Path(record["name"]).name for record in everything(dataset.train)] == ["0.png", "1.png"]
+
+
+def test_hidden_folders_within_a_class_and_links_upwards_are_passed_over(tmp_path):
+    write_images(tmp_path, "train/a/0.png", "train/a/.thumbs/1.png", "train/b/0.png", "val/a/0.png", "val/b/0.png")
+    (tmp_path / "train" / "a" / "up").symlink_to("..", target_is_directory=True)
+    names = [
+        record["name"].removeprefix(f"{tmp_path}/train/") for record in everything(catalog.open_folder(tmp_path).train)
+    ]
+    assert names == ["a/0.png", "b/0.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    write_images(tmp_path, "train/a/0.png", "train/a/more/1.png", "val/a/0.png")
+    make_unreadable(monkeypatch, tmp_path / "train" / "a" / "more")
+    assert str(tmp_path / "train" / "a" / "more") in refusal(catalog.open_folder, tmp_path)
+
+
+def test_paths_are_absolute_whatever_they_begin_or_end_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "in").mkdir()
+    assert catalog.absolute("in/..") == Path(os.path.realpath(tmp_path))
+    assert catalog.absolute("~/x") == tmp_path / "home" / "x"
+    assert catalog.absolute("~nosuchuser/x") == tmp_path / "~nosuchuser" / "x"
 
 
 def test_a_missing_split_is_named(tmp_path):

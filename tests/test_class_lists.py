@@ -62,8 +62,9 @@ def test_the_hash_is_of_the_content_whatever_the_order():
 
 def test_a_file_of_ids(tmp_path):
     path = tmp_path / "my list.txt"
-    path.write_text("# mine\nn02012849 crane\n\n  n01440764\ttench\n")
-    assert class_lists.load_class_ids(str(path)) == ("n01440764", "n02012849")
+    for start in ("# mine\n", "\ufeff"):  # Windows puts the latter before the text
+        path.write_text(f"{start}n02012849 crane\n\n  n01440764\ttench\n", encoding="utf-8")
+        assert class_lists.load_class_ids(str(path)) == ("n01440764", "n02012849")
     assert class_lists.list_name(str(path)) == "my_list" and class_lists.list_name("cmc") == "cmc"
 
 
@@ -87,6 +88,8 @@ def test_files_that_are_no_lists_are_refused(tmp_path, content, named):
 def test_a_list_that_is_not_there_is_refused_with_those_that_are():
     with pytest.raises(ConfigError, match="kaggle, cmc, podnet"):
         class_lists.load_class_ids("imagenette")
+    with pytest.raises(ConfigError, match="~nosuchuser"):
+        class_lists.load_class_ids("~nosuchuser/list.txt")
 
 
 @pytest.mark.parametrize("text, name", [("a b/c", "a_b_c"), ("..", "images"), ("été", "t"), ("x.y-z", "x.y_z")])

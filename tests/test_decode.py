@@ -224,6 +224,12 @@ def test_pillow_does_not_warn_besides():
     code = f"from stce_jax.data.decode import decode_image; decode_image({claiming('PNG', 9460, 9460)!r}, 'x')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "9460 x 9460 pixels" in done.stderr and "Warning" not in done.stderr, done.stderr
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x20\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0" + b"\xff" * 20  # 32 entries, not 1
+    plain = encode(photo(), "JPEG")
+    damaged = plain[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + plain[2:]
+    code = f"from stce_jax.data.decode import open_image; open_image({damaged!r}).getexif().get(0x0112)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
 
 
 def test_the_limit_of_pixels_is_meant_for_each_image(monkeypatch):

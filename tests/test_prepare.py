@@ -3,7 +3,10 @@
 import contextlib
 import csv
 import io
+import json
+import os
 import re
+import resource
 import shutil
 import signal
 import struct
@@ -32,9 +35,10 @@ from image_sources import (
 from PIL import Image
 
 from stce_jax.data import catalog, class_lists, imagenet100, inspection
+from stce_jax.data.report import ImageProgress, Report
 from stce_jax.data.sources import references
 from stce_jax.errors import ConfigError, DataError
-from stce_jax.prepare import prepare
+from stce_jax.prepare import _examples, prepare
 
 IMAGES = make_images()
 WANTED = {key: content for key, content in IMAGES.items() if key[1] in WNIDS}
@@ -255,7 +259,53 @@ def test_what_is_there_is_not_made_again(tmp_path, classes, capsys):
     assert again.fingerprint == first.fingerprint and again.counts == first.counts
     said = capsys.readouterr().out
     assert "already prepared" in said and first.fingerprint in said
+    assert f"made of class folders in {source}, 0 images left out" in said
 
+
+def test_what_is_there_is_found_where_nothing_may_be_written(tmp_path, classes):
+    """A directory in the lock's place stands for a data directory that one may only read."""
+    source, out = tree(tmp_path / "in", IMAGES), tmp_path / "out"
+    first = prepare("imagenet100", str(source), classes=classes, data_dir=str(out))
+    (lock,) = out.rglob("*.lock")
+    lock.unlink()
+    lock.mkdir()
+    assert prepare("imagenet100", str(source), classes=classes, data_dir=str(out)).fingerprint == first.fingerprint
+
+
+def test_folders_of_one_name_are_not_taken_for_each_other(tmp_path):
+    for parent, images in (("a", WANTED), ("b", make_images(train=4, wnids=WNIDS))):
+        tree(tmp_path / parent / "pets", images)
+    prepare("folder", str(tmp_path / "a" / "pets"), data_dir=str(tmp_path / "out"))
+    again = prepare("folder", str(tmp_path / "a" / "pets" / "train" / ".."), data_dir=str(tmp_path / "out"))
+    assert sum(again.counts["train"]) == 12
+    message = refusal("folder", str(tmp_path / "b" / "pets"), data_dir=str(tmp_path / "out"))
+    assert str(tmp_path / "a" / "pets") in message and "rename" in message
+
+
+@pytest.mark.parametrize("damage", ["shard gone", "shard cut off", "field more", "field less", "count", "no object"])
+def test_what_is_there_and_damaged_is_refused(tmp_path, monkeypatch, classes, damage):
+    monkeypatch.setattr(imagenet100, "IMAGES_A_SHARD", 5)
+    source, out = tree(tmp_path / "in", IMAGES), tmp_path / "out"
+    report = prepare("imagenet100", str(source), classes=classes, data_dir=str(out))
+    shard, metadata = (Path(report.directory) / name for name in (SHARD, "metadata.json"))
+    stored = json.loads(metadata.read_text())
+    if damage == "shard gone":
+        shard.unlink()
+    elif damage == "shard cut off":
+        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    elif damage == "field more":
+        metadata.write_text(json.dumps(stored | {"more": 1}))
+    elif damage == "field less":
+        metadata.write_text(json.dumps({key: value for key, value in stored.items() if key != "bad"}))
+    elif damage == "count":
+        metadata.write_text(json.dumps(stored | {"counts": {"train": [3] * 4, "val": [3] * 4}}))
+    else:
+        metadata.write_text(json.dumps(stored | {"counts": 1}))
+    message = refusal("imagenet100", str(source), classes=classes, data_dir=str(out))
+    assert report.directory in message and "delete it" in message
+
+
+SHARD = "imagenet100-train.array_record-00000-of-00003"  # not the last one
 
 SLOW = """
 import sys, time
@@ -364,6 +414,82 @@ def test_bad_images_can_be_left_out(tmp_path, classes, prepared, capsys):
     assert report.bad == 1 and report.fingerprint == prepared["tree"][0].fingerprint
     assert "1  left out: cannot be decoded: val/n02012849/ILSVRC2012_val_00000099.JPEG" in capsys.readouterr().out
     assert rows_of(report)["cannot be decoded"] == ["val/n02012849/ILSVRC2012_val_00000099.JPEG"]
+
+
+def test_images_that_cannot_be_read_are_refused_even_where_bad_ones_are_left_out(tmp_path, classes, capsys):
+    root = tree(tmp_path / "in", IMAGES)
+    (root / "train" / WNIDS[0] / "gone.JPEG").symlink_to(tmp_path / "nowhere.JPEG")
+    write(root / "train" / WNIDS[0] / "bad.JPEG", b"no image")
+    message = refusal("imagenet100", str(root), classes=classes, data_dir=str(tmp_path / "out"), on_bad="skip")
+    assert message.startswith("1 images cannot be read: ") and "gone.JPEG" in message
+    assert "bad.JPEG" in capsys.readouterr().out and left_in(tmp_path / "out") == []
+
+
+def test_after_a_bad_image_nothing_is_stored_and_all_is_looked_at():
+    images = [references.Reference("train", "a", f"{k}.png", None) for k in range(3)]
+    inspected = [
+        inspection.Inspected(images[0], b"x", bytes(32)),
+        inspection.Inspected(images[1], error="bad"),
+        inspection.Inspected(images[2], b"x", bytes(32)),
+    ]
+    for on_bad, stored in (("error", [True, False, False]), ("skip", [True, False, True])):
+        tally = inspection.Tally(["a"], 3)
+        examples = _examples(inspected, tally, ImageProgress("preparing", 3), on_bad)
+        assert [example is not None for example in examples] == stored
+        assert tally.counts["train"] == [2] and len(tally.bad) == 1
+
+
+def test_a_source_of_bad_images_alone_is_refused_in_one_line(tmp_path, classes):
+    root = tree(tmp_path / "in", dict.fromkeys(IMAGES, b"no image"))
+    for on_bad in ("error", "skip"):
+        refusal("imagenet100", str(root), classes=classes, data_dir=str(tmp_path / "out"), on_bad=on_bad)
+
+
+def test_names_that_are_no_utf8_are_escaped(tmp_path, classes, monkeypatch):
+    root = tree(tmp_path / "in", IMAGES)
+    odd = os.fsencode(root / "train" / WNIDS[0]) + b"/caf\xe9.jpg"
+    Path(os.fsdecode(odd)).write_bytes(picture(5, size=(20, 20)))
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="utf-8", errors="strict"))
+    prepare("imagenet100", str(root), classes=classes, data_dir=str(tmp_path / "out"))
+    assert rb"caf\udce9.jpg" in output.getvalue()
+
+
+@pytest.mark.parametrize("form, verb", [("tree", "preparing"), ("tree", "fingerprint"), ("parquet", "copying")])
+def test_a_reader_that_has_gone_is_no_fault_of_the_data(tmp_path, classes, monkeypatch, form, verb):
+    """As in `stce prepare ... | head -1`."""
+
+    class Output(io.StringIO):
+        def write(self, text):
+            if verb in text:
+                raise BrokenPipeError(32, "Broken pipe")
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", Output())
+    with pytest.raises(BrokenPipeError):
+        prepare("imagenet100", str(FORMS[form](tmp_path / "in")), classes=classes, data_dir=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("form", ["tars", "kaggle zip", "parquet"])
+def test_no_file_of_the_source_stays_open(tmp_path, classes, form):
+    source = FORMS[form](tmp_path / "in")
+    for _ in range(2):  # the second time nothing is prepared
+        prepare("imagenet100", str(source), classes=classes, data_dir=str(tmp_path / "out"))
+    links = (os.path.join("/proc/self/fd", number) for number in os.listdir("/proc/self/fd"))
+    assert not [link for link in links if os.path.islink(link) and os.readlink(link).startswith(str(tmp_path))]
+
+
+def test_what_is_there_is_checked_with_few_files_open(tmp_path, monkeypatch, classes):
+    """ImageNet has hundreds of shards, and a process may often have 1024 files open, or 256."""
+    monkeypatch.setattr(imagenet100, "IMAGES_A_SHARD", 1)
+    report = prepare("imagenet100", str(tree(tmp_path / "in", IMAGES)), classes=classes, data_dir=str(tmp_path / "out"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 10, limits[1]))
+    try:
+        again = Report.of_prepared(Path(report.directory))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert again.counts == report.counts and len(list(Path(report.directory).glob("*array_record*"))) == 20
 
 
 def test_a_class_of_which_nothing_is_left_is_refused(tmp_path, classes):
@@ -574,11 +700,12 @@ def test_a_prepared_folder_is_chosen_by_name(tmp_path):
         ("imagenet100", {"classes": "none"}, "kaggle, cmc, podnet"),
         ("imagenet100", {"on_bad": "ignore"}, "error, skip"),
         ("imagenet100", {"workers": -1}, "--workers=-1"),
+        ("imagenet100", {"source": ""}, "--source"),
     ],
 )
 def test_wrong_arguments(tmp_path, dataset, options, named):
     options = {"data_dir": str(tmp_path / "out")} | options
-    assert named in refusal(dataset, str(tmp_path), kind=ConfigError, **options)
+    assert named in refusal(dataset, options.pop("source", str(tmp_path)), kind=ConfigError, **options)
     assert not (tmp_path / "out").exists()
 
 

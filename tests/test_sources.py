@@ -12,11 +12,13 @@ import pytest
 from image_sources import (
     OTHERS,
     WNIDS,
+    devkit_of,
     flat_tree,
     kaggle_paths,
     kaggle_tree,
     kaggle_zip,
     make_images,
+    make_unreadable,
     parquet,
     picture,
     tar_of,
@@ -171,6 +173,123 @@ def test_flat_validation_images_need_labels(tmp_path):
     assert contents(source) == by_stem(WANTED) and "labels.csv" in source.note
 
 
+def zip_of(path, directory):
+    """A zip of all files in a directory."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(directory.rglob("*")):
+            archive.write(file, file.relative_to(directory))
+    return path
+
+
+@pytest.mark.parametrize("place", ["in the zip", "beside the zip"])
+def test_labels_of_a_zips_flat_images_are_found(tmp_path, place):
+    root = flat_tree(tmp_path / "data", IMAGES)
+    if place == "beside the zip":
+        (root / "LOC_val_solution.csv").rename(tmp_path / "LOC_val_solution.csv")
+    source = open_all(zip_of(tmp_path / "images.zip", root), tmp_path)
+    assert contents(source) == by_stem(WANTED) and "LOC_val_solution.csv" in source.note
+
+
+@pytest.mark.parametrize("given", [".", "ILSVRC", "ILSVRC/Data", "ILSVRC/Data/CLS-LOC", "zip", "zip, a folder down"])
+@pytest.mark.parametrize("labels", ["LOC_val_solution.csv", "ILSVRC/ILSVRC2012_devkit_t12.tar.gz"])
+def test_kaggles_download_of_ilsvrc(tmp_path, given, labels):
+    root = tmp_path / "data" / "down" if given.endswith("down") else tmp_path / "data"
+    flat_tree(root / "ILSVRC" / "Data" / "CLS-LOC", IMAGES)
+    write(root / "ILSVRC" / "Data" / "CLS-LOC" / "test" / "ILSVRC2012_test_00000001.JPEG", picture(7))
+    write(root / "ILSVRC" / "Annotations" / "CLS-LOC" / "train" / WNIDS[0] / "x.xml", b"box")
+    solution = root / "ILSVRC" / "Data" / "CLS-LOC" / "LOC_val_solution.csv"
+    if labels.endswith("csv"):
+        solution.rename(root / labels)
+    else:
+        solution.unlink()
+        write(root / labels, devkit_of(IMAGES))
+    path = zip_of(tmp_path / "images.zip", tmp_path / "data") if given.startswith("zip") else root / given
+    source = open_all(path, tmp_path)
+    assert contents(source) == by_stem(WANTED) and "CLS-LOC" not in source.note and labels in source.note
+
+
+@pytest.mark.parametrize("form", ["directory", "zip"])
+def test_one_of_several_roots_is_not_guessed(tmp_path, form):
+    root = tmp_path / "data"
+    for name in ("one", "two"):
+        tree(root / name, WANTED)
+    path = root if form == "directory" else zip_of(tmp_path / "images.zip", root)
+    message = refusal(path, WNIDS)
+    assert "2 sets of images" in message and "one" in message and "two" in message
+
+
+def test_two_layouts_in_one_root_are_refused(tmp_path):
+    root = kaggle_tree(tree(tmp_path / "data", WANTED), WANTED)
+    for path in (root, zip_of(tmp_path / "images.zip", root)):
+        assert "two sets of images, in train, train.X1" in refusal(path, WNIDS)
+
+
+def test_what_lies_beside_the_root_does_not_matter(tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    tree(root / "the images", WANTED)
+    tree(root / ".snapshot", WANTED)
+    (root / "lost+found").mkdir()
+    make_unreadable(monkeypatch, root / "lost+found")
+    assert str(root / "the images") in recognition.open_source(root, WNIDS).kind
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    root = tree(tmp_path, WANTED)
+    write(root / "train" / WNIDS[0] / "more" / "x.JPEG", picture(7))
+    make_unreadable(monkeypatch, root / "train" / WNIDS[0] / "more")
+    assert str(root / "train" / WNIDS[0] / "more") in refusal(root, WNIDS)
+
+
+def test_links_upwards_bring_no_images_of_other_classes(tmp_path):
+    root = tree(tmp_path, WANTED)
+    for name, target in (("up", ".."), ("same", "."), ("top", "../..")):
+        (root / "train" / WNIDS[0] / name).symlink_to(target, target_is_directory=True)
+    assert len(recognition.open_source(root, WNIDS).references) == len(WANTED)
+
+
+def test_hidden_folders_count_in_no_form(tmp_path):
+    root = tree(tmp_path / "data", WANTED)
+    write(root / "train" / WNIDS[0] / ".thumbs" / "x.JPEG", picture(7))
+    for path in (root, zip_of(tmp_path / "images.zip", root)):
+        assert len(recognition.open_source(path, WNIDS).references) == len(WANTED)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_flat_images_beside_class_folders_are_strays_even_with_a_devkit(tmp_path, given):
+    root = tree(tmp_path, WANTED)
+    _, _, name = next(key for key in WANTED if key[0] == "val")
+    write(root / "val" / name, picture(7))
+    write(root / "ILSVRC2012_devkit_t12.tar.gz", devkit_of(IMAGES))
+    if not given:
+        write(root / "val" / "preview.JPEG", picture(8))
+    source = open_all(root, tmp_path, val_labels=str(root / "ILSVRC2012_devkit_t12.tar.gz") if given else "")
+    assert contents(source) == by_stem(WANTED) and len(source.references) == len(WANTED)
+    assert source.ignored.count == (1 if given else 2)
+
+
+@pytest.mark.parametrize("missing", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"])
+def test_a_tar_left_beside_what_was_unpacked_does_not_matter(tmp_path, missing):
+    root = tree(tars(tmp_path, IMAGES), IMAGES)
+    (root / missing).unlink()
+    source = open_all(root, tmp_path)
+    assert "class folders" in source.kind and contents(source) == by_stem(WANTED)
+
+
+def test_label_files_that_are_not_there_are_refused_even_if_not_needed(tmp_path):
+    assert "none.csv" in refusal(tree(tmp_path, WANTED), WNIDS, str(tmp_path / "none.csv"))
+    with pytest.raises(DataError, match="~nosuchuser"):
+        read_labels("~nosuchuser/labels.csv")
+
+
+@pytest.mark.parametrize("form", ["tree", "tars", "kaggle zip", "parquet"])
+def test_a_list_that_the_source_does_hold_is_named(tmp_path, monkeypatch, form):
+    lists = {"kaggle": WNIDS, "cmc": ("n09999999",), "podnet": OTHERS}
+    monkeypatch.setattr(references, "load_class_ids", lists.__getitem__)
+    assert refusal(FORMS[form](tmp_path), ("n09999999",)).endswith(
+        "holds all classes of --classes=kaggle, --classes=podnet)"
+    )
+
+
 # --- labels of the validation images
 
 VAL = {name: wnid for split, wnid, name in IMAGES if split == "val"}
@@ -182,6 +301,9 @@ def test_labels_come_from_the_devkit_packed_or_not_or_from_lists(tmp_path):
         archive.extractall(tmp_path / "unpacked", filter="data")
     write_solution(tmp_path / "LOC_val_solution.csv", IMAGES)
     write(tmp_path / "pairs.txt", "".join(f"{name} {wnid}\n" for name, wnid in VAL.items()).encode())
+    write(tmp_path / "id first.txt", "".join(f"{VAL[name]} {name}\n" for name in sorted(VAL)[::-1]).encode())
+    windows = "\ufeff" + "".join(f"{name},{wnid}\r\n" for name, wnid in VAL.items())
+    write(tmp_path / "from Windows.txt", windows.encode())
     write(tmp_path / "ordered.txt", "".join(f"{VAL[name]}\n" for name in sorted(VAL)).encode())
     for form in (
         "ILSVRC2012_devkit_t12.tar.gz",
@@ -189,6 +311,8 @@ def test_labels_come_from_the_devkit_packed_or_not_or_from_lists(tmp_path):
         "unpacked/ILSVRC2012_devkit_t12",
         "LOC_val_solution.csv",
         "pairs.txt",
+        "id first.txt",
+        "from Windows.txt",
         "ordered.txt",
     ):
         label = read_labels(tmp_path / form)
@@ -200,6 +324,8 @@ def test_labels_come_from_the_devkit_packed_or_not_or_from_lists(tmp_path):
     [
         (b"what is this\n", "line 1"),
         (b"", "must hold"),
+        (b"n01440764 tench\n", "line 1"),
+        (b"ILSVRC2012_val_00000001 n01440764\nILSVRC2012_val_00000001 n01443537\n", "two labels"),
         (b"\x1f\x8bno gzip", "cannot read"),
         (tar_of({"notes.txt": b"no devkit"}), "holds no meta.mat"),
         (tar_of({"meta.mat": b"x", "ILSVRC2012_validation_ground_truth.txt": b"1\n"}), "cannot read the devkit"),
@@ -307,6 +433,22 @@ def test_a_damaged_header_within_a_tar_is_no_end(tmp_path):
 
 
 # --- zips
+
+
+def test_reading_that_fails_is_told_from_bad_images(tmp_path):
+    source = recognition.open_source(tars(tmp_path, IMAGES), WNIDS)
+    source.close()
+    with pytest.raises(references.UnreadableError, match="Bad file descriptor"):
+        source.read(source.references[0])
+
+    class Archive:
+        filename = "images.zip"
+
+        def open(self, info):
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(references.UnreadableError, match="Input/output error"):
+        folders.read_member(Archive(), zipfile.ZipInfo("x.JPEG"))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
@@ -435,17 +577,52 @@ def test_parquet_cut_off_is_refused(tmp_path, share):
     assert str(path) in message
 
 
-def test_parquet_of_something_else_is_refused(tmp_path):
+@pytest.mark.parametrize("columns", [{"text": ["a"], "label": [0]}, {"image": [b"bytes"], "label": [0]}])
+def test_parquet_of_something_else_is_refused(tmp_path, columns):
     for name in ("train-0", "validation-0"):
-        pq.write_table(pa.table({"text": ["a"], "label": [0]}), tmp_path / f"{name}.parquet")
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
     assert "columns" in refusal(tmp_path, WNIDS)
+
+
+def test_parquet_without_rows_is_refused(tmp_path):
+    for path in (parquet(tmp_path, IMAGES) / "data").iterdir():
+        pq.write_table(pq.read_table(path).slice(0, 0), path)
+    assert "hold no images" in refusal(tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (lambda data: (data / "train-00001-of-00003.parquet").unlink(), "lacks 1 of 3 train shards: train-00001"),
+        (lambda data: (data / "validation-00002-of-00003.parquet").unlink(), "validation-00002"),
+        (lambda data: (data / "train-00002-of-00003.parquet").rename(data / "train-00002-of-00004.parquet"), "mixes"),
+        (lambda data: (data / "train-00002-of-00003.parquet").rename(data / "train-more.parquet"), "mixes"),
+        (lambda data: (data / "train-00002-of-00003.parquet").rename(data / "train-00003-of-00003.parquet"), "00002"),
+    ],
+)
+def test_parquet_shards_that_are_missing_or_of_two_sets_are_refused(tmp_path, change, named):
+    change(parquet(tmp_path, IMAGES, shards=3) / "data")
+    assert named in refusal(tmp_path, WNIDS)
+
+
+def test_parquet_files_that_name_their_labels_differently_are_refused(tmp_path):
+    parquet(tmp_path / "one", IMAGES, paths=False, names=sorted(WNIDS + OTHERS))
+    parquet(tmp_path / "two", IMAGES, paths=False, names=sorted(WNIDS + OTHERS)[::-1])
+    for path in (tmp_path / "two" / "data").glob("validation*"):
+        path.replace(tmp_path / "one" / "data" / path.name)
+    assert "names its labels otherwise" in refusal(tmp_path / "one", WNIDS)
+
+
+def test_shards_called_test_are_said_to_be_taken_for_val(tmp_path):
+    for path in (parquet(tmp_path, IMAGES) / "data").glob("validation*"):
+        path.rename(path.with_name(path.name.replace("validation", "test")))
+    assert "test-* shards are taken for val" in recognition.open_source(tmp_path, WNIDS).note
 
 
 def test_parquet_whose_groups_of_rows_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(recognition.parquet, "_MOST_BYTES", 1000)
-    source = recognition.open_source(parquet(tmp_path, IMAGES), WNIDS)
-    with pytest.raises(DataError, match=r"train-00000-of-00002\.parquet: a group of rows has .* bytes"):
-        source.stage(tmp_path, lambda done, total: None)
+    message = refusal(parquet(tmp_path, IMAGES), WNIDS)
+    assert "train-00000-of-00002.parquet: a group of rows has" in message, "it should be told before all is copied"
 
 
 def test_labels_that_are_hidden_are_refused(tmp_path):

@@ -54,8 +54,8 @@ def open_dataset(name, data_dir="", classes=""):
       name: "digits" (made from scikit-learn at first use, under a lock), "folder", "imagenet100" or "imagenet2012".
       data_dir: the directory that holds prepared datasets, by default the user's data directory; for "folder" that, or
         a directory with train/<class>/ and val/<class>/.
-      classes: for "imagenet100" the list of classes, see `class_lists.load_class_ids`, by default "kaggle"; for
-        "folder" the name of the prepared dataset, if data_dir holds several.
+      classes: for "imagenet100" the list of classes, see `class_lists.load_class_ids`, by default "kaggle", or the
+        name it was prepared under; for "folder" the name of the prepared dataset, if data_dir holds several.
 
     Raises:
       ConfigError: an unknown name or list, or "folder" without a data_dir.
@@ -72,9 +72,9 @@ def open_dataset(name, data_dir="", classes=""):
                 'dataset "folder" needs --data_dir=DIR, a directory with train/<class>/ and val/<class>/, or the one '
                 "that `stce prepare folder` wrote to"
             )
-        root = _absolute(data_dir)
+        root = absolute(data_dir)
         return open_prepared(_choose_folder(root, classes)) if prepared(root, "folder") else open_folder(root)
-    root = _absolute(data_dir or default_data_dir())
+    root = absolute(data_dir or default_data_dir())
     if name == "digits":
         return _open_digits(root)
     classes = "all" if name == "imagenet2012" else classes or "kaggle"
@@ -108,8 +108,21 @@ def prepared(root, name):
 
 
 def find_prepared(root, name, classes):
-    """The directory of a prepared ImageNet with the classes of a list, whatever that list was called, or None."""
-    ending = f"-{class_lists.list_hash(class_lists.load_class_ids(classes))}"
+    """The directory of a prepared ImageNet with the classes of a list, whatever that list was called, or None.
+
+    A list that is gone, its file moved or deleted, is found by the name that it was prepared under.
+
+    Raises:
+      ConfigError: there is no such list, and none or several were prepared under that name.
+    """
+    try:
+        ending = f"-{class_lists.list_hash(class_lists.load_class_ids(classes))}"
+    except ConfigError:
+        called = class_lists.list_name(classes)
+        found = [path for path in prepared(root, name) if path.parent.name.rpartition("-")[0] == called]
+        if len(found) != 1 or Path(os.path.expanduser(classes)).exists():
+            raise
+        return found[0]
     found = [path for path in prepared(root, name) if path.parent.name.endswith(ending)]
     own = [path for path in found if path.parent.name == class_lists.list_name(classes) + ending]
     return next(iter(own + found), None)
@@ -141,7 +154,7 @@ def open_prepared(directory):
 
 def open_folder(data_dir):
     """The images under data_dir/train/<class>/ and data_dir/val/<class>/, at any depth; labels are sorted names."""
-    root = _absolute(data_dir)
+    root = absolute(data_dir)
     classes = {}
     for split in SPLITS:
         if not (root / split).is_dir():
@@ -229,5 +242,7 @@ def _hash_of(lines):
     return total.hexdigest()
 
 
-def _absolute(path):
-    return Path(os.path.expanduser(path)).absolute()
+def absolute(path):
+    """A path that means the same from any directory, its last part a name; "~" is the user's home."""
+    path = Path(os.path.expanduser(path)).absolute()
+    return Path(os.path.realpath(path)) if ".." in path.parts else path

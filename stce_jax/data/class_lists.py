@@ -7,6 +7,7 @@ Kaggle's and CMC's have 8 classes in common. A label is a class's place in the s
 
 import functools
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -29,9 +30,9 @@ def load_class_ids(classes):
     """
     if classes == "all":
         return tuple(_words())
-    path = _FOLDER / f"imagenet100_{classes}.txt" if classes in LISTS else Path(classes).expanduser()
+    path = _FOLDER / f"imagenet100_{classes}.txt" if classes in LISTS else Path(os.path.expanduser(classes))
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         cause = getattr(error, "strerror", None) or "it is no text"
         raise ConfigError(
@@ -74,7 +75,7 @@ def safe_name(text):
 
 
 def ids_of_words(names):
-    """WordNet ids of ILSVRC2012's classes by their words, and by which rule they were found.
+    """WordNet ids of ILSVRC2012's classes by their words.
 
     "crane" names two classes; such a name is decided by its neighbours where the names come in the order of their ids.
 

@@ -17,6 +17,8 @@ MAX_PIXELS = 89_478_485  # of an image; a quarter of a GiB as RGB, where Pillow 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 # Such images are refused; Pillow's warning would only be a second voice.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Damaged EXIF data; their orientation is not applied anyway.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 LONGEST = 16  # short sides, what of an image's long side is looked at for the central square
 

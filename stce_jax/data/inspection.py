@@ -15,7 +15,7 @@ import numpy as np
 
 from stce_jax.data.catalog import SPLITS
 from stce_jax.data.decode import decode_image, open_image
-from stce_jax.data.sources.references import Reference
+from stce_jax.data.sources.references import Reference, UnreadableError
 from stce_jax.errors import DataError
 
 TINY = 32  # pixels; an image with a shorter side is reported
@@ -34,6 +34,7 @@ class Inspected:
       digest: SHA-256 of them.
       odd: (kind, detail) of what is odd about it.
       error: why it cannot be used, or "".
+      unread: whether that is because it could not be read, which a look at the image itself may not confirm.
     """
 
     reference: Reference
@@ -41,6 +42,7 @@ class Inspected:
     digest: bytes = b""
     odd: tuple[tuple[str, str], ...] = ()
     error: str = ""
+    unread: bool = False
 
 
 def inspect_all(references, read, workers):
@@ -65,7 +67,7 @@ def _inspect(reference, read):
         encoded = read(reference)
         height, width, _ = decode_image(encoded, str(reference)).shape
     except DataError as error:
-        return Inspected(reference, error=str(error))
+        return Inspected(reference, error=str(error), unread=isinstance(error, UnreadableError))
     odd = list(_format_oddities(reference.name, encoded))
     if min(height, width) < TINY:
         odd.append((f"smaller than {TINY} pixels", f"{width} x {height}"))
@@ -116,6 +118,7 @@ class Tally:
         self.counts = {split: [0] * len(class_ids) for split in SPLITS}
         self.odd = []  # (kind, image, detail)
         self.bad = []  # (image, cause)
+        self.unread = []  # likewise
         self._label = {class_id: label for label, class_id in enumerate(class_ids)}
         self._references = []
         self._digests = np.zeros((total, 32), np.uint8)
@@ -125,7 +128,7 @@ class Tally:
         """Counts an image in; returns its label, or None if it is bad and must not be stored."""
         reference = inspected.reference
         if inspected.error:
-            self.bad.append((str(reference), inspected.error))
+            (self.unread if inspected.unread else self.bad).append((str(reference), inspected.error))
             return None
         label = self._label[reference.class_id]
         self.counts[reference.split][label] += 1

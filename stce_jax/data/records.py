@@ -8,27 +8,60 @@ from stce_jax.errors import DataError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
-class FolderSource:
-    """The image files of one split's class folders, classes in the given order, files sorted by path.
+def is_image(name):
+    """Whether a file is an image by its name; hidden ones, such as macOS's "._x.JPEG", and those in hidden folders
+    are none."""
+    hidden = any(part.startswith(".") and part != "." for part in name.split("/"))
+    return name.lower().endswith(IMAGE_SUFFIXES) and not hidden
 
-    Links are followed; hidden files, such as the "._" ones that macOS leaves beside images, are passed over.
+
+def walk_files(folder):
+    """Yields the paths of all files at any depth, sorted; hidden folders are not entered.
+
+    Links are followed, but not to a folder that one is in already: the images of other classes may lie there.
+
+    Raises:
+      OSError: a folder cannot be listed.
     """
+    parents = (*Path(folder).absolute().parents, *Path(os.path.realpath(folder)).parents)
+    yield from _walk(os.fspath(folder), frozenset(map(_inode, parents)))
+
+
+def _walk(folder, above):
+    above |= {_inode(folder)}
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        if not entry.is_dir():
+            yield entry.path
+        elif not entry.name.startswith(".") and _inode(entry.path) not in above:
+            yield from _walk(entry.path, above)
+
+
+def _inode(path):
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+class FolderSource:
+    """The image files of one split's class folders, classes in the given order, files sorted by path."""
 
     def __init__(self, root, class_names):
         self._root, self._files = root, []
         for label, name in enumerate(class_names):
-            files = sorted(
-                os.path.join(folder, file)
-                for folder, _, files in os.walk(root / name, followlinks=True)
-                for file in files
-                if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
-            )
+            try:
+                files = sorted(path for path in walk_files(root / name) if is_image(os.path.basename(path)))
+            except OSError as error:
+                raise DataError(f"cannot list {error.filename}: {error.strerror}; make it readable") from error
             if not files:
                 raise DataError(f"class folder {root / name} holds no image; add some, or remove the folder")
             self._files += [(path, label) for path in files]
 
     def __len__(self):
         return len(self._files)
+
+    def name(self, index):
+        return self._files[index][0]
 
     def __getitem__(self, index):
         path, label = self._files[index]
@@ -55,9 +88,13 @@ class TfdsSource:
         self._label = f"{builder.info.full_name} {split}"
         self._directory = builder.data_path
         self._source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        self._shards = builder.info.splits[split]
 
     def __len__(self):
         return len(self._source)
+
+    def name(self, index):
+        return f"image {index} of {self._label}"
 
     def __getitem__(self, index):
         try:
@@ -66,10 +103,28 @@ class TfdsSource:
                 raise ValueError(f"record {index} is empty")
         except Exception as error:  # whatever array_record makes of damaged files
             raise damaged(self._directory, error) from error
-        name = f"image {index} of {self._label}"
+        name = self.name(index)
         if "file_name" in record:
             name = f"{record['file_name'].decode(errors='replace')}, {name}"
         return {"image": record["image"], "label": int(record["label"]), "name": name}
+
+    def check_shards(self):
+        """Counts the records of every shard and reads the last: DataError where a file is missing or cut off.
+
+        One file is open at a time; as a source of records, each stays open.
+        """
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        for path, length in zip(self._shards.filepaths, self._shards.shard_lengths, strict=True):
+            try:
+                reader = ArrayRecordReader(os.fspath(path))
+                try:
+                    if reader.num_records() != length or (length and not reader.read([length - 1])[0]):
+                        raise ValueError(f"{path.name} is cut off")
+                finally:
+                    reader.close()
+            except Exception as error:  # whatever array_record makes of damaged files
+                raise damaged(self._directory, error) from error
 
 
 def damaged(directory, error):

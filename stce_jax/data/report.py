@@ -8,15 +8,21 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from stce_jax.data import catalog
 from stce_jax.data.catalog import SPLITS
+from stce_jax.data.records import damaged
 
 _EVERY = 10  # seconds between two lines where there is no terminal
 _LISTED = 120  # classes; of more, only those with the fewest and the most images are listed
 _EXAMPLES = 3  # images named of each oddity
+_NOT_STORED = {"examples", "directory"}  # fields of a report
 
 
-def say(text):
-    print(text, flush=True)
+def say(text, file=None):
+    """Prints text at once; what the output's encoding lacks, such as file names that are no UTF-8, is escaped."""
+    file = file or sys.stdout
+    encoding = file.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
 
 
 class ImageProgress:
@@ -24,7 +30,7 @@ class ImageProgress:
 
     def __init__(self, verb, total):
         console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
-        self._console, self._live = console, console.is_terminal and console.is_interactive
+        self._output, self._live = sys.stdout, console.is_terminal and console.is_interactive
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -55,7 +61,7 @@ class ImageProgress:
             self._said = now
             minutes, seconds = divmod(round((self._total - done) / rate), 60)
             left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
-            self._console.print(f"{self._verb} {done:,} of {self._total:,} images  {text}  {left}", markup=False)
+            say(f"{self._verb} {done:,} of {self._total:,} images  {text}  {left}", self._output)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,19 +118,27 @@ class Report:
 
     @classmethod
     def of_prepared(cls, directory):
-        """The report of a data set prepared earlier."""
-        from stce_jax.data import catalog
-
-        catalog.open_prepared(directory)  # refuses a damaged one
-        stored = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
+        """The report of a data set prepared earlier; DataError if that is damaged, or not all of it is there."""
+        dataset = catalog.open_prepared(directory)
+        fields = {field.name for field in dataclasses.fields(cls)} - _NOT_STORED
+        try:
+            stored = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
+            if odd := fields ^ stored.keys():
+                raise ValueError(f"metadata.json lacks or should not have {', '.join(sorted(odd))}")
+            expected = {split: sum(stored["counts"][split]) for split in SPLITS}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise damaged(directory, error) from error
+        for split in SPLITS:
+            source = getattr(dataset, split)
+            if len(source) != expected[split]:
+                raise damaged(directory, f"it has {len(source):,} of {expected[split]:,} {split} images")
+            source.check_shards()
         return cls(**stored, directory=str(directory))
 
     def metadata(self):
         """What is stored with the data."""
         return {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in ("examples", "directory")
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in _NOT_STORED
         }
 
     def table(self):

@@ -7,7 +7,6 @@ import functools
 import threading
 import time
 
-import grain
 import numpy as np
 
 from stce_jax.data.decode import center_crop, decode_image, random_resized_crop
@@ -123,14 +122,20 @@ class Stream:
     def __init__(self, views, *, seed, repeats, first, rows, batch_size):
         self._views, self._seed, self._repeats = views, seed, repeats
         self._first, self._rows, self._batch_size = first, rows, batch_size
-        self._order = grain.MapDataset.range(len(views)).seed(seed).shuffle().repeat()
 
     def example(self, number):
         """{"image": uint8 [size, size, 3], "label": int32}: cut by the draws of its position alone."""
         step, row = divmod(number, self._rows)
         position = self._first + step * self._batch_size + row
         epoch, within = divmod(position, len(self._views))
-        index = self._order[epoch * len(self._views) + within // self._repeats]
+        index = _order(self._seed, epoch, len(self._views))[within // self._repeats]
         draws = np.random.Generator(np.random.Philox(key=(self._seed, position)))
         image, label = self._views.view(int(index), draws)
         return {"image": image, "label": label}
+
+
+@functools.lru_cache(maxsize=2)  # at the turn of an epoch, some threads are still in the old one
+def _order(seed, epoch, count):
+    """The order of `count` images in an epoch."""
+    # Another counter than the crops': they have the same keys.
+    return np.random.Generator(np.random.Philox(key=(seed, epoch), counter=(0, 0, 0, 1))).permutation(count)

@@ -15,6 +15,7 @@ from stce_jax.errors import DataError
 
 _SHARDS = {"train": ("train-*",), "val": ("validation-*", "val-*", "test-*")}  # the first that matches
 _ID_IN_PATH = re.compile(r"(?:.*/)?(?:.*_(n\d{8})\.\w+|(n\d{8})_\d+\.\w+)")
+_PART = re.compile(r"-(\d+)-of-(\d+)\b")
 _ROWS = 8  # images in memory at a time, besides the group that they are from
 _MOST_BYTES = 2 * 2**30  # of a group of rows, unpacked; Hugging Face's have 10 to 100 million
 
@@ -27,8 +28,26 @@ def find_shards(directory):
             found = (sorted(folder.glob(f"{pattern}.parquet")) for pattern in patterns)
             shards[split] = next((paths for paths in found if paths), [])
         if all(shards.values()):
+            for paths in shards.values():
+                _check_whole(folder, paths)
             return shards
     return None
+
+
+def _check_whole(folder, paths):
+    """Refuses shards that say by their names that some are missing, or that they belong to several sets."""
+    parts = [tuple(map(int, match.groups())) for path in paths if (match := _PART.search(path.name))]
+    if not parts:
+        return
+    total, kind = parts[0][1], paths[0].name.partition("-")[0]
+    if len(parts) < len(paths) or len(set(parts)) < len(parts) or {of for _, of in parts} != {total}:
+        raise DataError(f"{folder} mixes several sets of {kind}-*.parquet; keep the shards of one")
+    missing = sorted(set(range(total)) - {number for number, _ in parts})
+    if missing:
+        some = ", ".join(f"{kind}-{number:05d}" for number in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise DataError(f"{folder} lacks {len(missing)} of {total} {kind} shards: {some}; get them, too")
+    if len(parts) > total:
+        raise DataError(f"{folder} has shards beyond number {total - 1} of {kind}; keep the shards of one set")
 
 
 def open_shards(directory, shards, wanted):
@@ -43,8 +62,14 @@ def open_shards(directory, shards, wanted):
     rows, names = [], None
     for index, (split, path) in enumerate(files):
         with _reading(path) as file:
-            names = names or _label_names(file)
+            _check_groups(file, path)
+            own = _label_names(file)
+            if names and own and names != own:
+                raise DataError(f"{path} names its labels otherwise than {files[0][1]}; keep one data set there")
+            names = names or own
             rows += [(split, (index, row), label, image) for row, (label, image) in enumerate(_labels(file, path))]
+    if not rows:
+        raise DataError(f"the parquet shards in {directory} hold no images; get them again, or name another --source")
     ids, rule = _class_ids(rows, names, directory, wanted is None)
     class_ids = tuple(sorted(set(ids.values()) if wanted is None else wanted))
     chosen = frozenset(class_ids)
@@ -55,16 +80,18 @@ def open_shards(directory, shards, wanted):
         for split, place, label, image in rows
         if ids[label] in chosen
     ]
-    check_classes(references, class_ids, directory)
+    check_classes(references, class_ids, directory, {ids[label] for _, _, label, _ in rows})
     copy = _Copy(files, references)
+    tested = " (test-* shards are taken for val)" if shards["val"][0].name.startswith("test-") else ""
     return Source(
         kind=f"parquet shards ({len(files)} files) in {directory}",
         class_ids=class_ids,
         references=references,
         read=copy.read,
         other_classes=len(set(ids.values()) - chosen),
-        note=f"classes of the labels from {rule}",
+        note=f"classes of the labels from {rule}{tested}",
         stage=copy.make,
+        close=copy.close,
     )
 
 
@@ -82,13 +109,18 @@ class _Copy:
         with open(path, "wb") as copy:
             for index, (_, shard) in enumerate(self._files):
                 with _reading(shard) as file:
-                    for row, image in _images(file, shard, index, self._wanted):
+                    for row, image in _images(file, index, self._wanted):
                         self._write(copy, image or b"")
                         self._parts[index, row] = offset, None if image is None else len(image)
                         offset += len(image or b"")
                         tick(len(self._parts), len(self._wanted))
         self._descriptor = os.open(path, os.O_RDONLY)
         path.unlink()  # gone once the descriptor is closed, however this ends
+
+    def close(self):
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def _write(self, copy, image):
         try:
@@ -117,6 +149,8 @@ def _reading(path):
         # Without buffering ahead, a row group is read page by page.
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
             yield file
+    except BrokenPipeError:  # whoever read what is printed has gone
+        raise
     except (pa.ArrowException, OSError, KeyError) as error:
         cause = " ".join(str(error).split())[:200]
         raise DataError(
@@ -136,8 +170,11 @@ def _label_names(file):
 
 def _labels(file, path):
     """Yields (label, path or None) of every row."""
-    columns = set(file.schema_arrow.names)
-    fields = {field.name for field in file.schema_arrow.field("image").type} if "image" in columns else set()
+    import pyarrow as pa
+
+    columns, fields = set(file.schema_arrow.names), set()
+    if "image" in columns and pa.types.is_struct(described := file.schema_arrow.field("image").type):
+        fields = {field.name for field in described}
     if "label" not in columns or "bytes" not in fields:
         raise DataError(f"{path} has no columns label and image with bytes and path; it is no set of labelled images")
     wanted = ["label", *(["image.path"] if "path" in fields else [])]
@@ -150,17 +187,21 @@ def _labels(file, path):
             yield label, (image or {}).get("path")
 
 
-def _images(file, path, index, wanted):
-    """Yields (row, bytes or None) of the wanted rows, some at a time."""
-    first = 0
+def _check_groups(file, path):
+    """Refuses what would fill the memory."""
     for group in range(file.num_row_groups):
-        described = file.metadata.row_group(group)
-        count = described.num_rows
-        if (size := described.total_byte_size) > _MOST_BYTES:
+        if (size := file.metadata.row_group(group).total_byte_size) > _MOST_BYTES:
             raise DataError(
                 f"cannot read {path}: a group of rows has {size:,} bytes, more than {_MOST_BYTES:,}; write them "
                 "anew in smaller groups"
             )
+
+
+def _images(file, index, wanted):
+    """Yields (row, bytes or None) of the wanted rows, some at a time."""
+    first = 0
+    for group in range(file.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
         if any((index, row) in wanted for row in range(first, first + count)):
             row = first
             for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=["image.bytes"]):

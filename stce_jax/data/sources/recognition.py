@@ -1,7 +1,7 @@
 """Where images come from: which of four forms of a data set a path holds, and opening it."""
 
+from stce_jax.data.catalog import absolute
 from stce_jax.data.sources import folders, parquet, tars
-from stce_jax.data.sources.references import absolute
 from stce_jax.errors import DataError
 
 FORMS = (
@@ -25,6 +25,8 @@ def open_source(path, class_ids=None, val_labels=""):
       DataError: nothing that is known, damaged, or without some of the classes.
     """
     path = absolute(path)
+    if val_labels and not absolute(val_labels).exists():
+        raise DataError(f"--val-labels={val_labels}: there is nothing; give the devkit or a file of labels")
     try:
         if path.is_dir():
             source = _open_directory(path, class_ids, val_labels)
@@ -41,15 +43,19 @@ def open_source(path, class_ids=None, val_labels=""):
 
 
 def _open_directory(path, class_ids, val_labels):
-    if any((path / name).exists() for name in (tars.TRAIN, tars.VAL)):
+    tars_there = [(path / name).is_file() for name in (tars.TRAIN, tars.VAL)]
+    if all(tars_there):
         return tars.open_tars(path, class_ids, val_labels)
     shards = parquet.find_shards(path)
     if shards:
         return parquet.open_shards(path, shards, class_ids)
     root = folders.find_root(path)
     if root:
-        return folders.open_tree(root, class_ids, val_labels)
-    archives = sorted(archive for archive in path.glob("*.zip"))
+        return folders.open_tree(path, root, class_ids, val_labels)
+    archives = sorted(archive for archive in path.iterdir() if folders.is_zip(archive))
+    source = None
     if len(archives) == 1:  # the archive as it was downloaded, in a directory of its own
-        return folders.open_zip(archives[0], class_ids, val_labels)
-    return None
+        source = folders.open_zip(archives[0], class_ids, val_labels)
+    if source is None and any(tars_there):
+        return tars.open_tars(path, class_ids, val_labels)  # which says what is missing
+    return source

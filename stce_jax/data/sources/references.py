@@ -9,17 +9,21 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from stce_jax.data.catalog import SPLITS
-from stce_jax.data.records import IMAGE_SUFFIXES
+from stce_jax.data.class_lists import LISTS, load_class_ids
 from stce_jax.errors import DataError
 
 MAX_BYTES = 256 * 2**20  # of an image file; what claims or turns out to be larger is refused
 _IGNORED_KEPT = 1000  # names of passed-over files that are listed; beyond, they are counted
 # The names of ILSVRC2012's images, and what Hugging Face's copy puts behind: ILSVRC2012_val_00000293_n01440764.JPEG
 _ILSVRC_STEM = re.compile(r"(ILSVRC2012_val_\d{8}|n\d{8}_\d+)_n\d{8}")
+
+
+class UnreadableError(DataError):
+    """An image could not be read, which says nothing of the image: a link leads nowhere, a disk or network fails."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,12 +67,14 @@ class Source:
       kind: what it was recognised as, in words.
       class_ids: sorted.
       references: of all images wanted, in no particular order; `in_order` sorts them.
-      read: Reference -> the file's bytes; may be called from several threads. DataError: it cannot be read.
+      read: Reference -> the file's bytes; may be called from several threads. UnreadableError: it cannot be read;
+        DataError: what is there is no file that can be used.
       ignored: see `Ignored`.
       other_classes: number of classes that are there and not wanted.
       note: more to say about how it was understood, or "".
       stage: None, or a function (directory, tick) that has to be called before `read`: it copies the images that
         cannot be read singly into the directory, and calls tick(images copied so far, images to copy).
+      close: lets go of open files; nothing can be read afterwards.
     """
 
     kind: str
@@ -79,6 +85,7 @@ class Source:
     other_classes: int = 0
     note: str = ""
     stage: Callable | None = None
+    close: Callable[[], None] = lambda: None
 
 
 def in_order(references):
@@ -91,12 +98,6 @@ def in_order(references):
     for chosen in splits.values():
         chosen.sort(key=_order)
     return splits
-
-
-def is_image(name):
-    """Whether a file is an image by its name; hidden files, such as macOS's "._x.JPEG", are none."""
-    base = name.rpartition("/")[2]
-    return base.lower().endswith(IMAGE_SUFFIXES) and not base.startswith(".")
 
 
 def stem(name):
@@ -113,12 +114,12 @@ def safe_parts(name):
 
 
 def read_file(path, name):
-    """The bytes of an image file; DataError where there are more than MAX_BYTES, or none can be read."""
+    """The bytes of an image file; DataError where there are more than MAX_BYTES, or it cannot be read."""
     try:
         with open(path, "rb") as file:
             return read_bounded(file, name)
     except OSError as error:
-        raise DataError(f"cannot read {name}: {error.strerror}") from error
+        raise UnreadableError(f"cannot read {name}: {error.strerror}") from error
 
 
 def read_bounded(file, name):
@@ -137,9 +138,9 @@ def read_part(descriptor, offset, size, name):
     try:
         data = os.pread(descriptor, size, offset)
     except OSError as error:
-        raise DataError(f"cannot read {name}: {error.strerror}") from error
+        raise UnreadableError(f"cannot read {name}: {error.strerror}") from error
     if len(data) != size:
-        raise DataError(f"cannot read {name}: the archive is cut off")
+        raise UnreadableError(f"cannot read {name}: the archive is cut off")
     return data
 
 
@@ -148,21 +149,26 @@ def check_size(size, name):
         raise DataError(f"cannot read {name}: it has {size:,} bytes or more; at most {MAX_BYTES:,} are read")
 
 
-def check_classes(found, wanted, where):
-    """Refuses references that leave a class of `wanted` without an image in a split."""
+def check_classes(found, wanted, where, there=()):
+    """Refuses references that leave a class of `wanted` without an image in a split.
+
+    Args:
+      found: references.
+      wanted: class ids.
+      where: what to call the source.
+      there: all class ids of the source, wanted or not.
+    """
     counts = Counter((reference.split, reference.class_id) for reference in found)
     for split in SPLITS:
         missing = [class_id for class_id in wanted if not counts[split, class_id]]
         if missing:
             some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            held = [f"--classes={name}" for name in LISTS if set(load_class_ids(name)) <= set(there)]
+            hint = f" (it holds all classes of {', '.join(held)})" if held else ""
             raise DataError(
                 f"{where} has no {split} image of {len(missing)} of the {len(wanted)} classes: {some}; "
-                "complete it, or name another --source or --classes"
+                f"complete it, or name another --source or --classes{hint}"
             )
-
-
-def absolute(path):
-    return Path(path).expanduser().absolute()
 
 
 def _order(reference):

@@ -9,7 +9,8 @@ import os
 import tarfile
 
 from stce_jax.data.class_lists import is_wordnet_id
-from stce_jax.data.sources.references import Ignored, Reference, Source, check_classes, is_image, read_part, safe_parts
+from stce_jax.data.records import is_image
+from stce_jax.data.sources.references import Ignored, Reference, Source, check_classes, read_part, safe_parts
 from stce_jax.data.sources.val_labels import DEVKIT, SOLUTION, find_labels, read_labels
 from stce_jax.errors import DataError
 
@@ -35,15 +36,14 @@ def open_tars(directory, wanted, val_labels):
             "or give --val-labels=FILE"
         )
     label = read_labels(labels_from)
-    descriptors = {split: os.open(directory / name, os.O_RDONLY) for split, name in (("train", TRAIN), ("val", VAL))}
-    ignored, references, others = Ignored(), [], 0
+    ignored, references, others = Ignored(), [], set()
 
     for member in _members(directory / TRAIN):
         class_id, _, ending = member.name.rpartition("/")[2].partition(".")
         if not safe_parts(member.name) or not is_wordnet_id(class_id) or ending != "tar":
             ignored.add(f"{TRAIN}: {member.name}")
         elif wanted is not None and class_id not in wanted:
-            others += 1
+            others.add(class_id)
         else:
             for inner in _members(directory / TRAIN, member):
                 if _is_image_member(inner):
@@ -59,14 +59,27 @@ def open_tars(directory, wanted, val_labels):
         elif (class_id := label(member.name)) in chosen:
             references.append(Reference("val", class_id, member.name, ("val", member.offset_data, member.size)))
 
-    check_classes(references, class_ids, directory)
+    check_classes(references, class_ids, directory, others | {reference.class_id for reference in references})
+    descriptors = {split: os.open(directory / name, os.O_RDONLY) for split, name in (("train", TRAIN), ("val", VAL))}
 
     def read(reference):
         split, offset, size = reference.place
         return read_part(descriptors[split], offset, size, f"{reference} of {directory}")
 
-    kind = f"ILSVRC2012's archives {TRAIN} and {VAL} in {directory}"
-    return Source(kind, class_ids, references, read, ignored, others, f"validation labels from {labels_from}")
+    def close():
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+
+    return Source(
+        kind=f"ILSVRC2012's archives {TRAIN} and {VAL} in {directory}",
+        class_ids=class_ids,
+        references=references,
+        read=read,
+        ignored=ignored,
+        other_classes=len(others),
+        note=f"validation labels from {labels_from}",
+        close=close,
+    )
 
 
 def _members(path, outer=None):

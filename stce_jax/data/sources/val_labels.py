@@ -4,14 +4,17 @@ The labels are in the development kit (as numbers of ILSVRC's own, which meta.ma
 LOC_val_solution.csv, and in many a text file.
 """
 
+import contextlib
 import gzip
 import io
+import os
 import re
 import tarfile
 import zlib
 from pathlib import Path
 
 from stce_jax.data.class_lists import is_wordnet_id
+from stce_jax.data.records import is_image
 from stce_jax.data.sources.references import stem
 from stce_jax.errors import DataError
 
@@ -36,24 +39,41 @@ def read_labels(path):
 
     Args:
       path: the devkit (.tar.gz, or the directory unpacked from it), LOC_val_solution.csv, lines of a file name and a
-        WordNet id, or lines of a WordNet id alone, in the order of the images' numbers.
+        WordNet id or of these the other way round, or lines of a WordNet id alone, in the order of the images' numbers.
 
     Raises:
       DataError: none of these; the function raises it for an image that has no label.
     """
-    path = Path(path).expanduser()
-    try:
+    path = Path(os.path.expanduser(path))
+    with _told(path):
         if path.is_dir():
-            by_number, by_stem = _from_devkit(lambda name: _one_of(path, name).read_bytes(), path), {}
-        else:
-            content = _read(path)
-            if content[257:262] == b"ustar":
-                by_number, by_stem = _from_packed_devkit(content, path), {}
-            else:
-                by_number, by_stem = _from_lines(content.decode().splitlines(), path)
+            return _by_name(_from_devkit(lambda name: _one_of(path, name).read_bytes(), path), {}, path)
+        with open(path, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    return parse_labels(content, path)
+
+
+def parse_labels(content, path):
+    """The function of `read_labels` from a file's bytes; `path` is what to call it."""
+    with _told(path):
+        content = _unpack(content, path)
+        if content[257:262] == b"ustar":
+            return _by_name(_from_packed_devkit(content, path), {}, path)
+        return _by_name(*_from_lines(content.decode("utf-8-sig").splitlines(), path), path)
+
+
+@contextlib.contextmanager
+def _told(path):
+    """Makes one line of what goes wrong in reading labels."""
+    try:
+        yield
     except (OSError, UnicodeDecodeError, tarfile.TarError, EOFError, zlib.error) as error:
         cause = getattr(error, "strerror", None) or error
         raise DataError(f"cannot read validation labels from {path}: {cause}; give --val-labels=FILE") from error
+
+
+def _by_name(by_number, by_stem, path):
+    """The function of `read_labels` from what `_from_lines` returns."""
 
     def label(name):
         found = by_stem.get(stem(name))
@@ -67,12 +87,11 @@ def read_labels(path):
     return label
 
 
-def _read(path):
+def _unpack(content, path):
     """The bytes of a file, which may be packed with gzip."""
-    with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    with (gzip.open if packed else open)(path, "rb") as file:
-        content = file.read(_MOST_BYTES + 1)
+    if content[:2] == b"\x1f\x8b":
+        with gzip.open(io.BytesIO(content)) as file:
+            content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
         raise DataError(f"{path} holds more than {_MOST_BYTES:,} bytes: no validation labels; give --val-labels=FILE")
     return content
@@ -119,15 +138,22 @@ def _from_lines(lines, path):
         words = line.replace(",", " ").split()
         if not words or words[0] == "ImageId":  # the head of Kaggle's table
             continue
-        if is_wordnet_id(words[0]):
+        if len(words) == 1 and is_wordnet_id(words[0]):
             by_number.append(words[0])
-        elif len(words) > 1 and is_wordnet_id(words[1]):
-            by_stem[stem(words[0])] = words[1]
-        else:
+            continue
+        if is_wordnet_id(words[0]) and _is_image_name(words[1]):
+            words = words[1::-1]
+        if len(words) == 1 or is_wordnet_id(words[0]) or not is_wordnet_id(words[1]):
             raise DataError(
                 f"{path}, line {number}: {line[:60]!r} is neither a file name and a WordNet id nor such an id; "
                 "give another --val-labels=FILE"
             )
+        if by_stem.setdefault(stem(words[0]), words[1]) != words[1]:
+            raise DataError(f"{path}, line {number}: {words[0]} has two labels; give another --val-labels=FILE")
     if bool(by_number) == bool(by_stem):
         raise DataError(f"{path} must hold either file names with WordNet ids or ids alone; give another file")
     return by_number, by_stem
+
+
+def _is_image_name(word):
+    return is_image(word) or _NUMBER.fullmatch(stem(word)) is not None
