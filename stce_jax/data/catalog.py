@@ -1,7 +1,7 @@
 """Datasets by name: where their images are, what their classes are called, how their pixels are normalised.
 
 A dataset's splits are random-access sources of records {"image": encoded bytes, "label": int, "name": str}; the name
-says in an error message which image was meant.
+says in an error message which image was meant. `name(index)` says it, too, before anything is read.
 """
 
 import contextlib

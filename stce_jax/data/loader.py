@@ -28,7 +28,7 @@ def train_batches(views, *, batch_size, repeats, seed, start_step, threads, work
         images the first n / repeats of its order come (repeated augmentation, Hoffer et al. 2020, as DeiT draws it).
       seed: of order and crops.
       start_step: global step of the first batch.
-      threads: that decode in this process; 0: the one that asks.
+      threads: that decode in this process; 0: the feeder's own.
       workers: processes that decode instead, each in one thread; 0: none.
       timeout, stop: see `Feeder`.
 
