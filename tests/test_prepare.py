@@ -308,6 +308,8 @@ def test_what_is_there_and_damaged_is_refused(tmp_path, monkeypatch, classes, da
 SHARD = "imagenet100-train.array_record-00000-of-00003"  # not the last one
 
 SLOW = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests are a shell's background job
 import sys, time
 from stce_jax import prepare
 from stce_jax.data import inspection
