@@ -105,7 +105,7 @@ def ids_of_words(names):
 @functools.cache
 def _words():
     """{WordNet id: words} of ILSVRC2012's 1000 classes, sorted."""
-    lines = (_FOLDER / "imagenet1000.txt").read_text(encoding="utf-8").splitlines()
+    _, *lines = (_FOLDER / "imagenet1000.txt").read_text(encoding="utf-8").splitlines()  # the first says what it is
     return dict(line.split("\t") for line in lines)
 
 
