@@ -162,15 +162,14 @@ def loader_threads(config):
     return config.loader_threads or len(os.sched_getaffinity(0))
 
 
-def checkpoint_meta(dataset, epoch):
-    """What a checkpoint says besides arrays, so that a run can be used without its dataset."""
+def checkpoint_meta(dataset):
+    """What a checkpoint says besides arrays and its epoch, so that a run can be used without its dataset."""
     return {
         "class_ids": list(dataset.class_ids),
         "class_names": list(dataset.class_names),
         "fingerprint": dataset.fingerprint,
         "mean": list(dataset.mean),
         "std": list(dataset.std),
-        "epoch": epoch,
     }
 
 

@@ -63,6 +63,7 @@ def train(config, workdir):
     model = runs.build_model(config, len(dataset.class_names))
     timetable = make_timetable(config, len(dataset.train))
     augment = runs.build_augment(config, dataset)
+    meta = runs.checkpoint_meta(dataset)
     runs.claim_workdir(workdir, config)
 
     with StopSignals() as stop, Checkpoints(f"{workdir}/{runs.CHECKPOINTS}", create=True) as checkpoints:
@@ -103,7 +104,7 @@ def train(config, workdir):
                     batch = window.next(batches)
                 except Exception as error:  # no data; but the state is whole, and what it has learnt is kept
                     if step - 1 > saved and window.is_finite():
-                        checkpoints.save(state, runs.checkpoint_meta(dataset, (step - 1) / timetable.epoch))
+                        checkpoints.save(state, meta | {"epoch": (step - 1) / timetable.epoch})
                         checkpoints.wait()
                     if stop.asked:
                         raise _stopped(stop, step - 1) from error
@@ -123,7 +124,7 @@ def train(config, workdir):
                     log.write(step=step, epoch=epoch, split="eval", **final)
                     progress.evaluation(step, epoch, final)
                 if due or stop.asked:
-                    checkpoints.save(state, runs.checkpoint_meta(dataset, epoch), final if due else None)
+                    checkpoints.save(state, meta | {"epoch": epoch}, final if due else None)
                     saved = step
                     window.restart_clock()
                 if stop.asked and step < timetable.total:

@@ -41,6 +41,10 @@ def make_images(train=3, val=2, wnids=WNIDS + OTHERS):
     return images
 
 
+IMAGES = make_images()
+WANTED = {key: content for key, content in IMAGES.items() if key[1] in WNIDS}
+
+
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)

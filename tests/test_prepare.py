@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_sources import (
+    IMAGES,
     OTHERS,
+    WANTED,
     WNIDS,
     flat_tree,
     kaggle_tree,
@@ -40,8 +42,6 @@ from stce_jax.data.sources import references
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.prepare import _examples, prepare
 
-IMAGES = make_images()
-WANTED = {key: content for key, content in IMAGES.items() if key[1] in WNIDS}
 FORMS = {
     "tree": lambda root: tree(root, IMAGES),
     "flat val": lambda root: flat_tree(root, IMAGES),

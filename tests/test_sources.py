@@ -10,14 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from image_sources import (
+    IMAGES,
     OTHERS,
+    WANTED,
     WNIDS,
     devkit_of,
     flat_tree,
     kaggle_paths,
     kaggle_tree,
     kaggle_zip,
-    make_images,
     make_unreadable,
     parquet,
     picture,
@@ -32,9 +33,6 @@ from stce_jax.data import class_lists
 from stce_jax.data.sources import folders, recognition, references
 from stce_jax.data.sources.val_labels import read_labels
 from stce_jax.errors import DataError
-
-IMAGES = make_images()
-WANTED = {key: content for key, content in IMAGES.items() if key[1] in WNIDS}
 
 FORMS = {
     "tree": lambda root: tree(root, IMAGES),

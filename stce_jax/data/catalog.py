@@ -7,11 +7,13 @@ says in an error message which image was meant. `name(index)` says it, too, befo
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import io
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from stce_jax.data import class_lists
@@ -23,7 +25,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DIGITS_MEAN, DIGITS_STD = (0.305, 0.305, 0.305), (0.376, 0.376, 0.376)
 SPLITS = ("train", "val")
 DATASETS = ("digits", "folder", "imagenet100", "imagenet2012")
-VERSION = "1.0.0"
+VERSION = "1.0.0"  # of what is prepared; names its directories
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Dataset:
       train, val: sources of records, indexed 0..len - 1.
       class_ids: what identifies the classes, in the order of their labels: WordNet ids, or names of folders.
       class_names: what they are called: ImageNet's words where an id is one of its 1000, otherwise the id.
-      fingerprint: stands for the classes and images; the same images, labels and order have the same one.
+      find_fingerprint: function that returns `fingerprint`, which may take a look at every image.
       mean, std: of the pixels scaled to 0..1, a number a channel (red, green, blue).
     """
 
@@ -42,9 +44,14 @@ class Dataset:
     val: FolderSource | TfdsSource
     class_ids: tuple[str, ...]
     class_names: tuple[str, ...]
-    fingerprint: str
+    find_fingerprint: Callable[[], str]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    @functools.cached_property
+    def fingerprint(self):
+        """Stands for the classes and images; the same images, labels and order have the same one."""
+        return self.find_fingerprint()
 
 
 def open_dataset(name, data_dir="", classes=""):
@@ -146,7 +153,7 @@ def open_prepared(directory):
         **sources,
         class_ids=tuple(ids),
         class_names=tuple(names),
-        fingerprint=fingerprint,
+        find_fingerprint=lambda: fingerprint,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
@@ -178,7 +185,7 @@ def open_folder(data_dir):
         **sources,
         class_ids=tuple(names),
         class_names=class_lists.class_names(names),
-        fingerprint=_hash_of(f"{split} {line}" for split in SPLITS for line in sources[split].listing()),
+        find_fingerprint=lambda: _hash_of(f"{split} {line}" for split in SPLITS for line in sources[split].listing()),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
@@ -187,7 +194,7 @@ def open_folder(data_dir):
 def _open_digits(data_dir):
     import tensorflow_datasets as tfds
 
-    directory = data_dir / "digits" / "1.0.0"
+    directory = data_dir / "digits" / VERSION
     if not directory.is_dir():
         _prepare_digits(data_dir)
     try:
@@ -196,10 +203,18 @@ def _open_digits(data_dir):
     except Exception as error:  # whatever tfds and array_record make of damaged files
         raise damaged(directory, error) from error
     names = tuple(builder.info.features["label"].names)
-    records = (sources[split][index] for split in SPLITS for index in range(len(sources[split])))
-    fingerprint = _hash_of(f"{record['label']} {hashlib.sha256(record['image']).hexdigest()}" for record in records)
+
+    def find_fingerprint():
+        records = (sources[split][index] for split in SPLITS for index in range(len(sources[split])))
+        return _hash_of(f"{record['label']} {hashlib.sha256(record['image']).hexdigest()}" for record in records)
+
     return Dataset(
-        **sources, class_ids=names, class_names=names, fingerprint=fingerprint, mean=DIGITS_MEAN, std=DIGITS_STD
+        **sources,
+        class_ids=names,
+        class_names=names,
+        find_fingerprint=find_fingerprint,
+        mean=DIGITS_MEAN,
+        std=DIGITS_STD,
     )
 
 
@@ -209,7 +224,7 @@ def _prepare_digits(data_dir):
         data_dir.mkdir(parents=True, exist_ok=True)
         with open(data_dir / "digits.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if (data_dir / "digits" / "1.0.0").is_dir():
+            if (data_dir / "digits" / VERSION).is_dir():
                 return
             from stce_jax.data.digits import Digits
 

@@ -10,13 +10,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from stce_jax.data.catalog import SPLITS
+from stce_jax.data.catalog import SPLITS, VERSION
 
 
 class Digits(tfds.core.ShardBasedBuilder):
     """Writes the digits as 8x8 PNGs; their 17 grey levels are spread over 0..255."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version(VERSION)
     name = "digits"
 
     def _info(self):

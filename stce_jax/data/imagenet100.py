@@ -13,8 +13,9 @@ import tempfile
 
 import tensorflow_datasets as tfds
 
+from stce_jax.data.catalog import VERSION
+
 IMAGES_A_SHARD = 2000
-VERSION = "1.0.0"
 
 
 class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
