@@ -20,7 +20,13 @@ def get_config():
     config.epochs = 300.0  # passes over the training images; a fraction is allowed
     config.log_every = 50  # steps between two lines of training metrics
     config.eval_every = 1.0  # epochs between two evaluations; each is followed by a checkpoint
+    config.keep_checkpoints = 2  # the last so many are kept, and the best
+    config.init_from = ""  # as --init_from: a run, .safetensors or .npz file whose weights to begin with; "": none
+    config.accumulate = 1  # micro-batches that a batch is worked off in, to save memory; BatchNorm sees each alone
+    config.deterministic = False  # on GPUs: the same bits in every run, by slower operations; CPUs always have them
+    # How a run is spread over devices changes its rounding alone and is not compared on resuming.
     config.fsdp_devices = 1  # devices over which parameters and optimizer state are split; 1: a copy on each
+    config.step_timeout = 600.0  # seconds after which a step that does not end has all threads' stacks printed
     # How images are loaded affects speed alone and is never compared on resuming.
     config.loader_threads = config_dict.placeholder(int)  # that decode; None: one a core
     config.loader_workers = 0  # processes that decode instead, for hosts where threads do not suffice; 0: none
@@ -61,6 +67,12 @@ def get_config():
     optimizer.epsilon = 1e-8
     optimizer.clip_norm = 0.0  # most the gradient's global norm may be; 0: no clipping (DeiT)
     optimizer.ema_decay = 0.99996  # of the weights' moving average (DeiT), kept beside the weights; 0: keep none
+
+    config.divergence = divergence = config_dict.ConfigDict()
+    # A step whose loss or gradient is not finite changes nothing but the step's number.
+    divergence.max_skipped = 5  # so many of them in a row, and the run goes back to its last checkpoint
+    divergence.loss_spike = 0.0  # likewise at a loss so many times the median of the last 100 steps; 0: off
+    divergence.max_rollbacks = 3  # times that a run goes back, then on with other images; after that it ends
 
     config.augment = augment = config_dict.ConfigDict()
     augment.crop = "random_resized"  # or "center": the evaluation's view

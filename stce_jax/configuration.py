@@ -14,8 +14,18 @@ from stce_jax.configs import default
 from stce_jax.errors import ConfigError
 
 SHIPPED = Path(configs.__file__).parent
-# Keys that say where and how fast a run computes, never what: they may change between a run and its resumption.
-PLACE_KEYS = ("data_dir", "loader_threads", "loader_workers", "loader_timeout", "cache_megabytes")
+# Keys that say where and how fast a run computes, never what: they may change between a run and its resumption, and
+# between the processes of a run.
+PLACE_KEYS = (
+    "data_dir",
+    "loader_threads",
+    "loader_workers",
+    "loader_timeout",
+    "cache_megabytes",
+    "fsdp_devices",
+    "step_timeout",
+    "keep_checkpoints",
+)
 CHOICES = {
     "dataset": ("digits", "folder", "imagenet100", "imagenet2012"),
     "optimizer.learning_rate_scaling": ("none", "linear"),
@@ -28,7 +38,10 @@ RANGES = {
     "batch_size": (1, None),
     "eval_batch_size": (1, None),
     "log_every": (1, None),
+    "keep_checkpoints": (1, None),
+    "accumulate": (1, None),
     "fsdp_devices": (1, None),
+    "step_timeout": (1, None),
     "loader_threads": (1, None),
     "loader_workers": (0, None),
     "loader_timeout": (1, None),
@@ -38,6 +51,9 @@ RANGES = {
     "optimizer.weight_decay": (0, None),
     "optimizer.clip_norm": (0, None),
     "optimizer.ema_decay": (0, 1),
+    "divergence.max_skipped": (1, None),
+    "divergence.loss_spike": (0, None),
+    "divergence.max_rollbacks": (0, None),
     "augment.eval_crop_fraction": (0.01, 1),
     "augment.repeats": (1, None),
     "augment.flip": (0, 1),
