@@ -3,6 +3,7 @@
 The source is indexed first, then its images are read, decoded and hashed in threads, in an order that depends on their
 names alone, and written by one. All goes into a directory called incomplete.*, under a lock, which takes its final
 name in one step at the very end; a run that is killed leaves that directory behind, and the next one removes it.
+For a remote data_dir all this happens in the local cache, and what is finished is uploaded.
 """
 
 import contextlib
@@ -14,12 +15,13 @@ import signal
 import threading
 from pathlib import Path
 
-from stce_jax.data import catalog, class_lists, inspection
-from stce_jax.data.catalog import SPLITS, absolute
+from stce_jax.data import catalog, class_lists, inspection, mirror
+from stce_jax.data.catalog import SPLITS
 from stce_jax.data.report import ImageProgress, Report, say
 from stce_jax.data.sources.recognition import open_source
 from stce_jax.data.sources.references import in_order
 from stce_jax.errors import ConfigError, DataError, PreemptedError
+from stce_jax.paths import absolute, is_remote, open_path
 
 DATASETS = ("imagenet100", "imagenet2012", "folder")
 ON_BAD = ("error", "skip")
@@ -31,9 +33,9 @@ def prepare(dataset, source, *, classes="", data_dir="", on_bad="error", val_lab
 
     Args:
       dataset: "imagenet100", "imagenet2012", or "folder" for class folders with whatever names.
-      source: path of the images, see `open_source`.
+      source: local path of the images, see `open_source`.
       classes: for "imagenet100" the list of classes, see `class_lists.load_class_ids`, by default "kaggle".
-      data_dir: the directory that holds prepared data sets; by default the user's data directory.
+      data_dir: the directory that holds prepared data sets, local or remote; by default the user's data directory.
       on_bad: "error" refuses a source with images that cannot be decoded, once all of them are known; "skip" leaves
         them out. Images that cannot be read are refused either way: the next time they may be there.
       val_labels: file or directory with the labels of ILSVRC2012's validation images; by default looked for beside
@@ -47,10 +49,12 @@ def prepare(dataset, source, *, classes="", data_dir="", on_bad="error", val_lab
       ConfigError: a wrong argument.
       DataError: the source is unknown, damaged or incomplete, images are bad, the result cannot be written, or what
         is there already is damaged or, for "folder", of another source.
-      PreemptedError: SIGTERM came; nothing is left half-written.
+      PreemptedError: SIGTERM or SIGINT came; nothing is left half-written.
     """
     _check_arguments(dataset, source, classes, on_bad, workers)
-    root = absolute(data_dir or catalog.default_data_dir())
+    data_dir = data_dir or catalog.default_data_dir()
+    remote = open_path(data_dir) if is_remote(data_dir) else None
+    root = mirror.local_root(remote).with_suffix(".upload") if remote else absolute(data_dir)
     say(f"looking at {source}")
     if dataset == "folder":
         opened = open_source(source, None, val_labels)
@@ -62,12 +66,16 @@ def prepare(dataset, source, *, classes="", data_dir="", on_bad="error", val_lab
         opened, class_ids = None, class_lists.load_class_ids(classes)
         name = class_lists.list_name(classes)
     config = f"{name}-{class_lists.list_hash(class_ids)}"
-    final = root / dataset / config / catalog.VERSION
+    part = Path(dataset, config, catalog.VERSION)
+    final = root / part
 
     def find():
         """The report of what is there already, or None."""
-        there = final if dataset == "folder" else catalog.find_prepared(root, dataset, classes) or final
-        return _report_of(there, opened) if there.is_dir() else None
+        place = remote or root
+        there = place / part if dataset == "folder" else catalog.find_prepared(place, dataset, classes) or place / part
+        if not catalog.is_complete(there):
+            return None
+        return _report_of(mirror.local_copy(remote, there.relative_to(remote)) if remote else there, there, opened)
 
     try:
         with _ends_cleanly(), contextlib.ExitStack() as stack:
@@ -78,32 +86,43 @@ def prepare(dataset, source, *, classes="", data_dir="", on_bad="error", val_lab
             stack.enter_context(_locked(root / dataset, config))
             if report := find():
                 return report
-            if not opened:
-                opened = open_source(source, class_ids, val_labels)
-                stack.callback(opened.close)
-            with _staging(root / dataset, config) as staging:
-                report = _write(dataset, config, opened, staging, on_bad, workers or len(os.sched_getaffinity(0)))
-                final.parent.mkdir(parents=True, exist_ok=True)
-                os.rename(staging / dataset / config / catalog.VERSION, final)
+            if final.is_dir():  # prepared earlier for a remote data_dir, but not uploaded
+                report = _report_of(final, final, opened)
+            else:
+                if not opened:
+                    opened = open_source(source, class_ids, val_labels)
+                    stack.callback(opened.close)
+                with _staging(root / dataset, config) as staging:
+                    report = _write(dataset, config, opened, staging, on_bad, workers or len(os.sched_getaffinity(0)))
+                    final.parent.mkdir(parents=True, exist_ok=True)
+                    os.rename(staging / part, final)
+            if remote:
+                mirror.upload(remote, part, final, last=catalog.INFO_FILE)
     except BrokenPipeError:  # whoever read what is printed has gone
         raise
     except OSError as error:
         where = error.filename or root
         raise DataError(f"cannot write {where}: {error.strerror or error}; give another --data_dir") from error
-    report = dataclasses.replace(report, directory=str(final))
+    report = dataclasses.replace(report, directory=str((remote or root) / part))
     say(report.table())
     return report
 
 
-def _report_of(directory, opened):
-    """Prints and returns the report of what was prepared earlier; refuses it if it is of another source."""
-    report = Report.of_prepared(directory)
+def _report_of(directory, called, opened):
+    """Prints and returns the report of what was prepared earlier; refuses it if it is of another source.
+
+    Args:
+      directory: where it can be read.
+      called: where it is for the user.
+      opened: the source, or None.
+    """
+    report = dataclasses.replace(Report.of_prepared(directory), directory=str(called))
     if opened and report.source != opened.kind:
         raise DataError(
-            f"{directory} was made of {report.source}, not of {opened.kind}; delete it to make it anew, or rename the "
+            f"{called} was made of {report.source}, not of {opened.kind}; delete it to make it anew, or rename the "
             "source's folder to keep both"
         )
-    say(f"already prepared: {directory}\nmade of {report.source}, {report.bad:,} images left out")
+    say(f"already prepared: {called}\nmade of {report.source}, {report.bad:,} images left out")
     say(f"fingerprint {report.fingerprint}; delete the directory to make it anew")
     return report
 
@@ -111,6 +130,8 @@ def _report_of(directory, opened):
 def _check_arguments(dataset, source, classes, on_bad, workers):
     if not str(source):
         raise ConfigError("--source is empty; give the directory or archive with the images")
+    if is_remote(source):
+        raise ConfigError(f"--source={source} must be local; copy it to a disk first")
     if dataset not in DATASETS:
         raise ConfigError(f"there is no dataset {dataset!r} to prepare; there are {', '.join(DATASETS)}")
     if classes and dataset != "imagenet100":
@@ -231,24 +252,29 @@ def _staging(directory, config):
         shutil.rmtree(staging, ignore_errors=True)
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM came. No Exception, so that nothing on the way takes it for a fault of its own."""
+class _StoppedError(BaseException):
+    """A signal came. No Exception, so that nothing on the way takes it for a fault of its own."""
 
 
 @contextlib.contextmanager
 def _ends_cleanly():
-    """Turns SIGTERM into a PreemptedError, after everything on the way out has cleaned up."""
+    """Turns SIGTERM and SIGINT into a PreemptedError, after everything on the way out has cleaned up."""
 
-    def terminate(number, frame):
-        raise _TerminatedError
+    def stop(number, frame):
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)  # cleaning up takes a moment
+        raise _StoppedError(signal.Signals(number).name)
 
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread alone
         return
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
-    except _TerminatedError:
-        raise PreemptedError("stopped by SIGTERM; nothing is left half-written, run again to start anew") from None
+    except _StoppedError as error:
+        raise PreemptedError(f"stopped by {error}; nothing is left half-written, run again to start anew") from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

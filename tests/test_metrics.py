@@ -5,10 +5,13 @@ import json
 import math
 import re
 import struct
+import subprocess
+import sys
 import types
 
 import numpy as np
 import pytest
+import standin_storage
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
@@ -20,13 +23,18 @@ TRAIN = {"loss": 1.5, "top1": 0.25, "top5": 0.75, "images_per_second": 1234.5, "
 EVAL = {"loss": 1.25, "top1": 0.5, "top5": 1.0}
 
 
+def write_step(log, step):
+    log.write(step=step, epoch=step / 4, split="train", **TRAIN | {"loss": 1 / step})
+    if step % 2 == 0:
+        log.write(step=step, epoch=step / 4, split="eval", **EVAL)
+
+
 def write_run(workdir, steps, after_step=0):
     """Lines of training every step, of evaluation every second one; the loss of step s is 1 / s."""
+    workdir.mkdir(parents=True, exist_ok=True)
     with MetricsLog(workdir, after_step=after_step) as log:
         for step in steps:
-            log.write(step=step, epoch=step / 4, split="train", **TRAIN | {"loss": 1 / step})
-            if step % 2 == 0:
-                log.write(step=step, epoch=step / 4, split="eval", **EVAL)
+            write_step(log, step)
 
 
 def steps_of(workdir):
@@ -99,6 +107,88 @@ def test_a_torn_last_line_is_dropped(tmp_path, cut):
 
 def test_a_workdir_without_metrics_has_none(tmp_path):
     assert read_metrics(tmp_path) == []
+
+
+def test_what_is_not_finite_becomes_null(tmp_path):
+    """NaN and Infinity are no JSON, and other readers than Python's refuse the line."""
+    with MetricsLog(tmp_path, after_step=0) as log:
+        log.write(step=1, epoch=0.5, split="train", loss=math.nan, top1=math.inf)
+        log.write(step=2, epoch=1.0, split="train", loss=2.0, top1=0.5)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text.splitlines()[0] == '{"step": 1, "epoch": 0.5, "split": "train", "loss": null, "top1": null}'
+    assert read_metrics(tmp_path)[0]["loss"] is None
+    plot_curves(tmp_path)
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    values = [value.simple_value for event in read_events(path) for value in event.summary.value]
+    assert math.isnan(values[0]) and values[1] == math.inf, "TensorBoard marks such points"
+    (tmp_path / "metrics.jsonl").write_text(text.replace("null", "NaN"))
+    write_run(tmp_path, [3], after_step=2)
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("step", [0, 2, 3, 4])
+def test_rewinding_drops_the_later_steps(tmp_path, monkeypatch, step):
+    monkeypatch.setattr("tensorboardX.event_file_writer.time", types.SimpleNamespace(time=lambda: 1.6e9))
+    write_run(tmp_path / "straight", range(1, 6))
+    (tmp_path / "rewound").mkdir()
+    with MetricsLog(tmp_path / "rewound", after_step=0) as log:
+        for now in (1, 2, 3, 4):
+            write_step(log, now)
+        log.rewind(step)
+        assert {line["step"] for line in read_metrics(tmp_path / "rewound")} == set(range(1, step + 1))
+        for now in range(step + 1, 6):
+            write_step(log, now)
+    assert read_metrics(tmp_path / "rewound") == read_metrics(tmp_path / "straight")
+    files = sorted((tmp_path / "rewound").glob("events.out.tfevents.*"))
+    assert len(files) == 2, "what was written before is overwritten, or there is no new file"
+    assert [event.step for event in read_events(files[-1]) if event.HasField("session_log")] == [step + 1]
+
+
+def test_nothing_is_written_by_those_who_do_not_write(tmp_path):
+    with MetricsLog(tmp_path / "none", after_step=0, writes=False) as log:
+        log.write(step=1, epoch=0.1, split="train", **TRAIN)
+        log.flush()
+        log.rewind(0)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    program = (
+        "import resource, sys; from stce_jax.engine.metrics import MetricsLog\n"
+        "with MetricsLog(sys.argv[1], after_step=0) as log:\n"
+        "  resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "  for step in range(9): log.write(step=step, epoch=0.0, split='train', loss=1.0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True)
+    expected = f"stce_jax.errors.ConfigError: cannot write metrics in {tmp_path}: No space left on device; once"
+    assert [line for line in done.stderr.splitlines() if line.startswith(expected)], done.stderr
+
+
+@pytest.mark.parametrize("after_step", [0, 2])
+def test_a_remote_workdir_is_written_at_every_flush(tmp_path, monkeypatch, after_step):
+    """Whole files each time: nothing is ever appended."""
+    standin_storage.install(monkeypatch, tmp_path)
+    write_run(tmp_path / "bucket" / "run", range(1, 4))
+    before = read_metrics("gs://bucket/run")
+    assert before == read_metrics(tmp_path / "bucket" / "run")
+    kept = [line for line in before if line["step"] <= after_step]
+    with MetricsLog("gs://bucket/run", after_step=after_step) as log:
+        write_step(log, after_step + 1)
+        assert read_metrics("gs://bucket/run") == before, "each line was uploaded by itself"
+        log.flush()
+        lines = read_metrics("gs://bucket/run")
+        assert lines[: len(kept)] == kept and {line["step"] for line in lines[len(kept) :]} == {after_step + 1}
+        newest = max((tmp_path / "bucket" / "run").glob("events.out.tfevents.*"))
+        events = read_events(newest)
+        assert events[-1].step == after_step + 1 and events[-1].summary.value, "the last event is not there"
+        write_step(log, after_step + 2)
+        log.rewind(after_step + 1)
+        assert read_metrics("gs://bucket/run") == lines
+        write_step(log, after_step + 2)
+    assert read_metrics("gs://bucket/run")[-1]["step"] == after_step + 2, "what came last was not uploaded"
+    assert len(list((tmp_path / "bucket" / "run").glob("events*"))) == 3
+    assert str(plot_curves("gs://bucket/run")) == "gs://bucket/run/plots/curves.png"
+    assert coloured(tmp_path / "bucket" / "run" / "plots" / "curves.png")[1] > 0
 
 
 # --- TensorBoard

@@ -16,9 +16,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from stce_jax.data import class_lists
+from stce_jax.data import class_lists, mirror
 from stce_jax.data.records import FolderSource, TfdsSource, damaged
 from stce_jax.errors import ConfigError, DataError
+from stce_jax.paths import absolute, is_remote, open_path
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Of the digits' 1,437 training images.
@@ -26,6 +27,7 @@ DIGITS_MEAN, DIGITS_STD = (0.305, 0.305, 0.305), (0.376, 0.376, 0.376)
 SPLITS = ("train", "val")
 DATASETS = ("digits", "folder", "imagenet100", "imagenet2012")
 VERSION = "1.0.0"  # of what is prepared; names its directories
+INFO_FILE = "dataset_info.json"  # tfds's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +62,13 @@ def open_dataset(name, data_dir="", classes=""):
     Args:
       name: "digits" (made from scikit-learn at first use, under a lock), "folder", "imagenet100" or "imagenet2012".
       data_dir: the directory that holds prepared datasets, by default the user's data directory; for "folder" that, or
-        a directory with train/<class>/ and val/<class>/.
+        a directory with train/<class>/ and val/<class>/. What is needed of a remote one ("gs://...") is copied to the
+        local disk, see `mirror`; digits that are not there are prepared in the user's data directory.
       classes: for "imagenet100" the list of classes, see `class_lists.load_class_ids`, by default "kaggle", or the
         name it was prepared under; for "folder" the name of the prepared dataset, if data_dir holds several.
 
     Raises:
-      ConfigError: an unknown name or list, or "folder" without a data_dir.
+      ConfigError: an unknown name or list, "folder" without a data_dir, or a remote data_dir that cannot be opened.
       DataError: it is not prepared, damaged or under other labels; the images are missing, a class is empty, or train
         and val have different classes.
     """
@@ -79,9 +82,14 @@ def open_dataset(name, data_dir="", classes=""):
                 'dataset "folder" needs --data_dir=DIR, a directory with train/<class>/ and val/<class>/, or the one '
                 "that `stce prepare folder` wrote to"
             )
-        root = absolute(data_dir)
-        return open_prepared(_choose_folder(root, classes)) if prepared(root, "folder") else open_folder(root)
-    root = absolute(data_dir or default_data_dir())
+        root = _open_root(data_dir)
+        if prepared(root, "folder"):
+            return open_prepared(_local(root, _choose_folder(root, classes)))
+        if is_remote(root):
+            folders = [_local(root, root / split) for split in SPLITS]
+            root = folders[0].parent
+        return open_folder(root)
+    root = _open_root(data_dir or default_data_dir())
     if name == "digits":
         return _open_digits(root)
     classes = "all" if name == "imagenet2012" else classes or "kaggle"
@@ -92,7 +100,7 @@ def open_dataset(name, data_dir="", classes=""):
             f"{name} with the classes {classes!r} is not prepared in {root}; run "
             f"stce prepare {name} --source=PATH{option} --data_dir={root}"
         )
-    return open_prepared(found)
+    return open_prepared(_local(root, found))
 
 
 def check_class_names(dataset, class_ids):
@@ -111,7 +119,13 @@ def default_data_dir():
 
 def prepared(root, name):
     """Directories of the prepared datasets of this name, sorted."""
-    return sorted(path for path in (root / name).glob(f"*/{VERSION}") if not path.parent.name.startswith("incomplete"))
+    found = (root / name).glob(f"*/{VERSION}")
+    return sorted(path for path in found if not path.parent.name.startswith("incomplete") and is_complete(path))
+
+
+def is_complete(directory):
+    """Whether a dataset is there. A local one takes its place whole; a remote one has this file uploaded last."""
+    return (directory / INFO_FILE).exists() if is_remote(directory) else directory.is_dir()
 
 
 def find_prepared(root, name, classes):
@@ -191,11 +205,26 @@ def open_folder(data_dir):
     )
 
 
+def _open_root(data_dir):
+    """A data_dir as an absolute path, an `epath.Path` if it is remote."""
+    return open_path(data_dir) if is_remote(data_dir) else absolute(data_dir)
+
+
+def _local(root, directory):
+    """The local path of a directory below a data_dir, which is copied if it is remote."""
+    return mirror.local_copy(root, directory.relative_to(root)) if is_remote(root) else directory
+
+
 def _open_digits(data_dir):
     import tensorflow_datasets as tfds
 
     directory = data_dir / "digits" / VERSION
-    if not directory.is_dir():
+    if is_remote(data_dir) and not is_complete(directory):
+        data_dir = default_data_dir()  # anybody can make them; nothing is written to a remote data_dir unasked
+        directory = data_dir / "digits" / VERSION
+    if is_remote(data_dir):
+        directory = _local(data_dir, directory)
+    elif not directory.is_dir():
         _prepare_digits(data_dir)
     try:
         builder = tfds.builder_from_directory(directory)
@@ -255,9 +284,3 @@ def _hash_of(lines):
     for line in lines:
         total.update(line.encode(errors="surrogateescape") + b"\n")
     return total.hexdigest()
-
-
-def absolute(path):
-    """A path that means the same from any directory, its last part a name; "~" is the user's home."""
-    path = Path(os.path.expanduser(path)).absolute()
-    return Path(os.path.realpath(path)) if ".." in path.parts else path

@@ -1,0 +1,73 @@
+"""Paths of workdirs and data: local, or remote ("gs://bucket/run"), which is whatever `etils.epath` opens.
+
+Remote storage keeps whole objects: nothing can be appended or locked, an object is written at once, and a directory is
+there while anything is below it. So remote directories are never made here.
+"""
+
+import os
+import re
+import textwrap
+from pathlib import Path
+
+from etils import epath
+
+from stce_jax.errors import ConfigError
+
+
+def is_remote(path):
+    """Whether a path is a URL such as gs://bucket/run."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(path)) is not None
+
+
+def open_path(path):
+    """An `epath.Path`: absolute if it is local, with "~" the user's home; a remote one as it is.
+
+    Raises:
+      ConfigError: nothing opens such a URL, a package for it is missing, or the storage does not answer.
+    """
+    if not is_remote(path):
+        return epath.Path(absolute(path))
+    try:
+        remote = epath.Path(path)
+    except KeyError as error:  # of a scheme that epath does not know
+        raise ConfigError(f"cannot open {path}: nothing reads {error}; give a local path, or gs://...") from error
+    try:
+        remote.exists()
+    except Exception as error:  # ImportError, and each storage's own for its network, names and permissions
+        advice = "install it" if isinstance(error, ImportError) else "check its name, the network and the credentials"
+        raise ConfigError(f"cannot open {path}: {first_line(error)}; {advice}") from error
+    return remote
+
+
+def absolute(path):
+    """A local path that means the same from any directory, its last part a name; "~" is the user's home."""
+    path = Path(os.path.expanduser(path)).absolute()
+    return Path(os.path.realpath(path)) if ".." in path.parts else path
+
+
+def write_bytes(path, data):
+    """Writes a whole file, so that a reader or a crash finds what was there before or all that is new.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    if is_remote(path):
+        epath.Path(path).write_bytes(data)  # appears in one piece once it is complete
+        return
+    partial = f"{os.fspath(path)}.partial"
+    with open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_text(path, text):
+    """`write_bytes` of UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def first_line(error):
+    """What an exception says, in one line."""
+    line = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), "")
+    return textwrap.shorten(line, 300, placeholder=" ...").rstrip(".: ") or type(error).__name__
