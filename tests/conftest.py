@@ -46,6 +46,17 @@ def stce():
     return run
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of three megabytes."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", directory], capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield directory
+    subprocess.run(["umount", "--lazy", directory], check=True)
+
+
 @pytest.fixture(scope="module")
 def everything_is_split():
     """Splits over `fsdp` arrays of any size; those as small as a test's are not split otherwise."""

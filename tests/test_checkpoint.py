@@ -1,9 +1,10 @@
 """Checkpoints: to the bit, onto any devices, the right ones kept, and one line for everything that can go wrong."""
 
-import gc
+import contextlib
 import logging
+import os
+import pickle
 import shutil
-import sys
 import time
 
 import jax
@@ -11,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from flax import linen as nn
 
+from stce_jax.engine import digests
 from stce_jax.engine.checkpoint import Checkpoints
+from stce_jax.engine.checkpoint_writer import CheckpointWriter
 from stce_jax.engine.mesh import batch_sharding, make_mesh, state_shardings
 from stce_jax.engine.optim import make_optimizer, make_schedule
 from stce_jax.engine.state import TrainState, init_state
@@ -69,7 +73,7 @@ def assert_same_bits(actual, expected):
 
 
 def save_six(directory):
-    with Checkpoints(directory, create=True) as checkpoints:
+    with CheckpointWriter(directory, keep=2) as checkpoints:
         for step, top1 in enumerate([0.1, 0.9, 0.3, 0.2, 0.5, 0.4], start=1):
             checkpoints.save(make_state(step, seed=step), META | {"epoch": step}, {"top1": top1, "loss": -top1})
 
@@ -92,7 +96,7 @@ def six(tmp_path_factory):
 def test_a_state_comes_back_bit_for_bit_onto_any_devices(tmp_path, source, target, ema):
     state = make_state(7, topology=source, ema=ema)
     empty = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-    with Checkpoints(tmp_path, create=True) as checkpoints:
+    with CheckpointWriter(tmp_path, keep=2) as checkpoints:
         checkpoints.save(state, META)
         checkpoints.wait()
         restored = checkpoints.restore(7, empty, mesh_of(*target))
@@ -131,7 +135,7 @@ def test_steps_that_donate_the_saved_state_do_not_reach_into_the_checkpoint(tmp_
     batch = {"image": rng.integers(0, 256, (8, 16, 16, 3), dtype=np.uint8), "label": np.arange(8, dtype=np.int32)}
     batch = jax.device_put(batch, batch_sharding(mesh))
     state, _ = train_step(state, batch)
-    with Checkpoints(tmp_path, create=True) as checkpoints:
+    with CheckpointWriter(tmp_path, keep=2) as checkpoints:
         copies = {}
         for _ in range(3):
             copies[int(state.step)] = host(state)
@@ -139,6 +143,7 @@ def test_steps_that_donate_the_saved_state_do_not_reach_into_the_checkpoint(tmp_
             for _ in range(5):
                 old, (state, _) = state, train_step(state, batch)
             assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old)), "the test's steps must donate their state"
+        checkpoints.wait()
         final, steps = host(state), checkpoints.steps()
         assert steps == [6, 11]
         for step in steps:
@@ -150,16 +155,18 @@ def test_steps_that_donate_the_saved_state_do_not_reach_into_the_checkpoint(tmp_
 
 
 def test_meta_comes_back_as_it_was(six):
-    with Checkpoints(six) as checkpoints:
-        assert checkpoints.restore_meta(6) == META | {"epoch": 6}
-        assert checkpoints.restore_meta(2) == META | {"epoch": 2}
+    checkpoints = Checkpoints(six)
+    for step in (2, 6):
+        meta = checkpoints.restore_meta(step)
+        assert meta.pop("metrics")["top1"] == {2: 0.9, 6: 0.4}[step]
+        assert meta == META | {"epoch": step}
 
 
 @pytest.mark.parametrize("ema", [False, True], ids=["variables", "average"])
 def test_variables_or_their_average_alone(six, ema):
     state = make_state(5, seed=5)
-    with Checkpoints(six) as checkpoints:
-        restored = checkpoints.restore_variables(5, state.variables, mesh_of(*EIGHT), ema=ema)
+    checkpoints = Checkpoints(six)
+    restored = checkpoints.restore_variables(5, state.variables, mesh_of(*EIGHT), ema=ema)
     assert_same_bits(restored, host(state.ema if ema else state.variables))
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(restored))
 
@@ -169,21 +176,21 @@ def test_variables_or_their_average_alone(six, ema):
 
 def test_the_last_two_and_the_best_are_kept(six):
     assert {path.name for path in six.iterdir()} == {"2", "5", "6"}
-    with Checkpoints(six) as checkpoints:
-        assert checkpoints.steps() == [2, 5, 6]
-        assert checkpoints.find("last") == 6
-        assert checkpoints.find("best") == 2
-        assert checkpoints.find(5) == checkpoints.find("5") == 5
-        assert_same_bits(
-            checkpoints.restore(checkpoints.find("best"), make_state(0), mesh_of(*ONE)), host(make_state(2, seed=2))
-        )
+    checkpoints = Checkpoints(six)
+    assert checkpoints.steps() == [2, 5, 6]
+    assert checkpoints.find("last") == 6
+    assert checkpoints.find("best") == 2
+    assert checkpoints.find(5) == checkpoints.find("5") == 5
+    assert_same_bits(
+        checkpoints.restore(checkpoints.find("best"), make_state(0), mesh_of(*ONE)), host(make_state(2, seed=2))
+    )
 
 
 def test_the_best_moves_on_over_a_restart(tmp_path):
     """Each save by a process of its own, as it were: what was best before is known from the disk."""
     kept = {1: [1], 2: [1, 2], 3: [2, 3], 4: [2, 3, 4], 5: [4, 5], 6: [5, 6]}
     for step, top1 in enumerate([0.1, 0.6, 0.3, 0.2, 0.7, 0.4], start=1):
-        with Checkpoints(tmp_path, create=True) as checkpoints:
+        with CheckpointWriter(tmp_path, keep=2) as checkpoints:
             checkpoints.save(make_state(step, ema=False), META, {"top1": top1})
             checkpoints.wait()
             assert checkpoints.steps() == kept[step], f"kept after the save of step {step}"
@@ -192,7 +199,8 @@ def test_the_best_moves_on_over_a_restart(tmp_path):
 
 @pytest.mark.parametrize("which", ["7", 7, 1, "1", "0", "-6", "6.0", "latest", "", None], ids=repr)
 def test_what_is_not_there_is_refused_naming_what_is(six, which):
-    with Checkpoints(six) as checkpoints, pytest.raises(CheckpointError) as error:
+    checkpoints = Checkpoints(six)
+    with pytest.raises(CheckpointError) as error:
         checkpoints.find(which)
     message = str(error.value)
     assert repr(which) in message and "[2, 5, 6]" in message and "\n" not in message
@@ -205,17 +213,18 @@ def test_a_directory_without_checkpoints(tmp_path, exists, which):
     directory = tmp_path / "none"
     if exists:
         directory.mkdir()
-    with Checkpoints(directory) as checkpoints:
-        assert checkpoints.steps() == []
-        with pytest.raises(CheckpointError, match=r"there is no checkpoint in .*none; train first"):
-            checkpoints.find(which)
+    checkpoints = Checkpoints(directory)
+    assert checkpoints.steps() == []
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint in .*none; train first"):
+        checkpoints.find(which)
     assert directory.exists() == exists, "looking must not make a directory"
 
 
 def test_saves_without_metrics_are_never_the_best(tmp_path):
     """Such as those made when a run is stopped between two evaluations."""
-    with Checkpoints(tmp_path, create=True) as checkpoints:
+    with CheckpointWriter(tmp_path, keep=2) as checkpoints:
         checkpoints.save(make_state(1, ema=False), META)
+        checkpoints.wait()
         with pytest.raises(CheckpointError, match="has been evaluated yet; use last"):
             checkpoints.find("best")
         checkpoints.save(make_state(2, ema=False), META, {"top1": 0.25})
@@ -239,18 +248,20 @@ def one_line(error, *words):
     return message
 
 
-def test_the_same_step_twice_is_refused_and_the_first_stays(tmp_path):
-    with Checkpoints(tmp_path, create=True) as checkpoints:
+def test_the_same_step_again_replaces_the_first(tmp_path):
+    """As after an evaluation that a stop had kept from taking place."""
+    with CheckpointWriter(tmp_path, keep=2) as checkpoints:
         checkpoints.save(make_state(3, seed=1), META)
-        with pytest.raises(CheckpointError) as error:
-            checkpoints.save(make_state(3, seed=2), META)
-        one_line(error, "checkpoint 3", str(tmp_path))
-        assert_same_bits(checkpoints.restore(3, make_state(0), mesh_of(*ONE)), host(make_state(3, seed=1)))
+        checkpoints.save(make_state(3, seed=2), META, {"top1": 0.5})
+        checkpoints.wait()
+        assert checkpoints.find("best") == 3
+        assert_same_bits(checkpoints.restore(3, make_state(0), mesh_of(*ONE)), host(make_state(3, seed=2)))
+        assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
 def test_an_average_that_was_not_kept_is_said_to_be_missing(tmp_path):
     state = make_state(4, ema=False)
-    with Checkpoints(tmp_path, create=True) as checkpoints:
+    with CheckpointWriter(tmp_path, keep=2) as checkpoints:
         checkpoints.save(state, META)
         checkpoints.wait()
         with pytest.raises(CheckpointError) as error:
@@ -261,57 +272,172 @@ def test_an_average_that_was_not_kept_is_said_to_be_missing(tmp_path):
         one_line(error, "checkpoint 4", "ema")
 
 
-def truncate(directory, item):
-    """Halves the files that hold an item's arrays, as a full disk or a broken copy would."""
-    files = [path for path in (directory / "6" / item / "d").iterdir() if path.is_file()]
-    assert files, "Orbax keeps its arrays elsewhere than this test believes"
-    for path in files:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def files_of(step):
+    return sorted(path for path in step.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("item", ["variables", "optimizer", "ema"])
-def test_a_truncated_data_file_is_one_line_that_names_the_step(six, tmp_path, item, capfd, monkeypatch):
+def flip(path, place, bit):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_any_file_is_found_and_named(six):
+    """One bit of each file, drawn at random; and each bit of the file of digests' first line."""
+    rng = np.random.default_rng(0)
+    step = six / "6"
+    assert len(files_of(step)) > 10 and digests.find_damage(epath.Path(step)) is None
+    for path in files_of(step):
+        size = path.stat().st_size
+        flips = [(rng.integers(size), rng.integers(8))] if path.name != "SHA256SUMS" else np.ndindex(70, 8)
+        if not size:
+            continue
+        for place, bit in flips:
+            flip(path, place, bit)
+            damage = digests.find_damage(epath.Path(step))
+            flip(path, place, bit)
+            assert damage, f"bit {bit} of byte {place} of {path} flipped, and nothing was found"
+            assert path.name in damage or path.name == "SHA256SUMS", f"{path} is damaged, but {damage!r} is said"
+    assert digests.find_damage(epath.Path(step)) is None
+
+
+@pytest.mark.parametrize("how", ["cut short", "empty", "missing", "too much"])
+def test_files_that_are_not_whole_are_found_and_named(six, tmp_path, how):
+    for number, original in enumerate(files_of(six / "6")):
+        step = shutil.copytree(six / "6", tmp_path / str(number))
+        path = step / original.relative_to(six / "6")
+        content = path.read_bytes()
+        if how == "missing":
+            path.unlink()
+        elif how == "too much":
+            path = path.with_name("another")
+            path.write_bytes(content)
+        elif not content:
+            continue
+        else:
+            path.write_bytes(content[: -max(1, len(content) // 2)] if how == "cut short" else b"")
+        damage = digests.find_damage(epath.Path(step))
+        assert damage and path.name in damage, f"{path} is {how}, but {damage!r} is said"
+
+
+def damage_arrays(directory, step):
+    path = max(files_of(directory / str(step) / "variables"), key=lambda path: path.stat().st_size)
+    flip(path, path.stat().st_size // 2, 3)
+    return path
+
+
+def test_reading_falls_back_to_the_newest_whole_step_and_says_so(six, tmp_path, capfd):
     directory = shutil.copytree(six, tmp_path / "copy")
-    truncate(directory, item)
-    unraised = []
-    monkeypatch.setattr(sys, "unraisablehook", unraised.append)
-    with Checkpoints(directory) as checkpoints:
-        with pytest.raises(CheckpointError) as error:
-            checkpoints.restore(6, make_state(0), mesh_of(*FSDP_8))
-        one_line(error, "cannot read checkpoint 6", str(directory), "use another one, or delete its folder")
-        assert_same_bits(checkpoints.restore(5, make_state(0), mesh_of(*ONE)), host(make_state(5, seed=5)))
-    del error
-    gc.collect()
-    time.sleep(0.3)  # reads that are still under way
-    assert not unraised, f"tracebacks beside the one line: {unraised[0]}"
-    assert capfd.readouterr() == ("", ""), "something is printed beside the one line"
+    checkpoints = Checkpoints(directory)
+    damaged = damage_arrays(directory, 6)
+    assert checkpoints.find("last") == 5
+    said = capfd.readouterr().err
+    assert said.startswith("stce: checkpoint 6 in ") and damaged.name in said and said.endswith("using checkpoint 5\n")
+    with pytest.raises(CheckpointError) as error:
+        checkpoints.find(6)
+    one_line(error, "checkpoint 6", damaged.name, "use another one")
+    damage_arrays(directory, 2)
+    with pytest.raises(CheckpointError) as error:
+        checkpoints.find("best")
+    one_line(error, "checkpoint 2", "is damaged")
+    assert {path.name for path in directory.iterdir()} == {"2", "5", "6"}, "reading must change nothing"
 
 
-def test_a_truncated_variables_file_is_noticed_when_they_are_read_alone(six, tmp_path):
+def test_training_sets_damaged_steps_aside(six, tmp_path, capfd):
     directory = shutil.copytree(six, tmp_path / "copy")
-    truncate(directory, "variables")
-    with Checkpoints(directory) as checkpoints:
-        with pytest.raises(CheckpointError) as error:
-            checkpoints.restore_variables(6, make_state(0).variables, mesh_of(*ONE))
-        one_line(error, "cannot read checkpoint 6")
-        checkpoints.restore_variables(6, make_state(0).variables, mesh_of(*ONE), ema=True)
+    damage_arrays(directory, 6)
+    (directory / "2" / "meta.json").write_text("")
+    with CheckpointWriter(directory, keep=2) as checkpoints:
+        assert checkpoints.recover() == 5
+        said = capfd.readouterr().err
+        assert "checkpoint 6 in " in said and "it is called 6.damaged now; going on from 5" in said
+        assert "checkpoint 2 in " in said and "meta.json is damaged" in said
+        checkpoints.save(make_state(6, seed=9), META)
+        checkpoints.wait()
+        assert checkpoints.steps() == [5, 6]
+        assert_same_bits(checkpoints.restore(6, make_state(0), mesh_of(*ONE)), host(make_state(6, seed=9)))
+    damage_arrays(directory, 6)
+    with CheckpointWriter(directory, keep=2) as checkpoints:
+        assert checkpoints.recover() == 5
+    assert {path.name for path in directory.iterdir()} == {"2.damaged", "5", "6.damaged", "6.damaged.2"}
 
 
-def test_a_truncated_meta_is_noticed(six, tmp_path):
+def test_without_a_whole_step_nothing_begins_anew(six, tmp_path, capfd):
+    """Not now, and not the next time; nothing is renamed, so that a copy can be put back."""
     directory = shutil.copytree(six, tmp_path / "copy")
-    path = directory / "6" / "meta" / "metadata"
-    path.write_bytes(path.read_bytes()[:-3])
-    with Checkpoints(directory) as checkpoints, pytest.raises(CheckpointError) as error:
-        checkpoints.restore_meta(6)
-    one_line(error, "cannot read checkpoint 6")
+    for step in (2, 5, 6):
+        damage_arrays(directory, step)
+    for _ in range(2):
+        with CheckpointWriter(directory, keep=2) as checkpoints, pytest.raises(CheckpointError) as error:
+            checkpoints.recover()
+        one_line(error, "no checkpoint in", "is whole (2: ", "put a copy back")
+    with pytest.raises(CheckpointError):
+        Checkpoints(directory).find("last")
+    for step in (2, 5, 6):
+        (directory / str(step)).rename(directory / f"{step}.damaged")
+    with CheckpointWriter(directory, keep=2) as checkpoints, pytest.raises(CheckpointError) as error:
+        checkpoints.recover()
+    one_line(error, "all were set aside as damaged")
 
 
-def test_missing_variables_are_not_taken_for_a_missing_average(six, tmp_path):
+def test_what_a_killed_process_left_unfinished_is_removed(six, tmp_path):
     directory = shutil.copytree(six, tmp_path / "copy")
-    shutil.rmtree(directory / "6" / "variables")
-    with Checkpoints(directory) as checkpoints, pytest.raises(CheckpointError) as error:
-        checkpoints.restore_variables(6, make_state(0).variables, mesh_of(*ONE))
-    assert "moving average" not in one_line(error, "checkpoint 6"), "the average is there; the variables are not"
+    for name in ("7.unsealed", "8.unsealed.orbax-checkpoint-tmp", "4.deleting", "6.unsealed", "5.deleting"):
+        shutil.copytree(directory / "6", directory / name)
+    for name in ("7.unsealed", "4.deleting"):
+        (directory / name / "meta.json").unlink()
+    assert Checkpoints(directory).find("last") == 6
+    with CheckpointWriter(directory, keep=2) as checkpoints:
+        assert checkpoints.recover() == 6
+    assert {path.name for path in directory.iterdir()} == {"2", "5", "6"}
+
+
+@pytest.mark.parametrize("left", ["6.unsealed", "6.deleting"])
+def test_a_whole_step_without_its_name_gets_it(six, tmp_path, left):
+    """A process was killed after it had sealed a step, or while that took the place of an older one."""
+    directory = shutil.copytree(six, tmp_path / "copy")
+    for step in (2, 5):
+        shutil.rmtree(directory / str(step))
+    (directory / "6").rename(directory / left)
+    with CheckpointWriter(directory, keep=2) as checkpoints:
+        assert checkpoints.recover() == 6
+    assert {path.name for path in directory.iterdir()} == {"6"}
+
+
+def test_going_back_skips_steps_that_were_saved_because_of_a_stop(tmp_path):
+    with CheckpointWriter(tmp_path, keep=1, scheduled=lambda step: step % 3 == 0) as checkpoints:
+        for step in (3, 4, 5):
+            checkpoints.save(make_state(step, ema=False), META)
+            checkpoints.wait()
+        assert checkpoints.steps() == [3, 5], "the last one and the last on schedule"
+        assert checkpoints.recover() == 5
+        assert checkpoints.recover(scheduled=True) == 3
+        assert checkpoints.steps() == [3]
+
+
+class Malice:
+    """Leaves a trace if it is unpickled."""
+
+    def __reduce__(self):
+        return open, (os.environ["STCE_TEST_TRACE"], "w")
+
+
+def test_restoring_never_unpickles(six, tmp_path, monkeypatch):
+    """Neither while a good step is restored, nor where a pickle lies in the place of a file of ours."""
+    monkeypatch.setenv("STCE_TEST_TRACE", str(tmp_path / "trace"))
+    poison = pickle.dumps(Malice())
+    for original in files_of(six / "6"):
+        directory = shutil.copytree(six, tmp_path / "copy", dirs_exist_ok=True)
+        (directory / "6" / original.relative_to(six / "6")).write_bytes(poison)
+        digests.write_digests(epath.Path(directory / "6"))  # a mischief-maker who knows how
+        with contextlib.suppress(CheckpointError):
+            checkpoints = Checkpoints(directory)
+            checkpoints.restore_meta(checkpoints.find(6))
+            checkpoints.restore(6, make_state(0), mesh_of(*ONE))
+        assert not (tmp_path / "trace").exists(), f"{original} was unpickled"
+        shutil.rmtree(directory)
+    pickle.loads(poison).close()
+    assert (tmp_path / "trace").exists(), "the poison of this test does not work"
 
 
 @pytest.mark.parametrize(
@@ -326,29 +452,55 @@ def test_missing_variables_are_not_taken_for_a_missing_average(six, tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(six, change):
     variables = make_state(0).variables
     variables = variables | {"params": variables["params"] | {"dense": change(variables["params"])}}
-    with Checkpoints(six) as checkpoints, pytest.raises(CheckpointError) as error:
+    checkpoints = Checkpoints(six)
+    with pytest.raises(CheckpointError) as error:
         checkpoints.restore_variables(6, variables, mesh_of(*ONE))
     one_line(error, "checkpoint 6")
+
+
+def test_a_full_disk_is_said_and_the_last_step_stays(small_disk):
+    mesh = mesh_of(*ONE)
+    with CheckpointWriter(small_disk / "run", keep=2) as checkpoints:
+        checkpoints.save(make_state(1, seed=1), META)
+        checkpoints.wait()
+        (small_disk / "more").write_bytes(b"x" * (2**21 + 2**19))
+        large = make_state(2)
+        large = large.replace(variables={"params": {"kernel": np.random.default_rng(0).normal(size=(512, 512))}})
+        with pytest.raises(CheckpointError) as error:
+            checkpoints.save(large, META)
+            for _ in range(300):  # as between steps; the error comes out at the first one after the write has failed
+                checkpoints.check()
+                time.sleep(0.1)
+        assert "cannot write a checkpoint in" in one_line(error, "the last one stays")
+    with CheckpointWriter(small_disk / "run", keep=2) as checkpoints:
+        assert checkpoints.recover() == 1
+        assert_same_bits(checkpoints.restore(1, make_state(0), mesh), host(make_state(1, seed=1)))
+        (small_disk / "more").unlink()
+        checkpoints.save(make_state(2, seed=2), META)
+    assert Checkpoints(small_disk / "run").steps() == [1, 2]
 
 
 FULL_DISK = ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']\nmore\nand more")
 
 
 @pytest.mark.parametrize("error", [FULL_DISK, OSError(30, "Read-only file system")], ids=["full", "read-only"])
-@pytest.mark.parametrize("method", ["save", "wait_until_finished", "close"])
-def test_a_failed_write_is_one_line_whenever_it_comes_out(tmp_path, monkeypatch, method, error):
-    """Orbax writes in the background: it may raise at the next save, at the wait, or at the end."""
+@pytest.mark.parametrize("method", ["save", "wait_until_finished"])
+@pytest.mark.parametrize("when", ["check", "wait", "save", "close"])
+def test_a_failed_write_is_one_line_whenever_it_comes_out(tmp_path, monkeypatch, method, error, when):
+    """Orbax writes in the background: it may raise at once, or be heard of at the next opportunity."""
 
     def fail(*_, **__):
         raise error
 
-    with pytest.raises(CheckpointError) as raised, Checkpoints(tmp_path, create=True) as checkpoints:
-        monkeypatch.setattr(ocp.CheckpointManager, method, fail)
-        if method == "save":
-            checkpoints.save(make_state(1), META)
-        elif method == "wait_until_finished":
-            checkpoints.wait()
-    one_line(raised, "cannot write", str(tmp_path), str(error).splitlines()[0])
+    with pytest.raises(CheckpointError) as raised, CheckpointWriter(tmp_path, keep=2) as checkpoints:
+        monkeypatch.setattr(ocp.AsyncCheckpointer, method, fail)
+        checkpoints.save(make_state(1), META)
+        if when == "check":
+            checkpoints._sealing.join()
+        {"check": checkpoints.check, "wait": checkpoints.wait, "close": bool}.get(
+            when, lambda: checkpoints.save(make_state(2), META)
+        )()
+    one_line(raised, "cannot write", str(tmp_path), getattr(error, "strerror", None) or str(error).splitlines()[0])
 
 
 def test_the_normal_path_says_nothing(tmp_path, caplog, capfd):
@@ -356,18 +508,18 @@ def test_the_normal_path_says_nothing(tmp_path, caplog, capfd):
     absl = logging.getLogger("absl")
     assert absl.propagate or caplog.handler in absl.handlers, "absl's warnings would not be seen here"
     with caplog.at_level(logging.WARNING):
-        with Checkpoints(tmp_path, create=True) as checkpoints:
+        with CheckpointWriter(tmp_path, keep=2) as checkpoints:
             for step, metrics in enumerate([{"top1": 0.2}, None, {"top1": 0.3}], start=1):
                 checkpoints.save(make_state(step), META, metrics)
             checkpoints.wait()
-        with Checkpoints(tmp_path, create=True) as checkpoints:
+        with CheckpointWriter(tmp_path, keep=2) as checkpoints:
             checkpoints.restore(checkpoints.find("last"), make_state(0), mesh_of(*EIGHT))
             checkpoints.save(make_state(4), META, {"top1": 0.1})
             checkpoints.wait()
-        with Checkpoints(tmp_path) as checkpoints:
-            step = checkpoints.find("best")
-            checkpoints.restore_meta(step)
-            checkpoints.restore_variables(step, make_state(0).variables, mesh_of(*ONE), ema=True)
+        checkpoints = Checkpoints(tmp_path)
+        step = checkpoints.find("best")
+        checkpoints.restore_meta(step)
+        checkpoints.restore_variables(step, make_state(0).variables, mesh_of(*ONE), ema=True)
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert not said, f"warnings in the normal path: {said}"
     assert capfd.readouterr() == ("", ""), "something is printed in the normal path"

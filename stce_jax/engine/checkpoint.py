@@ -1,131 +1,145 @@
-"""Checkpoints by Orbax: the last two steps and the best, written in the background, restored onto any devices.
+"""Checkpoints, read: found, verified, restored onto any devices. `checkpoint_writer` writes them.
 
-A step holds `variables` (parameters and BatchNorm statistics), `optimizer` (its state and the step), `ema` if there is
-one, and `meta` (JSON: what the caller wants to know before it can build a model).
+A directory holds one directory a step: the last few, and the best. A step holds `variables` (parameters and BatchNorm
+statistics), `optimizer` (its state and the step), `ema` if there is one, meta.json (what the caller wants to know
+before it can build a model, and the evaluation's metrics), and the SHA-256 of all these files.
 """
 
-import asyncio
-import contextlib
+import json
 import logging
-import textwrap
-from pathlib import Path
+import sys
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
-from orbax.checkpoint import checkpoint_managers
 
+from stce_jax.engine import digests
 from stce_jax.engine.mesh import state_shardings
+from stce_jax.engine.state import first_mismatch
 from stce_jax.errors import CheckpointError
+from stce_jax.paths import first_line, is_remote, open_path
+
+META_FILE = "meta.json"
+GONE = "it is gone"
+DAMAGED = ".damaged"  # follows the step in the name of a directory that was set aside
 
 
 class Checkpoints:
-    """The checkpoints in one directory; a context manager that waits for writes in progress when it closes.
+    """The checkpoints in one directory, local or remote."""
 
-    Args:
-      directory: where the steps are; made if `create`.
-      create: False only looks.
-    """
-
-    def __init__(self, directory, *, create=False):
-        self._directory = epath.Path(Path(directory).absolute())
+    def __init__(self, directory):
+        self._directory = open_path(directory)
         logging.getLogger("absl").addFilter(_not_orbaxs)
-        keep_last = checkpoint_managers.LatestN(2)
-        keep_best = checkpoint_managers.BestN(
-            n=1, get_metric_fn=lambda metrics: metrics["top1"], keep_checkpoints_without_metrics=False
-        )
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                create=create,
-                cleanup_tmp_directories=create,
-                best_fn=lambda metrics: metrics["top1"],
-                best_mode="max",
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy([keep_last, keep_best]),
-            ),
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        try:
-            self._manager.close()
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot write a checkpoint in {self._directory}: {_first_line(error)}") from error
 
     def steps(self):
         """All steps kept, ascending."""
-        return sorted(self._manager.all_steps())
+        if not self._directory.exists():
+            return []
+        paths = [path for path in self._directory.iterdir() if path.name.isdecimal()]
+        if is_remote(self._directory):
+            paths = [path for path in paths if (path / digests.FILE_NAME).exists()]
+        return sorted(int(path.name) for path in paths)
 
     def find(self, which):
-        """The step meant by "last", "best" or a number.
+        """The step meant by "last" (the newest that is whole), "best" or a number, its files verified.
 
         Raises:
-          CheckpointError: there is none.
+          CheckpointError: there is none, or its files are not what was written.
         """
+        if which == "last":
+            step = self.newest_whole()
+            if step is None:
+                raise CheckpointError(f"there is no checkpoint in {self._directory}; train first")
+            return step
         steps = self.steps()
         if not steps:
             raise CheckpointError(f"there is no checkpoint in {self._directory}; train first")
-        if which == "last":
-            return steps[-1]
         if which == "best":
-            best = self._manager.best_step()
-            if best is None:
+            step = self.best(steps)
+            if step is None:
                 raise CheckpointError(f"no checkpoint in {self._directory} has been evaluated yet; use last")
-            return best
-        if str(which).isdecimal() and int(which) in steps:
-            return int(which)
-        raise CheckpointError(f"there is no checkpoint {which!r} in {self._directory}; there are last, best, {steps}")
+        elif str(which).isdecimal() and int(which) in steps:
+            step = int(which)
+        else:
+            raise CheckpointError(
+                f"there is no checkpoint {which!r} in {self._directory}; there are last, best, {steps}"
+            )
+        if damage := self._damage(step):
+            raise CheckpointError(f"checkpoint {step} in {self._directory} is damaged: {damage}; use another one")
+        return step
 
-    def save(self, state, meta, metrics=None):
-        """Starts writing a TrainState under its step; returns once the arrays are copied off the devices.
-
-        Args:
-          state: TrainState.
-          meta: JSON-able dict.
-          metrics: {"top1": ...} of the evaluation of this step, if there was one: it decides what "best" means.
+    def newest_whole(self):
+        """The newest step whose files are what was written; damaged ones are reported. None: there never was any.
 
         Raises:
-          CheckpointError: Orbax did not take it, or an earlier write failed.
+          CheckpointError: there are checkpoints, but none is whole.
         """
-        step = int(state.step)
-        items = {
-            "variables": ocp.args.StandardSave(state.variables),
-            "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.optimizer}),
-            "meta": ocp.args.JsonSave(meta),
-        }
-        if state.ema is not None:
-            items["ema"] = ocp.args.StandardSave(state.ema)
-        try:
-            saved = self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"cannot write checkpoint {step} in {self._directory}: {_first_line(error)}"
-            ) from error
-        if not saved:
-            raise CheckpointError(f"checkpoint {step} in {self._directory} was not written: it is there already")
+        damages = {}
+        for step in reversed(self.steps()):
+            damage = self._damage(step)
+            if damage == GONE:  # a run that is being trained has deleted it: there is a newer one
+                return self.newest_whole()
+            if not damage:
+                for damaged, cause in damages.items():
+                    self._report(damaged, cause, f"using checkpoint {step}")
+                return step
+            damages[step] = damage
+        self._refuse(damages)
+        return None
 
-    def wait(self):
-        """Returns when everything is on disk; raises CheckpointError if a write failed."""
+    def _refuse(self, damages):
+        """Raises CheckpointError if there was a checkpoint ever: nobody should begin anew without knowing."""
+        if damages:
+            causes = "; ".join(f"{step}: {damage}" for step, damage in damages.items())
+        elif self._directory.exists() and any(DAMAGED in path.name for path in self._directory.iterdir()):
+            causes = "all were set aside as damaged"
+        else:
+            return
+        raise CheckpointError(
+            f"no checkpoint in {self._directory} is whole ({causes}); put a copy back, or train anew in another "
+            "--workdir"
+        )
+
+    def _damage(self, step):
+        """See `find_damage`; raises CheckpointError if that cannot be told now."""
         try:
-            self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot write a checkpoint in {self._directory}: {_first_line(error)}") from error
+            return digests.find_damage(self._path(step))
+        except Exception as error:  # of a remote storage anything
+            if not self._path(step).exists():
+                return GONE
+            raise self._cannot_read(step, error) from error
+
+    def _report(self, step, damage, instead):
+        text = f"stce: checkpoint {step} in {self._directory} is damaged: {damage}; {instead}"
+        print(text, file=sys.stderr, flush=True)
+
+    def best(self, steps):
+        """Of these steps the one with the best top-1, of equals the last; None if none has been evaluated."""
+        evaluated = {step: metrics["top1"] for step in steps if (metrics := self._metrics(step))}
+        return max(evaluated, key=lambda step: (evaluated[step], step), default=None)
+
+    def _metrics(self, step):
+        """The metrics of a step's evaluation; None if there was none, or if it is damaged."""
+        try:
+            return self.restore_meta(step)["metrics"]
+        except CheckpointError:
+            return None
 
     def restore(self, step, state, mesh):
         """Reads a whole TrainState, each array onto its devices.
 
         Args:
-          step: a step of `steps()`.
+          step: a step that is whole, see `newest_whole`.
           state: a TrainState of arrays or ShapeDtypeStructs with the wanted shapes.
           mesh: see `make_mesh`.
+
+        Raises:
+          CheckpointError: it cannot be read, or is of another model: the first parameter that differs is named.
         """
         target = _with_shardings(state, mesh)
         items = {"variables": target.variables, "optimizer": {"step": target.step, "state": target.optimizer}}
         if target.ema is not None:
             items["ema"] = target.ema
-        restored = self._restore(step, {name: ocp.args.StandardRestore(item) for name, item in items.items()})
+        restored = self._restore_arrays(step, items)
         optimizer = restored["optimizer"]
         return state.replace(
             step=optimizer["step"],
@@ -137,23 +151,48 @@ class Checkpoints:
     def restore_variables(self, step, variables, mesh, *, ema=False):
         """Reads the variables alone, or their moving average."""
         name = "ema" if ema else "variables"
-        if ema and not (self._directory / str(step) / name).exists():
-            raise CheckpointError(f"checkpoint {step} in {self._directory} keeps no moving average (ema_decay was 0)")
-        return self._restore(step, {name: ocp.args.StandardRestore(_with_shardings(variables, mesh))})[name]
+        if ema and not (self._path(step) / name).exists():
+            raise self._no_average(step)
+        return self._restore_arrays(step, {name: _with_shardings(variables, mesh)})[name]
 
     def restore_meta(self, step):
-        """Reads the JSON saved with a step."""
-        return self._restore(step, {"meta": ocp.args.JsonRestore()})["meta"]
-
-    def _restore(self, step, items):
+        """Reads the JSON saved with a step, and "metrics": those of its evaluation, or None."""
         try:
-            with _patient_event_loops():
-                return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # tensorstore, Orbax and JSON each have their own for damaged files
-            raise CheckpointError(
-                f"cannot read checkpoint {step} in {self._directory}: {_first_line(error)}; "
-                "use another one, or delete its folder to go on from the one before"
-            ) from error
+            return json.loads((self._path(step) / META_FILE).read_text())
+        except (OSError, ValueError) as error:
+            raise self._cannot_read(step, error) from error
+
+    def _restore_arrays(self, step, items):
+        handlers = {name: ocp.StandardCheckpointHandler() for name in items}
+        reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
+        try:
+            if "ema" in items and not (self._path(step) / "ema").exists():
+                raise self._no_average(step)
+            found = reader.metadata(self._path(step)).item_metadata
+            for name, item in items.items():
+                mismatch = name != "optimizer" and first_mismatch(item, found[name].tree)
+                if mismatch:
+                    raise CheckpointError(f"checkpoint {step} in {self._directory} is of another model: {mismatch}")
+            wanted = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+            return reader.restore(self._path(step), args=ocp.args.Composite(**wanted))
+        except CheckpointError:
+            raise
+        except Exception as error:  # tensorstore and Orbax each have their own
+            if "tree structures do not match" in str(error):
+                raise CheckpointError(
+                    f"checkpoint {step} in {self._directory} holds the state of an optimizer with other parts; give "
+                    "the options it was trained with (clip_norm), or begin with its weights: --init_from"
+                ) from error
+            raise self._cannot_read(step, error) from error
+
+    def _path(self, step):
+        return self._directory / str(step)
+
+    def _no_average(self, step):
+        return CheckpointError(f"checkpoint {step} in {self._directory} keeps no moving average (ema_decay was 0)")
+
+    def _cannot_read(self, step, error):
+        return CheckpointError(f"cannot read checkpoint {step} in {self._directory}: {first_line(error)}")
 
 
 def _with_shardings(tree, mesh):
@@ -164,39 +203,6 @@ def _with_shardings(tree, mesh):
     )
 
 
-class _PatientEventLoop(asyncio.SelectorEventLoop):
-    """Ends what still runs before it closes.
-
-    Orbax closes its event loop at the first failed read. The other reads, still under way, would then print dozens of
-    lines of tracebacks.
-    """
-
-    def close(self):
-        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
-            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        super().close()
-
-
-class _PatientPolicy(asyncio.DefaultEventLoopPolicy):
-    _loop_factory = _PatientEventLoop
-
-
-@contextlib.contextmanager
-def _patient_event_loops():
-    before = asyncio.get_event_loop_policy()
-    asyncio.set_event_loop_policy(_PatientPolicy())
-    try:
-        yield
-    finally:
-        asyncio.set_event_loop_policy(before)
-
-
 def _not_orbaxs(record):
-    """False for what Orbax logs: hundreds of lines about errors that it raises as well, and a warning at each save
-    without metrics, such as that of a run asked to stop."""
+    """False for what Orbax logs: hundreds of lines about errors that it raises as well."""
     return "/orbax/" not in record.pathname.replace("\\", "/")
-
-
-def _first_line(error):
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return textwrap.shorten(line, 300, placeholder=" ...").rstrip(".:")

@@ -1,10 +1,11 @@
 """The train state: everything that a step changes and a checkpoint must hold."""
 
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from flax import struct, traverse_util
 
 from stce_jax.engine.mesh import state_shardings
 
@@ -42,15 +43,54 @@ def init_state(model, optimizer, *, seed, image_size, with_ema, mesh):
       with_ema: whether to keep a moving average.
       mesh: see `make_mesh`.
     """
+    init = _init_function(model, optimizer, image_size, with_ema)
+    key = jax.random.key(seed)
+    return jax.jit(init, out_shardings=state_shardings(jax.eval_shape(init, key), mesh))(key)
 
+
+def abstract_state(model, optimizer, *, image_size, with_ema):
+    """Shapes and dtypes of what `init_state` makes, computing nothing."""
+    return jax.eval_shape(_init_function(model, optimizer, image_size, with_ema), jax.random.key(0))
+
+
+def _init_function(model, optimizer, image_size, with_ema):
     def init(key):
         variables = _init_variables(model, key, image_size)
         ema = jax.tree.map(jnp.copy, variables) if with_ema else None
         return TrainState(jnp.zeros((), jnp.int32), variables, optimizer.init(variables["params"]), ema)
 
-    key = jax.random.key(seed)
-    shardings = state_shardings(jax.eval_shape(init, key), mesh)
-    return jax.jit(init, out_shardings=shardings)(key)
+    return init
+
+
+def first_mismatch(expected, found):
+    """One line on the first array that two trees do not agree on, or None if every shape agrees.
+
+    First by the order of blocks and modules, parameters before statistics; what is missing or differs comes before
+    what is there in excess.
+
+    Args:
+      expected: what the model wants: nested dicts, or one flat dict with paths such as "params/norm/scale"; its leaves
+        are shapes, or anything that has a `shape`.
+      found: likewise, of what was read.
+    """
+    expected, found = (traverse_util.flatten_dict(tree, sep="/") for tree in (expected, found))
+    expected, found = (
+        {path: tuple(getattr(leaf, "shape", leaf)) for path, leaf in tree.items()} for tree in (expected, found)
+    )
+    for path in sorted(expected, key=_place):
+        if path not in found:
+            return f"{path} is not in it, the model wants {expected[path]}"
+        if found[path] != expected[path]:
+            return f"{path} is {found[path]} in it, the model wants {expected[path]}"
+    for path in sorted(found.keys() - expected.keys(), key=_place):
+        return f"{path} is {found[path]} in it, the model has none"
+    return None
+
+
+def _place(path):
+    """Sorts blocks_2 before blocks_10."""
+    words = [int(word) if word.isdecimal() else word for word in re.split(r"(\d+)", path)]
+    return not path.startswith("params/"), words
 
 
 def _init_variables(model, key, image_size):
