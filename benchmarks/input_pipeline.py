@@ -148,7 +148,7 @@ def steps(encoded):
 def measure_loader(folder, threads, workers, seconds):
     """Images a second of the whole loader, in this process, on the cores it may use."""
     views = Views(Files(folder), size=SIZE, crop="random_resized", fraction=FRACTION, area=AREA, ratio=RATIO)
-    options = {"batch_size": 128, "repeats": 1, "seed": 0, "start_step": 0, "timeout": 60.0}
+    options = {"batch_size": 128, "repeats": 1, "seed": 0, "salt": 0, "start_step": 0, "timeout": 60.0}
     with loader.train_batches(views, **options, threads=threads, workers=workers) as batches:
         for _ in range(4):  # what was made ahead before the clock starts would count as made in no time
             next(batches)

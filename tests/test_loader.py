@@ -34,6 +34,7 @@ OPTIONS = {
     "batch_size": 4,
     "repeats": 1,
     "seed": 3,
+    "salt": 0,
     "start_step": 0,
     "threads": 2,
     "workers": 0,
@@ -433,3 +434,15 @@ def test_each_device_holds_its_rows(fsdp_devices):
 def test_a_damaged_image_reaches_the_caller_through_the_threads():
     with feeder(DamagedSource(), batch_size=8, threads=4) as batches, pytest.raises(DataError, match=r"picture 7\b"):
         list(itertools.islice(loader.to_devices(batches, batch_sharding(make_mesh())), 3))
+
+
+def test_another_salt_is_another_order_of_the_same_images():
+    """In which a run goes on after it has diverged; crops stay those of the positions."""
+
+    def labels(salt):
+        with feeder(salt=salt, batch_size=1) as batches:
+            return [int(next(batches)["label"][0]) for _ in range(len(SOURCE))]
+
+    first, again, other = labels(0), labels(0), labels(1)
+    assert first == again != other
+    assert sorted(first) == sorted(other), "an epoch has other images"

@@ -1,5 +1,6 @@
 """The training and the evaluation step: the same on any devices, equal to what they are when written by hand."""
 
+import re
 import warnings
 
 import jax
@@ -14,7 +15,8 @@ from stce_jax.data.augment import make_augment
 from stce_jax.engine.mesh import batch_sharding, make_mesh, state_shardings
 from stce_jax.engine.optim import make_optimizer, make_schedule
 from stce_jax.engine.state import TrainState, abstract_variables, init_state
-from stce_jax.engine.step import make_eval_step, make_train_step
+from stce_jax.engine.step import check_accumulation, make_eval_step, make_train_step
+from stce_jax.errors import ConfigError
 from stce_jax.models.factory import create_model
 
 SEED, CLASSES, SIZE, BATCH, EMA_DECAY = 3, 10, 16, 16, 0.9
@@ -54,7 +56,8 @@ ADAMW = {"weight_decay": 0.05, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-5, "c
 OPTIMIZER = make_optimizer(
     make_schedule(peak=5e-3, warmup_from=1e-3, final=1e-4, warmup_steps=4, total_steps=200), **ADAMW
 )
-SGD = optax.sgd(0.1)  # compiles faster, where the optimizer does not matter
+LEARNING_RATE = 0.1
+SGD = optax.sgd(LEARNING_RATE)  # compiles faster, where the optimizer does not matter
 pytestmark = pytest.mark.usefixtures("everything_is_split", "quick_compilation")
 TOPOLOGIES = {"1 device": (1, 1), "8 devices": (8, 1), "fsdp 2": (8, 2), "fsdp 8": (8, 8)}
 
@@ -64,12 +67,12 @@ def host(tree):
     return jax.tree.map(np.array, tree)
 
 
-def make_batch(seed):
+def make_batch(seed, rows=BATCH):
     """Noise that brightens from row to row: each device's share has statistics of its own."""
     rng = np.random.default_rng(seed)
-    brightness = np.linspace(0.1, 1.0, BATCH).reshape(BATCH, 1, 1, 1)
-    images = (brightness * rng.integers(0, 256, (BATCH, SIZE, SIZE, 3))).astype(np.uint8)
-    return {"image": images, "label": rng.integers(0, CLASSES, BATCH).astype(np.int32)}
+    brightness = np.linspace(0.1, 1.0, rows).reshape(rows, 1, 1, 1)
+    images = (brightness * rng.integers(0, 256, (rows, SIZE, SIZE, 3))).astype(np.uint8)
+    return {"image": images, "label": rng.integers(0, CLASSES, rows).astype(np.int32)}
 
 
 def assert_trees_close(actual, expected, what, **tolerance):
@@ -94,7 +97,15 @@ class Topology:
         self._initial = initial
         self._run = None
         self.train_step = make_train_step(
-            MODEL, OPTIMIZER, AUGMENT, seed=SEED, ema_decay=EMA_DECAY, state=initial, mesh=self.mesh
+            MODEL,
+            OPTIMIZER,
+            AUGMENT,
+            seed=SEED,
+            ema_decay=EMA_DECAY,
+            accumulate=1,
+            deterministic=False,
+            state=initial,
+            mesh=self.mesh,
         )
 
     def place(self, state):
@@ -244,7 +255,7 @@ def test_the_old_state_is_donated(one):
 
 
 def step_by_hand(model, optimizer, before, images, targets, rngs):
-    """(loss, logits, variables, optimizer state) after one step, with nothing of `engine.step` in it."""
+    """(loss, logits, variables, optimizer state, gradients) of one step, with nothing of `engine.step` in it."""
 
     def cross_entropy(params):
         variables = {"params": params, "batch_stats": before.variables["batch_stats"]}
@@ -256,12 +267,15 @@ def step_by_hand(model, optimizer, before, images, targets, rngs):
     (loss, (logits, statistics)), gradients = jax.value_and_grad(cross_entropy, has_aux=True)(params)
     changes, optimizer_state = optimizer.update(gradients, before.optimizer, params)
     variables = {"params": optax.apply_updates(params, changes), "batch_stats": statistics}
-    return loss, logits, variables, optimizer_state
+    return loss, logits, variables, optimizer_state, gradients
 
 
 def assert_step_equals(after, metrics, before, targets, expected):
-    loss, logits, variables, optimizer_state = expected
+    loss, logits, variables, optimizer_state, gradients = expected
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-6)
+    norm = np.sqrt(sum(np.square(np.asarray(leaf, float)).sum() for leaf in jax.tree.leaves(gradients)))
+    assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-5)
+    assert float(metrics["skipped"]) == 0.0
     assert_trees_close(after.variables, variables, "variables", rtol=1e-5, atol=1e-6)
     assert_trees_close(after.optimizer, optimizer_state, "optimizer", rtol=1e-4, atol=1e-6)
     changes = jax.tree.map(lambda new, old: np.abs(new - old).max(), variables["params"], before.variables["params"])
@@ -296,7 +310,17 @@ def test_a_step_of_the_vision_transformer_equals_one_written_by_hand(one):
 def test_a_step_equals_one_written_by_hand_without_any_compilation():
     mesh, model = make_mesh(1, jax.devices()[:1]), Toy(dropout=0.5)
     state = init_state(model, SGD, seed=0, image_size=SIZE, with_ema=False, mesh=mesh)
-    train_step = make_train_step(model, SGD, plain_augment, seed=SEED, ema_decay=EMA_DECAY, state=state, mesh=mesh)
+    train_step = make_train_step(
+        model,
+        SGD,
+        plain_augment,
+        seed=SEED,
+        ema_decay=EMA_DECAY,
+        accumulate=1,
+        deterministic=False,
+        state=state,
+        mesh=mesh,
+    )
     state, _ = train_step(state, make_batch(0))
     before = host(state)
     after, metrics = train_step(state, make_batch(1))
@@ -336,6 +360,222 @@ def test_one_batch_can_be_learned_by_heart(one):
     assert last["top1"] > 0.9, f"{last['top1']:.0%} of the one batch are classified correctly"
 
 
+# --- steps that are not finite
+
+
+class Fragile(nn.Module):
+    """Its gradient is NaN where an image is black, its loss finite: a length's gradient at 0 is 0 / 0."""
+
+    batch_norm: bool
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        features = nn.Dense(8, use_bias=False)(images.reshape(len(images), -1))
+        lengths = jnp.sqrt(jnp.square(features).sum(axis=1, keepdims=True))
+        if self.batch_norm:
+            features = nn.BatchNorm(use_running_average=not train, momentum=0.9)(features)
+        return nn.Dense(CLASSES)(jnp.concatenate([features, lengths], axis=1))
+
+
+NAN_IMAGE, INFINITE_LOSS, NAN_GRADIENT = -1, -2, -3  # labels that cause them, one image is enough
+
+
+def breaking_augment(key, step, images, labels):
+    """As `noisy_augment`, breaking the images that are labelled for it."""
+    images, targets = noisy_augment(key, step, images, labels)
+    kinds = labels[:, None, None, None]
+    images = jnp.where(kinds == NAN_IMAGE, jnp.nan, jnp.where(kinds == NAN_GRADIENT, 0.0, images))
+    return images, jnp.where(labels[:, None] == INFINITE_LOSS, jnp.inf, targets)
+
+
+# devices, fsdp, whether an average is kept, whether there is BatchNorm, micro-batches
+BREAKABLE = {
+    "1 device": (1, 1, True, True, 1),
+    "8 devices": (8, 1, True, True, 1),
+    "fsdp 8": (8, 8, True, True, 1),
+    "micro-batches": (8, 2, True, True, 2),
+    "no average, no BatchNorm": (8, 1, False, False, 1),
+}
+
+
+@pytest.fixture(scope="module", params=BREAKABLE.values(), ids=BREAKABLE)
+def breakable(request):
+    """(mesh, state of step 0 on the host, train step) of a model that can be broken."""
+    devices, fsdp, with_ema, batch_norm, accumulate = request.param
+    mesh, model = make_mesh(fsdp, jax.devices()[:devices]), Fragile(batch_norm)
+    state = init_state(model, OPTIMIZER, seed=0, image_size=SIZE, with_ema=with_ema, mesh=mesh)
+    train_step = make_train_step(
+        model,
+        OPTIMIZER,
+        breaking_augment,
+        seed=SEED,
+        ema_decay=EMA_DECAY,
+        accumulate=accumulate,
+        deterministic=False,
+        state=state,
+        mesh=mesh,
+    )
+    return mesh, host(state), train_step
+
+
+@pytest.mark.parametrize("fault", [NAN_IMAGE, INFINITE_LOSS, NAN_GRADIENT], ids=["image", "loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_steps_number(breakable, fault):
+    """One image of sixteen is broken, on one device and in one micro-batch; all devices decide alike."""
+    mesh, initial, train_step = breakable
+
+    def take(state, batch):
+        placed = jax.device_put(state, state_shardings(state, mesh))
+        state, metrics = train_step(placed, jax.device_put(batch, batch_sharding(mesh)))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(placed)), "the old state is not donated"
+        return state, {name: float(value) for name, value in metrics.items()}
+
+    before, metrics = take(initial, make_batch(0))
+    assert metrics["skipped"] == 0.0 and np.isfinite(list(metrics.values())).all(), metrics
+    before = host(before)
+    broken = make_batch(1)
+    broken["label"][-1] = fault
+    after, metrics = take(before, broken)
+    assert metrics["skipped"] == 1.0, f"the step was applied, with {metrics}"
+    assert np.isfinite(metrics["loss"]) == (fault == NAN_GRADIENT), metrics
+    assert not np.isfinite(metrics["gradient_norm"]), metrics
+    assert int(after.step) == int(before.step) + 1, "the step's number must go on: the data's place follows from it"
+    assert_same_bits(after.replace(step=before.step), before, "a skipped step")
+    assert optax.tree_utils.tree_get_all_with_path(after.optimizer, "count"), "the test compares no counts"
+
+    going_on, metrics = take(after, make_batch(2))
+    never_broken, _ = take(before.replace(step=np.int32(2)), make_batch(2))
+    assert metrics["skipped"] == 0.0 and np.isfinite(list(metrics.values())).all(), metrics
+    assert_same_bits(going_on, never_broken, "the step after a skipped one")
+    moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), host(going_on.variables), before.variables)
+    assert min(jax.tree.leaves(moved)) > 0, "the step after a skipped one trains nothing"
+
+
+# --- micro-batches
+
+ROWS = 32  # in a batch that is accumulated: four an eighth
+PATCH = create_model(
+    "vit_ti_patch", num_classes=CLASSES, image_size=SIZE, width=16, depth=2, heads=2, mlp_dim=32, patch_size=4
+)
+
+
+@pytest.fixture(scope="module")
+def accumulating():
+    """The patch model's compiled steps on eight devices, by number of micro-batches, with losses and state of six."""
+    mesh = make_mesh(1)
+    state = init_state(PATCH, OPTIMIZER, seed=SEED, image_size=SIZE, with_ema=True, mesh=mesh)
+    initial, batches = host(state), [jax.device_put(make_batch(n, ROWS), batch_sharding(mesh)) for n in range(6)]
+    runs = {}
+    for accumulate in (1, 2, 4):
+        train_step = make_train_step(
+            PATCH,
+            OPTIMIZER,
+            AUGMENT,
+            seed=SEED,
+            ema_decay=EMA_DECAY,
+            accumulate=accumulate,
+            deterministic=False,
+            state=state,
+            mesh=mesh,
+        )
+        state = jax.device_put(initial, state_shardings(initial, mesh))
+        compiled, history = train_step.lower(state, batches[0]).compile(), []
+        for batch in batches:
+            state, metrics = compiled(state, batch)
+            history.append(host(metrics))
+        runs[accumulate] = compiled, history, state
+    return runs
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_micro_batches_add_up_to_the_batch(accumulating, accumulate):
+    """Without BatchNorm, dropout and drop path."""
+    (_, expected_history, expected), (_, history, state) = accumulating[1], accumulating[accumulate]
+    for name in ("loss", "gradient_norm", "top1", "top5", "skipped"):
+        actual, wanted = ([metrics[name] for metrics in steps] for steps in (history, expected_history))
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, err_msg=f"{name} of six steps")
+    assert len({metrics["loss"].item() for metrics in history}) == 6
+    assert_trees_close(state.variables, expected.variables, "variables after six steps", rtol=1e-4, atol=1e-5)
+    assert_trees_close(state.ema, expected.ema, "their average", rtol=1e-4, atol=1e-5)
+
+
+def test_the_activations_of_one_micro_batch_are_held(accumulating):
+    held = {number: compiled.memory_analysis().temp_size_in_bytes for number, (compiled, *_) in accumulating.items()}
+    assert held[2] < 0.75 * held[1] and held[4] < 0.75 * held[2], f"temporary bytes by number of micro-batches: {held}"
+
+
+def rows_travel(compiled):
+    """The instructions of a compiled program that send rows from device to device."""
+    return re.findall(r"\b(?:all-to-all|collective-permute)(?:-start)?\(", compiled.as_text())
+
+
+def test_devices_work_on_rows_of_their_own(accumulating):
+    for accumulate, (compiled, *_) in accumulating.items():
+        expected = rows_travel(accumulating[1][0])  # mixup's: an image's partner may be anywhere
+        assert len(rows_travel(compiled)) == len(expected), f"rows travel to be split into {accumulate} micro-batches"
+    rows = jax.device_put(np.zeros((ROWS, 3), np.float32), batch_sharding(make_mesh(1)))
+    split = jax.NamedSharding(make_mesh(1), jax.P(None, ("data", "fsdp")))
+    neighbours = jax.jit(lambda rows: rows.reshape(4, -1, 3), out_shardings=split).lower(rows).compile()
+    assert rows_travel(neighbours), "the test does not see rows travel that must"
+
+
+def test_each_micro_batch_has_statistics_and_draws_of_its_own():
+    """Against a plain loop: mixing comes before splitting, statistics one after another, draws from the number."""
+    mesh, model, count = make_mesh(2), Toy(dropout=0.5), 4
+    state = init_state(model, SGD, seed=0, image_size=SIZE, with_ema=False, mesh=mesh)
+    train_step = make_train_step(
+        model,
+        SGD,
+        AUGMENT,
+        seed=SEED,
+        ema_decay=EMA_DECAY,
+        accumulate=count,
+        deterministic=False,
+        state=state,
+        mesh=mesh,
+    )
+    state, _ = train_step(state, jax.device_put(make_batch(0, ROWS), batch_sharding(mesh)))
+    before, batch = host(state), make_batch(1, ROWS)
+    after, metrics = train_step(state, jax.device_put(batch, batch_sharding(mesh)))
+
+    augment_key, rngs = draws(SEED, 1)
+    images, targets = jax.jit(AUGMENT)(augment_key, 1, batch["image"], batch["label"])
+    unmixed = 0.9 * np.eye(CLASSES)[batch["label"]] + 0.01
+    assert np.abs(targets - unmixed).max() > 0.1, "nothing is mixed, so that the test cannot tell when"
+    statistics, all_gradients, losses, hits = before.variables["batch_stats"], [], [], []
+    for number in range(count):
+        own = before.replace(variables=before.variables | {"batch_stats": statistics})
+        rows = slice(number, None, count)
+        own_rngs = {"dropout": jax.random.fold_in(rngs["dropout"], number)}
+        loss, logits, variables, _, gradients = step_by_hand(model, SGD, own, images[rows], targets[rows], own_rngs)
+        statistics = variables["batch_stats"]
+        all_gradients.append(gradients)
+        losses.append(float(loss))
+        hits.append(np.mean(logits.argmax(axis=1) == targets[rows].argmax(axis=1)))
+    assert float(metrics["loss"]) == pytest.approx(np.mean(losses), rel=1e-6)
+    assert float(metrics["top1"]) == pytest.approx(np.mean(hits))
+    assert_trees_close(after.variables["batch_stats"], statistics, "running statistics", rtol=1e-5, atol=1e-6)
+    expected = jax.tree.map(
+        lambda old, *gradients: old - LEARNING_RATE * sum(gradients) / count, before.variables["params"], *all_gradients
+    )
+    assert_trees_close(after.variables["params"], expected, "parameters", rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "batch_size, accumulate, devices, fitting",
+    [(32, 3, 8, 2), (32, 8, 8, 4), (16, 4, 8, 2), (24, 2, 8, 1), (60, 7, 1, 6), (8, 2, 8, 1)],
+)
+def test_micro_batches_that_devices_cannot_share_are_refused(batch_size, accumulate, devices, fitting):
+    mesh = make_mesh(1, jax.devices()[:devices])
+    share = batch_size // devices
+    message = (
+        f"accumulate {accumulate} does not divide the {share} images that each of {devices} devices gets of "
+        f"batch_size {batch_size}; {fitting} does"
+    )
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        check_accumulation(batch_size, accumulate, mesh)
+    check_accumulation(batch_size, fitting, mesh)
+
+
 # --- draws
 
 
@@ -355,7 +595,9 @@ def toy_step(model, augment=plain_augment, *, seed=0, with_ema=False):
     """(state, metrics) after the first step."""
     mesh = make_mesh(1, jax.devices()[:1])
     state = init_state(model, SGD, seed=0, image_size=SIZE, with_ema=with_ema, mesh=mesh)
-    train_step = make_train_step(model, SGD, augment, seed=seed, ema_decay=EMA_DECAY, state=state, mesh=mesh)
+    train_step = make_train_step(
+        model, SGD, augment, seed=seed, ema_decay=EMA_DECAY, accumulate=1, deterministic=False, state=state, mesh=mesh
+    )
     return train_step(state, jax.device_put(make_batch(0), batch_sharding(mesh)))
 
 
@@ -434,7 +676,7 @@ def test_evaluation_equals_numpy(classes, devices):
     labels, weights = rng.integers(0, classes, 40), np.ones(40)
     hits = np.argsort(-logits, axis=1)[:, :5] == labels[:, None]
     losses = -np.log(numpy_reference.softmax(logits))[np.arange(40), labels]
-    expected = {"loss": losses.sum(), "top1": hits[:, 0].sum(), "top5": hits.sum(), "count": 40}
+    expected = {"loss": losses.sum(), "top1": hits[:, 0].sum(), "top5": hits.sum(), "count": 40, "asked": 0}
     assert evaluate(logits, labels, weights, devices) == pytest.approx(expected, rel=1e-5)
     if classes <= 5:
         assert expected["top5"] == 40, "among five classes every label is among the first five"
@@ -449,8 +691,12 @@ def test_training_counts_hits_of_the_heaviest_target_and_not_of_the_label():
     mesh, model = make_mesh(1, jax.devices()[:1]), Lookup(40, 10, trained=True)
     variables = {"params": {"table": logits}}
     state = TrainState(np.int32(0), variables, SGD.init(variables["params"]), None)
+
+    def augment(key, step, images, labels):
+        return images, targets
+
     train_step = make_train_step(
-        model, SGD, lambda key, step, images, labels: (images, targets), seed=0, ema_decay=0.0, state=state, mesh=mesh
+        model, SGD, augment, seed=0, ema_decay=0.0, accumulate=1, deterministic=False, state=state, mesh=mesh
     )
     labels = logits.argmin(axis=1).astype(np.int32)  # not one of them is hit
     _, metrics = train_step(state, {"image": numbered(40), "label": labels})
@@ -495,3 +741,16 @@ def test_evaluation_on_eight_devices_uses_the_running_statistics(topologies):
     assert float(sums["loss"]) == pytest.approx(losses.sum(), rel=1e-5)
     assert float(sums["top1"]) == (logits.argmax(axis=1) == batch["label"]).sum()
     assert float(sums["count"]) == BATCH
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deterministic_operations_are_asked_of_xla(one, monkeypatch, deterministic):
+    """Which is all that can be seen without a GPU: no other backend has slower operations to choose."""
+    asked = []
+    monkeypatch.setattr(jax, "jit", lambda function, compiler_options=None, **_: asked.append(compiler_options))
+    state = one.initial()
+    make_train_step(
+        MODEL, OPTIMIZER, AUGMENT, seed=0, ema_decay=0.9, deterministic=deterministic, state=state, mesh=one.mesh
+    )
+    make_eval_step(MODEL, lambda images: images / 255.0, deterministic=deterministic)
+    assert asked == [{"xla_gpu_deterministic_ops": True} if deterministic else None] * 2

@@ -1,7 +1,7 @@
 """From views of images to batches on the devices.
 
-The order of training examples, and every host-side draw, is a pure function of (seed, position in the stream), where
-position = step x global batch + row. A loader that starts at any step, with any number of threads, workers or
+The order of training examples, and every host-side draw, is a pure function of (seed, salt, position in the stream),
+where position = step x global batch + row. A loader that starts at any step, with any number of threads, workers or
 processes, continues the same stream. A process loads the rows that its devices hold: of P processes, number p the p-th
 P-th of every global batch.
 """
@@ -18,7 +18,7 @@ from stce_jax.data.feeder import Feeder, prepare_worker
 from stce_jax.data.views import Stream
 
 
-def train_batches(views, *, batch_size, repeats, seed, start_step, threads, workers, timeout, stop=None):
+def train_batches(views, *, batch_size, repeats, seed, salt, start_step, threads, workers, timeout, stop=None):
     """This process's share of every global batch from `start_step` on, without end.
 
     Args:
@@ -27,6 +27,7 @@ def train_batches(views, *, batch_size, repeats, seed, start_step, threads, work
       repeats: how many times in a row an image comes, cut anew each time; an epoch keeps its length, so that of n
         images the first n / repeats of its order come (repeated augmentation, Hoffer et al. 2020, as DeiT draws it).
       seed: of order and crops.
+      salt: of the order, see `Stream`.
       start_step: global step of the first batch.
       threads: that decode in this process; 0: the feeder's own.
       workers: processes that decode instead, each in one thread; 0: none.
@@ -37,7 +38,7 @@ def train_batches(views, *, batch_size, repeats, seed, start_step, threads, work
     """
     rows = batch_size // jax.process_count()
     first = start_step * batch_size + jax.process_index() * rows
-    stream = Stream(views, seed=seed, repeats=repeats, first=first, rows=rows, batch_size=batch_size)
+    stream = Stream(views, seed=seed, salt=salt, repeats=repeats, first=first, rows=rows, batch_size=batch_size)
     examples = grain.MapDataset.range(sys.maxsize).map(stream.example)
     if workers:
         # Whole batches, for a worker takes every n-th element of what it is given.
@@ -80,6 +81,17 @@ def eval_batches(views, *, batch_size, threads, timeout):
 
 def _read_options(threads, rows):
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * rows, threads))
+
+
+def with_asked(batches, asked):
+    """Adds to each batch whether this process is asked to stop, as "asked" int32 [B / processes]: the devices tell all.
+
+    Args:
+      batches: of NumPy arrays.
+      asked: function that says it, at the moment the batch is taken.
+    """
+    for batch in batches:
+        yield {**batch, "asked": np.full(len(batch["label"]), bool(asked()), np.int32)}
 
 
 def to_devices(batches, sharding):

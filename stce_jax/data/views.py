@@ -114,28 +114,34 @@ class Stream:
     Args:
       views: see `Views`.
       seed: of order and crops.
+      salt: of the order, to be changed when a run goes back and is to see other images.
       repeats: how many times in a row an image comes.
       first: position of this process's first row of its first batch.
       rows, batch_size: of this process's part of a batch, of the whole.
     """
 
-    def __init__(self, views, *, seed, repeats, first, rows, batch_size):
-        self._views, self._seed, self._repeats = views, seed, repeats
+    def __init__(self, views, *, seed, salt, repeats, first, rows, batch_size):
+        self._views, self._seed = views, seed
+        self._index = functools.partial(image_index, count=len(views), seed=seed, salt=salt, repeats=repeats)
         self._first, self._rows, self._batch_size = first, rows, batch_size
 
     def example(self, number):
         """{"image": uint8 [size, size, 3], "label": int32}: cut by the draws of its position alone."""
         step, row = divmod(number, self._rows)
         position = self._first + step * self._batch_size + row
-        epoch, within = divmod(position, len(self._views))
-        index = _order(self._seed, epoch, len(self._views))[within // self._repeats]
         draws = np.random.Generator(np.random.Philox(key=(self._seed, position)))
-        image, label = self._views.view(int(index), draws)
+        image, label = self._views.view(self._index(position), draws)
         return {"image": image, "label": label}
 
 
+def image_index(position, *, count, seed, salt, repeats):
+    """Which of `count` images stands at a position of the stream, see `Stream`."""
+    epoch, within = divmod(position, count)
+    return int(_order(seed, salt, epoch, count)[within // repeats])
+
+
 @functools.lru_cache(maxsize=2)  # at the turn of an epoch, some threads are still in the old one
-def _order(seed, epoch, count):
+def _order(seed, salt, epoch, count):
     """The order of `count` images in an epoch."""
     # Another counter than the crops': they have the same keys.
-    return np.random.Generator(np.random.Philox(key=(seed, epoch), counter=(0, 0, 0, 1))).permutation(count)
+    return np.random.Generator(np.random.Philox(key=(seed, epoch), counter=(0, 0, salt, 1))).permutation(count)

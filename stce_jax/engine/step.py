@@ -8,15 +8,26 @@ Shape letters: B global batch, H W image height and width.
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from stce_jax.engine.mesh import state_shardings
+from stce_jax.engine.mesh import batch_sharding, state_shardings
+from stce_jax.errors import ConfigError
 
 
-def make_train_step(model, optimizer, augment, *, seed, ema_decay, state, mesh):
+def make_train_step(model, optimizer, augment, *, seed, ema_decay, state, mesh, accumulate=1, deterministic=False):
     """Compiles (state, batch) -> (state, metrics). The old state is donated.
 
     Every draw comes from (seed, step). The loss is the batch's mean cross entropy with soft targets; BatchNorm's
-    statistics are the global batch's, because the step is written for the global batch and XLA splits it.
+    statistics are those of all devices' images, because the step is written for the global batch and XLA splits it.
+
+    With `accumulate` > 1 the batch is augmented and mixed as a whole, then worked off in that many micro-batches, one
+    after the other, so that the activations of one alone are held. The update follows the mean of their gradients.
+    Each is normalised by its own BatchNorm statistics, and the running ones take them up in turn. Without BatchNorm,
+    dropout and drop path (whose draws differ) the result is the large batch's, but for rounding.
+
+    A step whose loss or gradient is not finite is skipped: parameters, statistics, optimizer state and average stay as
+    they are, to the bit, and `state.step`, the position in the data, alone goes on. The optimizer's own counts stay
+    too, so a learning rate schedule lags behind `state.step` by the number of steps skipped since step 0.
 
     Args:
       model: linen module, called as model(images, train=True) with an rng "dropout".
@@ -24,36 +35,63 @@ def make_train_step(model, optimizer, augment, *, seed, ema_decay, state, mesh):
       augment: (key, step, images uint8, labels) -> (images float32, targets [B, classes]).
       seed: root of all draws.
       ema_decay: of the moving average of parameters and statistics, if the state keeps one.
-      state: a TrainState, for its shardings.
+      accumulate: micro-batches in a batch, see `check_accumulation`.
+      deterministic: on GPUs, use operations alone that give the same bits every time.
+      state: a TrainState or its shapes, for its shardings.
       mesh: see `make_mesh`.
 
     Returns:
       A jitted function; its batch is {"image": uint8 [B, H, W, 3], "label": int32 [B]}, its metrics are float32 scalars
-      "loss", "top1" and "top5" (fractions, against each image's heaviest target).
+      "loss", "top1" and "top5" (fractions, against each image's heaviest target), "gradient_norm" (global, before the
+      optimizer clips it), "skipped" (1 if the step was skipped, else 0) and "asked" (whether a process asks all to
+      stop: the greatest of the batch's "asked", int32 [B], 0 if it has none). A skipped step's may be NaN or inf.
     """
 
     def train_step(state, batch):
         augment_key, dropout_key = step_keys(seed)
         images, targets = augment(augment_key, state.step, batch["image"], batch["label"])
-        rngs = {"dropout": jax.random.fold_in(dropout_key, state.step)}
+        key = jax.random.fold_in(dropout_key, state.step)
+        if accumulate == 1:
+            gradients, statistics, metrics = _forward_backward(model, state.variables, images, targets, key)
+        else:
+            micro_batches = _split((images, targets), accumulate, mesh)
+            gradients, statistics, metrics = _accumulated(model, state.variables, micro_batches, key)
+        norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        updated = _update(state, optimizer, gradients, statistics, ema_decay)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        metrics |= {"gradient_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32), "asked": _asked(batch)}
+        return kept.replace(step=state.step + 1), metrics
 
-        def loss_and_outputs(params):
-            variables = {**state.variables, "params": params}
-            logits, updates = model.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
-            return optax.softmax_cross_entropy(logits, targets).mean(), (logits, updates)
+    shardings = (state_shardings(state, mesh), None)
+    return jax.jit(
+        train_step, donate_argnums=0, out_shardings=shardings, compiler_options=_compiler_options(deterministic)
+    )
 
-        params = state.variables["params"]
-        (loss, (logits, updates)), gradients = jax.value_and_grad(loss_and_outputs, has_aux=True)(params)
-        changes, optimizer_state = optimizer.update(gradients, state.optimizer, params)
-        variables = {"params": optax.apply_updates(params, changes), **updates}
-        ema = state.ema
-        if ema is not None:
-            ema = jax.tree.map(lambda mean, new: ema_decay * mean + (1.0 - ema_decay) * new, ema, variables)
-        top1, top5 = (hits.mean() for hits in _hits(logits, targets.argmax(axis=-1)))
-        new_state = state.replace(step=state.step + 1, variables=variables, optimizer=optimizer_state, ema=ema)
-        return new_state, {"loss": loss, "top1": top1, "top5": top5}
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings(state, mesh), None))
+def _compiler_options(deterministic):
+    # It also keeps XLA from timing kernels to choose among them, which may end differently in each process.
+    return {"xla_gpu_deterministic_ops": True} if deterministic else None
+
+
+def check_accumulation(batch_size, accumulate, mesh):
+    """Refuses micro-batches that a device's share of the global batch cannot be cut into, naming a number that fits.
+
+    Args:
+      batch_size: images of the global batch, a multiple of the devices.
+      accumulate: micro-batches in it, >= 1.
+      mesh: see `make_mesh`.
+
+    Raises:
+      ConfigError: `accumulate` does not divide batch_size / devices.
+    """
+    share = batch_size // mesh.size
+    if share % accumulate:
+        fitting = min((n for n in range(1, share + 1) if share % n == 0), key=lambda n: abs(n - accumulate))
+        raise ConfigError(
+            f"accumulate {accumulate} does not divide the {share} images that each of {mesh.size} devices gets of "
+            f"batch_size {batch_size}; {fitting} does"
+        )
 
 
 def step_keys(seed):
@@ -61,27 +99,93 @@ def step_keys(seed):
     return jax.random.split(jax.random.key(seed))
 
 
-def make_eval_step(model, normalize):
-    """Compiles (variables, batch) -> sums over the batch: "loss", "top1", "top5" and "count", float32 scalars.
+def make_eval_step(model, normalize, *, deterministic=False):
+    """Compiles (variables, batch, asked) -> sums over the batch: "loss", "top1", "top5" and "count", float32 scalars.
+
+    Also "asked", the greatest of the batch's and of what the step before gave. It makes each step wait for the one
+    before: on CPUs, steps that run side by side in several processes may each wait for another's collectives.
 
     Args:
       model: linen module, called as model(images, train=False).
       normalize: uint8 images -> float32.
+      deterministic: see `make_train_step`.
 
     Returns:
       A jitted function; its batch also holds "weight" float32 [B], 0 for the images that only fill the batch up.
     """
 
-    def eval_step(variables, batch):
+    def eval_step(variables, batch, asked=0.0):
         logits = model.apply(variables, normalize(batch["image"]), train=False)
         weight = batch["weight"]
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         top1, top5 = _hits(logits, batch["label"])
         sums = {"loss": loss, "top1": top1, "top5": top5}
         sums = {name: jnp.where(weight > 0, value * weight, 0.0).sum() for name, value in sums.items()}
-        return sums | {"count": weight.sum()}
+        return sums | {"count": weight.sum(), "asked": jnp.maximum(asked, _asked(batch))}
 
-    return jax.jit(eval_step)
+    return jax.jit(eval_step, compiler_options=_compiler_options(deterministic))
+
+
+def _forward_backward(model, variables, images, targets, key):
+    """(gradients, {"batch_stats": updated} or {}, metrics) of the mean cross entropy over these images."""
+
+    def loss_and_outputs(params):
+        own = {**variables, "params": params}
+        logits, statistics = model.apply(own, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
+        return optax.softmax_cross_entropy(logits, targets).mean(), (logits, statistics)
+
+    (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_and_outputs, has_aux=True)(variables["params"])
+    top1, top5 = (hits.mean() for hits in _hits(logits, targets.argmax(axis=-1)))
+    return gradients, statistics, {"loss": loss, "top1": top1, "top5": top5}
+
+
+def _split(batch, count, mesh):
+    """Cuts the arrays [B, ...] of a batch into micro-batches, [count, B / count, ...].
+
+    Micro-batch a takes the rows i * count + a, because each device holds neighbouring rows: it works on the same ones,
+    and none travel.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
+
+    def split(rows):
+        rows = jnp.moveaxis(rows.reshape(-1, count, *rows.shape[1:]), 1, 0)
+        return jax.lax.with_sharding_constraint(rows, sharding)
+
+    return jax.tree.map(split, batch)
+
+
+def _accumulated(model, variables, micro_batches, key):
+    """As `_forward_backward`, over micro-batches in turn: mean gradients and metrics, the last one's statistics."""
+    params = variables["params"]
+    count = len(micro_batches[0])
+
+    def work_off(carry, numbered):
+        statistics, sums = carry
+        number, (images, targets) = numbered
+        own = {"params": params, **statistics}
+        gradients, statistics, metrics = _forward_backward(model, own, images, targets, jax.random.fold_in(key, number))
+        return (statistics, jax.tree.map(jnp.add, sums, (gradients, metrics))), None
+
+    statistics = {name: variables[name] for name in variables if name != "params"}
+    zeros = jax.tree.map(jnp.zeros_like, params), dict.fromkeys(("loss", "top1", "top5"), jnp.zeros(()))
+    (statistics, sums), _ = jax.lax.scan(work_off, (statistics, zeros), (jnp.arange(count), micro_batches))
+    gradients, metrics = jax.tree.map(lambda total: total / count, sums)
+    return gradients, statistics, metrics
+
+
+def _update(state, optimizer, gradients, statistics, ema_decay):
+    """The state after an update with these gradients and BatchNorm statistics; its step is not counted up."""
+    params = state.variables["params"]
+    changes, optimizer_state = optimizer.update(gradients, state.optimizer, params)
+    variables = {"params": optax.apply_updates(params, changes), **statistics}
+    ema = state.ema
+    if ema is not None:
+        ema = jax.tree.map(lambda mean, new: ema_decay * mean + (1.0 - ema_decay) * new, ema, variables)
+    return state.replace(variables=variables, optimizer=optimizer_state, ema=ema)
+
+
+def _asked(batch):
+    return batch["asked"].max().astype(jnp.float32) if "asked" in batch else jnp.float32(0)
 
 
 def _hits(logits, labels):
