@@ -52,6 +52,29 @@ def test_given_devices_alone_are_used():
     assert set(mesh.devices.flat) == set(devices)
 
 
+class Device:
+    """What `make_mesh` looks at in a device of another process."""
+
+    def __init__(self, process_index, id):
+        self.process_index, self.id = process_index, id
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
+def test_devices_stand_process_by_process(fsdp):
+    """The loader gives process p the p-th part of every batch's rows."""
+    devices = [Device(process, 10 * number + 3 - process) for number in (1, 0) for process in (3, 1, 0, 2)]
+    flat = list(make_mesh(fsdp, devices).devices.flat)
+    assert [device.process_index for device in flat] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert all(first.id < second.id for first, second in zip(flat[::2], flat[1::2], strict=True))
+
+
+def test_processes_with_unequal_numbers_of_devices_are_refused():
+    with pytest.raises(ConfigError) as error:
+        make_mesh(1, [Device(0, 0), Device(1, 1), Device(1, 2), Device(2, 3), Device(2, 4)])
+    message = str(error.value)
+    assert "process 1 has 2 devices" in message and "process 0 has 1" in message and "\n" not in message
+
+
 @pytest.mark.parametrize("fsdp", [0, -1, -8, 3, 5, 16])
 def test_fsdp_that_does_not_divide_the_devices_is_refused(fsdp):
     with pytest.raises(ConfigError) as error:

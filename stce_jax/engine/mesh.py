@@ -1,8 +1,10 @@
 """Where arrays live: one mesh over all devices, batches split over it, parameters replicated or split over `fsdp`."""
 
+import collections
+
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from stce_jax.errors import ConfigError
 
@@ -13,18 +15,28 @@ SMALLEST_SPLIT = 2**14
 def make_mesh(fsdp_devices=1, devices=None):
     """A mesh with the axes "data" and "fsdp" over all (or the given) devices; each device gets a part of every batch.
 
+    The devices stand process by process: of P processes, process p holds the p-th of P parts of every batch's rows.
+
     Args:
       fsdp_devices: over how many devices parameters, optimizer state and EMA are split; 1 keeps a copy on each.
       devices: the devices, by default all of all processes.
 
     Raises:
-      ConfigError: the number of devices is no multiple of `fsdp_devices`.
+      ConfigError: the number of devices is no multiple of `fsdp_devices`, or the processes have unequal numbers.
     """
     devices = jax.devices() if devices is None else devices
     if fsdp_devices < 1 or len(devices) % fsdp_devices:
         raise ConfigError(f"fsdp_devices is {fsdp_devices}, which does not divide the {len(devices)} devices")
-    shape = (len(devices) // fsdp_devices, fsdp_devices)
-    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+    counts = collections.Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        (most, count), *_, (least, fewer) = counts.most_common()
+        raise ConfigError(
+            f"process {most} has {count} devices, process {least} has {fewer}; every process must have equally many"
+        )
+    # Not jax.make_mesh, which orders devices by their connections, across processes.
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    grid = np.array(ordered).reshape(len(devices) // fsdp_devices, fsdp_devices)
+    return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def check_batch_size(batch_size, mesh):

@@ -1,0 +1,101 @@
+"""What the tests of several processes run: a small regression that uses `processes` as training does.
+
+Arguments: a folder, in which process p writes p.json, and KEY=VALUE of `OPTIONS`.
+"""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stce_jax.engine import processes
+from stce_jax.engine.mesh import batch_sharding, make_mesh, replicated
+from stce_jax.engine.watch import Watch
+from stce_jax.errors import ConfigError, StceError
+
+OPTIONS = {
+    "steps": 1000000,
+    "fsdp": 1,
+    "pause": 0.05,  # seconds a step
+    "config": "a: 1\nb: 2\nc: 3",
+    "code": "one",
+    "data": "one",
+    "raise_in": -1,  # the process that raises after ten steps
+    "raises": "data",  # or: bug
+    "step_timeout": 600.0,
+    "sleep": 0.0,  # seconds that the fifth step of process 0 takes
+    "start_timeout": 60,
+    "finish": 0.0,  # seconds that process 0 takes after its last step
+}
+BATCH, WIDTH = 16, 8
+
+
+def batch(step):
+    """The rows of a global batch: features [16, 8] and targets [16]."""
+    random = np.random.default_rng(step)
+    x = random.normal(size=(BATCH, WIDTH)).astype(np.float32)
+    return x, x @ np.arange(WIDTH, dtype=np.float32)
+
+
+def work(options, folder):
+    processes.agree({name: options[name] for name in ("config", "code", "data")})
+    asked = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    mesh = make_mesh(options["fsdp"])
+    index, count = jax.process_index(), jax.process_count()
+
+    def update(weights, x, y, asked):
+        loss, gradient = jax.value_and_grad(lambda w: jnp.mean((x @ w - y) ** 2))(weights)
+        return weights - 0.1 * gradient, loss, asked.max()
+
+    update = jax.jit(update, out_shardings=replicated(mesh))
+    weights = jax.device_put(np.zeros(WIDTH, np.float32), replicated(mesh))
+    losses, rows, stopped_at = [], [], None
+    with Watch(options["step_timeout"], processes.own_name()) as watch:
+        for step in range(options["steps"]):
+            watch.step(step)
+            x, y = batch(step)
+            own = slice(index * BATCH // count, (index + 1) * BATCH // count)
+            parts = (x[own], y[own], np.full(BATCH // count, bool(asked), np.int32))
+            x, y, ask = (jax.make_array_from_process_local_data(batch_sharding(mesh), part) for part in parts)
+            rows = sorted({shard.index[0].start for shard in x.addressable_shards})
+            weights, loss, ask = update(weights, x, y, ask)
+            losses.append(float(loss))
+            time.sleep(options["sleep"] if step == 5 and index == 0 else options["pause"])
+            if step == 1:
+                (folder / f"{index}.training").touch()
+            if step == 10 and options["raise_in"] == index:
+                raise ConfigError("no such\nflower") if options["raises"] == "data" else ValueError("a bug")
+            if ask:
+                stopped_at = step
+                break
+    result = {"losses": losses, "rows": rows, "stopped_at": stopped_at, "asked": bool(asked), "devices": mesh.size}
+    result |= {"main": processes.is_main(), "processes": count}
+    (folder / f"{index}.json").write_text(json.dumps(result))
+    if index == 0:
+        time.sleep(options["finish"])
+
+
+def main():
+    folder, *words = sys.argv[1:]
+    options = dict(OPTIONS)
+    for word in words:
+        key, _, value = word.partition("=")
+        options[key] = type(OPTIONS[key])(value)
+    try:
+        processes.start(timeout=options["start_timeout"])
+        with processes.together():
+            work(options, Path(folder))
+        processes.leave()
+    except StceError as error:
+        print(f"stce: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
