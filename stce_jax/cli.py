@@ -6,9 +6,11 @@ JAX is imported by the verbs, not here: `stce --help` answers at once.
 import argparse
 import os
 import sys
+import threading
 import traceback
 
-from stce_jax.errors import ConfigError, StceError
+from stce_jax.engine.stopping import ends_at_once
+from stce_jax.errors import ConfigError, PreemptedError, StceError
 
 EXIT_CODES = """exit codes:
   0 done   2 bad config or arguments   3 bad data   4 bad checkpoint   5 diverged   75 stopped and saved: run again"""
@@ -21,6 +23,7 @@ EXAMPLES = {
   stce prepare folder --source=~/flowers --data_dir=~/data --on-bad=skip""",
     "train": """examples:
   stce train --config=digits --workdir=runs/digits
+  stce train --config=digits --workdir=runs/tuned --init_from=runs/digits --config.image_size=48
   stce train --config=digits:patch --workdir=runs/patch --config.seed=1
   stce train --config=small_folder --data_dir=~/images --workdir=runs/small --config.model.iterations=1""",
     "show-data": """examples:
@@ -36,42 +39,75 @@ EXAMPLES = {
 
 
 def main(argv=None):
-    """Runs the command line and exits with its code."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Runs the command line and exits with its code.
+
+    Args:
+      argv: its words; by default the process's own, which then may be ended without a return to Python.
+    """
+    own = argv is None
+    argv = sys.argv[1:] if own else argv
     debug = "--debug" in argv
     try:
         arguments, rest = _parser().parse_known_args([word for word in argv if word != "--debug"])
         if rest and not hasattr(arguments, "config"):
             raise ConfigError(f"unknown argument {rest[0]!r}; see stce {arguments.verb} --help")
+        arguments.own = own
         arguments.run(arguments, rest)
     except StceError as error:
         if debug:
             traceback.print_exc()
-        print(f"stce: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        _leave_stuck_threads(error.exit_code)
-        sys.exit(error.exit_code)
+        if isinstance(error, PreemptedError) and (processes := _several()):
+            processes.leave()  # all have stopped at the same step, but not all may have finished saving it
+        _leave(" ".join(str(error).split()), error.exit_code, own)
     except BrokenPipeError:  # of `stce ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it exits
         sys.exit(141)  # as shells do
     except KeyboardInterrupt:
-        print("stce: interrupted", file=sys.stderr)
-        sys.exit(130)  # as shells do
+        _leave("interrupted", 130, own)  # as shells do
+    except Exception as error:
+        if not _several():
+            raise
+        traceback.print_exc()
+        _leave(f"{type(error).__name__}: {' '.join(str(error).split())}", 1, own)
     sys.exit(0)
 
 
-def _leave_stuck_threads(exit_code):
-    """Ends the process at once if a thread hangs on an image: Python would wait for it for ever."""
+def _leave(message, exit_code, own):
+    """Ends the process; its own at once if it is one of several, or if something may keep Python from ending."""
+    waited_for = [thread for thread in threading.enumerate()[1:] if not thread.daemon]
     views = sys.modules.get("stce_jax.data.views")
-    if views and views.slowest():
-        sys.stdout.flush()
-        os._exit(exit_code)
+    if own and (waited_for or (views and views.slowest()) or _several()):
+        _leave_at_once(message, exit_code)
+    print(f"stce: {message}", file=sys.stderr, flush=True)
+    sys.exit(exit_code)
+
+
+def _leave_at_once(message, exit_code):
+    sys.stdout.flush()
+    if processes := _several():
+        processes.fail(message, exit_code)
+    print(f"stce: {message}", file=sys.stderr, flush=True)
+    os._exit(exit_code)
+
+
+def _several():
+    """The module of that name if this process is one of several."""
+    processes = sys.modules.get("stce_jax.engine.processes")
+    return processes if processes and processes.several() else None
 
 
 def _train(arguments, overrides):
-    config = _config(arguments, overrides)
-    from stce_jax.train import train
+    if arguments.init_from:
+        overrides = [*overrides, f"--config.init_from={arguments.init_from}"]
+    with ends_at_once(_leave_at_once):
+        from stce_jax.engine import processes
 
-    train(config, arguments.workdir)
+        processes.start()  # before anything that may be refused: the others are to hear of it
+        config = _config(arguments, overrides)
+        from stce_jax.train import train
+
+        leave = _leave_at_once if arguments.own else None
+        train(config, arguments.workdir, allow_config_change=arguments.allow_config_change, leave=leave)
 
 
 def _show_data(arguments, overrides):
@@ -105,9 +141,16 @@ def _prepare(arguments, _):
 
 
 def _evaluate(arguments, _):
+    from stce_jax.engine import processes
     from stce_jax.evaluate import evaluate
 
-    result = evaluate(arguments.workdir, arguments.checkpoint, ema=arguments.ema, data_dir=arguments.data_dir)
+    processes.start()
+    with processes.together():
+        result = evaluate(arguments.workdir, arguments.checkpoint, ema=arguments.ema, data_dir=arguments.data_dir)
+    first = processes.is_main()
+    processes.leave()
+    if not first:
+        return
     print(
         f"step {result['step']}  epoch {result['epoch']:.2f}  {result['images']} images  loss {result['loss']:.4f}  "
         f"top-1 {100 * result['top1']:.2f}%  top-5 {100 * result['top5']:.2f}%"
@@ -159,7 +202,14 @@ def _parser():
     train = add("train", _train, "train a model, or go on with a run that was stopped")
     _add_config(train)
     train.add_argument("--workdir", required=True, help="directory of the run; made if it is not there")
-    train.usage = "stce train --config=CONFIG --workdir=DIR [--data_dir=DIR] [--config.KEY=VALUE ...]"
+    train.add_argument("--init_from", default="", help="run, .safetensors or .npz file whose weights to begin with")
+    train.add_argument(
+        "--allow_config_change", action="store_true", help="go on although the workdir began with another config"
+    )
+    train.usage = (
+        "stce train --config=CONFIG --workdir=DIR [--data_dir=DIR] [--init_from=RUN|FILE] [--allow_config_change] "
+        "[--config.KEY=VALUE ...]"
+    )
 
     show = add("show-data", _show_data, "draw a training batch as the model sees it")
     _add_config(show)

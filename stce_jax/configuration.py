@@ -177,9 +177,12 @@ def differences(old, new):
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
 
 
-def to_json(config):
-    """The config as JSON text; tuples become lists."""
-    return json.dumps(config.to_dict(), indent=2) + "\n"
+def to_json(config, *, places=True):
+    """The config as JSON text; tuples become lists. Without `places` it lacks the `PLACE_KEYS`."""
+    values = config.to_dict()
+    if not places:
+        values = {key: value for key, value in values.items() if key not in PLACE_KEYS}
+    return json.dumps(values, indent=2) + "\n"
 
 
 def from_json(text):
@@ -189,7 +192,16 @@ def from_json(text):
       ConfigError: no JSON, or not exactly the keys of this version.
     """
     try:
-        values = json.loads(text)
+        return from_dict(json.loads(text))
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"config.json is damaged: {_one_line(error)}") from error
+
+
+def from_dict(values):
+    """A config of nested dicts, lists where a config has tuples; raises ConfigError as `from_json` does."""
+    try:
         config = default.get_config().unlock()
         config.update(_tuples(values))
     except (ValueError, TypeError, AttributeError, KeyError) as error:

@@ -11,12 +11,15 @@ import numpy as np
 
 from stce_jax import configuration
 from stce_jax.data import augment, catalog, decode, loader
-from stce_jax.data.views import Views
+from stce_jax.data.views import Views, image_index
+from stce_jax.engine import optim
 from stce_jax.engine.checkpoint import Checkpoints
 from stce_jax.engine.mesh import make_mesh
 from stce_jax.engine.state import abstract_variables
+from stce_jax.engine.timetable import Timetable
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.models.factory import create_model
+from stce_jax.paths import first_line, open_path, write_text
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -63,13 +66,14 @@ def load_run(workdir, checkpoint="last", ema=False):
       >>> run = load_run("runs/digits")
       >>> logits = run.model.apply(run.variables, run.preprocess("seven.png")[None], train=False)
     """
-    config = read_config(workdir)
-    with Checkpoints(Path(workdir) / CHECKPOINTS) as checkpoints:
-        step = checkpoints.find(checkpoint)
-        meta = checkpoints.restore_meta(step)
-        model = build_model(config, len(meta["class_names"]))
-        target = abstract_variables(model, config.image_size)
-        variables = checkpoints.restore_variables(step, target, make_mesh(), ema=ema)
+    read_config(workdir)  # says if it is none
+    checkpoints = Checkpoints(checkpoints_in(workdir))
+    step = checkpoints.find(checkpoint)
+    meta = checkpoints.restore_meta(step)
+    config = configuration.from_dict(meta["config"])  # its own: the workdir's may have been changed since
+    model = build_model(config, len(meta["class_names"]))
+    target = abstract_variables(model, config.image_size)
+    variables = checkpoints.restore_variables(step, target, make_mesh(), ema=ema)
     preprocess = functools.partial(
         _preprocess,
         size=config.image_size,
@@ -122,7 +126,38 @@ def build_augment(config, dataset):
     )
 
 
-def train_batches(config, dataset, start_step, stop=None):
+def build_timetable(config, dataset):
+    """The run's length in steps, and when it is evaluated."""
+    images = len(dataset.train)
+    epoch = images / config.batch_size
+    total = round(config.epochs * epoch)
+    if total < 1:
+        raise ConfigError(f"{config.epochs} epochs of {images} images are less than one batch of {config.batch_size}")
+    return Timetable(epoch, total, max(1.0, config.eval_every * epoch))
+
+
+def build_optimizer(config, timetable):
+    """(schedule, optimizer) of a config."""
+    options = config.optimizer
+    schedule = optim.make_schedule(
+        peak=optim.peak_learning_rate(options.learning_rate, options.learning_rate_scaling, config.batch_size),
+        warmup_from=options.warmup_learning_rate,
+        final=options.final_learning_rate,
+        warmup_steps=round(options.warmup_epochs * timetable.epoch),
+        total_steps=timetable.total,
+    )
+    optimizer = optim.make_optimizer(
+        schedule,
+        weight_decay=options.weight_decay,
+        beta1=options.beta1,
+        beta2=options.beta2,
+        epsilon=options.epsilon,
+        clip_norm=options.clip_norm,
+    )
+    return schedule, optimizer
+
+
+def train_batches(config, dataset, start_step, salt=0, stop=None):
     """The training batches of a config from a step on, on the host; to be closed. For `stop` see `Feeder`."""
     views = Views(
         dataset.train,
@@ -138,12 +173,21 @@ def train_batches(config, dataset, start_step, stop=None):
         batch_size=config.batch_size,
         repeats=config.augment.repeats,
         seed=config.seed,
+        salt=salt,
         start_step=start_step,
         threads=loader_threads(config),
         workers=config.loader_workers,
         timeout=config.loader_timeout,
         stop=stop,
     )
+
+
+def batch_names(config, dataset, step, salt):
+    """The names of the images of a global batch, step counted from 0."""
+    first, count = step * config.batch_size, len(dataset.train)
+    order = {"count": count, "seed": config.seed, "salt": salt, "repeats": config.augment.repeats}
+    positions = range(first, first + config.batch_size)
+    return [dataset.train.name(image_index(position, **order)) for position in positions]
 
 
 def eval_views(config, dataset):
@@ -162,9 +206,10 @@ def loader_threads(config):
     return config.loader_threads or len(os.sched_getaffinity(0))
 
 
-def checkpoint_meta(dataset):
-    """What a checkpoint says besides arrays and its epoch, so that a run can be used without its dataset."""
+def checkpoint_meta(config, dataset):
+    """What a checkpoint says besides arrays and its epoch, so that it can be used by itself."""
     return {
+        "config": config.to_dict(),
         "class_ids": list(dataset.class_ids),
         "class_names": list(dataset.class_names),
         "fingerprint": dataset.fingerprint,
@@ -186,36 +231,49 @@ def check_fingerprint(meta, dataset):
         )
 
 
+def checkpoints_in(workdir):
+    """Where a workdir's checkpoints are."""
+    return open_path(workdir) / CHECKPOINTS
+
+
+def has_checkpoint(workdir):
+    """Whether a run has got so far that it would be resumed."""
+    return bool(Checkpoints(checkpoints_in(workdir)).steps())
+
+
 def read_config(workdir):
     """The config of a workdir."""
-    path = Path(workdir) / CONFIG_FILE
+    path = open_path(workdir) / CONFIG_FILE
     try:
         return configuration.from_json(path.read_text())
     except OSError as error:
-        raise ConfigError(f"{workdir} is no workdir of a run: cannot read {path.name}: {error.strerror}") from error
+        raise ConfigError(f"{workdir} is no workdir of a run: cannot read {path.name}: {first_line(error)}") from error
 
 
-def claim_workdir(workdir, config):
-    """Makes a workdir for a config, or checks that it is that config's already.
+def check_config(workdir, config, *, allow_change=False):
+    """Refuses a workdir that belongs to another config; if `allow_change`, only says what differs.
 
     Raises:
-      ConfigError: it cannot be written, or belongs to another config.
+      ConfigError: it does, or its config cannot be read.
     """
-    workdir = Path(workdir)
+    if not (open_path(workdir) / CONFIG_FILE).exists():
+        return
+    changed = "; ".join(configuration.differences(read_config(workdir), config))
+    if changed and not allow_change:
+        raise ConfigError(
+            f"{workdir} belongs to another config ({changed}); use another workdir, that config, or "
+            "--allow_config_change to go on with this one"
+        )
+    if changed:
+        print(f"going on with another config: {changed}", flush=True)
+
+
+def write_config(workdir, config):
+    """Makes a workdir a config's; raises ConfigError if it cannot be written."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if (workdir / CONFIG_FILE).exists():
-            changed = configuration.differences(read_config(workdir), config)
-            if changed:
-                raise ConfigError(
-                    f"{workdir} belongs to another config ({'; '.join(changed)}); use another workdir, or that config"
-                )
-        else:
-            partial = workdir / f"{CONFIG_FILE}.partial"
-            partial.write_text(configuration.to_json(config))
-            os.replace(partial, workdir / CONFIG_FILE)
+        write_text(open_path(workdir) / CONFIG_FILE, configuration.to_json(config))
     except OSError as error:
-        raise ConfigError(f"cannot write to workdir {workdir}: {error.strerror}; give another --workdir") from error
+        raise ConfigError(f"cannot write to workdir {workdir}: {first_line(error)}; give another --workdir") from error
 
 
 def _preprocess(image, *, size, fraction, mean, std):

@@ -15,7 +15,6 @@ from PIL import Image
 
 import stce_jax
 from stce_jax.engine.metrics import read_metrics
-from stce_jax.train import Window
 
 TOTAL = 90  # steps: 2 epochs of 1437 images in batches of 32
 
@@ -39,7 +38,11 @@ def test_workdir_holds_what_is_documented(tiny_run):
         (90, "eval"),
     ]
     for line in lines:
-        extra = {"learning_rate", "images_per_second", "data_wait"} if line["split"] == "train" else set()
+        extra = (
+            {"learning_rate", "images_per_second", "data_wait", "gradient_norm", "skipped"}
+            if line["split"] == "train"
+            else set()
+        )
         assert set(line) == {"step", "epoch", "split", "loss", "top1", "top5"} | extra
         assert 0 <= line["top1"] <= line["top5"] <= 1
         assert 0 <= line.get("data_wait", 0) <= 1
@@ -147,40 +150,6 @@ def test_a_stopped_run_ends_bit_for_bit_where_the_undisturbed_one_does(
     assert resumed == undisturbed
 
 
-def slowly(seconds, count):
-    for _ in range(count):
-        time.sleep(seconds)
-        yield {}
-
-
-@pytest.mark.parametrize("log_every", [1, 2, 10])
-def test_the_share_of_waiting_is_that_of_the_time_without_data(log_every):
-    """20 ms a batch without any step to compute, then 20 ms steps that keep the device busy for longer than a batch."""
-    window = Window(batch_size=1)
-    batches = slowly(0.02, 21)
-    shares = []
-    for step in range(1, 22):
-        window.next(batches)
-        window.add({"loss": jax.numpy.float32(step)})
-        if step % log_every == 0:
-            shares.append(window.close()["data_wait"])
-    assert np.mean(shares[1:]) > 0.8, shares
-    assert window.waited_share() > 0.8
-
-
-def test_time_in_which_the_device_is_busy_is_no_waiting():
-    class Busy(float):
-        def is_ready(self):
-            return False
-
-    window = Window(batch_size=1)
-    batches = slowly(0.01, 10)
-    for _ in range(10):
-        window.next(batches)
-        window._metrics, window._last = [{"loss": 1.0}], Busy(1)
-    assert window.close()["data_wait"] == 0
-
-
 def stuck_folder(root):
     """Class folders of one good image each and one whose reading never ends, a pipe that nobody writes to."""
     for split in ("train", "val"):
@@ -223,27 +192,6 @@ def test_another_config_in_the_same_workdir_is_refused(tiny_run, stce, data_dir)
     assert done.returncode == 2
     assert "belongs to another config (seed: 0 -> 1)" in done.stderr
     assert sorted(path.name for path in workdir.rglob("*")) == before
-
-
-def test_a_damaged_checkpoint_is_exit_4(tiny_run, stce, tmp_path):
-    import shutil
-
-    workdir = tmp_path / "copy"
-    shutil.copytree(tiny_run[0], workdir)
-    for path in (workdir / "checkpoints" / "90" / "variables").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    done = stce("evaluate", f"--workdir={workdir}")
-    assert done.returncode == 4, done.stderr
-    assert done.stderr.startswith("stce: cannot read checkpoint 90 in ") and done.stderr.count("\n") == 1
-
-
-def test_a_diverging_run_is_exit_5_and_saves_nothing_bad(stce, data_dir, tmp_path):
-    words = ("--config.optimizer.learning_rate=1e30", "--config.epochs=0.5", "--config.log_every=5")
-    done = stce("train", *TINY, *words, f"--workdir={tmp_path}", f"--data_dir={data_dir}")
-    assert done.returncode == 5, done.stderr
-    assert "the loss is not finite at step 5" in done.stderr
-    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
 def test_class_folders_train_from_the_command_line(stce, test_data, tmp_path):

@@ -12,10 +12,11 @@ class TrainProgress:
     Args:
       total_steps: steps of the whole run.
       step: the step it starts from.
+      quiet: say nothing, as one of several processes.
     """
 
-    def __init__(self, total_steps, step):
-        self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+    def __init__(self, total_steps, step, *, quiet=False):
+        self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False, quiet=quiet)
         self._live = self._console.is_terminal and self._console.is_interactive  # a dumb terminal is not
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]:.1f}"),

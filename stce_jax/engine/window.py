@@ -1,0 +1,85 @@
+"""What the training steps since the last log line have measured, read without making the devices wait."""
+
+import collections
+import math
+import time
+
+import jax
+import numpy as np
+
+
+class Window:
+    """The training steps since the last log line: mean metrics, images a second, share of time without data."""
+
+    IN_FLIGHT = 2  # steps that the host may be ahead of the devices; more would only hold more batches in memory
+
+    def __init__(self, batch_size):
+        self._batch_size = batch_size
+        self._in_flight = collections.deque()  # (step, metrics on the devices)
+        self._finished = []  # metrics as floats
+        self._last = None  # the newest step's loss, on the devices
+        self._compiled = False
+        self._all_time, self._all_waited = 0.0, 0.0
+        self.restart_clock()
+
+    def restart_clock(self):
+        """Leaves out of the next speed and share what came between the steps until now."""
+        self._timed_steps, self._waited, self._start = 0, 0.0, time.monotonic()
+
+    def next(self, batches):
+        """The next batch; the time it takes counts as waiting if the devices have run out of work by then.
+
+        They may have done so only towards the end of that time, so the share is an upper bound.
+        """
+        start = time.monotonic()
+        batch = next(batches)
+        if self._last is not None and self._last.is_ready():
+            self._waited += time.monotonic() - start
+        return batch
+
+    def add(self, step, metrics):
+        """Takes a step's metrics, still on the devices; yields (step, metrics as floats) of those now finished."""
+        self._in_flight.append((step, metrics))
+        self._last = metrics["loss"]
+        self._timed_steps += 1
+        if not self._compiled:
+            jax.block_until_ready(metrics)
+            self._compiled = True
+            self.restart_clock()
+        return self._finish(self.IN_FLIGHT)
+
+    def drain(self):
+        """Waits for the devices; yields (step, metrics as floats) of all steps not yet given."""
+        return self._finish(0)
+
+    def _finish(self, left):
+        while len(self._in_flight) > left:
+            step, metrics = self._in_flight.popleft()
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            self._finished.append({name: value for name, value in values.items() if name != "asked"})
+            yield step, values
+
+    def close(self):
+        """Means over the window, to be drained before, as floats; the next window begins.
+
+        Steps that were skipped count in "skipped" alone, their number. "images_per_second" and "data_wait" (0..1) leave
+        out the run's first step, which compiles; alone in its window it has speed 0.
+        """
+        elapsed = time.monotonic() - self._start
+        applied = [values for values in self._finished if not values["skipped"]]
+        means = {name: _mean([values[name] for values in applied]) for name in self._finished[0]}
+        means["skipped"] = len(self._finished) - len(applied)
+        means["images_per_second"] = self._timed_steps * self._batch_size / elapsed
+        means["data_wait"] = self._waited / elapsed
+        self._all_time, self._all_waited = self._all_time + elapsed, self._all_waited + self._waited
+        self._finished = []
+        self.restart_clock()
+        return means
+
+    def waited_share(self):
+        """Share of the time of all closed windows that was spent waiting for data, 0..1; 0 if there was none."""
+        return self._all_waited / self._all_time if self._all_time else 0.0
+
+
+def _mean(values):
+    return float(np.mean(values)) if values else math.nan
