@@ -2,6 +2,21 @@
 # Sourced by the other scripts: `install_stce EXTRAS...` makes a virtual environment, installs this checkout into it,
 # and leaves its interpreter in $python. Environment: VENV, where it goes (default .venv here); PYTHON, the
 # interpreter to make it with (default: the newest of 3.13, 3.12, 3.11 on the PATH).
+# After `dry_run=yes` nothing is made: what would be run is printed.
+
+# Prints a command so that it can be pasted into a shell.
+show() {
+  local word line=''
+  for word in "$@"; do
+    if [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then line+=" $word"; else line+=" ${word@Q}"; fi
+  done
+  echo "${line# }"
+}
+
+# Runs a command, or shows it.
+run() {
+  if [ -n "${dry_run:-}" ]; then show "$@"; else "$@"; fi
+}
 
 find_python() {
   local candidate
@@ -31,22 +46,43 @@ accelerator_extra() {
   done
 }
 
+# What the words of a command need besides: gcs, if one of them is a gs:// path.
+storage_extra() {
+  case "$*" in *gs://*) echo gcs ;; esac
+}
+
 install_stce() {
-  local root extras venv_root interpreter
+  local root extras venv_root wanted
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   venv_root=${VENV:-$root/.venv}
   python=$venv_root/bin/python
   extras=$(IFS=,; echo "$*")
+  # Installed once for each content of these files; the package itself is linked, not copied.
+  wanted="$extras $(cat "$root/pyproject.toml" "$root/requirements.txt" | cksum)"
+  if [ "$(cat "$venv_root/installed" 2>/dev/null)" = "$wanted" ]; then
+    return
+  fi
+  if [ -n "${dry_run:-}" ]; then
+    make_environment "$venv_root" "$root${extras:+[$extras]}"
+    return
+  fi
+  # One at a time: a cluster may start many jobs of one checkout at once. The others then find it done.
+  mkdir -p "$venv_root"
+  (
+    flock 9
+    if [ "$(cat "$venv_root/installed" 2>/dev/null)" != "$wanted" ]; then
+      echo "installing into $venv_root ${extras:+($extras)}"
+      make_environment "$venv_root" "$root${extras:+[$extras]}"
+      echo "$wanted" > "$venv_root/installed"
+    fi
+  ) 9> "$venv_root/lock"
+}
+
+make_environment() {
+  local interpreter
   if [ ! -x "$python" ]; then
     interpreter=$(find_python)
-    "$interpreter" -m venv "$venv_root"
+    run "$interpreter" -m venv "$1"
   fi
-  # Installed once for each content of these files; the package itself is linked, not copied.
-  local stamp=$venv_root/installed wanted
-  wanted="$extras $(cat "$root/pyproject.toml" "$root/requirements.txt" | cksum)"
-  if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    echo "installing into $venv_root ${extras:+($extras)}"
-    "$python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}"
-    echo "$wanted" > "$stamp"
-  fi
+  run "$python" -m pip install --quiet --disable-pip-version-check --editable "$2"
 }
