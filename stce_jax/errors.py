@@ -29,12 +29,12 @@ class CheckpointError(StceError):
 
 
 class DivergedError(StceError):
-    """The loss is no longer a finite number."""
+    """The loss is no longer finite, or jumps, however often the run goes back."""
 
     exit_code = 5
 
 
 class PreemptedError(StceError):
-    """Asked to stop (SIGTERM or SIGINT): the state is saved, and the same command goes on."""
+    """Asked to stop (SIGTERM or SIGINT): what there is to save is saved, and the same command goes on."""
 
     exit_code = 75

@@ -12,7 +12,7 @@ import numpy as np
 from stce_jax import configuration
 from stce_jax.data import augment, catalog, decode, loader
 from stce_jax.data.views import Views, image_index
-from stce_jax.engine import optim
+from stce_jax.engine import optim, processes
 from stce_jax.engine.checkpoint import Checkpoints
 from stce_jax.engine.mesh import make_mesh
 from stce_jax.engine.state import abstract_variables
@@ -68,7 +68,8 @@ def load_run(workdir, checkpoint="last", ema=False):
     """
     read_config(workdir)  # says if it is none
     checkpoints = Checkpoints(checkpoints_in(workdir))
-    step = checkpoints.find(checkpoint)
+    alone_or_first = not processes.several() or processes.is_main()
+    step = processes.share(checkpoints.find(checkpoint) if alone_or_first else None)
     meta = checkpoints.restore_meta(step)
     config = configuration.from_dict(meta["config"])  # its own: the workdir's may have been changed since
     model = build_model(config, len(meta["class_names"]))

@@ -343,6 +343,21 @@ def test_reading_falls_back_to_the_newest_whole_step_and_says_so(six, tmp_path, 
     assert {path.name for path in directory.iterdir()} == {"2", "5", "6"}, "reading must change nothing"
 
 
+def test_a_step_that_a_running_job_deletes_meanwhile_is_no_damage(six, tmp_path, monkeypatch, capfd):
+    directory = shutil.copytree(six, tmp_path / "copy")
+    look, looked = digests.find_damage, []
+
+    def look_late(path):
+        looked.append(path.name)
+        if path.name == "6":
+            shutil.rmtree(path)
+        return look(path) if path.exists() else "meta.json is missing"
+
+    monkeypatch.setattr(digests, "find_damage", look_late)
+    assert Checkpoints(directory).find("last") == 5
+    assert looked == ["6", "5"] and capfd.readouterr() == ("", "")
+
+
 def test_training_sets_damaged_steps_aside(six, tmp_path, capfd):
     directory = shutil.copytree(six, tmp_path / "copy")
     damage_arrays(directory, 6)

@@ -102,11 +102,12 @@ class Checkpoints:
     def _damage(self, step):
         """See `find_damage`; raises CheckpointError if that cannot be told now."""
         try:
-            return digests.find_damage(self._path(step))
+            damage = digests.find_damage(self._path(step))
         except Exception as error:  # of a remote storage anything
             if not self._path(step).exists():
                 return GONE
             raise self._cannot_read(step, error) from error
+        return GONE if damage and not self._path(step).exists() else damage
 
     def _report(self, step, damage, instead):
         text = f"stce: checkpoint {step} in {self._directory} is damaged: {damage}; {instead}"

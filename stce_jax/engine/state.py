@@ -15,7 +15,7 @@ class TrainState:
     """A pytree.
 
     Attributes:
-      step: int32 scalar, updates made so far.
+      step: int32 scalar, steps made so far, those that were skipped included: the position in the stream of images.
       variables: {"params": ..., "batch_stats": ...}; without BatchNorm there are no batch_stats.
       optimizer: the optax state.
       ema: exponential moving average of `variables`, or None.
