@@ -93,7 +93,8 @@ def _leave_at_once(message, exit_code):
 def _several():
     """The module of that name if this process is one of several."""
     processes = sys.modules.get("stce_jax.engine.processes")
-    return processes if processes and processes.several() else None
+    several = getattr(processes, "several", bool)  # a signal may come while the module is being imported
+    return processes if several() else None
 
 
 def _train(arguments, overrides):

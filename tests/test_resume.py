@@ -200,9 +200,15 @@ def test_a_signal_while_data_are_prepared(tmp_path):
     assert {path.name for path in (tmp_path / "data" / "digits").iterdir()} == {"1.0.0"}, "leftovers"
 
 
+def catches(process, number):
+    with open(f"/proc/{process.pid}/status") as status:
+        [caught] = [line.split()[1] for line in status if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def test_a_signal_while_jax_is_imported(data_dir, tmp_path):
     process = start(tmp_path, data_dir)
-    time.sleep(0.4)
+    wait_for(process, lambda: catches(process, signal.SIGTERM), "handler")  # the first thing that the command does
     process.terminate()
     _, errors = finish(process, 75)
     assert errors == "stce: stopped by SIGTERM before its first step; run again to go on\n"
