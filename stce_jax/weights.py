@@ -20,6 +20,7 @@ from stce_jax import runs
 from stce_jax.engine.state import first_mismatch
 from stce_jax.errors import CheckpointError, ConfigError, StceError
 from stce_jax.models.layers import resize_position_embedding
+from stce_jax.paths import write_bytes
 
 SUFFIXES = (".safetensors", ".npz")
 HEAD = "params/head/"
@@ -50,12 +51,9 @@ def save_weights(path, variables, class_ids):
     Raises:
       ConfigError: the file cannot be written.
     """
-    path = epath.Path(path)
     content = safetensors.numpy.save(flatten(variables), metadata={"class_ids": json.dumps(list(class_ids))})
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_bytes(path, content)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; give another path") from error
 

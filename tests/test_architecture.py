@@ -23,7 +23,7 @@ ALLOWED = {
     "configuration": {"errors", "configs"},
     "cli": {"errors", "configuration", "engine", "train", "evaluate", "prepare", "show_data", "summary"},
     "loop": {"errors", "runs", "evaluate", "data", "engine"},
-    "weights": {"errors", "runs", "models", "engine"},
+    "weights": {"errors", "paths", "runs", "models", "engine"},
     "evaluate": {"errors", "runs", "data", "engine"},
     "prepare": {"errors", "paths", "data"},
     "show_data": {"errors", "runs", "engine"},
