@@ -21,7 +21,7 @@ ALLOWED = {
     "models.vit": {"models.layers"},
     "models.factory": {"errors", "models.supertoken", "models.embeddings", "models.vit"},
     "configuration": {"errors", "configs"},
-    "cli": {"errors", "configuration", "engine", "train", "evaluate", "prepare", "show_data", "summary"},
+    "cli": {"errors", "commands"},
     "loop": {"errors", "runs", "evaluate", "data", "engine"},
     "weights": {"errors", "paths", "runs", "models", "engine"},
     "evaluate": {"errors", "runs", "data", "engine"},
