@@ -25,6 +25,7 @@ ALLOWED = {
     "loop": {"errors", "runs", "evaluate", "data", "engine"},
     "weights": {"errors", "paths", "runs", "models", "engine"},
     "evaluate": {"errors", "runs", "data", "engine"},
+    "intervals": set(),
     "prepare": {"errors", "paths", "data"},
     "show_data": {"errors", "runs", "engine"},
     "summary": {"errors", "engine", "models"},
