@@ -6,7 +6,7 @@ stce train --config=digits:patch --workdir=runs/patch       the same with anothe
 
 from . import default
 
-EMBEDDINGS = ("stce", "conv", "patch")
+VARIANTS = ("stce", "conv", "patch")
 
 
 def get_config(embedding="stce"):

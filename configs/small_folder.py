@@ -6,7 +6,7 @@ stce train --config=small_folder:patch ...                               another
 
 from . import default
 
-EMBEDDINGS = ("stce", "conv", "patch")
+VARIANTS = ("stce", "conv", "patch")
 
 
 def get_config(embedding="stce"):

@@ -80,7 +80,8 @@ def load_config(name, overrides=()):
     Args:
       name: a shipped config ("digits") or a path ("my/config.py"), optionally with an argument for its get_config
         after a colon ("digits:patch").
-      overrides: command-line words such as "--config.optimizer.learning_rate=3e-4".
+      overrides: command-line words such as "--config.optimizer.learning_rate=3e-4"; "--config.model.cell=None" takes
+        a value away that the file gives.
 
     Returns:
       A locked ConfigDict with exactly the keys of `stce_jax.configs.default`, checked.
@@ -96,9 +97,16 @@ def load_config(name, overrides=()):
     for key in expected:
         if key not in found:
             raise ConfigError(f"config {name} lacks the key {key!r}; start it from default.get_config()")
-    config = _override(config.lock(), list(overrides), list(expected))
+    unset = [word for word in overrides if _unsets(word, expected)]
+    config.update_from_flattened_dict({_flag_key(word): None for word in unset})
+    config = _override(config.lock(), [word for word in overrides if word not in unset], list(expected))
     _check(config)
     return config
+
+
+def _unsets(word, defaults):
+    """Whether an override is `--config.KEY=None`, for a key that has no value unless it is given one."""
+    return word.endswith("=None") and defaults.get(_flag_key(word), word) is None
 
 
 def _run_config_file(name):
@@ -111,14 +119,15 @@ def _run_config_file(name):
         names = ", ".join(sorted(file.stem for file in SHIPPED.glob("[!_]*.py")))
         raise ConfigError(f"there is no config {path_name!r}; give a .py file, or one of {names}")
     # As a member of stce_jax.configs, so that `from . import default` means the shipped defaults in any file.
-    spec = importlib.util.spec_from_file_location(f"{configs.__name__}.{path.stem}", path)
+    words = path.relative_to(SHIPPED).parts[:-1] if path == shipped else ()  # of tables/table6.py: tables
+    spec = importlib.util.spec_from_file_location(".".join((configs.__name__, *words, path.stem)), path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         get_config = module.get_config
         if argument and not inspect.signature(get_config).parameters:
             raise ConfigError(f"config {path_name} takes no argument; leave out {':' + argument!r}")
-        known = getattr(module, "EMBEDDINGS", None)
+        known = getattr(module, "VARIANTS", ())
         if argument and known and argument not in known:
             raise ConfigError(f"config {path_name} has no variant {argument!r}; it has {', '.join(known)}")
         config = get_config(argument) if argument else get_config()

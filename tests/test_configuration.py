@@ -11,9 +11,11 @@ from stce_jax.errors import ConfigError
 from stce_jax.runs import build_model
 
 PAPERS = ["stce_vit_s", "conv_vit_s", "patch_vit_s"]
+TABLES = [f"tables/{table}" for table in ("scales", "table1", "table6", "table7", "table8", "readings")]
 NAMES = [
     *("default", "digits", "digits:patch", "digits:conv", "small_folder", "small_folder:patch", "small_folder:conv"),
     *PAPERS,
+    *(f"{table}{scale}" for table in TABLES for scale in ("", ":small", ":smoke")),
 ]
 
 
@@ -26,7 +28,8 @@ def test_every_shipped_config_is_complete_locked_and_builds_its_model(name):
 
 
 def test_every_shipped_config_is_tried_above():
-    assert {path.stem for path in SHIPPED.glob("[!_]*.py")} == {name.partition(":")[0] for name in NAMES}
+    shipped = {path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("[!_]*.py")}
+    assert shipped == {name.partition(":")[0] for name in NAMES}
 
 
 def test_default_is_the_papers_recipe():
@@ -78,6 +81,7 @@ def test_every_key_of_default_has_a_comment():
         (["--config.model.stem_widths=(8, 16)"], "model.stem_widths", (8, 16)),
         (["--config.model.remat"], "model.remat", True),
         (["--noconfig.model.remat"], "model.remat", False),
+        (["--config.model.cell=None", "--config.seed=1"], "model.cell", None),
         (["--config.model.depth=4", "--config.model.depth=5"], "model.depth", 5),
     ],
 )
@@ -93,6 +97,9 @@ def test_overrides(words, key, value):
         ("/no/where.py", [], "there is no config '/no/where.py'"),
         ("digits:pach", [], "no variant 'pach'; it has stce, conv, patch"),
         ("default:x", [], "takes no argument"),
+        ("tables/table6:big", [], "no variant 'big'; it has paper, small, smoke"),
+        ("digits", ["--config.seed=None"], "bad value in '--config.seed=None'"),
+        ("digits", ["--config.model.cel=None"], "did you mean 'model.cell'?"),
         ("digits", ["--config.optimizer.learning_rat=1"], "did you mean 'optimizer.learning_rate'?"),
         ("digits", ["--config.optimiser.learning_rate=1"], "did you mean 'optimizer.learning_rate'?"),
         ("digits", ["--config.model.dept=3"], "did you mean 'model.depth'?"),

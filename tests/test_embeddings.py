@@ -169,3 +169,15 @@ def test_convolutions_start_he_normal_by_fan_out():
 def test_a_stem_of_unequal_widths_and_strides_is_refused():
     with pytest.raises(ConfigError, match="one entry a module"):
         SuperTokenConvEmbed(8, (4, 6), (2,)).init(jax.random.key(0), IMAGES, train=False)
+
+
+def test_no_iterations_mean_average_pooling():
+    """Without clustering each super token is its cell's mean; rows beyond the map count as zeros, as in clustering."""
+    pooled = SuperTokenConvEmbed(8, (), (), cell=(4, 5), iterations=0)
+    variables = randomized(init(pooled))
+    padded = np.pad(IMAGES.astype(float), ((0, 0), (0, 3), (0, 1), (0, 0)))  # [2, 20, 15, 3]
+    means = padded.reshape(2, 5, 4, 3, 5, 3).mean(axis=(2, 4)).reshape(2, 15, 3)
+    expected = numpy_reference.dense(means, variables["params"]["projection"])
+    np.testing.assert_allclose(apply(pooled, variables), expected, rtol=1e-5, atol=1e-5)
+    gradient = jax.grad(lambda images: pooled.apply(variables, images, train=False).sum())(IMAGES)
+    assert np.all(gradient != 0), "pooling stops gradients"

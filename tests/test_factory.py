@@ -86,7 +86,7 @@ def test_stems_follow_an_overridden_width():
         ("vit_s_stce", {"dtype": "int8"}, "dtype is 'int8'"),
         ("vit_s_stce", {"heads": 5}, "width 384 cannot be divided among 5 heads"),
         ("vit_s_stce", {"depth": 0}, "depth is 0; it must be at least 1"),
-        ("vit_s_stce", {"iterations": 0}, "iterations is 0"),
+        ("vit_s_stce", {"iterations": -1}, "iterations is -1; it must be at least 0"),
         ("vit_s_stce", {"drop_path": 1.0}, "drop_path is 1.0"),
         ("vit_s_stce", {"cell": (0, 2)}, "cell is (0, 2)"),
         ("vit_s_stce", {"stem_widths": (16,)}, "one positive entry a module"),

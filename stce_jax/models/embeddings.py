@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from stce_jax.errors import ConfigError
 from stce_jax.models.layers import LayerNorm, gelu, truncated_normal
-from stce_jax.models.supertoken import cluster_super_tokens, grid_shape
+from stce_jax.models.supertoken import cluster_super_tokens, grid_shape, pool_cells
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -182,12 +182,13 @@ class SuperTokenConvEmbed(nn.Module):
     """Table 5, the paper's proposal: a narrow stack of convolution modules, super-token clustering, one linear layer.
 
     Sows the last affinities [B, h * cell, w * cell, 9] as "affinity" (see `cluster_super_tokens`).
+    With `iterations` 0 there is no clustering: the cells' means take its place, which the paper's Table 8 leaves out.
 
     Attributes:
       width: D.
       stem_widths, stem_strides: channels and stride of each convolution module; empty for none (Table 7).
       cell: cell size of the clustering in pixels of the stack's output, an int or (rows, columns).
-      iterations: T of the clustering (Table 8).
+      iterations: T of the clustering (Table 8); 0: average pooling in its place.
       border, differentiable: see `cluster_super_tokens`.
       dtype: dtype of convolutions and of the linear layer; the clustering computes in float32 at least.
     """
@@ -211,10 +212,13 @@ class SuperTokenConvEmbed(nn.Module):
         features = images
         for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
             features = ConvModule(width, stride, dtype=self.dtype, name=f"module_{index + 1}")(features, train=train)
-        tokens, affinity = cluster_super_tokens(
-            features, self.cell, self.iterations, border=self.border, differentiable=self.differentiable
-        )
-        self.sow("intermediates", "affinity", affinity)
+        if self.iterations:
+            tokens, affinity = cluster_super_tokens(
+                features, self.cell, self.iterations, border=self.border, differentiable=self.differentiable
+            )
+            self.sow("intermediates", "affinity", affinity)
+        else:
+            tokens = pool_cells(features, self.cell)
         batch, rows, columns, channels = tokens.shape
         tokens = tokens.reshape(batch, rows * columns, channels)  # [B, N, C]
         return nn.Dense(self.width, dtype=self.dtype, kernel_init=truncated_normal, name="projection")(tokens)

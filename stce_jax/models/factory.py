@@ -127,9 +127,9 @@ def _check(name, options):
     for key, choices in CHOICES.items():
         if key in options and options[key] not in choices:
             raise ConfigError(f"model option {key} is {options[key]!r}; it must be one of {', '.join(choices)}")
-    for key in ("width", "depth", "heads", "mlp_dim", "patch_size", "iterations"):
-        if key in options and options[key] < 1:
-            raise ConfigError(f"model option {key} is {options[key]}; it must be at least 1")
+    for key, least in {"width": 1, "depth": 1, "heads": 1, "mlp_dim": 1, "patch_size": 1, "iterations": 0}.items():
+        if key in options and options[key] < least:
+            raise ConfigError(f"model option {key} is {options[key]}; it must be at least {least}")
     for key in ("drop_path", "dropout"):
         if not 0.0 <= options[key] < 1.0:
             raise ConfigError(f"model option {key} is {options[key]}; it must be at least 0 and below 1")

@@ -46,6 +46,16 @@ def grid_shape(height, width, cell):
     return -(-height // cell_rows), -(-width // cell_columns)
 
 
+def pool_cells(features, cell):
+    """The cells' means alone (Eq. 2), what the clustering starts from: [B, H, W, C] -> [B, h, w, C].
+
+    Gradients flow; otherwise as `cluster_super_tokens`: float32 at least, zeros pad at the bottom and the right.
+    """
+    chex.assert_rank(features, 4)
+    features, _ = _padded(features, cell)
+    return _cell_means(features, cell)
+
+
 def cluster_super_tokens(features, cell, iterations=3, *, border="zero", differentiable=False):
     """Clusters a feature map into a grid of super tokens.
 
@@ -78,19 +88,14 @@ def cluster_super_tokens(features, cell, iterations=3, *, border="zero", differe
     if iterations < 1:
         raise ConfigError(f"iterations is {iterations}; clustering needs at least 1")
     cell_rows, cell_columns = cell_shape(cell)
-    batch, height, width, channels = features.shape
-    rows, columns = grid_shape(height, width, cell)
-
-    features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
-    bottom, right = rows * cell_rows - height, columns * cell_columns - width
-    features = jnp.pad(features, ((0, 0), (0, bottom), (0, right), (0, 0)))  # [B, h*rows, w*columns, C]
+    features, (rows, columns) = _padded(features, cell)
+    batch, _, _, channels = features.shape
     # A band is one row of cells. In memory it is contiguous, so cutting the map into bands moves nothing.
     bands = features.reshape(batch, rows, cell_rows * columns * cell_columns, channels)  # [B, h, P, C]
     visible = _visible_super_tokens(rows, columns, cell_rows, cell_columns, border)  # [1 or h, P, R]
 
     constant_bands = bands if differentiable else jax.lax.stop_gradient(bands)
-    cells = constant_bands.reshape(batch, rows, cell_rows, columns, cell_columns, channels)
-    seeds = cells.mean(axis=(2, 4))  # [B, h, w, C]
+    seeds = _cell_means(constant_bands.reshape(features.shape), cell)  # [B, h, w, C]
 
     def iterate(super_tokens, _):
         return _aggregate(constant_bands, _affinity(constant_bands, super_tokens, visible), columns), None
@@ -100,6 +105,24 @@ def cluster_super_tokens(features, cell, iterations=3, *, border="zero", differe
     tokens = _aggregate(bands, affinity, columns)
     chex.assert_shape(tokens, (batch, rows, columns, channels))
     return tokens, _nine_neighbours(affinity, columns, cell_rows, cell_columns)
+
+
+def _padded(features, cell):
+    """(features as float32 at least, filled up to whole cells [B, h*rows, w*columns, C], the grid (h, w))."""
+    _, height, width, _ = features.shape
+    cell_rows, cell_columns = cell_shape(cell)
+    rows, columns = grid_shape(height, width, cell)
+    features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    bottom, right = rows * cell_rows - height, columns * cell_columns - width
+    return jnp.pad(features, ((0, 0), (0, bottom), (0, right), (0, 0))), (rows, columns)
+
+
+def _cell_means(features, cell):
+    """[B, h*rows, w*columns, C] -> [B, h, w, C]."""
+    batch, height, width, channels = features.shape
+    cell_rows, cell_columns = cell_shape(cell)
+    cells = features.reshape(batch, height // cell_rows, cell_rows, width // cell_columns, cell_columns, channels)
+    return cells.mean(axis=(2, 4))
 
 
 def _visible_super_tokens(rows, columns, cell_rows, cell_columns, border):

@@ -1,0 +1,87 @@
+"""What all tables share: three sizes of the whole undertaking.
+
+paper   the paper's recipe on ImageNet100 at 224 pixels: for GPUs or TPUs, about 40 million views a run
+small   a ladder of the same shape for any class folders at 32 pixels: some minutes a run on two cores, 10,000 images
+smoke   the digits and a tiny model: seconds a run; proves the machinery and says nothing about embeddings
+
+The last two keep the paper's proportions: a stack of convolutions down to twice the token grid, then cells of 2x2; the
+patch and the convolution embedding give the same grid; 500 epochs are 5/3 of what stands for 300.
+"""
+
+from .. import default
+
+VARIANTS = ("paper", "small", "smoke")
+FULL_STACK = {"paper": "modules 1-6", "small": "modules 1-4", "smoke": "modules 1-4"}
+
+
+def get_config(scale="paper"):
+    """The super-token convolution embedding as proposed, at the length that stands for the paper's 300 epochs."""
+    config = default.get_config()
+    if scale == "paper":
+        config.dataset = "imagenet100"
+        return config.lock()
+    config.image_size = 32
+    config.epochs = 15.0
+    config.batch_size = 100
+    config.eval_batch_size = 500
+    config.model.name = "vit_ti_stce"
+    config.model.width = 96
+    config.model.depth = 4
+    config.model.heads = 3
+    config.model.mlp_dim = 288
+    config.model.drop_path = 0.0
+    config.model.stem_widths = (16, 32, 32, 48)  # 32 -> 8x8 pixels, then cells of 2x2: 4x4 tokens
+    config.model.stem_strides = (2, 1, 2, 1)
+    config.model.cell = (2, 2)
+    config.optimizer.warmup_epochs = 1.0
+    config.optimizer.ema_decay = 0.0
+    # Too short for DeiT's whole augmentation: crops and flips alone.
+    config.augment.crop_area = (0.4, 1.0)
+    config.augment.eval_crop_fraction = 1.0
+    config.augment.repeats = 1
+    config.augment.rand_augment = ""
+    config.augment.erase = 0.0
+    config.augment.mixup = 0.0
+    config.augment.cutmix = 0.0
+    if scale == "smoke":
+        config.dataset = "digits"
+        config.epochs = 6.0
+        config.batch_size = 64
+        config.eval_batch_size = 360
+        config.eval_every = 2.0
+        config.model.width = 48
+        config.model.depth = 2
+        config.model.mlp_dim = 96
+        config.model.stem_widths = (8, 16, 16, 24)
+        config.optimizer.learning_rate = 3e-3
+        config.augment.crop = "center"
+        config.augment.flip = 0.0  # a mirrored digit is no digit
+        config.augment.shift = 2
+    return config.lock()
+
+
+def embedding(name, scale):
+    """Overrides that put another embedding ("patch", "conv", ...) in the place of the super tokens."""
+    if scale == "paper":
+        return {"model.name": f"vit_s_{name}"}
+    own = {"model.stem_widths": None, "model.stem_strides": None, "model.cell": None}
+    own |= {"model.name": f"vit_ti_{name}"}
+    if name == "patch":
+        return own | {"model.patch_size": 8}
+    if name == "earlyconv":
+        return own | {"model.stem_strides": (2, 2, 2), "model.stem_widths": _fractions(scale, 4, 2, 1)}
+    return own | {"model.stem_strides": (2, 2, 2, 1), "model.stem_widths": _fractions(scale, 4, 2, 1, 1)}
+
+
+def stack(widths, strides, cell):
+    """Overrides of the convolution stack and of the cells that go with it."""
+    return {"model.stem_widths": widths, "model.stem_strides": strides, "model.cell": (cell, cell)}
+
+
+def longer(scale):
+    """Overrides of the length that stands for the paper's 500 epochs."""
+    return {"epochs": get_config(scale).epochs * 5 / 3}
+
+
+def _fractions(scale, *divisors):
+    return tuple(get_config(scale).model.width // divisor for divisor in divisors)
