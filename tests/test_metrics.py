@@ -240,14 +240,14 @@ def test_curves_are_drawn(tmp_path):
 
 
 def test_curves_hold_the_values(tmp_path, monkeypatch):
-    write_run(tmp_path, [1, 2, 3, 4])
+    write_run(tmp_path / "run", [1, 2, 3, 4])
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
-    plot_curves(tmp_path)
+    plot_curves(tmp_path / "run")
     curves = [{line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in drawn[0].axes]
     assert curves == [
-        {"train": [[step / 4, 1 / step] for step in (1, 2, 3, 4)], "eval": [[0.5, 1.25], [1.0, 1.25]]},
-        {"train": [[step / 4, 25.0] for step in (1, 2, 3, 4)], "eval": [[0.5, 50.0], [1.0, 50.0]]},
+        {"run train": [[step / 4, 1 / step] for step in (1, 2, 3, 4)], "run eval": [[0.5, 1.25], [1.0, 1.25]]},
+        {"run train": [[step / 4, 25.0] for step in (1, 2, 3, 4)], "run eval": [[0.5, 50.0], [1.0, 50.0]]},
     ]
     assert [axes.get_title() for axes in drawn[0].axes] == ["loss", "top-1 (%)"]
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import io
 import json
 import math
 import os
@@ -14,6 +13,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from stce_jax.engine.curves import curves
 from stce_jax.engine.workdir import LostClaimError
 from stce_jax.errors import ConfigError
 from stce_jax.paths import first_line, is_remote, open_path, write_bytes, write_text
@@ -180,22 +180,8 @@ def log_skipped(workdir, *, step, salt, images, **values):
 
 def plot_curves(workdir):
     """Draws loss and top-1 over epochs, training and evaluation, to workdir/plots/curves.png; returns that path."""
-    from matplotlib.figure import Figure
-
-    lines = read_metrics(workdir)
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    for axes, name, title in zip(figure.subplots(1, 2), ("loss", "top1"), ("loss", "top-1 (%)"), strict=True):
-        for split in ("train", "eval"):
-            of_split = [line for line in lines if line["split"] == split and line[name] is not None]
-            factor = 100 if name == "top1" else 1
-            epochs, values = [line["epoch"] for line in of_split], [factor * line[name] for line in of_split]
-            axes.plot(epochs, values, marker="o" if len(values) == 1 else None, label=split)
-        axes.set(xlabel="epoch", title=title)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    picture, plots = io.BytesIO(), open_path(workdir) / "plots"
-    figure.savefig(picture, format="png", dpi=120)
+    workdir = open_path(workdir)
+    plots = workdir / "plots"
     if not is_remote(plots):
         plots.mkdir(exist_ok=True)
-    write_bytes(plots / "curves.png", picture.getvalue())
-    return plots / "curves.png"
+    return curves({workdir.name: [read_metrics(workdir)]}, plots / "curves.png")
