@@ -1,38 +1,89 @@
-"""`stce evaluate`: a run's accuracy on its validation images, every image counted exactly once."""
+"""`stce evaluate`: a run's accuracy on its validation images, or others, every image counted exactly once."""
 
 import functools
 
 import jax
 import numpy as np
 
-from stce_jax import runs
+from stce_jax import evaluation_files, runs, scores
 from stce_jax.data import augment, catalog, loader
+from stce_jax.engine import processes
 from stce_jax.engine.mesh import batch_sharding, make_mesh
-from stce_jax.engine.step import make_eval_step
+from stce_jax.engine.step import make_eval_step, make_predict_step, predictions
+from stce_jax.errors import ConfigError
 
 IN_FLIGHT = 3  # evaluation steps that are on the devices at a time
 
 
-def evaluate(workdir, checkpoint="last", *, ema=False, data_dir=""):
+def evaluate(workdir, checkpoint="last", *, ema=False, data_dir="", dataset="", classes="", split="val", output=""):
     """Evaluates a run.
 
     Args:
       workdir, checkpoint, ema: see `load_run`.
-      data_dir: where the dataset is, if not where the run was trained from.
+      data_dir: where the images are, if not where the run was trained from; needed for another dataset of folders.
+      dataset, classes: another dataset with the same classes, see `catalog.open_dataset`; by default the run's own.
+      split: "val" or "train"; a folder with the other one missing will do.
+      output: a directory for the results and the logits of every image, see `evaluation_files.write`; "": none.
 
     Returns:
-      {"step", "epoch", "images", "loss", "top1", "top5"}; the last three are means over the images.
+      {"step", "epoch", "checkpoint", "ema", "dataset", "split", "class_ids", "class_names", "images", "loss", "top1",
+      "top5", "calibration_error", "reliability", "per_class", "confusion"}: loss, top1 and top5 are means over the
+      images, per_class is {class id: {"images", "top1"}}, the others are those of `scores.summary`.
 
     Raises:
-      StceError: the run or its data cannot be read.
+      StceError: the run or its data cannot be read, or the output not be written.
     """
+    if split not in catalog.SPLITS:
+        raise ConfigError(f"there is no split {split!r}; the splits are {', '.join(catalog.SPLITS)}")
     run = runs.load_run(workdir, checkpoint, ema)
-    dataset = runs.open_dataset(run.config, data_dir)
-    catalog.check_class_names(dataset, run.class_ids)
+    images = _open_dataset(run.config, dataset, data_dir, classes, split)
+    catalog.check_class_names(images, run.class_ids)
+    writes = bool(output) and processes.is_main()
+    if writes:
+        evaluation_files.begin(output)
+    parts, logits = [], []
+    for outputs, labels in predict_split(run, images, split):
+        parts.append(scores.of_images(outputs, labels))
+        if writes:
+            logits.append(outputs)
+    by_image = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    result = {
+        "step": run.step,
+        "epoch": run.epoch,
+        "checkpoint": str(checkpoint),
+        "ema": ema,
+        "dataset": dataset or run.config.dataset,
+        "split": split,
+        "class_ids": list(run.class_ids),
+        "class_names": list(run.class_names),
+        **scores.summary(by_image, len(run.class_ids)),
+    }
+    result["per_class"] = dict(zip(run.class_ids, result["per_class"], strict=True))
+    if writes:
+        source = getattr(images, split)
+        names = [source.name(index) for index in range(len(source))]
+        evaluation_files.write(output, result, names, by_image["label"], np.concatenate(logits))
+    return result
+
+
+def predict_split(run, dataset, split="val"):
+    """Yields (logits float32 [b, classes], labels int32 [b]) of the images of a split, batch by batch in their order.
+
+    Works in several processes, each of which gets all of it.
+    """
     mesh = make_mesh()  # there may be fewer devices than in training
-    views = runs.eval_views(run.config, dataset)
-    metrics = mean_metrics(run.variables, eval_step(run.model, dataset), views, run.config, mesh)
-    return {"step": run.step, "epoch": run.epoch, "images": len(dataset.val), **metrics}
+    normalize = functools.partial(augment.normalize, mean=run.mean, std=run.std)
+    step = make_predict_step(run.model, normalize, mesh)
+    count = jax.process_count()
+    with _eval_batches(runs.eval_views(run.config, dataset, split), run.config, mesh) as batches:
+        for batch in predictions(step, run.variables, loader.to_devices(batches, batch_sharding(mesh))):
+            # Row r of process p is the image at r * P + p: [P * B/P, ...] -> [P, B/P, ...] -> [B/P, P, ...] -> [B, ...]
+            batch = {
+                name: rows.reshape(count, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
+                for name, rows in batch.items()
+            }
+            real = batch["weight"] > 0
+            yield batch["outputs"][real], batch["label"][real]
 
 
 def eval_step(model, dataset, *, deterministic=False):
@@ -52,10 +103,7 @@ def mean_metrics(variables, step, views, config, mesh, *, asked=bool):
       mesh: see `make_mesh`; the batch is rounded up to what its devices can divide.
       asked: function that says before each batch whether this process is asked to stop.
     """
-    batch_size = -(-config.eval_batch_size // mesh.size) * mesh.size
-    with loader.eval_batches(
-        views, batch_size=batch_size, threads=runs.loader_threads(config), timeout=config.loader_timeout
-    ) as batches:
+    with _eval_batches(views, config, mesh) as batches:
         sums, latest = [], np.float32(0)
         for batch in loader.to_devices(loader.with_asked(batches, asked), batch_sharding(mesh)):
             sums.append(step(variables, batch, latest))
@@ -67,3 +115,19 @@ def mean_metrics(variables, step, views, config, mesh, *, asked=bool):
     if totals["asked"]:
         return None
     return {name: totals[name] / totals["count"] for name in ("loss", "top1", "top5")}
+
+
+def _eval_batches(views, config, mesh):
+    batch_size = -(-config.eval_batch_size // mesh.size) * mesh.size
+    return loader.eval_batches(
+        views, batch_size=batch_size, threads=runs.loader_threads(config), timeout=config.loader_timeout
+    )
+
+
+def _open_dataset(config, dataset, data_dir, classes, split):
+    """The run's own dataset, or another one, with the split that is needed."""
+    if dataset in ("", config.dataset):
+        return catalog.open_dataset(
+            config.dataset, data_dir or config.data_dir, classes or config.classes, splits=(split,)
+        )
+    return catalog.open_dataset(dataset, data_dir, classes, splits=(split,))

@@ -36,6 +36,7 @@ class Run:
       class_ids: the classes in the order of the logits: names of folders, WordNet ids.
       class_names: the same for people.
       preprocess: path, encoded bytes, or uint8 array [H, W, 3] -> float32 [S, S, 3], S = config.image_size.
+      mean, std: of the training pixels scaled to 0..1, a number a channel.
       step: the checkpoint's.
       epoch: passes over the training images it had seen.
     """
@@ -46,6 +47,8 @@ class Run:
     class_ids: tuple[str, ...]
     class_names: tuple[str, ...]
     preprocess: Callable
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
     step: int
     epoch: float
 
@@ -89,6 +92,8 @@ def load_run(workdir, checkpoint="last", ema=False):
         class_ids=tuple(meta["class_ids"]),
         class_names=tuple(meta["class_names"]),
         preprocess=preprocess,
+        mean=tuple(meta["mean"]),
+        std=tuple(meta["std"]),
         step=step,
         epoch=meta["epoch"],
     )
@@ -191,10 +196,10 @@ def batch_names(config, dataset, step, salt):
     return [dataset.train.name(image_index(position, **order)) for position in positions]
 
 
-def eval_views(config, dataset):
-    """The validation images as evaluation sees them; kept from one evaluation to the next where they are few."""
+def eval_views(config, dataset, split="val"):
+    """The images of a split as evaluation sees them; kept from one evaluation to the next where they are few."""
     return Views(
-        dataset.val,
+        getattr(dataset, split),
         size=config.image_size,
         crop="center",
         fraction=config.augment.eval_crop_fraction,

@@ -1,25 +1,35 @@
 """The words of `stce evaluate`."""
 
-from stce_jax.commands import common
+from stce_jax.commands import common, tables
 
-HELP = "measure a run's accuracy on its validation images"
+HELP = "measure a run's accuracy on its validation images, or on others of the same classes"
 EXAMPLES = """
   stce evaluate --workdir=runs/digits
-  stce evaluate --workdir=runs/digits --checkpoint=best"""
+  stce evaluate --workdir=runs/digits --checkpoint=best --per_class --confusion
+  stce evaluate --workdir=runs/digits --output=runs/digits/evaluation
+  stce evaluate --workdir=runs/pets --dataset=folder --data_dir=other_pets"""
+WIDEST = 20  # classes, most of which the whole matrix is printed; of more, as many pairs
 
 
 def add_arguments(verb):
     common.add_run(verb)
     common.add_data_dir(verb, "where the images are, if not where the run was trained from")
+    verb.add_argument("--dataset", default="", help="another dataset with the same classes: folder, imagenet100, ...")
+    verb.add_argument("--classes", default="", help="that dataset's list of classes, or name")
+    verb.add_argument("--split", default="val", choices=("val", "train"), help="the images (default: val)")
+    verb.add_argument("--output", default="", metavar="DIR", help="write scores, logits of every image, and pictures")
+    verb.add_argument("--per_class", action="store_true", help="print the accuracy of each class")
+    verb.add_argument("--confusion", action="store_true", help="print which classes are taken for which")
 
 
 def run(arguments, _):
     from stce_jax.engine import processes
     from stce_jax.evaluate import evaluate
 
+    options = {name: getattr(arguments, name) for name in ("data_dir", "dataset", "classes", "split", "output")}
     processes.start()
     with processes.together():
-        result = evaluate(**common.of_run(arguments), data_dir=arguments.data_dir)
+        result = evaluate(**common.of_run(arguments), **options)
     first = processes.is_main()
     processes.leave()
     if not first:
@@ -28,3 +38,32 @@ def run(arguments, _):
         f"step {result['step']}  epoch {result['epoch']:.2f}  {result['images']} images  loss {result['loss']:.4f}  "
         f"top-1 {100 * result['top1']:.2f}%  top-5 {100 * result['top5']:.2f}%"
     )
+    print(f"calibration error {100 * result['calibration_error']:.2f}%, in {len(result['reliability'])} bins")
+    if arguments.per_class:
+        _print_per_class(result)
+    if arguments.confusion:
+        _print_confusion(result["confusion"], result["class_names"])
+    if arguments.output:
+        print(f"{arguments.output}: evaluation.json, predictions.npz, confusion.csv, confusion.png, reliability.png")
+
+
+def _print_per_class(result):
+    rows = [["class", "images", "top-1"]]
+    for name, scores in zip(result["class_names"], result["per_class"].values(), strict=True):
+        rows.append([name, str(scores["images"]), f"{100 * scores['top1']:.2f}%" if scores["images"] else "-"])
+    print("\nper class", *tables.aligned(rows, right=(1, 2)), sep="\n")
+
+
+def _print_confusion(confusion, names):
+    counts = confusion.tolist()
+    if len(names) <= WIDEST:
+        print("\nconfusion: true classes in rows, predicted ones in columns")
+        rows = [["", *names], *([name, *map(str, row)] for name, row in zip(names, counts, strict=True))]
+        print(*tables.aligned(rows, right=range(1, len(names) + 1)), sep="\n")
+        return
+    rows, columns = confusion.nonzero()
+    wrong = [(row, column) for row, column in zip(rows, columns, strict=True) if row != column]
+    wrong.sort(key=lambda place: -confusion[place])
+    lines = [["true", "predicted", "images"]]
+    lines += [[names[row], names[column], str(counts[row][column])] for row, column in wrong[:WIDEST]]
+    print("\nmost frequent confusions (all of them: --output)", *tables.aligned(lines, right=(2,)), sep="\n")

@@ -35,15 +35,15 @@ class Dataset:
     """An opened dataset.
 
     Attributes:
-      train, val: sources of records, indexed 0..len - 1.
+      train, val: sources of records, indexed 0..len - 1; None for one of class folders that was not asked for.
       class_ids: what identifies the classes, in the order of their labels: WordNet ids, or names of folders.
       class_names: what they are called: ImageNet's words where an id is one of its 1000, otherwise the id.
       find_fingerprint: function that returns `fingerprint`, which may take a look at every image.
       mean, std: of the pixels scaled to 0..1, a number a channel (red, green, blue).
     """
 
-    train: FolderSource | TfdsSource
-    val: FolderSource | TfdsSource
+    train: FolderSource | TfdsSource | None
+    val: FolderSource | TfdsSource | None
     class_ids: tuple[str, ...]
     class_names: tuple[str, ...]
     find_fingerprint: Callable[[], str]
@@ -56,7 +56,7 @@ class Dataset:
         return self.find_fingerprint()
 
 
-def open_dataset(name, data_dir="", classes=""):
+def open_dataset(name, data_dir="", classes="", splits=SPLITS):
     """Opens a dataset; the digits are prepared first if they are not there.
 
     Args:
@@ -66,6 +66,7 @@ def open_dataset(name, data_dir="", classes=""):
         local disk, see `mirror`; digits that are not there are prepared in the user's data directory.
       classes: for "imagenet100" the list of classes, see `class_lists.load_class_ids`, by default "kaggle", or the
         name it was prepared under; for "folder" the name of the prepared dataset, if data_dir holds several.
+      splits: those that are needed; of class folders the others need not be there.
 
     Raises:
       ConfigError: an unknown name or list, "folder" without a data_dir, or a remote data_dir that cannot be opened.
@@ -86,9 +87,9 @@ def open_dataset(name, data_dir="", classes=""):
         if prepared(root, "folder"):
             return open_prepared(_local(root, _choose_folder(root, classes)))
         if is_remote(root):
-            folders = [_local(root, root / split) for split in SPLITS]
+            folders = [_local(root, root / split) for split in splits]
             root = folders[0].parent
-        return open_folder(root)
+        return open_folder(root, splits)
     root = _open_root(data_dir or default_data_dir())
     if name == "digits":
         return _open_digits(root)
@@ -173,33 +174,34 @@ def open_prepared(directory):
     )
 
 
-def open_folder(data_dir):
+def open_folder(data_dir, splits=SPLITS):
     """The images under data_dir/train/<class>/ and data_dir/val/<class>/, at any depth; labels are sorted names."""
     root = absolute(data_dir)
     classes = {}
-    for split in SPLITS:
+    for split in splits:
         if not (root / split).is_dir():
-            raise DataError(f"{root} has no folder {split!r}; it needs train/<class>/ and val/<class>/ with images")
+            needed = " and ".join(f"{split}/<class>/" for split in splits)
+            raise DataError(f"{root} has no folder {split!r}; it needs {needed} with images")
         try:
             entries = [entry for entry in os.scandir(root / split) if entry.is_dir()]
         except OSError as error:
             raise DataError(f"cannot list {root / split}: {error.strerror}") from error
         classes[split] = sorted(entry.name for entry in entries if not entry.name.startswith("."))
-    names = classes["train"]
+    names = classes[splits[0]]
     if not names:
-        raise DataError(f"{root / 'train'} has no class folders; put each class's images into a folder of its own")
-    if names != classes["val"]:
+        raise DataError(f"{root / splits[0]} has no class folders; put each class's images into a folder of its own")
+    if names != classes[splits[-1]]:
         odd = sorted(set(names) ^ set(classes["val"]))
         where = "train" if odd[0] in names else "val"
         raise DataError(
             f"train and val in {root} have different classes: {odd[0]!r} is in {where} alone; make them equal"
         )
-    sources = {split: FolderSource(root / split, names) for split in SPLITS}
+    sources = {split: FolderSource(root / split, names) for split in splits}
     return Dataset(
-        **sources,
+        **dict.fromkeys(SPLITS) | sources,
         class_ids=tuple(names),
         class_names=class_lists.class_names(names),
-        find_fingerprint=lambda: _hash_of(f"{split} {line}" for split in SPLITS for line in sources[split].listing()),
+        find_fingerprint=lambda: _hash_of(f"{split} {line}" for split in splits for line in sources[split].listing()),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from stce_jax.engine.mesh import batch_sharding, state_shardings
+from stce_jax.engine.mesh import batch_sharding, replicated, state_shardings
 from stce_jax.errors import ConfigError
 
 
@@ -124,6 +124,44 @@ def make_eval_step(model, normalize, *, deterministic=False):
         return sums | {"count": weight.sum(), "asked": jnp.maximum(asked, _asked(batch))}
 
     return jax.jit(eval_step, compiler_options=_compiler_options(deterministic))
+
+
+def make_predict_step(model, normalize, mesh, *, method="__call__"):
+    """Compiles (variables, batch) -> what a model makes of the images, whole in every process.
+
+    Args:
+      model: linen module, called as model.METHOD(images, train=False).
+      normalize: uint8 images -> float32.
+      mesh: see `make_mesh`; the batch is split over it.
+      method: name of the module's method.
+
+    Returns:
+      A jitted function. Its batch is {"image": uint8 [B, H, W, 3], ...}; it gives back the batch with float32 "outputs"
+      [B, ...] in the images' place, every array on all devices. See `predictions`.
+    """
+
+    def predict_step(variables, batch):
+        images = normalize(batch["image"])
+        outputs = model.apply(variables, images, train=False, method=method).astype(jnp.float32)
+        return {name: rows for name, rows in batch.items() if name != "image"} | {"outputs": outputs}
+
+    return jax.jit(predict_step, out_shardings=replicated(mesh))
+
+
+def predictions(step, variables, batches):
+    """Yields what a step of `make_predict_step` gives for each batch, as dicts of NumPy arrays.
+
+    One step runs at a time, for on CPUs those of several processes would wait for one another's collectives. The next
+    batch is fetched and sent meanwhile.
+    """
+    running = None
+    for batch in batches:
+        done = jax.block_until_ready(running)
+        running = step(variables, batch)
+        if done is not None:
+            yield jax.device_get(done)
+    if running is not None:
+        yield jax.device_get(running)
 
 
 def _forward_backward(model, variables, images, targets, key):

@@ -1,0 +1,146 @@
+"""The files that `stce evaluate --output=DIR` writes: scores, logits of every image, tables and pictures of them."""
+
+import contextlib
+import csv
+import io
+import json
+import math
+import warnings
+
+import numpy as np
+
+from stce_jax.errors import ConfigError
+from stce_jax.paths import first_line, is_remote, open_path, write_bytes
+
+SCORES = "evaluation.json"
+PREDICTIONS = "predictions.npz"
+WITH_NUMBERS = 20  # classes, most whose confusions are written into the cells
+WITH_NAMES = 150  # classes, most whose names can be read beside the picture
+LONGEST = 24  # characters of such a name
+
+
+def begin(directory):
+    """Makes the directory; without evaluation.json, which says that all of it belongs together.
+
+    Raises:
+      ConfigError: it cannot be written to.
+    """
+    with _named_failures(directory):
+        path = open_path(directory)
+        if not is_remote(path):
+            path.mkdir(parents=True, exist_ok=True)
+        (path / SCORES).unlink(missing_ok=True)
+
+
+def write(directory, result, names, labels, logits):
+    """Writes an evaluation to a directory, each file whole, evaluation.json last.
+
+    evaluation.json has `result` without the confusion matrix, null for what is no number. predictions.npz has "labels"
+    int32 [n], "logits" float32 [n, C], "names" str [n], "class_ids" str [C]. confusion.csv has true classes in rows,
+    predicted ones in columns. confusion.png and reliability.png are pictures.
+
+    Args:
+      directory: local or remote.
+      result: of `evaluate`.
+      names: of the n images, in the order of the other two.
+      labels: int [n].
+      logits: float32 [n, C].
+
+    Raises:
+      ConfigError: it cannot be written to.
+    """
+    archive = io.BytesIO()
+    arrays = {"labels": labels.astype(np.int32), "logits": logits}
+    np.savez(archive, **arrays, names=np.array(names, str), class_ids=np.array(result["class_ids"], str))
+    confusion, class_names = result["confusion"], result["class_names"]
+    files = {
+        PREDICTIONS: archive.getvalue(),
+        "confusion.csv": _table(confusion, class_names),
+        "confusion.png": _draw_confusion(confusion, class_names),
+        "reliability.png": _draw_reliability(result["reliability"], result["calibration_error"]),
+        SCORES: _json(result),
+    }
+    with _named_failures(directory):
+        for name, content in files.items():
+            write_bytes(open_path(directory) / name, content)
+
+
+@contextlib.contextmanager
+def _named_failures(directory):
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"cannot write to {directory}: {first_line(error)}; give another --output") from error
+
+
+def _json(result):
+    def number(value):
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    values = {name: number(value) for name, value in result.items() if name != "confusion"}
+    return (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _table(confusion, class_names):
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["true \\ predicted", *class_names])
+    writer.writerows([name, *row] for name, row in zip(class_names, confusion.tolist(), strict=True))
+    return table.getvalue().encode(errors="surrogateescape")  # names of folders may be no UTF-8
+
+
+def _draw_confusion(confusion, class_names):
+    """Shares of each true class, as colours; with few classes the numbers of images, too."""
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    count = len(class_names)
+    side = min(20, 3 + count * (0.45 if count <= WITH_NUMBERS else 0.16))  # inches
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    share = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
+    image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # or rare confusions cannot be seen
+    figure.colorbar(image, ax=axes, shrink=0.6, label="share of the true class")
+    axes.set(xlabel="predicted", ylabel="true")
+    if count <= WITH_NAMES:
+        names = [_label(name) for name in class_names]
+        size = 9 if count <= WITH_NUMBERS else 6
+        axes.set_xticks(range(count), names, rotation=90, fontsize=size, parse_math=False)
+        axes.set_yticks(range(count), names, fontsize=size, parse_math=False)
+    if count <= WITH_NUMBERS:
+        for (row, column), number in np.ndenumerate(confusion):
+            colour = "white" if share[row, column] > 0.3 else "black"
+            axes.text(column, row, number or "", ha="center", va="center", fontsize=8, color=colour)
+    return _png(figure)
+
+
+def _draw_reliability(bins, error):
+    """Accuracy over confidence, and how many images have that confidence."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    left, width = [part["from"] for part in bins], 1 / len(bins)
+    filled = [part for part in bins if part["images"]]
+    upper.bar(left, [part["top1"] or 0 for part in bins], width, align="edge", edgecolor="white", label="accuracy")
+    means = [part["confidence"] for part in filled], [part["top1"] for part in filled]
+    upper.plot(*means, "o", color="black", markersize=3, label="mean confidence in the bin")
+    upper.plot([0, 1], [0, 1], "--", color="grey", label="calibrated")
+    upper.set(ylabel="top-1", ylim=(0, 1), xlim=(0, 1), title=f"calibration error {100 * error:.2f}%")
+    upper.legend(loc="lower right", fontsize=8)
+    lower.bar(left, [part["images"] for part in bins], width, align="edge", edgecolor="white")
+    lower.set(xlabel="confidence", ylabel="images")
+    return _png(figure)
+
+
+def _label(name):
+    name = name.encode(errors="replace").decode()  # names of folders may be no UTF-8
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def _png(figure):
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of names in scripts that matplotlib's font does not have
+        figure.savefig(content, format="png", dpi=120, bbox_inches="tight")
+    return content.getvalue()

@@ -1,0 +1,111 @@
+"""How good logits are: accuracy, cross entropy, confusion and calibration, in NumPy alone.
+
+Shape letters: n images, C classes.
+"""
+
+import numpy as np
+
+BINS = 15  # of confidence, as in Guo et al.
+
+
+def of_images(logits, labels):
+    """Scores of each image by itself, as the evaluation step counts them: of equal logits the first class's is ahead.
+
+    An image with a NaN among its logits is a miss: it has no predicted class, and its loss and confidence are NaN.
+
+    Args:
+      logits: float [n, C].
+      labels: int [n], 0..C - 1.
+
+    Returns:
+      {"label": int64, "predicted": int64, -1 for none, "loss": float64, "confidence": float64, the largest softmax
+      probability, "top1", "top5": bool}, each [n].
+    """
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
+    numbers = ~np.isnan(logits).any(axis=1)  # [n]
+    own = logits[np.arange(len(labels)), labels][:, None]  # [n, 1]
+    earlier = np.arange(logits.shape[1]) < labels[:, None]  # [n, C]
+    ahead = ((logits > own) | ((logits == own) & earlier)).sum(axis=1)  # [n]
+    largest = logits.max(axis=1, keepdims=True)  # [n, 1]
+    with np.errstate(invalid="ignore"):  # inf - inf is the NaN that it should be
+        total = np.exp(logits - largest).sum(axis=1)  # [n]
+        loss = np.log(total) + (largest - own)[:, 0]
+    return {
+        "label": labels,
+        "predicted": np.where(numbers, logits.argmax(axis=1), -1),
+        "loss": loss,
+        "confidence": 1 / total,
+        "top1": numbers & (ahead < 1),
+        "top5": numbers & (ahead < 5),
+    }
+
+
+def summary(images, class_count):
+    """Scores of all images.
+
+    Args:
+      images: of `of_images`.
+      class_count: C.
+
+    Returns:
+      {"images": n, "loss", "top1", "top5": means, "calibration_error", "reliability": see `calibration`, "per_class":
+      see `per_class`, "confusion": see `confusion`}.
+    """
+    error, bins = calibration(images["confidence"], images["top1"])
+    return {
+        "images": len(images["label"]),
+        **{name: float(images[name].mean()) for name in ("loss", "top1", "top5")},
+        "calibration_error": error,
+        "reliability": bins,
+        "per_class": per_class(images["label"], images["top1"], class_count),
+        "confusion": confusion(images["label"], images["predicted"], class_count),
+    }
+
+
+def per_class(labels, hits, class_count):
+    """[{"images", "top1"}] of the classes in turn; "top1" is None for a class without images."""
+    counts = np.bincount(labels, minlength=class_count)
+    right = np.bincount(labels, weights=hits, minlength=class_count)
+    return [
+        {"images": int(count), "top1": float(good / count) if count else None}
+        for count, good in zip(counts, right, strict=True)
+    ]
+
+
+def confusion(labels, predicted, class_count):
+    """How many images of a class (row) were taken for a class (column), int64 [C, C]; none of those taken for -1."""
+    known = predicted >= 0
+    cells = labels[known] * class_count + predicted[known]
+    return np.bincount(cells, minlength=class_count**2).reshape(class_count, class_count)  # [C * C] -> [C, C]
+
+
+def calibration(confidence, hits, bins=BINS):
+    """Expected calibration error: how far confidence is from accuracy, on average over the images (Guo et al. 2017).
+
+    Args:
+      confidence: float [n], the probability given to the predicted class, 0..1.
+      hits: bool [n], whether that class was right.
+      bins: number of equally wide bins (from, to] of confidence.
+
+    Returns:
+      (the error, 0..1, NaN if a confidence is; [{"from", "to", "images", "confidence", "top1"}] of the bins, the last
+      two means, None in an empty bin).
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3.
+    """
+    edges = np.linspace(0, 1, bins + 1)
+    known = ~np.isnan(confidence)
+    places = np.clip(np.searchsorted(edges, confidence[known], side="left") - 1, 0, bins - 1)
+    counts = np.bincount(places, minlength=bins)
+    sums = [np.bincount(places, weights=values[known], minlength=bins) for values in (confidence, hits)]
+    error = float(np.abs(sums[0] - sums[1]).sum() / len(confidence)) if known.all() else float("nan")
+    return error, [
+        {
+            "from": float(edges[place]),
+            "to": float(edges[place + 1]),
+            "images": int(count),
+            "confidence": float(sums[0][place] / count) if count else None,
+            "top1": float(sums[1][place] / count) if count else None,
+        }
+        for place, count in enumerate(counts)
+    ]
