@@ -1,18 +1,16 @@
 """What the benchmarks share: timing several functions against each other, and reporting it.
 
-On a shared machine the clock drifts by more than the differences of interest. So functions are timed in turn, round
-by round, in wall and in process CPU seconds, and compared by the ratios within a round.
+Functions are timed in turn, see `stce_jax.timing`, in wall and in process CPU seconds.
 """
 
-import math
-import os
-import platform
-import random
-import statistics
 import time
 from typing import NamedTuple
 
 import jax
+
+from stce_jax.timing import Estimate, calls_lasting, in_turn, machine, median_estimate
+
+__all__ = ["Estimate", "Seconds", "interleave", "machine", "markdown_table", "median_estimate"]
 
 
 class Seconds(NamedTuple):
@@ -23,8 +21,7 @@ class Seconds(NamedTuple):
 
 
 def interleave(functions, rounds, *, shortest=0.05):
-    """Times functions in turn: every round calls each of them once, in an order drawn anew, so that none always follows
-    the same one.
+    """Times functions in turn: every round calls each of them once.
 
     Args:
       functions: dict name -> function without arguments; JAX results are waited for. Each is called twice beforehand,
@@ -35,56 +32,15 @@ def interleave(functions, rounds, *, shortest=0.05):
     Returns:
       dict name -> `Seconds`.
     """
-    calls = {}
-    for name, function in functions.items():
-        jax.block_until_ready(function())
-        start = time.perf_counter()
-        jax.block_until_ready(function())
-        calls[name] = max(1, math.ceil(shortest / (time.perf_counter() - start)))
+    calls = {name: calls_lasting(function, shortest) for name, function in functions.items()}
     seconds = {name: Seconds([], []) for name in functions}
-    draw = random.Random(0)
-    for _ in range(rounds):
-        for name in draw.sample(list(functions), len(functions)):
-            wall, cpu = time.perf_counter(), time.process_time()
-            for _ in range(calls[name]):
-                jax.block_until_ready(functions[name]())
-            seconds[name].wall.append((time.perf_counter() - wall) / calls[name])
-            seconds[name].cpu.append((time.process_time() - cpu) / calls[name])
+    for name in in_turn(functions, rounds):
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(calls[name]):
+            jax.block_until_ready(functions[name]())
+        seconds[name].wall.append((time.perf_counter() - wall) / calls[name])
+        seconds[name].cpu.append((time.process_time() - cpu) / calls[name])
     return seconds
-
-
-class Estimate(NamedTuple):
-    """The median of a share or ratio, and half the width of its 95% interval; prints as percent."""
-
-    value: float
-    margin: float
-
-    def __str__(self):
-        digits = 2 if self.margin < 0.005 else 1
-        return f"{self.value:.{digits}%} ± {self.margin:.{digits}%}"
-
-
-def median_estimate(values):
-    """The median of `values`, with the interval of a notched box plot: 1.57 interquartile ranges / sqrt(count)."""
-    values = list(values)
-    if len(values) < 2:
-        return Estimate(statistics.median(values), math.nan)
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Estimate(median, 1.57 * (high - low) / math.sqrt(len(values)))
-
-
-def machine():
-    """One line on where the numbers come from: processor, cores, devices, Python and JAX versions."""
-    model = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as lines:
-            named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        model = named[0] if named else model
-    devices = jax.devices()
-    return (
-        f"{model}, {os.cpu_count()} cores; {len(devices)} JAX device(s): {devices[0].device_kind}; "
-        f"Python {platform.python_version()}, jax {jax.__version__}"
-    )
 
 
 def markdown_table(rows):

@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 
-from stce_jax.commands import evaluate, models, prepare, show_data, train
+from stce_jax.commands import benchmark, evaluate, models, prepare, show_data, train
 from stce_jax.errors import ConfigError, PreemptedError, StceError
 
 EXIT_CODES = """exit codes:
@@ -21,6 +21,7 @@ VERBS = {  # in the order of `stce --help`
     "prepare": prepare,
     "evaluate": evaluate,
     "models": models,
+    "benchmark": benchmark,
 }
 
 
