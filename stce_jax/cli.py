@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 
-from stce_jax.commands import benchmark, evaluate, models, prepare, show_data, train
+from stce_jax.commands import benchmark, compare, evaluate, models, prepare, show_data, train
 from stce_jax.errors import ConfigError, PreemptedError, StceError
 
 EXIT_CODES = """exit codes:
@@ -20,6 +20,7 @@ VERBS = {  # in the order of `stce --help`
     "show-data": show_data,
     "prepare": prepare,
     "evaluate": evaluate,
+    "compare": compare,
     "models": models,
     "benchmark": benchmark,
 }

@@ -1,0 +1,91 @@
+"""The words of `stce compare`."""
+
+from stce_jax.commands import tables
+
+HELP = "show runs side by side: curves, accuracies, what differs"
+EXAMPLES = """
+  stce compare runs/digits runs/patch
+  stce compare runs/* --output=embeddings.svg --checkpoint=best
+  stce compare runs/digits runs/patch --json
+
+The first run is the one that the others are held against. Of runs that were evaluated with
+`stce evaluate --workdir=RUN --output=RUN/evaluation` the difference is shown with its 95% interval."""
+NONE = "-"
+
+
+def add_arguments(verb):
+    verb.add_argument("runs", nargs="+", metavar="RUN", help="workdirs of runs, finished or not")
+    verb.add_argument("--output", default="compare.png", help="picture of the curves (default: compare.png)")
+    verb.add_argument("--checkpoint", default="last", help="whose loss and top-1: last (the default), best, or a step")
+    verb.add_argument("--json", action="store_true", help="print JSON in place of the table")
+
+
+def run(arguments, _):
+    from stce_jax.compare import compare, short_names, to_json
+
+    result = compare(arguments.runs, arguments.output, checkpoint=arguments.checkpoint)
+    if arguments.json:
+        print(to_json(result))
+        return
+    names = dict(zip(arguments.runs, short_names(arguments.runs), strict=True))
+    _print_runs(result["runs"], names, arguments.checkpoint)
+    _print_differences(result["runs"], names)
+    _print_pairs(result["pairs"], names)
+    _print_missing(result["runs"], names)
+    print(f"curves in {arguments.output}")
+
+
+def _print_runs(rows, names, checkpoint):
+    shown = {"last": "last", "best": "best"}.get(checkpoint, f"step {checkpoint}")
+    header = ["run", "model", "epochs", "state", f"top-1, {shown}", "best top-1*", f"loss, {shown}"]
+    table = [[*header, "parameters", "images/s"]]
+    for row in rows:
+        state = "finished" if row["finished"] else "in progress"
+        table.append(
+            [
+                names[row["run"]],
+                row["model"],
+                f"{row['epoch']:.2f}/{row['epochs']:g}",
+                state if row["step"] is not None else "no evaluation yet",
+                _text(row["top1"], "{:.2%}"),
+                _text(row["best_top1"], "{:.2%}"),
+                _text(row["loss"], "{:.4f}"),
+                _text(row["parameters"], "{:,}"),
+                _text(row["images_per_second"], "{:,.0f}"),
+            ]
+        )
+    print(*tables.aligned(table, right=(2, 4, 5, 6, 7, 8)), sep="\n")
+    print("* the best of all evaluations: chosen on the images of the evaluation, so no independent estimate")
+
+
+def _text(value, form):
+    return NONE if value is None else form.format(value)
+
+
+def _print_differences(rows, names):
+    first = names[rows[0]["run"]]
+    for row in rows[1:]:
+        changes = "; ".join(row["differences"])
+        text = f"differs from {first}: {changes}" if changes else f"has the same config as {first}"
+        print(tables.printable(f"{names[row['run']]} {text}"))
+
+
+def _print_pairs(pairs, names):
+    for pair in pairs:
+        first, second = (tables.printable(names[pair[place]]) for place in ("first", "second"))
+        if pair.get("reason") == "other images":
+            print(f"{second} and {first} were evaluated on other images: no interval of the difference")
+        elif "reason" not in pair:
+            points, low, high = (100 * pair[name] for name in ("difference", "low", "high"))
+            print(
+                f"{second} {pair['second_top1']:.2%} - {first} {pair['first_top1']:.2%} = {points:+.2f} points, "
+                f"95% interval {low:+.2f} to {high:+.2f}; of {pair['images']} images {pair['only_second']} are right "
+                f"in {second} alone, {pair['only_first']} in {first} alone, McNemar p = {pair['p_value']:.3g}"
+            )
+
+
+def _print_missing(rows, names):
+    missing = [names[row["run"]] for row in rows if not row["predictions"]]
+    if missing and len(rows) > 1:
+        print(tables.printable(f"no predictions yet, hence no interval of a difference, of {', '.join(missing)}:"))
+        print("  stce evaluate --workdir=RUN --output=RUN/evaluation")
