@@ -51,9 +51,7 @@ def get_config():
     model.stem_widths = config_dict.placeholder(tuple)  # conv, conv1x1, earlyconv, stce: channels of each module
     model.stem_strides = config_dict.placeholder(tuple)  # and their strides (Table 7)
     model.cell = config_dict.placeholder(tuple)  # stce: (rows, columns) of the stack's output in a super token's cell
-    model.iterations = config_dict.placeholder(
-        int
-    )  # stce: T of the clustering (Table 8); 0: average pooling in its place
+    model.iterations = config_dict.placeholder(int)  # stce: T of the clustering (Table 8); 0: average pooling
     model.border = config_dict.placeholder(str)  # stce: neighbours beyond the border count as "zero", or "mask"
     model.differentiable = config_dict.placeholder(bool)  # stce: gradients through the affinities
 

@@ -34,10 +34,14 @@ def summarize(pattern="*", *, image_size=224, num_classes=100):
 
 def _summary(name, image_size, num_classes):
     model = create_model(name, num_classes=num_classes, image_size=image_size)
+    return {"name": name, **count_model(model, image_size)}
+
+
+def count_model(model, image_size):
+    """{"parameters", "embedding_parameters", "multiply_adds"} of a model, see `summarize`; computes nothing."""
     variables = abstract_variables(model, image_size)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     return {
-        "name": name,
         "parameters": count_parameters(variables["params"]),
         "embedding_parameters": count_parameters(variables["params"]["embedding"]),
         "multiply_adds": count_multiply_adds(lambda v, x: model.apply(v, x, train=False), variables, images),

@@ -28,13 +28,21 @@ ALLOWED = {
     "evaluation_files": {"errors", "paths"},
     "scores": set(),
     "intervals": set(),
+    "completion": {"configs"},
     "compare": {"errors", "paths", "configuration", "runs", "evaluation_files", "intervals", "summary", "engine"},
     "timing": set(),
     "model_specs": {"errors", "paths", "runs", "configuration", "engine", "models"},
     "contenders": {"paths", "timing", "data", "engine"},
     "benchmark": {"errors", "model_specs", "contenders", "summary", "timing", "engine"},
     "prepare": {"errors", "paths", "data"},
+    "reproduce": {"errors", "paths", "runs", "engine", "sweep"},
+    "sweep": {"errors", "paths", "configuration", "runs", "summary", "evaluation_files", "intervals", "data", "engine"}
+    | {"sweep"},
     "show_data": {"errors", "runs", "engine"},
+    "pictures": set(),
+    "introspection": {"errors", "models"},
+    "sheets": {"pictures", "introspection"},
+    "visualize": {"errors", "paths", "runs", "pictures", "sheets", "introspection", "data", "models"},
     "summary": {"errors", "engine", "models"},
 }
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if "configs" not in path.parts)

@@ -4,7 +4,9 @@ A row is a dict:
   run        name of the training run; rows of several tables that are the same run share its name
   label      what the row is called in the report
   overrides  {key of the config: value} on top of get_config(scale)
-  paper      what the paper prints for it: "top1" (%), "parameters" (as printed), "images_per_second"; {} if nothing
+  against    names of the runs that it is compared with
+  paper      what the paper prints for it: "top1" (%), "images_per_second", and as printed "parameters" and
+             "embedding_parameters"; {} if nothing
 
-`stce reproduce` trains them; one row alone: stce train --config=tables/table6:small --config.model.name=vit_ti_patch ...
+`stce reproduce` trains them, and its report has the `stce train` command of each.
 """

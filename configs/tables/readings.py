@@ -15,17 +15,17 @@ def get_config(scale="paper"):
 def sweep(scale="paper"):
     side = 16 if scale == "paper" else 8  # pixels of the image in a token's cell
     first = (get_config(scale).model.stem_widths or (16,))[:1]
-    yield _row("stce", "super-token convolution, as decided", {})
-    yield _row("border_mask", "neighbours beyond the border masked", {"model.border": "mask"})
-    yield _row("differentiable", "gradients through the affinities", {"model.differentiable": True})
+    decided = ("stce",)
+    yield scales.row("stce", "super-token convolution, as decided", {})
+    yield scales.row("border_mask", "neighbours beyond the border masked", {"model.border": "mask"}, decided)
+    yield scales.row("differentiable", "gradients through the affinities", {"model.differentiable": True}, decided)
     if scale == "paper":  # elsewhere nothing is mixed
-        yield _row("deit_mixing", "DeiT's mixup 0.8, CutMix 1.0", {"augment.mixup": 0.8, "augment.cutmix": 1.0})
-    yield _row("conv", "convolution, as decided", scales.embedding("conv", scale))
-    yield _row("conv1x1", "convolution, last layer 1x1", scales.embedding("conv1x1", scale))
-    yield _row("earlyconv", "EarlyConv's own stem", scales.embedding("earlyconv", scale))
-    yield _row("stack_1", "module 1 alone, stride 1, as decided", scales.stack(first, (1,), side))
-    yield _row("stack_1_stride_2", "module 1 alone, stride 2", scales.stack(first, (2,), side // 2))
-
-
-def _row(run, label, overrides):
-    return {"run": run, "label": label, "overrides": overrides, "paper": {}}
+        mixing = {"augment.mixup": 0.8, "augment.cutmix": 1.0}
+        yield scales.row("deit_mixing", "DeiT's mixup 0.8, CutMix 1.0", mixing, decided)
+    yield scales.row("conv", "convolution, as decided", scales.embedding("conv", scale))
+    conv1x1, early = (scales.embedding(name, scale) for name in ("conv1x1", "earlyconv"))
+    yield scales.row("conv1x1", "convolution, last layer 1x1", conv1x1, ("conv",))
+    yield scales.row("earlyconv", "EarlyConv's own stem", early, ("conv",))
+    yield scales.row("stack_1", "module 1 alone, stride 1, as decided", scales.stack(first, (1,), side))
+    narrow = scales.stack(first, (2,), side // 2)
+    yield scales.row("stack_1_stride_2", "module 1 alone, stride 2", narrow, ("stack_1",))

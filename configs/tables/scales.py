@@ -60,6 +60,11 @@ def get_config(scale="paper"):
     return config.lock()
 
 
+def row(run, label, overrides, against=(), **paper):
+    """A row as `sweep` yields it, see the package; `paper` is what the paper prints for it."""
+    return {"run": run, "label": label, "overrides": overrides, "against": against, "paper": paper}
+
+
 def embedding(name, scale):
     """Overrides that put another embedding ("patch", "conv", ...) in the place of the super tokens."""
     if scale == "paper":

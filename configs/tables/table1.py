@@ -13,10 +13,7 @@ def get_config(scale="paper"):
 
 
 def sweep(scale="paper"):
-    for name, label, parameters in (
-        ("patch", "patch", "0.30M"),
-        ("conv", "convolution", "1.00M"),
-        ("stce", "super-token convolution", "0.09M"),
-    ):
-        overrides = {} if name == "stce" else scales.embedding(name, scale)
-        yield {"run": name, "label": label, "overrides": overrides, "paper": {"embedding_parameters": parameters}}
+    patch, conv = (scales.embedding(name, scale) for name in ("patch", "conv"))
+    yield scales.row("patch", "patch", patch, embedding_parameters="0.30M")
+    yield scales.row("conv", "convolution", conv, embedding_parameters="1.00M")
+    yield scales.row("stce", "super-token convolution", {}, embedding_parameters="0.09M")

@@ -16,15 +16,14 @@ def sweep(scale="paper"):
     full = get_config(scale).model.stem_widths or (16, 32, 32, 64, 64, 64)
     strides = (2, 1) * (len(full) // 2)
     side = 16 if scale == "paper" else 8  # pixels of the image in a token's cell
-    yield _row("stack_none", "none", scales.stack((), (), side), 48.26, "17.7M")
-    yield _row("stack_1", "module 1, stride 1", scales.stack(full[:1], (1,), side), 80.20, "17.8M")
-    yield _row("stack_2", "modules 1-2", scales.stack(full[:2], (2, 1), side // 2), 80.68, "17.8M")
-    if scale == "paper":  # elsewhere the whole stack has four modules
-        yield _row("stack_4", "modules 1-4", scales.stack(full[:4], (2, 1, 2, 1), side // 4), 82.18, "17.8M")
-    yield _row("stce", scales.FULL_STACK[scale], {}, 83.52, "17.9M")
+    one, two = scales.stack(full[:1], (1,), side), scales.stack(full[:2], (2, 1), side // 2)
     more = scales.stack((*full, full[-1]), (*strides, 2), 1)
-    yield _row("stack_more", f"{scales.FULL_STACK[scale]} and one more convolution", more, 81.50, "17.9M")
-
-
-def _row(run, label, overrides, top1, parameters):
-    return {"run": run, "label": label, "overrides": overrides, "paper": {"top1": top1, "parameters": parameters}}
+    row, all_modules, whole = scales.row, scales.FULL_STACK[scale], ("stce",)
+    yield row("stack_none", "none", scales.stack((), (), side), whole, top1=48.26, parameters="17.7M")
+    yield row("stack_1", "module 1, stride 1", one, whole, top1=80.20, parameters="17.8M")
+    yield row("stack_2", "modules 1-2", two, whole, top1=80.68, parameters="17.8M")
+    if scale == "paper":  # elsewhere the whole stack has four modules
+        four = scales.stack(full[:4], (2, 1, 2, 1), side // 4)
+        yield row("stack_4", "modules 1-4", four, whole, top1=82.18, parameters="17.8M")
+    yield row("stce", all_modules, {}, top1=83.52, parameters="17.9M")
+    yield row("stack_more", f"{all_modules} and one more convolution", more, whole, top1=81.50, parameters="17.9M")

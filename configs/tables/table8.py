@@ -14,12 +14,9 @@ def get_config(scale="paper"):
 
 def sweep(scale="paper"):
     del scale  # the same at every one
-    yield _row("pooling", "average pooling alone", {"model.iterations": 0}, {})
-    yield _row("iterations_1", "T = 1", {"model.iterations": 1}, {"top1": 82.96, "images_per_second": 766})
-    yield _row("iterations_2", "T = 2", {"model.iterations": 2}, {"top1": 83.02, "images_per_second": 749})
-    yield _row("stce", "T = 3", {}, {"top1": 83.52, "images_per_second": 737})
-    yield _row("iterations_4", "T = 4", {"model.iterations": 4}, {"top1": 83.30, "images_per_second": 718})
-
-
-def _row(run, label, overrides, paper):
-    return {"run": run, "label": label, "overrides": overrides, "paper": paper}
+    decided = ("stce",)
+    yield scales.row("pooling", "average pooling alone", {"model.iterations": 0}, decided)
+    yield scales.row("iterations_1", "T = 1", {"model.iterations": 1}, decided, top1=82.96, images_per_second=766)
+    yield scales.row("iterations_2", "T = 2", {"model.iterations": 2}, decided, top1=83.02, images_per_second=749)
+    yield scales.row("stce", "T = 3", {}, top1=83.52, images_per_second=737)
+    yield scales.row("iterations_4", "T = 4", {"model.iterations": 4}, decided, top1=83.30, images_per_second=718)

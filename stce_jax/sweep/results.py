@@ -1,0 +1,121 @@
+"""What the cells of a sweep have come to: accuracies of every seed and image, curves, times."""
+
+import dataclasses
+import io
+import statistics
+
+import numpy as np
+
+from stce_jax.engine.metrics import read_metrics
+from stce_jax.evaluation_files import PREDICTIONS
+from stce_jax.intervals import Interval, bootstrap_difference, mcnemar, mean_interval, paired_mean_interval
+from stce_jax.sweep.cells import EVALUATION, Row, cell_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A row's runs, as far as they are finished.
+
+    Attributes:
+      row: the row.
+      seeds: those whose cells are finished; everything below has one entry a seed, in this order.
+      top1, best: fractions, of the last epoch and of the best one, which is chosen on the test images.
+      hits: bool [seeds, images], whether the last epoch's top-1 is right.
+      curves: lines of metrics.
+      images_per_second: in training, the median over its lines, loading included.
+      seconds: that training and evaluating took, all starts together.
+      records: of all seeds' cells, finished or not: {seed: dict}, see `reproduce`.
+      unfinished: {seed: why}.
+    """
+
+    row: Row
+    seeds: list[int]
+    top1: list[float]
+    best: list[float]
+    hits: np.ndarray
+    curves: list[list[dict]]
+    images_per_second: list[float]
+    seconds: list[float]
+    records: dict[int, dict]
+    unfinished: dict[int, str]
+
+    def interval(self):
+        """`Interval` of the top-1 over seeds, None without a finished one."""
+        return mean_interval(self.top1) if self.top1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """What one row has over another, on the same seeds and images.
+
+    Attributes:
+      first, second: the rows.
+      paper: difference of the printed top-1 in points, or None.
+      over_seeds: `Interval` in fractions, of the paired differences of the seeds.
+      over_images: likewise, of resampled test images, the seeds averaged.
+      mcnemar: for each seed (images that the first alone has right, the second alone, p value).
+    """
+
+    first: Row
+    second: Row
+    paper: float | None
+    over_seeds: Interval
+    over_images: Interval
+    mcnemar: list[tuple[int, int, float]]
+
+
+def read_result(row, seeds, workdir):
+    """The `Result` of a row for these seeds; `workdir` is the sweep's absolute path."""
+    cells = {seed: cell_of(row, seed, workdir) for seed in seeds}
+    records = {seed: cell.record() for seed, cell in cells.items()}
+    finished = [seed for seed, cell in cells.items() if cell.finished()]
+    curves = [read_metrics(cells[seed].directory) for seed in finished]
+    evaluated = [[line["top1"] for line in lines if line["split"] == "eval"] for lines in curves]
+    hits = [_read_hits(cells[seed].directory) for seed in finished]
+    return Result(
+        row=row,
+        seeds=finished,
+        top1=[float(of_run.mean()) for of_run in hits],
+        best=[max(of_run) for of_run in evaluated],
+        hits=np.array(hits),
+        curves=curves,
+        images_per_second=[
+            statistics.median(line["images_per_second"] for line in lines if line["split"] == "train")
+            for lines in curves
+        ],
+        seconds=[records[seed]["seconds"] for seed in finished],
+        records={seed: record for seed, record in records.items() if record},
+        unfinished={seed: records[seed].get("error") or "not finished" for seed in seeds if seed not in finished},
+    )
+
+
+def _read_hits(directory):
+    content = (directory / EVALUATION / PREDICTIONS).read_bytes()
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return arrays["logits"].argmax(axis=1) == arrays["labels"]
+
+
+def differences(results):
+    """[Difference, ...] of every row and each that it is compared with, as far as they share finished seeds."""
+    found = []
+    by_run = {result.row.run: result for result in results}
+    for first in results:
+        for second in (by_run[name] for name in first.row.against if name in by_run):
+            shared = [seed for seed in first.seeds if seed in second.seeds]
+            if shared:
+                found.append(_difference(first, second, shared))
+    return found
+
+
+def _difference(first, second, seeds):
+    tops = [[of.top1[of.seeds.index(seed)] for seed in seeds] for of in (first, second)]
+    hits = [of.hits[[of.seeds.index(seed) for seed in seeds]] for of in (first, second)]
+    printed = [of.row.paper.get("top1") for of in (first, second)]
+    return Difference(
+        first=first.row,
+        second=second.row,
+        paper=None if None in printed else printed[0] - printed[1],
+        over_seeds=paired_mean_interval(*tops),
+        over_images=bootstrap_difference(*hits),
+        mcnemar=[mcnemar(*pair) for pair in zip(*hits, strict=True)],
+    )

@@ -1,0 +1,79 @@
+"""`stce` commands as processes of their own, their output in a file: what ends one ends no other."""
+
+import contextlib
+import ctypes
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from stce_jax.errors import ConfigError
+
+
+def run_command(words, log, stop):
+    """Runs a command and waits for it; a signal to this process goes on to it, and it ends with this process.
+
+    Args:
+      words: ["stce", "train", ...].
+      log: file that the command and its output are added to.
+      stop: `StopSignals`.
+
+    Returns:
+      (exit code, "" or the last line of its output).
+    """
+    with open(log, "ab") as output:
+        output.write(f"$ {shlex.join(words)}\n".encode())
+        output.flush()
+        child = subprocess.Popen(
+            [sys.executable, "-m", "stce_jax", *words[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=_environment(),
+            preexec_fn=_end_too,
+        )
+        told = False
+        while (code := _ended(child)) is None:
+            if stop.asked and not told:
+                told = True
+                child.terminate()
+    if not code:
+        return 0, ""
+    last = log.read_text(errors="replace").splitlines()[-1]
+    return (code if code > 0 else 128 - code), last.removeprefix("stce: ")
+
+
+def _ended(child):
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return child.wait(0.2)
+    return None
+
+
+def _end_too():
+    """Makes a child hear of the end of its parent, however that ends, as a signal that has it save its state."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+
+
+def _environment():
+    """Compiled programs are kept: the runs of a sweep, and every new start, have most of them in common."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stce_jax" / "jax"
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return kept | {"JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"} | os.environ
+
+
+def describe_place():
+    """Machine, devices and versions, in words; asked of another process, for this one must leave GPUs alone.
+
+    Raises:
+      ConfigError: JAX does not start there.
+    """
+    code = (
+        "import jax, os, platform; devices = jax.devices(); print(f'{platform.node()}, {os.cpu_count()} cores, "
+        "{len(devices)} x {devices[0].device_kind}, Python {platform.python_version()}, jax {jax.__version__}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        raise ConfigError(f"JAX does not start: {(done.stderr.splitlines() or ['it says nothing'])[-1]}")
+    return done.stdout.strip()
