@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 
-from stce_jax.commands import benchmark, compare, evaluate, models, prepare, show_data, train
+from stce_jax.commands import benchmark, compare, completion, evaluate, models, prepare, show_data, train
 from stce_jax.errors import ConfigError, PreemptedError, StceError
 
 EXIT_CODES = """exit codes:
@@ -23,6 +23,7 @@ VERBS = {  # in the order of `stce --help`
     "compare": compare,
     "models": models,
     "benchmark": benchmark,
+    "completion": completion,
 }
 
 
@@ -36,7 +37,7 @@ def main(argv=None):
     argv = sys.argv[1:] if own else argv
     debug = "--debug" in argv
     try:
-        arguments, rest = _parser().parse_known_args([word for word in argv if word != "--debug"])
+        arguments, rest = make_parser().parse_known_args([word for word in argv if word != "--debug"])
         if rest and not arguments.takes_overrides:
             raise ConfigError(f"unknown argument {rest[0]!r}; see stce {arguments.verb} --help")
         arguments.own, arguments.leave = own, _leave_at_once
@@ -90,7 +91,8 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-def _parser():
+def make_parser():
+    """The argparse parser of the whole command line."""
     parser = _Parser(
         prog="stce",
         description="Train, compare and reuse vision-transformer embeddings.",

@@ -14,7 +14,7 @@ NONE = "-"
 
 
 def add_arguments(verb):
-    verb.add_argument("runs", nargs="+", metavar="RUN", help="workdirs of runs, finished or not")
+    verb.add_argument("workdirs", nargs="+", metavar="RUN", help="workdirs of runs, finished or not")
     verb.add_argument("--output", default="compare.png", help="picture of the curves (default: compare.png)")
     verb.add_argument("--checkpoint", default="last", help="whose loss and top-1: last (the default), best, or a step")
     verb.add_argument("--json", action="store_true", help="print JSON in place of the table")
@@ -23,11 +23,11 @@ def add_arguments(verb):
 def run(arguments, _):
     from stce_jax.compare import compare, short_names, to_json
 
-    result = compare(arguments.runs, arguments.output, checkpoint=arguments.checkpoint)
+    result = compare(arguments.workdirs, arguments.output, checkpoint=arguments.checkpoint)
     if arguments.json:
         print(to_json(result))
         return
-    names = dict(zip(arguments.runs, short_names(arguments.runs), strict=True))
+    names = dict(zip(arguments.workdirs, short_names(arguments.workdirs), strict=True))
     _print_runs(result["runs"], names, arguments.checkpoint)
     _print_differences(result["runs"], names)
     _print_pairs(result["pairs"], names)

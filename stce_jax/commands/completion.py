@@ -1,0 +1,22 @@
+"""The words of `stce completion`."""
+
+from stce_jax.completion import SHELLS
+
+HELP = "print a script with which bash or zsh complete this command line"
+EXAMPLES = """
+  stce completion bash > ~/.local/share/bash-completion/completions/stce
+  stce completion zsh > ~/.zfunc/_stce
+
+For bash the package bash-completion reads such files; without it, have ~/.bashrc source the file. For zsh,
+fpath=(~/.zfunc $fpath) must stand in ~/.zshrc before compinit. Write the file anew after an update of stce_jax."""
+
+
+def add_arguments(verb):
+    verb.add_argument("shell", choices=SHELLS, help="the shell")
+
+
+def run(arguments, _):
+    from stce_jax.cli import make_parser
+    from stce_jax.completion import completion
+
+    print(completion(make_parser(), arguments.shell))
