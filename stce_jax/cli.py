@@ -9,7 +9,18 @@ import sys
 import threading
 import traceback
 
-from stce_jax.commands import benchmark, compare, completion, evaluate, models, prepare, show_data, train
+from stce_jax.commands import (
+    benchmark,
+    compare,
+    completion,
+    evaluate,
+    features,
+    models,
+    predict,
+    prepare,
+    show_data,
+    train,
+)
 from stce_jax.errors import ConfigError, PreemptedError, StceError
 
 EXIT_CODES = """exit codes:
@@ -20,6 +31,8 @@ VERBS = {  # in the order of `stce --help`
     "show-data": show_data,
     "prepare": prepare,
     "evaluate": evaluate,
+    "predict": predict,
+    "features": features,
     "compare": compare,
     "models": models,
     "benchmark": benchmark,

@@ -4,6 +4,8 @@ Remote storage keeps whole objects: nothing can be appended or locked, an object
 there while anything is below it. So remote directories are never made here.
 """
 
+import contextlib
+import io
 import os
 import re
 import textwrap
@@ -51,15 +53,33 @@ def write_bytes(path, data):
     Raises:
       OSError: it cannot be written.
     """
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """A binary file to be written bit by bit, that takes its place once all went well; otherwise nothing is left of it.
+
+    Raises:
+      OSError: it cannot be written.
+    """
     if is_remote(path):
-        epath.Path(path).write_bytes(data)  # appears in one piece once it is complete
+        content = io.BytesIO()
+        yield content
+        epath.Path(path).write_bytes(content.getvalue())  # appears in one piece once it is complete
         return
     partial = f"{os.fspath(path)}.partial"
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise
 
 
 def write_text(path, text):

@@ -109,3 +109,10 @@ def calibration(confidence, hits, bins=BINS):
         }
         for place, count in enumerate(counts)
     ]
+
+
+def softmax(logits):
+    """Probabilities, float64 [n, C]."""
+    logits = np.asarray(logits, np.float64)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)

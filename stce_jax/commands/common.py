@@ -1,4 +1,11 @@
-"""Arguments that mean the same in every verb that has them."""
+"""Arguments that mean the same in every verb that has them, and what is said where images cannot be read."""
+
+import contextlib
+import os
+import sys
+
+from stce_jax.commands import tables
+from stce_jax.errors import ConfigError, DataError
 
 
 def add_config(verb):
@@ -32,3 +39,50 @@ def add_run(verb, *, required=True):
 def of_run(arguments):
     """The keyword arguments `workdir`, `checkpoint` and `ema` that the words of `add_run` give."""
     return {"workdir": arguments.workdir, "checkpoint": arguments.checkpoint, "ema": arguments.ema}
+
+
+def add_images(verb):
+    """PATH..., --batch_size, and those of `add_run`."""
+    verb.add_argument("paths", nargs="+", metavar="PATH", help="image files, and folders with images at any depth")
+    add_run(verb)
+    verb.add_argument("--batch_size", type=int, default=64, metavar="N", help="images computed at a time (default: 64)")
+
+
+def complain(failures):
+    """A function that prints an error as one line on standard error, and adds it to a list."""
+
+    def report(error):
+        failures.append(error)
+        print(f"stce: {tables.printable(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
+
+    return report
+
+
+def end_with(failures, count):
+    """Raises DataError if some of `count` images could not be read, see `complain`."""
+    if failures:
+        raise DataError(f"{len(failures)} of {count} images could not be read, see above; the others are done")
+
+
+@contextlib.contextmanager
+def output_file(path):
+    """A binary file that appears whole, see `whole_file`; "-" is standard output, and devices are written to.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    from stce_jax.paths import first_line, is_remote, whole_file
+
+    if path == "-":
+        yield sys.stdout.buffer
+        return
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(0, "it is a directory")
+        special = os.path.exists(path) and not os.path.isfile(path)  # a pipe, or /dev/null: nothing to be replaced
+        with open(path, "wb") if special else whole_file(path if is_remote(path) else os.path.realpath(path)) as file:
+            yield file
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {first_line(error)}; give another file") from error

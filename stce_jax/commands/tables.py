@@ -10,16 +10,24 @@ def aligned(rows, right=()):
       rows: lists of equally many texts.
       right: places of the columns that are aligned at the right.
     """
-    from rich.cells import cell_len  # knows that some characters are two columns wide, and others none
+    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
+    return [line(row, widths, right) for row in rows]
 
-    rows = [list(map(printable, row)) for row in rows]
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = []
-        for place, (text, width) in enumerate(zip(row, widths, strict=True)):
-            space = " " * (width - cell_len(text))
-            cells.append(space + text if place in right else text + space)
-        yield "  ".join(cells).rstrip()
+
+def line(cells, widths, right=()):
+    """One such line, if the widths are known before all rows are; wider texts push the others aside."""
+    padded = []
+    for place, (text, most) in enumerate(zip(cells, widths, strict=True)):
+        space = " " * (most - width(text))
+        padded.append(space + printable(text) if place in right else printable(text) + space)
+    return "  ".join(padded).rstrip()
+
+
+def width(text):
+    """Columns that a text takes as it is printed: some characters take two, others none."""
+    from rich.cells import cell_len
+
+    return cell_len(printable(text))
 
 
 def printable(text):

@@ -1,0 +1,41 @@
+"""The words of `stce features`."""
+
+from stce_jax.commands import common, tables
+
+HELP = "write what a run's model makes of images, as arrays"
+EXAMPLES = """
+  stce features photos --workdir=runs/pets --output=pets.npz
+  stce features photos --workdir=runs/pets --kind=tokens --checkpoint=best"""
+
+
+def add_arguments(verb):
+    common.add_images(verb)
+    verb.add_argument(
+        "--kind",
+        default="pooled",
+        choices=("pooled", "tokens"),
+        help="pooled: a vector an image, what the head reads (the default); tokens: a vector a place in the image",
+    )
+    verb.add_argument("--output", default="features.npz", metavar="FILE", help="the file (default: features.npz)")
+
+
+def run(arguments, _):
+    import numpy as np
+
+    from stce_jax.features import features
+    from stce_jax.images import list_images
+
+    files = list_images(arguments.paths)
+    failures = []
+    with common.output_file(arguments.output) as file:
+        arrays = features(
+            files,
+            **common.of_run(arguments),
+            kind=arguments.kind,
+            batch_size=arguments.batch_size,
+            unreadable=common.complain(failures),
+        )
+        np.savez(file, **arrays)
+    shapes = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in arrays.items())
+    print(tables.printable(f"{arguments.output}: {shapes}"))
+    common.end_with(failures, len(files))

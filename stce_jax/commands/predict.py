@@ -1,0 +1,98 @@
+"""The words of `stce predict`."""
+
+import contextlib
+import csv
+import io
+import json
+import sys
+
+from stce_jax.commands import common, tables
+from stce_jax.errors import ConfigError
+
+HELP = "name the likeliest classes of images"
+EXAMPLES = """
+  stce predict photo.jpg --workdir=runs/pets
+  stce predict photos more/*.png --workdir=runs/pets --topk=1 --csv=classes.csv
+  stce predict photos --workdir=runs/pets --json=- | jq -r '.[] | .name + " " + .classes[0].name'"""
+WIDEST = 60  # columns that names of files get before the others are pushed aside
+
+
+def add_arguments(verb):
+    common.add_images(verb)
+    verb.add_argument("--topk", type=int, default=5, metavar="K", help="classes of each image (default: 5)")
+    verb.add_argument("--json", default="", metavar="FILE", help="write a JSON array; - is standard output, alone")
+    verb.add_argument("--csv", default="", metavar="FILE", help="write a line a class; - is standard output, alone")
+
+
+def run(arguments, _):
+    if arguments.json == arguments.csv == "-":
+        raise ConfigError("--json=- and --csv=- would mix on standard output; give one of them a file")
+    from stce_jax.images import list_images
+    from stce_jax.predict import predict
+
+    files = list_images(arguments.paths)
+    failures = []
+    records = predict(
+        files,
+        **common.of_run(arguments),
+        topk=arguments.topk,
+        batch_size=arguments.batch_size,
+        unreadable=common.complain(failures),
+    )
+    with contextlib.ExitStack() as outputs:
+        outputs.enter_context(contextlib.closing(records))
+        writers = [
+            outputs.enter_context(writer(outputs.enter_context(common.output_file(path))))
+            for path, writer in ((arguments.json, _json), (arguments.csv, _csv))
+            if path
+        ]
+        if "-" not in (arguments.json, arguments.csv):
+            writers.append(_table(files))
+        for record in records:
+            for write in writers:
+                write(record)
+    sys.stdout.flush()
+    common.end_with(failures, len(files))
+
+
+@contextlib.contextmanager
+def _json(file):
+    """Writes an array, a record a line."""
+    separator = "["
+
+    def write(record):
+        nonlocal separator
+        file.write(f"{separator}\n{json.dumps(record, allow_nan=False)}".encode())
+        separator = ","
+
+    yield write
+    file.write(b"\n]\n" if separator == "," else b"[]\n")
+
+
+@contextlib.contextmanager
+def _csv(file):
+    def write(*rows):
+        lines = io.StringIO()
+        csv.writer(lines, lineterminator="\n").writerows(rows)
+        file.write(lines.getvalue().encode(errors="surrogateescape"))  # names of files may be no UTF-8
+
+    write(["name", "rank", "class_id", "class_name", "probability"])
+    yield lambda record: write(
+        *(
+            [record["name"], rank, one["id"], one["name"], one["probability"]]
+            for rank, one in enumerate(record["classes"], start=1)
+        )
+    )
+
+
+def _table(files):
+    """Prints a line a class; the file's name stands in the first. Classes come last, for their widths differ most."""
+    width = min(WIDEST, max(map(tables.width, ["image", *files])))
+    print(tables.line(["image", "probability", "class"], (width, 11, 0), right=(1,)))
+
+    def write(record):
+        for place, one in enumerate(record["classes"]):
+            cells = ["" if place else record["name"], f"{100 * one['probability']:.2f}%", one["name"]]
+            print(tables.line(cells, (width, 11, 0), right=(1,)))
+
+    return write
