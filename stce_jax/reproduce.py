@@ -65,8 +65,8 @@ def reproduce(table, workdir, *, scale="paper", seeds=(0, 1, 2), data_dir="", on
     jax.config.update("jax_platforms", "cpu")  # counting needs no device, and the runs need all of their memory
     dataset = None
     if cells:
-        for row in rows:
-            runs.build_model(row.config(), 1)  # refuses bad overrides before anything is trained
+        for cell in cells:  # refuses bad overrides and seeds before anything is trained
+            runs.build_model(cell.row.config(f"--config.seed={cell.seed}"), 1)
         dataset = runs.open_dataset(rows[0].config(), data_dir)  # says what is wrong with it once, not for every cell
     _open_sweep(workdir, scale, overrides)
     with StopSignals() as stop:

@@ -1,5 +1,6 @@
 """`stce models`: what each model costs, in parameters and multiply-adds."""
 
+import functools
 import math
 
 import jax
@@ -44,7 +45,7 @@ def count_model(model, image_size):
     return {
         "parameters": count_parameters(variables["params"]),
         "embedding_parameters": count_parameters(variables["params"]["embedding"]),
-        "multiply_adds": count_multiply_adds(lambda v, x: model.apply(v, x, train=False), variables, images),
+        "multiply_adds": count_multiply_adds(functools.partial(model.apply, train=False), variables, images),
     }
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from stce_jax import configuration, runs
 from stce_jax.data import catalog
 from stce_jax.engine.curves import curves
+from stce_jax.engine.state import abstract_variables
 from stce_jax.paths import write_text
-from stce_jax.summary import count_model
+from stce_jax.summary import count_model, count_parameters
 from stce_jax.sweep import documents
 from stce_jax.sweep.cells import TRAINED, load_rows
 from stce_jax.sweep.documents import bullets, commands, figure, heading, paragraph, table
@@ -104,7 +105,7 @@ def _embeddings(rows):
     lines = []
     for row in load_rows("table1", "paper"):
         if row.run in {wanted.run for wanted in rows}:
-            ours = _count(row, PAPERS_CLASSES)["embedding_parameters"]
+            ours = count_parameters(_parameters(row)["embedding"])
             printed = row.paper["embedding_parameters"]
             ratio = ours / (1e6 * float(printed.removesuffix("M")))
             lines.append(
@@ -183,11 +184,12 @@ def _costs(results, speed, classes):
     papers = {row.run: row for row in load_rows(results[0].row.table, "paper")}
     for result in results:
         row = result.row
-        here = _count(row, classes)
+        config = row.config()
+        here = count_model(runs.build_model(config, classes), config.image_size)
         line = {"row": row.label}
         if "parameters" in row.paper:
             line |= {"parameters, paper": row.paper["parameters"]}
-        line |= {"ours at the paper's size": f"{_count(papers[row.run], PAPERS_CLASSES)['parameters']:,}"}
+        line |= {"ours at the paper's size": f"{count_parameters(_parameters(papers[row.run])):,}"}
         if row.scale != "paper":
             line |= {"here": f"{here['parameters']:,}"}
         line |= {"multiply-adds": f"{here['multiply_adds'] / 1e6:,.1f}M"}
@@ -203,9 +205,10 @@ def _costs(results, speed, classes):
     return lines
 
 
-def _count(row, num_classes):
+def _parameters(row):
+    """The shapes of the parameters of a row at the paper's size."""
     config = row.config()
-    return count_model(runs.build_model(config, num_classes), config.image_size)
+    return abstract_variables(runs.build_model(config, PAPERS_CLASSES), config.image_size)["params"]
 
 
 def _speed(run, speed, what):
