@@ -29,7 +29,7 @@ COLUMNS = {
     "compile s": ("compile_seconds", "{:.1f}".format, 9),
     "MiB": ("peak_bytes", lambda value: f"{value / 2**20:,.0f}", 6),
     "parameters": ("parameters", lambda value: f"{value / 1e6:.2f}M", 10),
-    "multiply-adds": ("multiply_adds", lambda value: f"{value / 1e9:.3f}G", 13),
+    "multiply-adds": ("multiply_adds", lambda value: f"{value / 1e9:.3g}G", 13),
     "ratio": ("ratio", "{:.3f}".format, 6),
     "±": ("ratio_margin", "{:.3f}".format, 5),
 }
