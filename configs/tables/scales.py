@@ -11,7 +11,7 @@ patch and the convolution embedding give the same grid; 500 epochs are 5/3 of wh
 from .. import default
 
 VARIANTS = ("paper", "small", "smoke")
-FULL_STACK = {"paper": "modules 1-6", "small": "modules 1-4", "smoke": "modules 1-4"}
+FULL_STACK = {"paper": "modules 1-6", "small": "all modules, here 1-4", "smoke": "all modules, here 1-4"}
 
 
 def get_config(scale="paper"):
