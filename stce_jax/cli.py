@@ -18,8 +18,10 @@ from stce_jax.commands import (
     models,
     predict,
     prepare,
+    reproduce,
     show_data,
     train,
+    visualize,
 )
 from stce_jax.errors import ConfigError, PreemptedError, StceError
 
@@ -35,7 +37,9 @@ VERBS = {  # in the order of `stce --help`
     "features": features,
     "compare": compare,
     "models": models,
+    "reproduce": reproduce,
     "benchmark": benchmark,
+    "visualize": visualize,
     "completion": completion,
 }
 

@@ -54,6 +54,20 @@ def list_images(paths):
     return found
 
 
+def read_image(path):
+    """The pixels of an image file, uint8 [H, W, 3], see `decode_image`.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe, say, from which nothing may ever come
+            raise DataError(f"cannot read {path}: it is no regular file")
+        return decode_image(Path(path).read_bytes(), path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {first_line(error)}") from error
+
+
 def apply(run, model, files, *, method="__call__", batch_size, unreadable=None):
     """What a model makes of images, in their order.
 
@@ -136,10 +150,6 @@ def _views(config, files, ahead):
 
 def _view(path, size, fraction):
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe, say, from which nothing may ever come
-            return DataError(f"cannot read {path}: it is no regular file")
-        return center_crop(decode_image(Path(path).read_bytes(), path), size, fraction)
-    except OSError as error:
-        return DataError(f"cannot read {path}: {first_line(error)}")
+        return center_crop(read_image(path), size, fraction)
     except DataError as error:
         return error

@@ -45,7 +45,7 @@ ALLOWED = {
     "pictures": set(),
     "introspection": {"errors", "models"},
     "sheets": {"pictures", "introspection"},
-    "visualize": {"errors", "paths", "runs", "pictures", "sheets", "introspection", "data", "models"},
+    "visualize": {"errors", "paths", "runs", "images", "pictures", "sheets", "introspection", "data", "models"},
     "summary": {"errors", "engine", "models"},
 }
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if "configs" not in path.parts)

@@ -181,7 +181,8 @@ class EarlyConvEmbed(nn.Module):
 class SuperTokenConvEmbed(nn.Module):
     """Table 5, the paper's proposal: a narrow stack of convolution modules, super-token clustering, one linear layer.
 
-    Sows the last affinities [B, h * cell, w * cell, 9] as "affinity" (see `cluster_super_tokens`).
+    Sows the stack's output [B, H, W, C] as "features" and the last affinities [B, h * cell, w * cell, 9] as "affinity"
+    (see `cluster_super_tokens`).
     With `iterations` 0 there is no clustering: the cells' means take its place, which the paper's Table 8 leaves out.
 
     Attributes:
@@ -212,6 +213,7 @@ class SuperTokenConvEmbed(nn.Module):
         features = images
         for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
             features = ConvModule(width, stride, dtype=self.dtype, name=f"module_{index + 1}")(features, train=train)
+        self.sow("intermediates", "features", features)
         if self.iterations:
             tokens, affinity = cluster_super_tokens(
                 features, self.cell, self.iterations, border=self.border, differentiable=self.differentiable

@@ -1,0 +1,68 @@
+"""The words of `stce visualize`."""
+
+import argparse
+import os
+
+from stce_jax.commands import common, tables
+from stce_jax.errors import ConfigError
+
+HELP = "draw the super tokens on images, or what the class token attends to"
+EXAMPLES = """
+  stce visualize dog.jpg photos/ --workdir=runs/stce
+  stce visualize dog.jpg --workdir=runs/stce --token=7,5
+  stce visualize dog.jpg --workdir=runs/patch --attention
+  stce visualize dog.jpg --model=vit_s_stce --image_size=448
+
+In each iteration a pixel of the stem's features belongs to the super token of its greatest affinity."""
+
+
+def add_arguments(verb):
+    verb.add_argument("paths", nargs="+", metavar="PATH", help="image files, and folders with images at any depth")
+    common.add_run(verb, required=False)
+    verb.add_argument("--model", default="", help="instead of a run: a model of `stce models` with random weights")
+    verb.add_argument("--image_size", type=int, help="side of the images in pixels (the run's own, or 224)")
+    verb.add_argument("--seed", type=int, help="of the random weights (0)")
+    verb.add_argument("--attention", action="store_true", help="draw the class token's attention, block by block")
+    verb.add_argument("--token", type=_token, metavar="ROW,COLUMN", help="draw the affinities to one super token")
+    verb.add_argument("--tile", type=int, default=448, help="side of an image in the pictures in pixels (448)")
+    verb.add_argument("--output", default="", help="directory of the pictures (visualize in the workdir, or here)")
+
+
+def run(arguments, _):
+    of_run, size = common.of_run(arguments), arguments.image_size
+    if bool(arguments.workdir) == bool(arguments.model):
+        raise ConfigError("give either --workdir=RUN or --model=NAME")
+    if arguments.model and (arguments.ema or arguments.checkpoint != "last"):
+        raise ConfigError("--checkpoint and --ema are of a --workdir; a --model has random weights")
+    if arguments.workdir and arguments.seed is not None:
+        raise ConfigError("--seed is of a --model's random weights; a --workdir has its own")
+    from stce_jax.images import list_images
+    from stce_jax.visualize import IMAGE_SIZE, open_run, random_model, visualize
+
+    files = list_images(arguments.paths)  # before a model is made
+    if arguments.model:
+        subject = random_model(arguments.model, IMAGE_SIZE if size is None else size, arguments.seed or 0)
+        output = arguments.output or "visualize"
+    else:
+        subject = open_run(**of_run, image_size=size)
+        output = arguments.output or os.path.join(arguments.workdir, "visualize")
+    failures = []
+    visualize(
+        files,
+        subject,
+        output,
+        attention=arguments.attention,
+        token=arguments.token,
+        tile=arguments.tile,
+        unreadable=common.complain(failures),
+        report=lambda path: print(tables.printable(path), flush=True),
+    )
+    common.end_with(failures, len(files))
+
+
+def _token(text):
+    try:
+        row, column = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no ROW,COLUMN such as 7,5") from None
+    return row, column
