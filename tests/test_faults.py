@@ -16,7 +16,7 @@ AREAS = {
     "CLI and config",
     "Hardware and distribution",
 }
-CODES = {"0", "1", "2", "3", "4", "5", "75", "130", "137", "goes on", "then goes on", "–"}
+CODES = {"0", "1", "2", "3", "4", "5", "75", "130", "137", "141", "goes on", "then goes on", "–"}
 TEST = re.compile(r"`(tests/test_\w+\.py)::((?:\w+::)?test_\w+)(\[[^]]+\])?`")
 
 
