@@ -13,6 +13,7 @@ _HOMES = {
     "SuperTokenConvEmbed": "stce_jax.models.embeddings",
     "cluster_super_tokens": "stce_jax.models.supertoken",
     "load_run": "stce_jax.runs",
+    "load_exported": "stce_jax.export",
 }
 __all__ = list(_HOMES)
 

@@ -14,6 +14,7 @@ from stce_jax.commands import (
     compare,
     completion,
     evaluate,
+    export,
     features,
     models,
     predict,
@@ -39,6 +40,7 @@ VERBS = {  # in the order of `stce --help`
     "models": models,
     "reproduce": reproduce,
     "benchmark": benchmark,
+    "export": export,
     "visualize": visualize,
     "completion": completion,
 }

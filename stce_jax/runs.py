@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -283,10 +282,4 @@ def write_config(workdir, config):
 
 
 def _preprocess(image, *, size, fraction, mean, std):
-    if isinstance(image, str | os.PathLike):
-        image, name = Path(image).read_bytes(), str(image)
-    else:
-        name = "the image"
-    if isinstance(image, bytes):
-        image = decode.decode_image(image, name)
-    return np.asarray(augment.normalize(decode.center_crop(image, size, fraction), mean=mean, std=std))
+    return np.asarray(augment.normalize(decode.read_view(image, size=size, fraction=fraction), mean=mean, std=std))

@@ -37,6 +37,7 @@ ALLOWED = {
     "model_specs": {"errors", "paths", "runs", "configuration", "engine", "models"},
     "contenders": {"paths", "timing", "data", "engine"},
     "benchmark": {"errors", "model_specs", "contenders", "summary", "timing", "engine"},
+    "export": {"errors", "paths", "runs", "weights", "data", "engine", "models"},
     "prepare": {"errors", "paths", "data"},
     "reproduce": {"errors", "paths", "runs", "engine", "sweep"},
     "sweep": {"errors", "paths", "configuration", "runs", "summary", "evaluation_files", "intervals", "data", "engine"}

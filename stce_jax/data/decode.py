@@ -4,7 +4,9 @@ Shape letters: H W image height and width.
 """
 
 import io
+import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -109,6 +111,24 @@ def center_crop(image, size, fraction):
     )
     left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
     return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def read_view(image, *, size, fraction):
+    """DeiT's evaluation view of a path, encoded bytes, or uint8 [H, W, 3]: uint8 [size, size, 3], see `center_crop`.
+
+    Raises:
+      DataError: it cannot be read or decoded.
+    """
+    name = "the image"
+    if isinstance(image, str | os.PathLike):
+        name = os.fspath(image)
+        try:
+            image = Path(image).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read {name}: {error.strerror}") from error
+    if isinstance(image, bytes):
+        image = decode_image(image, name)
+    return center_crop(image, size, fraction)
 
 
 def random_resized_crop(rng, image, size, *, area, ratio):
