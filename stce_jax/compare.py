@@ -1,6 +1,5 @@
 """`stce compare`: curves and figures of runs side by side, and how sure the difference of two is."""
 
-import io
 import json
 import os
 import statistics
@@ -8,17 +7,15 @@ import statistics
 import numpy as np
 
 from stce_jax import configuration, runs
+from stce_jax.accuracy import files
+from stce_jax.accuracy.intervals import bootstrap_difference, mcnemar
 from stce_jax.engine.checkpoint import Checkpoints
 from stce_jax.engine.curves import curves
 from stce_jax.engine.metrics import read_metrics
 from stce_jax.engine.state import abstract_variables
-from stce_jax.errors import CheckpointError, ConfigError, DataError
-from stce_jax.evaluation_files import PREDICTIONS
-from stce_jax.intervals import bootstrap_difference, mcnemar
+from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.paths import first_line, open_path
 from stce_jax.summary import count_parameters
-
-EVALUATION = "evaluation"  # directory of a run in which `stce evaluate --output` is looked for
 
 
 def compare(workdirs, output="", *, checkpoint="last"):
@@ -50,7 +47,7 @@ def compare(workdirs, output="", *, checkpoint="last"):
         raise ConfigError("a run is named twice; name each once")
     configs = [_read_config(workdir) for workdir in workdirs]
     metrics = [read_metrics(workdir) for workdir in workdirs]
-    predictions = [_read_predictions(workdir) for workdir in workdirs]
+    predictions = [files.read_predictions(open_path(workdir) / files.IN_RUN) for workdir in workdirs]
     counts = {}  # seeds of one model are counted once
     rows = [
         _row(workdir, config, lines, checkpoint, counts)
@@ -132,22 +129,6 @@ def _count_parameters(workdir, config, counts):
         variables = abstract_variables(runs.build_model(config, classes), config.image_size)
         counts[key] = count_parameters(variables["params"])
     return counts[key]
-
-
-def _read_predictions(workdir):
-    """{"labels" int [n], "hits" bool [n], "class_ids" [C]} of a run's evaluation; None if there is none."""
-    path = open_path(workdir) / EVALUATION / PREDICTIONS
-    if not path.exists():
-        return None
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            labels, logits, class_ids = (arrays[name] for name in ("labels", "logits", "class_ids"))
-        return {"labels": labels, "hits": logits.argmax(axis=1) == labels, "class_ids": class_ids}
-    except Exception as error:  # of a zip file, its compression, NumPy's header, or its shapes
-        raise DataError(
-            f"cannot read {path}: {first_line(error)}; write it anew: "
-            f"stce evaluate --workdir={workdir} --output={path.parent}"
-        ) from error
 
 
 def _difference(first, second):

@@ -5,7 +5,8 @@ import functools
 import jax
 import numpy as np
 
-from stce_jax import evaluation_files, runs, scores
+from stce_jax import runs
+from stce_jax.accuracy import files, scores
 from stce_jax.data import augment, catalog, loader
 from stce_jax.engine import processes
 from stce_jax.engine.mesh import batch_sharding, make_mesh
@@ -23,7 +24,7 @@ def evaluate(workdir, checkpoint="last", *, ema=False, data_dir="", dataset="", 
       data_dir: where the images are, if not where the run was trained from; needed for another dataset of folders.
       dataset, classes: another dataset with the same classes, see `catalog.open_dataset`; by default the run's own.
       split: "val" or "train"; a folder with the other one missing will do.
-      output: a directory for the results and the logits of every image, see `evaluation_files.write`; "": none.
+      output: a directory for the results and the logits of every image, see `files.write`; "": none.
 
     Returns:
       {"step", "epoch", "checkpoint", "ema", "dataset", "split", "class_ids", "class_names", "images", "loss", "top1",
@@ -40,7 +41,7 @@ def evaluate(workdir, checkpoint="last", *, ema=False, data_dir="", dataset="", 
     catalog.check_class_names(images, run.class_ids)
     writes = bool(output) and processes.is_main()
     if writes:
-        evaluation_files.begin(output)
+        files.begin(output)
     parts, logits = [], []
     for outputs, labels in predict_split(run, images, split):
         parts.append(scores.of_images(outputs, labels))
@@ -62,7 +63,7 @@ def evaluate(workdir, checkpoint="last", *, ema=False, data_dir="", dataset="", 
     if writes:
         source = getattr(images, split)
         names = [source.name(index) for index in range(len(source))]
-        evaluation_files.write(output, result, names, by_image["label"], np.concatenate(logits))
+        files.write(output, result, names, by_image["label"], np.concatenate(logits))
     return result
 
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from stce_jax import images, runs, scores
+from stce_jax import images, runs
+from stce_jax.accuracy import scores
 from stce_jax.errors import CheckpointError, ConfigError
 
 

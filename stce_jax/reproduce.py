@@ -14,12 +14,13 @@ from pathlib import Path
 import jax
 
 from stce_jax import runs
+from stce_jax.accuracy.files import IN_RUN, SCORES
 from stce_jax.engine import clusters
 from stce_jax.engine.stopping import StopSignals, stopped
 from stce_jax.engine.workdir import Claim
 from stce_jax.errors import ConfigError, StceError
 from stce_jax.paths import absolute, first_line, is_remote, write_text
-from stce_jax.sweep.cells import CELL_FILE, EVALUATION, EVALUATION_FILE, TABLES, TRAINED, cell_of, cells_of, load_rows
+from stce_jax.sweep.cells import CELL_FILE, TABLES, TRAINED, cell_of, cells_of, load_rows
 from stce_jax.sweep.report import read_speed, speed_file, write_report
 from stce_jax.sweep.subprocesses import describe_place, run_command
 
@@ -150,7 +151,7 @@ def _run_cells(cells, data_dir, stop):
 
 
 def _accuracy(cell):
-    evaluation = json.loads((cell.directory / EVALUATION / EVALUATION_FILE).read_text())
+    evaluation = json.loads((cell.directory / IN_RUN / SCORES).read_text())
     return f"top-1 {100 * evaluation['top1']:.2f}%"
 
 

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from stce_jax import pictures, runs, sheets
+from stce_jax import runs
 from stce_jax.data import augment, catalog, decode
+from stce_jax.drawing import pictures, sheets
+from stce_jax.drawing.introspection import check_class_token, check_super_tokens, class_attention, iterated_affinities
 from stce_jax.errors import CheckpointError, ConfigError, DataError
 from stce_jax.images import list_images, read_image
-from stce_jax.introspection import check_class_token, check_super_tokens, class_attention, iterated_affinities
 from stce_jax.models.factory import create_model
 from stce_jax.paths import absolute, first_line, is_remote, open_path, write_bytes
 

@@ -16,7 +16,7 @@ from PIL import Image
 from test_cli import run as run_cli
 
 import stce_jax
-from stce_jax import evaluation_files, scores
+from stce_jax.accuracy import files, scores
 from stce_jax.data.catalog import open_dataset
 from stce_jax.engine.metrics import read_metrics
 from stce_jax.errors import ConfigError, DataError
@@ -167,7 +167,7 @@ def test_many_classes_are_printed_as_their_most_frequent_confusions(capsys):
 
 def test_scores_that_are_no_numbers_are_null(written, tmp_path):
     result = written[0] | {"loss": float("nan"), "calibration_error": float("nan")}
-    evaluation_files.write(tmp_path, result, ["a"], np.zeros(1, int), np.full((1, 10), np.nan, np.float32))
+    files.write(tmp_path, result, ["a"], np.zeros(1, int), np.full((1, 10), np.nan, np.float32))
 
     def refuse(word):
         raise AssertionError(f"{word} is no JSON")
@@ -180,7 +180,7 @@ def test_class_names_of_any_script_and_with_formulas_are_drawn(written, tmp_path
     """matplotlib would take text between dollars for a formula, and end at this one."""
     names = ["$\\no^{$", "数字", "caf\udce9", *"3456789"]
     result = written[0] | {"class_names": names}
-    evaluation_files.write(tmp_path, result, ["a"], np.zeros(1, int), np.zeros((1, 10), np.float32))
+    files.write(tmp_path, result, ["a"], np.zeros(1, int), np.zeros((1, 10), np.float32))
     table = (tmp_path / "confusion.csv").read_bytes()
     assert "数字".encode() in table and b"caf\xe9" in table
 

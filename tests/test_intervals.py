@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import optimize, stats
 
-from stce_jax import intervals
-from stce_jax.intervals import (
+from stce_jax.accuracy import intervals
+from stce_jax.accuracy.intervals import (
     Interval,
     bootstrap_difference,
     mcnemar,

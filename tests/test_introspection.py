@@ -8,7 +8,7 @@ import numpy as np
 import numpy_reference
 import pytest
 
-from stce_jax import introspection
+from stce_jax.drawing import introspection
 from stce_jax.errors import ConfigError
 from stce_jax.models.embeddings import ConvEmbed, EarlyConvEmbed, PatchEmbed, SuperTokenConvEmbed
 from stce_jax.models.factory import create_model

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from stce_jax import scores
+from stce_jax.accuracy import scores
 from stce_jax.engine import step
 
 

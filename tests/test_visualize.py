@@ -11,8 +11,9 @@ from PIL import Image
 from test_cli import run as run_cli
 
 import stce_jax
-from stce_jax import introspection, pictures, visualize
+from stce_jax import visualize
 from stce_jax.data.decode import center_crop
+from stce_jax.drawing import introspection, pictures
 from stce_jax.errors import CheckpointError, ConfigError, DataError
 from stce_jax.models.factory import create_model
 

@@ -8,14 +8,13 @@ import importlib
 import json
 from pathlib import Path
 
+from stce_jax.accuracy.files import IN_RUN, SCORES
 from stce_jax.configuration import load_config
 from stce_jax.errors import ConfigError
 
 TABLES = ("table1", "table6", "table7", "table8", "readings")
 TRAINED = TABLES[1:]  # of the others no row needs a run
 CELL_FILE = "cell.json"
-EVALUATION = "evaluation"  # directory in a cell that `stce evaluate --output` writes
-EVALUATION_FILE = "evaluation.json"  # which it writes last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +71,11 @@ class Cell:
         data = [f"--data_dir={data_dir}"] if data_dir else []
         workdir = f"--workdir={self.directory}"
         train = ["train", *self.row.words(), f"--config.seed={self.seed}", *data, workdir]
-        return train, ["evaluate", workdir, *data, f"--output={self.directory / EVALUATION}"]
+        return train, ["evaluate", workdir, *data, f"--output={self.directory / IN_RUN}"]
 
     def finished(self):
         """Whether it has been trained and evaluated."""
-        return (self.directory / EVALUATION / EVALUATION_FILE).exists()
+        return (self.directory / IN_RUN / SCORES).exists()
 
     def record(self):
         """What `reproduce` has written about it, {} if nothing."""

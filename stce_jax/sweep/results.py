@@ -1,15 +1,14 @@
 """What the cells of a sweep have come to: accuracies of every seed and image, curves, times."""
 
 import dataclasses
-import io
 import statistics
 
 import numpy as np
 
+from stce_jax.accuracy.files import IN_RUN, read_predictions
+from stce_jax.accuracy.intervals import Interval, bootstrap_difference, mcnemar, mean_interval, paired_mean_interval
 from stce_jax.engine.metrics import read_metrics
-from stce_jax.evaluation_files import PREDICTIONS
-from stce_jax.intervals import Interval, bootstrap_difference, mcnemar, mean_interval, paired_mean_interval
-from stce_jax.sweep.cells import EVALUATION, Row, cell_of
+from stce_jax.sweep.cells import Row, cell_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +70,7 @@ def read_result(row, seeds, workdir):
     finished = [seed for seed, cell in cells.items() if cell.finished()]
     curves = [read_metrics(cells[seed].directory) for seed in finished]
     evaluated = [[line["top1"] for line in lines if line["split"] == "eval"] for lines in curves]
-    hits = [_read_hits(cells[seed].directory) for seed in finished]
+    hits = [read_predictions(cells[seed].directory / IN_RUN)["hits"] for seed in finished]
     return Result(
         row=row,
         seeds=finished,
@@ -87,12 +86,6 @@ def read_result(row, seeds, workdir):
         records={seed: record for seed, record in records.items() if record},
         unfinished={seed: records[seed].get("error") or "not finished" for seed in seeds if seed not in finished},
     )
-
-
-def _read_hits(directory):
-    content = (directory / EVALUATION / PREDICTIONS).read_bytes()
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return arrays["logits"].argmax(axis=1) == arrays["labels"]
 
 
 def differences(results):

@@ -9,11 +9,12 @@ import warnings
 
 import numpy as np
 
-from stce_jax.errors import ConfigError
+from stce_jax.errors import ConfigError, DataError
 from stce_jax.paths import first_line, is_remote, open_path, write_bytes
 
 SCORES = "evaluation.json"
 PREDICTIONS = "predictions.npz"
+IN_RUN = "evaluation"  # directory of a run in which others look for them
 WITH_NUMBERS = 20  # classes, most whose confusions are written into the cells
 WITH_NAMES = 150  # classes, most whose names can be read beside the picture
 LONGEST = 24  # characters of such a name
@@ -63,6 +64,26 @@ def write(directory, result, names, labels, logits):
     with _named_failures(directory):
         for name, content in files.items():
             write_bytes(open_path(directory) / name, content)
+
+
+def read_predictions(directory):
+    """{"labels" int [n], "hits" bool [n], "class_ids" [C]} of what `write` wrote; None if there is nothing.
+
+    Raises:
+      DataError: it is damaged.
+    """
+    path = open_path(directory) / PREDICTIONS
+    if not path.exists():
+        return None
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            labels, logits, class_ids = (arrays[name] for name in ("labels", "logits", "class_ids"))
+        return {"labels": labels, "hits": logits.argmax(axis=1) == labels, "class_ids": class_ids}
+    except Exception as error:  # of a zip file, its compression, NumPy's header, or its shapes
+        raise DataError(
+            f"cannot read {path}: {first_line(error)}; write it anew: "
+            f"stce evaluate --workdir={path.parents[1]} --output={path.parent}"
+        ) from error
 
 
 @contextlib.contextmanager

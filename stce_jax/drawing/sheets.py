@@ -7,7 +7,7 @@ neighbours.
 import numpy as np
 from PIL import Image
 
-from stce_jax import introspection, pictures
+from stce_jax.drawing import introspection, pictures
 
 
 def super_token_sheet(image, seen, affinities, embedding):

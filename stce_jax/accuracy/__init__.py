@@ -1,0 +1,1 @@
+"""How good predictions are: `scores` of them, `intervals` of accuracies, `files` that keep an evaluation."""
