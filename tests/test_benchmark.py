@@ -12,6 +12,7 @@ import scipy.stats
 
 from stce_jax import benchmark as verb
 from stce_jax import cli, contenders, runs
+from stce_jax.commands import benchmark as shown_words
 from stce_jax.engine.state import abstract_variables
 from stce_jax.model_specs import read_specs
 from stce_jax.summary import count_multiply_adds, count_parameters
@@ -48,6 +49,11 @@ def test_multiply_adds_of_a_super_token_model_by_hand(iterations):
     model = spec.build()
     leaves = jax.tree.leaves(model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)["params"])
     assert counts["parameters"] == sum(leaf.size for leaf in leaves)
+
+
+def test_counts_are_shown_short():
+    for count, shown in ((17_997_508, "18M"), (4_071_579_136, "4.07G"), (74_032, "74k"), (12, "12"), (999, "999")):
+        assert shown_words._short(count) == shown
 
 
 def test_peak_memory_of_a_program_by_hand():

@@ -27,9 +27,9 @@ COLUMNS = {
     "ms/batch": ("latency_ms", "{:,.2f}".format, 9),
     "95%": ("latency_ms_p95", "{:,.2f}".format, 9),
     "compile s": ("compile_seconds", "{:.1f}".format, 9),
-    "MiB": ("peak_bytes", lambda value: f"{value / 2**20:,.0f}", 6),
-    "parameters": ("parameters", lambda value: f"{value / 1e6:.2f}M", 10),
-    "multiply-adds": ("multiply_adds", lambda value: f"{value / 1e9:.3g}G", 13),
+    "MiB": ("peak_bytes", lambda value: f"{value / 2**20:,.1f}", 7),
+    "parameters": ("parameters", lambda value: _short(value), 10),
+    "multiply-adds": ("multiply_adds", lambda value: _short(value), 13),
     "ratio": ("ratio", "{:.3f}".format, 6),
     "±": ("ratio_margin", "{:.3f}".format, 5),
 }
@@ -112,6 +112,12 @@ def write(rows, *, csv_file="", json_file=""):
                 write_text(open_path(file), content)
             except OSError as error:
                 raise ConfigError(f"cannot write {file}: {first_line(error)}; give another file") from error
+
+
+def _short(count):
+    """17997508 -> 18.0M."""
+    size, unit = next(((size, unit) for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if count >= size), (1, ""))
+    return f"{count / size:.3g}{unit}"
 
 
 def _notes(rows):
