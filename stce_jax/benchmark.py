@@ -3,23 +3,21 @@
 Shape letters: B batch, S image side.
 """
 
-import functools
 import itertools
 import math
 import statistics
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from stce_jax import contenders
-from stce_jax.contenders import Contender
 from stce_jax.engine.mesh import make_mesh
 from stce_jax.engine.step import check_accumulation
 from stce_jax.errors import ConfigError
-from stce_jax.model_specs import read_specs
-from stce_jax.summary import count_multiply_adds, count_parameters
-from stce_jax.timing import in_turn, median_estimate
+from stce_jax.summary import count_model
+from stce_jax.timing import contenders
+from stce_jax.timing.contenders import Contender
+from stce_jax.timing.model_specs import read_specs
+from stce_jax.timing.turns import in_turn, median_estimate
 
 WHAT = ("inference", "training")
 DTYPES = ("float32", "bfloat16")
@@ -81,7 +79,7 @@ def benchmark(
     _check(batch_sizes, dtypes, image_size, num_classes, what, rounds, seconds)
     specs = read_specs(models, image_size=image_size, num_classes=num_classes)
     sizes = [batch_sizes or spec.batch_sizes for spec in specs]
-    counts = [_count(spec) for spec in specs]
+    counts = [count_model(spec.build(), spec.image_size) for spec in specs]
     if "training" in what:
         for size in itertools.chain(*sizes):
             check_accumulation(size, accumulate, mesh)
@@ -113,17 +111,6 @@ def _check(batch_sizes, dtypes, image_size, num_classes, what, rounds, seconds):
         for choice in chosen:
             if choice not in choices:
                 raise ConfigError(f"{name} is {choice!r}; it must be one of {', '.join(choices)}")
-
-
-def _count(spec):
-    """{"parameters", "multiply_adds"} of a model; computes nothing."""
-    model = spec.build()
-    variables = spec.shapes
-    images = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.float32)
-    return {
-        "parameters": count_parameters(variables["params"]),
-        "multiply_adds": count_multiply_adds(functools.partial(model.apply, train=False), variables, images),
-    }
 
 
 def _measure(rivals, mesh, *, rounds, seconds, accumulate):

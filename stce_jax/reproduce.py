@@ -26,7 +26,7 @@ from stce_jax.sweep.subprocesses import describe_place, run_command
 
 SWEEP_FILE = "sweep.json"
 LOG_FILE = "log.txt"
-ROUNDS = 5  # turns of each model when a table's speeds are measured
+ROUNDS = 7  # turns of each model when a table's speeds are measured; fewer than 6 have no interval
 
 
 class CellsFailedError(StceError):

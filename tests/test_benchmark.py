@@ -11,12 +11,13 @@ import pytest
 import scipy.stats
 
 from stce_jax import benchmark as verb
-from stce_jax import cli, contenders, runs
+from stce_jax import cli, runs
 from stce_jax.commands import benchmark as shown_words
 from stce_jax.engine.state import abstract_variables
-from stce_jax.model_specs import read_specs
-from stce_jax.summary import count_multiply_adds, count_parameters
-from stce_jax.timing import Estimate, calls_lasting, in_turn, median_estimate
+from stce_jax.summary import count_model, count_multiply_adds, count_parameters
+from stce_jax.timing import contenders
+from stce_jax.timing.model_specs import read_specs
+from stce_jax.timing.turns import Estimate, calls_lasting, in_turn, median_estimate
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SMALL = "width=16,depth=1,heads=2,mlp_dim=24"
@@ -38,7 +39,7 @@ def run(capsys, *words):
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_multiply_adds_of_a_super_token_model_by_hand(iterations):
     (spec,) = read_specs(f"{STCE},iterations={iterations}", image_size=32, num_classes=5)
-    counts = verb._count(spec)
+    counts = count_model(spec.build(), spec.image_size)
     convolutions = 16 * 16 * 4 * (3 * 3 * 3) + 8 * 8 * 8 * (3 * 3 * 4)
     # Bands of 2 x 8 pixels against the super tokens of three rows of 4 + 2, 8 channels; affinities, then means.
     clustering = iterations * 2 * (4 * 16 * 18 * 8)
@@ -82,8 +83,8 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now, self.unfinished = 0.0, 0
         clock = types.SimpleNamespace(perf_counter=lambda: self.now)
-        monkeypatch.setattr("stce_jax.contenders.time", clock)
-        monkeypatch.setattr("stce_jax.timing.time", clock)
+        monkeypatch.setattr("stce_jax.timing.contenders.time", clock)
+        monkeypatch.setattr("stce_jax.timing.turns.time", clock)
 
     def dispatch(self, seconds):
         self.unfinished += 1

@@ -53,7 +53,7 @@ def add_arguments(verb):
 def run(arguments, _):
     from stce_jax.benchmark import benchmark
     from stce_jax.paths import open_path
-    from stce_jax.timing import machine
+    from stce_jax.timing.turns import machine
 
     for file in filter(None, (arguments.csv, arguments.json)):
         if not open_path(file).parent.is_dir():  # before minutes of measuring

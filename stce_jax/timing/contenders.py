@@ -14,7 +14,7 @@ from stce_jax.engine.mesh import batch_sharding, replicated
 from stce_jax.engine.state import TrainState
 from stce_jax.engine.step import make_train_step
 from stce_jax.paths import first_line
-from stce_jax.timing import calls_lasting
+from stce_jax.timing.turns import calls_lasting
 
 IN_FLIGHT = 2  # calls that are on the device at a time; more would only fill the memory
 LEARNING_RATE = 1e-9  # or the loss of the one batch would vanish, and with it the gradients: other numbers to multiply
