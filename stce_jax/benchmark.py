@@ -64,7 +64,8 @@ def benchmark(
       "model" (as given), "dtype", "batch_size", "image_size", "what", "images_per_second" (median over rounds, calls
       back to back), "latency_ms" and "latency_ms_p95" (of a batch: median and 95th percentile of calls one by one),
       "compile_seconds" (tracing and compiling; less where a persistent compilation cache knows the program),
-      "peak_bytes" and "memory_kind" (see `contenders.peak_memory`), "parameters", "multiply_adds" (forward, an image),
+      "peak_bytes" and "memory_kind" (see `contenders.peak_memory`), "parameters", "embedding_parameters",
+      "multiply_adds" (forward, an image),
       "ratio" and "ratio_margin" (of images_per_second to that of the combination's first model: median over rounds and
       half the width of its 95% interval), "device", and "error": "" or why there are no numbers. What was not measured
       is None; a combination that fails, for want of memory say, does not keep the others from being measured.

@@ -183,6 +183,15 @@ def report(sweep, data_dir):
     return write_report(workdir, rows, [0, 1], **options)
 
 
+def test_an_interval_stays_within_what_an_accuracy_can_be(tmp_path):
+    row = load_rows("table8", "smoke")[0]
+    for cell, hits in zip(cells_of([row], [0, 1], tmp_path), ([True] * 20, [True] * 19 + [False]), strict=True):
+        finish(cell, hits)
+    both, one = (read_result(row, seeds, tmp_path).interval() for seeds in ([0, 1], [0]))
+    assert both.mean == pytest.approx(0.975) and both.low < 0.7 and both.high == 1.0, both
+    assert one.mean == 1.0 and np.isnan(one.low) and np.isnan(one.high), "one seed has no interval"
+
+
 def cell_rows(text):
     """Table rows of a Markdown text as lists of cells."""
     return [

@@ -135,7 +135,7 @@ def _accuracy(result):
     return {
         "row": result.row.label,
         "paper, top-1 %": NONE if paper is None else f"{paper:.2f}",
-        "ours, top-1 %": f"{_percent(ours)}" if ours else NONE,
+        "ours, top-1 %": _percent(ours) if ours else NONE,
         "each seed": ", ".join(f"{100 * top1:.2f}" for top1 in result.top1) or NONE,
         "best epoch, chosen on the test images": ", ".join(f"{100 * top1:.2f}" for top1 in result.best) or NONE,
         "runs": f"{len(result.seeds)} of {len(result.seeds) + len(result.unfinished)}",
@@ -143,7 +143,7 @@ def _accuracy(result):
 
 
 def _difference(pair):
-    p_values = ", ".join(f"{first}/{second}, p {_p(p_value)}" for first, second, p_value in pair.mcnemar)
+    p_values = "; ".join(f"{first}/{second}, p {_p(p_value)}" for first, second, p_value in pair.mcnemar)
     return {
         "rows": f"{pair.first.label} less {pair.second.label}",
         "paper": NONE if pair.paper is None else f"{pair.paper:+.2f}",

@@ -39,8 +39,11 @@ class Result:
     unfinished: dict[int, str]
 
     def interval(self):
-        """`Interval` of the top-1 over seeds, None without a finished one."""
-        return mean_interval(self.top1) if self.top1 else None
+        """`Interval` of the top-1 over seeds, cut to what an accuracy can be; None without a finished seed."""
+        if not self.top1:
+            return None
+        mean, low, high = mean_interval(self.top1)
+        return Interval(mean, max(low, 0.0), min(high, 1.0))  # of one seed both stay nan
 
 
 @dataclasses.dataclass(frozen=True)
