@@ -59,7 +59,7 @@ def main(argv=None):
         arguments, rest = make_parser().parse_known_args([word for word in argv if word != "--debug"])
         if rest and not arguments.takes_overrides:
             raise ConfigError(f"unknown argument {rest[0]!r}; see stce {arguments.verb} --help")
-        arguments.own, arguments.leave = own, _leave_at_once
+        arguments.own, arguments.leave, arguments.make_parser = own, _leave_at_once, make_parser
         arguments.run(arguments, rest)
     except StceError as error:
         if debug:

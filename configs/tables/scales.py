@@ -8,7 +8,7 @@ The last two keep the paper's proportions: a stack of convolutions down to twice
 patch and the convolution embedding give the same grid; 500 epochs are 5/3 of what stands for 300.
 """
 
-from .. import default
+from .. import digits, small_folder, stce_vit_s
 
 VARIANTS = ("paper", "small", "smoke")
 FULL_STACK = {"paper": "modules 1-6", "small": "all modules, here 1-4", "smoke": "all modules, here 1-4"}
@@ -16,48 +16,27 @@ FULL_STACK = {"paper": "modules 1-6", "small": "all modules, here 1-4", "smoke":
 
 def get_config(scale="paper"):
     """The super-token convolution embedding as proposed, at the length that stands for the paper's 300 epochs."""
-    config = default.get_config()
     if scale == "paper":
-        config.dataset = "imagenet100"
-        return config.lock()
-    config.image_size = 32
-    config.epochs = 15.0
-    config.batch_size = 100
-    config.eval_batch_size = 500
-    config.model.name = "vit_ti_stce"
-    config.model.width = 96
-    config.model.depth = 4
-    config.model.heads = 3
-    config.model.mlp_dim = 288
-    config.model.drop_path = 0.0
-    config.model.stem_widths = (16, 32, 32, 48)  # 32 -> 8x8 pixels, then cells of 2x2: 4x4 tokens
-    config.model.stem_strides = (2, 1, 2, 1)
-    config.model.cell = (2, 2)
-    config.optimizer.warmup_epochs = 1.0
-    config.optimizer.ema_decay = 0.0
-    # Too short for DeiT's whole augmentation: crops and flips alone.
-    config.augment.crop_area = (0.4, 1.0)
-    config.augment.eval_crop_fraction = 1.0
-    config.augment.repeats = 1
-    config.augment.rand_augment = ""
-    config.augment.erase = 0.0
-    config.augment.mixup = 0.0
-    config.augment.cutmix = 0.0
-    if scale == "smoke":
-        config.dataset = "digits"
-        config.epochs = 6.0
-        config.batch_size = 64
-        config.eval_batch_size = 360
-        config.eval_every = 2.0
-        config.model.width = 48
-        config.model.depth = 2
-        config.model.mlp_dim = 96
-        config.model.stem_widths = (8, 16, 16, 24)
-        config.optimizer.learning_rate = 3e-3
-        config.augment.crop = "center"
-        config.augment.flip = 0.0  # a mirrored digit is no digit
-        config.augment.shift = 2
-    return config.lock()
+        return stce_vit_s.get_config()
+    config = small_folder.get_config() if scale == "small" else digits.get_config()
+    with config.unlocked():
+        config.model.heads = 3
+        config.model.stem_strides = (2, 1, 2, 1)  # 32 -> 8x8 pixels, then cells of 2x2: 4x4 tokens
+        config.model.cell = (2, 2)
+        config.optimizer.warmup_epochs = 1.0
+        if scale == "small":
+            config.epochs = 15.0
+            config.model.width = 96
+            config.model.mlp_dim = 288
+            config.model.stem_widths = (16, 32, 32, 48)
+        else:
+            config.epochs = 6.0
+            config.eval_every = 2.0
+            config.model.width = 48
+            config.model.depth = 2
+            config.model.mlp_dim = 96
+            config.model.stem_widths = (8, 16, 16, 24)
+    return config
 
 
 def row(run, label, overrides, against=(), **paper):

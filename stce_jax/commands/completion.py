@@ -16,7 +16,6 @@ def add_arguments(verb):
 
 
 def run(arguments, _):
-    from stce_jax.cli import make_parser
     from stce_jax.completion import completion
 
-    print(completion(make_parser(), arguments.shell))
+    print(completion(arguments.make_parser(), arguments.shell))
