@@ -11,8 +11,6 @@ import shlex
 import time
 from pathlib import Path
 
-import jax
-
 from stce_jax import runs
 from stce_jax.accuracy.files import IN_RUN, SCORES
 from stce_jax.engine import clusters
@@ -40,6 +38,8 @@ class CellsFailedError(StceError):
 def reproduce(table, workdir, *, scale="paper", seeds=(0, 1, 2), data_dir="", only=(), overrides=()):
     """Trains what a table needs and is not there yet, and writes report.md, report.html and figures into the workdir.
 
+    The runs are processes of their own and want the devices' memory: a process that calls this should hold none of it.
+
     Args:
       table: "table1", "table6", "table7", "table8", "readings", or "all" of them.
       workdir: local directory, see `stce_jax.sweep.cells`; several machines may work on one that they share.
@@ -63,7 +63,6 @@ def reproduce(table, workdir, *, scale="paper", seeds=(0, 1, 2), data_dir="", on
     tables = TABLES if table == "all" else (table,)
     rows = _chosen([row for name in tables for row in load_rows(name, scale, overrides)], only)
     cells = cells_of(rows, seeds, workdir)
-    jax.config.update("jax_platforms", "cpu")  # counting needs no device, and the runs need all of their memory
     dataset = None
     if cells:
         for cell in cells:  # refuses bad overrides and seeds before anything is trained
