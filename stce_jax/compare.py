@@ -13,6 +13,7 @@ from stce_jax.engine.checkpoint import Checkpoints
 from stce_jax.engine.curves import curves
 from stce_jax.engine.metrics import read_metrics
 from stce_jax.engine.state import abstract_variables
+from stce_jax.engine.timetable import is_last
 from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.paths import first_line, open_path
 from stce_jax.summary import count_parameters
@@ -101,7 +102,7 @@ def _row(workdir, config, lines, checkpoint, counts):
         "model": config.model.name,
         "epoch": max((line["epoch"] for line in lines), default=0.0),
         "epochs": config.epochs,
-        "finished": bool(evaluations) and _is_last(evaluations[-1], config.epochs),
+        "finished": bool(evaluations) and is_last(evaluations[-1]["step"], evaluations[-1]["epoch"], config.epochs),
         "step": shown.get("step"),
         "loss": shown.get("loss"),
         "top1": shown.get("top1"),
@@ -110,11 +111,6 @@ def _row(workdir, config, lines, checkpoint, counts):
         "parameters": _count_parameters(workdir, config, counts),
         "images_per_second": statistics.median(speeds) if speeds else None,
     }
-
-
-def _is_last(line, epochs):
-    """Whether a line is of the last step of a run, see `runs.build_timetable`."""
-    return line["step"] >= round(round(epochs * line["step"] / line["epoch"], 6))  # the quotient is inexact
 
 
 def _count_parameters(workdir, config, counts):

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -164,7 +163,7 @@ def _appearing(output):
     if is_remote(output):
         raise ConfigError(f"cannot export to {output}; give a local --output and copy it")
     output = absolute(output)
-    partial = Path(f"{output}.partial")
+    partial = output.with_name(f".{output.name}.stce-export")  # nobody else's
     try:
         if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
             raise ConfigError(f"{output} is there already; give another --output, or remove it")

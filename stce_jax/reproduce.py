@@ -6,6 +6,7 @@ cells that another machine is at work on are left to it.
 """
 
 import contextlib
+import fcntl
 import json
 import shlex
 import time
@@ -15,8 +16,8 @@ from stce_jax import runs
 from stce_jax.accuracy.files import IN_RUN, SCORES
 from stce_jax.engine import clusters
 from stce_jax.engine.stopping import StopSignals, stopped
-from stce_jax.engine.workdir import Claim
-from stce_jax.errors import ConfigError, StceError
+from stce_jax.engine.workdir import Claim, InUseError
+from stce_jax.errors import ConfigError, PreemptedError, StceError
 from stce_jax.paths import absolute, first_line, is_remote, write_text
 from stce_jax.sweep.cells import CELL_FILE, TABLES, TRAINED, cell_of, cells_of, load_rows
 from stce_jax.sweep.report import read_speed, speed_file, write_report
@@ -24,6 +25,7 @@ from stce_jax.sweep.subprocesses import describe_place, run_command
 
 SWEEP_FILE = "sweep.json"
 LOG_FILE = "log.txt"
+PATIENCE = 60.0  # seconds to wait for a run whose sweep is dead
 ROUNDS = 7  # turns of each model when a table's speeds are measured; fewer than 6 have no interval
 
 
@@ -62,29 +64,29 @@ def reproduce(table, workdir, *, scale="paper", seeds=(0, 1, 2), data_dir="", on
     given, workdir = workdir, Path(absolute(workdir))
     tables = TABLES if table == "all" else (table,)
     rows = _chosen([row for name in tables for row in load_rows(name, scale, overrides)], only)
+    _check_rows(rows, seeds, overrides)
     cells = cells_of(rows, seeds, workdir)
-    dataset = None
-    if cells:
-        for cell in cells:  # refuses bad overrides and seeds before anything is trained
-            runs.build_model(cell.row.config(f"--config.seed={cell.seed}"), 1)
-        dataset = runs.open_dataset(rows[0].config(), data_dir)  # says what is wrong with it once, not for every cell
-    _open_sweep(workdir, scale, overrides)
-    with StopSignals() as stop:
-        failed, elsewhere = _run_cells(cells, data_dir, stop)
-        for name in tables:
-            if name in TRAINED:
-                _measure_speed(name, [row for row in rows if row.table == name], seeds, workdir, stop)
+    # What is wrong with the images is said once, and not for every cell.
+    dataset = runs.open_dataset(rows[0].config(), data_dir) if cells else None
     words = ["stce", "reproduce", table, f"--scale={scale}", f"--seeds={','.join(map(str, seeds))}"]
     words += [f"--data_dir={data_dir}"] * bool(data_dir) + [f"--runs={','.join(only)}"] * bool(only)
     words += [f"--workdir={given}", *overrides]
-    speed = read_speed(workdir, tables)
-    report = write_report(workdir, rows, seeds, command=shlex.join(words), dataset=dataset, speed=speed)
+    with StopSignals() as stop, _named_failures(workdir):
+        _open_sweep(workdir, {"scale": scale, "overrides": list(overrides)}, dataset, stop)
+        failures, left = _run_cells(cells, data_dir, stop)
+        with _one_at_a_time(workdir, stop):
+            for name in tables:
+                if name in TRAINED:
+                    _measure_speed(name, load_rows(name, scale, overrides), seeds, workdir, stop)
+            speed = read_speed(workdir, tables)
+            report = write_report(workdir, rows, seeds, command=shlex.join(words), dataset=dataset, speed=speed)
+    elsewhere = sum(not cell.finished() for cell in left)
     if elsewhere:
-        print(f"{elsewhere} cells are another job's; run again once it is done, for the whole report", flush=True)
-    if failed:
-        names = ", ".join(cell.directory.name for cell in failed)
-        code = failed[0].record()["exit_code"]
-        raise CellsFailedError(f"{len(failed)} of {len(cells)} cells failed ({names}); {report} says why", code)
+        _say(f"{elsewhere} cells are another job's; run again once it is done, for the whole report")
+    if failures:
+        names = ", ".join(cell.directory.name for cell, _ in failures)
+        code = failures[0][1]["exit_code"]
+        raise CellsFailedError(f"{len(failures)} of {len(cells)} cells failed ({names}); {report} says why", code)
     return report
 
 
@@ -106,18 +108,64 @@ def _chosen(rows, only):
     return [row for row in rows if not only or row.run in only]
 
 
-def _open_sweep(workdir, scale, overrides):
-    """Makes a workdir that of a sweep of this scale, or refuses it."""
-    own = {"scale": scale, "overrides": list(overrides)}
-    path = workdir / SWEEP_FILE
+def _check_rows(rows, seeds, overrides):
+    """Refuses overrides that cannot be, and those that would make a row another one than it is called."""
+    for row in rows:
+        for word in overrides:
+            key = word.lstrip("-").removeprefix("no").removeprefix("config.").partition("=")[0]
+            if key in ("seed", "data_dir"):
+                raise ConfigError(f"{word}: give --{'seeds' if key == 'seed' else key} instead")
+            if key in row.overrides:
+                raise ConfigError(f"{word} would undo what makes {row.run!r} that row; leave it, or --runs without it")
+        for seed in seeds:
+            runs.build_model(row.config(f"--config.seed={seed}"), 1)
+
+
+@contextlib.contextmanager
+def _named_failures(workdir):
     try:
-        found = json.loads(path.read_text()) if path.exists() else own
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(found) + "\n")
-    except (OSError, ValueError) as error:
+        yield
+    except OSError as error:
         raise ConfigError(f"cannot use workdir {workdir}: {first_line(error)}; give another --workdir") from error
-    if found != own:
-        raise ConfigError(f"{workdir} holds a sweep of {_told(found)}, not of {_told(own)}; give another --workdir")
+
+
+@contextlib.contextmanager
+def _one_at_a_time(workdir, stop):
+    """Lets one job at a time, of all that share the workdir, do what stands within."""
+    with open(workdir / "lock", "w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                _check_stop(stop)
+                time.sleep(0.2)
+        yield
+
+
+def _check_stop(stop):
+    if stop.asked:
+        raise stopped(stop.asked, "between two runs")
+
+
+def _open_sweep(workdir, own, dataset, stop):
+    """Makes a workdir that of a sweep of this scale, these overrides and images, or refuses it."""
+    path = workdir / SWEEP_FILE
+    workdir.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(workdir, stop):
+        try:
+            found = json.loads(path.read_text()) if path.exists() else own | {"images": None}
+            known, images = {name: found[name] for name in own}, found["images"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} is damaged; give another --workdir") from error
+        if known != own:
+            raise ConfigError(f"{workdir} holds a sweep of {_told(known)}, not of {_told(own)}; give another --workdir")
+        if images and dataset and images != dataset.fingerprint:
+            raise ConfigError(
+                f"{workdir} holds a sweep on other images; give the --data_dir it began with, or another --workdir"
+            )
+        if not path.exists() or (dataset and not images):
+            write_text(path, json.dumps(own | {"images": dataset and dataset.fingerprint}) + "\n")
 
 
 def _told(sweep):
@@ -125,28 +173,42 @@ def _told(sweep):
 
 
 def _run_cells(cells, data_dir, stop):
-    """Works cells off; returns (those that failed, how many are another job's)."""
-    failed, elsewhere = [], 0
+    """Works cells off; returns ([(cell, record) of those that failed], [those that are another job's])."""
+    failures, left = [], []
     place = None if all(cell.finished() for cell in cells) else describe_place()
     for number, cell in enumerate(cells, start=1):
+        _check_stop(stop)
         if cell.finished():
             continue
         name = f"{number}/{len(cells)}  {cell.directory.name}"
         _say(f"{name} ...")
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(Claim(cell.claim))
-            except ConfigError as error:
-                elsewhere += 1
-                _say(f"{name}: left out: {error}")
-                continue
-            if cell.finished():  # by another job, just now
-                continue
-            record = _run_cell(cell, data_dir, place, stop)
+        try:
+            with Claim(cell.claim):
+                if cell.finished():  # by another job, just now
+                    continue
+                _wait_until_free(cell.directory)
+                record = _run_cell(cell, data_dir, place, stop)
+        except InUseError as error:
+            left.append(cell)
+            _say(f"{name}: left out: {error}")
+            continue
         _say(f"{name}: {record['error'] or _accuracy(cell)}  ({record['seconds']:.0f} s)")
         if record["exit_code"]:
-            failed.append(cell)
-    return failed, elsewhere
+            failures.append((cell, record))
+    return failures, left
+
+
+def _wait_until_free(directory):
+    """Waits for a run that was left by a sweep that is dead, and is still saving its state."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with Claim(directory):
+                return
+        except InUseError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
 
 
 def _accuracy(cell):
@@ -160,20 +222,29 @@ def _run_cell(cell, data_dir, place, stop):
     Raises:
       PreemptedError: a signal came; the run has saved what it had.
     """
-    cell.directory.mkdir(parents=True, exist_ok=True)
     commands = [["stce", *words] for words in cell.commands(data_dir)]
-    record = {"commands": [shlex.join(words) for words in commands], "place": place}
-    record["seconds"] = cell.record().get("seconds", 0.0)  # of earlier starts
-    for words in commands:
-        start = time.monotonic()
-        code, error = run_command(words, cell.directory / LOG_FILE, stop)
-        record |= {"exit_code": code, "error": error, "seconds": record["seconds"] + time.monotonic() - start}
-        write_text(cell.directory / CELL_FILE, json.dumps(record, indent=1) + "\n")
-        if stop.asked:
-            raise stopped(stop.asked, f"in {cell.directory.name}, whose state is saved")
-        if code:
-            break
+    earlier = cell.record()  # of starts that were stopped
+    places = dict.fromkeys([*filter(None, earlier.get("place", "").split("; ")), place])
+    record = {"commands": [shlex.join(words) for words in commands], "place": "; ".join(places)}
+    record |= {"seconds": earlier.get("seconds", 0.0), "exit_code": PreemptedError.exit_code, "error": "at work"}
+    try:
+        _write_record(cell, record)
+        for words in commands:
+            start = time.monotonic()
+            code, error = run_command(words, cell.directory / LOG_FILE, stop)
+            record |= {"exit_code": code, "error": error, "seconds": record["seconds"] + time.monotonic() - start}
+            _write_record(cell, record)
+            if stop.asked:
+                raise stopped(stop.asked, f"in {cell.directory.name}, whose state is saved")
+            if code:
+                break
+    except OSError as error:
+        record |= {"exit_code": 2, "error": f"cannot write to {cell.directory}: {first_line(error)}"}
     return record
+
+
+def _write_record(cell, record):
+    write_text(cell.directory / CELL_FILE, json.dumps(record, indent=1) + "\n")
 
 
 def _measure_speed(name, rows, seeds, workdir, stop):
@@ -192,7 +263,8 @@ def _measure_speed(name, rows, seeds, workdir, stop):
     path.parent.mkdir(exist_ok=True)
     directories = {str(cells[alike[0]][0].directory): alike for alike in models.values()}
     measured = path.with_suffix(".measured.json")
-    words = ["stce", "benchmark", *directories, f"--rounds={ROUNDS}", f"--json={measured}"]
+    words = ["stce", "benchmark", *directories, f"--rounds={ROUNDS}"]
+    words += [f"--accumulate={finished[0].config().accumulate}", f"--json={measured}"]
     code, error = run_command(words, path.with_suffix(".log"), stop)
     if stop.asked:
         raise stopped(stop.asked, "while speeds were measured; all runs are saved")

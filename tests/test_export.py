@@ -324,7 +324,7 @@ def test_a_full_disk_leaves_nothing(capsys, tiny_run, small_disk):
 
 
 def test_what_a_killed_export_left_is_no_hindrance(tiny_run, tmp_path):
-    left = tmp_path / "out.partial" / "model.json"
+    left = tmp_path / ".out.stce-export" / "model.json"
     left.parent.mkdir()
     left.write_text("half")
     (tmp_path / "out").mkdir()  # an empty directory may be there

@@ -1,12 +1,16 @@
 """`stce reproduce`: which cells are run, skipped, left to others or failed; stopped, killed and gone on with."""
 
+import concurrent.futures
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -41,7 +45,8 @@ def commands(monkeypatch, tmp_path, data_dir):
                 if not word.startswith("--")
                 for what in ("inference", "training")
             ]
-            Path(words[-1].partition("=")[2]).write_text(json.dumps([row | {"error": ""} for row in rows]))
+            more = {"batch_size": 64, "dtype": "float32", "device": "cpu", "error": ""}
+            Path(words[-1].partition("=")[2]).write_text(json.dumps([row | more for row in rows]))
             return 0, ""
         if words[1] == noted["signal"]:
             stop.asked = "SIGTERM"
@@ -156,6 +161,10 @@ def test_a_signal_stops_the_sweep_and_no_time_is_lost(capsys, tmp_path, commands
         (("table6", "--scale=smoke", "--config.sed=1"), 2, "did you mean 'seed'?"),
         (("table6", "--scale=smoke", "--config.model.heads=5"), 2, "cannot be divided among 5 heads"),
         (("table6", "--scale=smoke", "--sale=smoke"), 2, "--sale=smoke"),
+        (("table6", "--scale=smoke", "--config.epochs=2"), 2, "would undo what makes 'patch_500' that row"),
+        (("table8", "--scale=smoke", "--config.model.iterations=2"), 2, "would undo what makes 'pooling' that row"),
+        (("table8", "--scale=smoke", "--config.seed=2"), 2, "--config.seed=2: give --seeds instead"),
+        (("table1", "--config.nonsense=1"), 2, "unknown config key in '--config.nonsense=1'"),
         (("table6", "--scale=small"), 2, "needs --data_dir=DIR"),
         (("table6", "--scale=small", "--data_dir=/no/where"), 3, "/no/where has no folder 'train'"),
         (("table6",), 3, "is not prepared in"),
@@ -176,9 +185,69 @@ def test_a_workdir_holds_one_sweep(capsys, tmp_path, commands):
     ):
         code, _, error = run(capsys, tmp_path, *words)
         assert code == 2 and told in error
-    (tmp_path / "sweep" / "sweep.json").write_text("{")
+    sweep = tmp_path / "sweep" / "sweep.json"
+    sweep.write_text(json.dumps(json.loads(sweep.read_text()) | {"images": "others"}))
     code, _, error = run(capsys, tmp_path, *BOTH)
-    assert code == 2 and "cannot use workdir" in error
+    assert code == 2 and "holds a sweep on other images; give the --data_dir it began with" in error
+    for damaged in ("{", "{}", "[]"):
+        sweep.write_text(damaged)
+        code, _, error = run(capsys, tmp_path, *BOTH)
+        assert code == 2 and "sweep.json is damaged" in error, f"{damaged}: {error}"
+
+
+def test_jobs_that_begin_and_end_at_once_do_each_cell_once(capsys, tmp_path, commands, monkeypatch):
+    """Six threads stand for six machines; all of them write the report."""
+    import stce_jax.reproduce as verb
+
+    monkeypatch.setattr(verb, "StopSignals", lambda: contextlib.nullcontext(types.SimpleNamespace(asked="")))
+    words = {"scale": "smoke", "seeds": (0, 1), "only": ("stce", "pooling")}
+    barrier = threading.Barrier(6)
+
+    def job(_):
+        barrier.wait()
+        return verb.reproduce("table8", tmp_path / "sweep", **words)
+
+    with concurrent.futures.ThreadPoolExecutor(6) as jobs:
+        assert set(jobs.map(job, range(6))) == {tmp_path / "sweep" / "report.md"}
+    assert sorted(trained(commands)) == ["pooling_seed0", "pooling_seed1", "stce_seed0", "stce_seed1"]
+    assert [words[1] for words in commands["words"]].count("benchmark") <= 2, "each job timed the models"
+    assert "4 of 4 runs are finished" in (tmp_path / "sweep" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["claims", "cells"])
+def test_a_workdir_that_cannot_be_written_is_no_other_job(capsys, tmp_path, commands, name):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / name).write_text("a file in the way")
+    code, _, error = run(capsys, tmp_path, *BOTH)
+    assert code == 2 and re.fullmatch(r"stce: cannot .*\n", error), error
+    assert not commands["words"]
+
+
+def test_a_disk_that_fills_fails_the_cell_in_one_line(capsys, tmp_path, commands, monkeypatch):
+    import stce_jax.reproduce as verb
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(verb, "_write_record", full)
+    code, out, error = run(capsys, tmp_path, *BOTH[:-1], "--seeds=0")
+    assert code == 2 and "2 of 2 cells failed" in error and out.count("No space left on device") == 2
+
+
+def test_a_run_that_a_dead_sweep_left_behind_is_waited_for(capsys, tmp_path, commands, monkeypatch):
+    import stce_jax.reproduce as verb
+
+    first = tmp_path / "sweep" / "cells" / "pooling_seed0"
+    with Claim(first):
+        monkeypatch.setattr(verb, "PATIENCE", 0.1)
+        code, out, error = run(capsys, tmp_path, *BOTH[:-1], "--seeds=0")
+    assert code == 0 and trained(commands) == ["stce_seed0"] and "pooling_seed0: left out" in out, error
+    release = threading.Timer(1.0, lambda: claim.__exit__(None, None, None))
+    claim = Claim(first)
+    claim.__enter__()
+    monkeypatch.setattr(verb, "PATIENCE", 30.0)
+    release.start()
+    assert run(capsys, tmp_path, *BOTH[:-1], "--seeds=0,0")[0] == 0 and trained(commands)[-1] == "pooling_seed0"
 
 
 def test_several_processes_and_remote_workdirs_are_refused(capsys, tmp_path, commands, monkeypatch):
@@ -196,6 +265,15 @@ def test_table_1_needs_no_images_and_no_runs(capsys, tmp_path):
     assert code == 0, error
     text = (tmp_path / "sweep" / "report.md").read_text()
     assert "| convolution | 1.00M | 3,490,560 | 3.49 |" in text and not (tmp_path / "sweep" / "cells").exists()
+
+
+def test_a_command_that_is_killed_is_no_mystery(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    (tmp_path / "python").write_text("#!/bin/sh\necho step 5\nkill -KILL $$\n")
+    (tmp_path / "python").chmod(0o755)
+    with StopSignals() as stop:
+        found = run_command(["stce", "train"], tmp_path / "log.txt", stop)
+    assert found == (137, f"killed by SIGKILL; see {tmp_path}/log.txt")
 
 
 def test_a_command_is_run_with_its_output_kept(tmp_path):

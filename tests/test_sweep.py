@@ -90,6 +90,36 @@ def test_the_commands_of_a_cell_are_its_config(scale, tmp_path):
         assert arguments.output == f"{cell.directory}/evaluation" and not rest
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"checkpoint": "best"}, {"ema": True}, {"split": "train"}, {"step": 44, "epoch": 1.96}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_only_the_last_epochs_evaluation_finishes_a_cell(tmp_path, changes):
+    """One made by hand, of another checkpoint or of a run that is still being trained, would be a wrong figure."""
+    (cell,) = cells_of(load_rows("table8", "smoke")[:1], [0], tmp_path)
+    assert not cell.finished()
+    finish(cell, [True] * 10)
+    assert cell.finished()
+    finish(cell, [True] * 10, **changes)
+    assert not cell.finished()
+    (cell.directory / "evaluation" / "evaluation.json").write_text("{")
+    assert not cell.finished()
+
+
+def test_a_cell_that_was_made_by_hand_has_no_minutes_and_one_that_was_stopped_no_failure(tmp_path):
+    row = load_rows("table8", "smoke")[0]
+    by_hand, stopped, failed = cells_of([row], [0, 1, 2], tmp_path)
+    finish(by_hand, [True, False])
+    (by_hand.directory / "cell.json").unlink()
+    (by_hand.directory / "metrics.jsonl").write_text("")
+    fail(stopped, error="stopped by SIGTERM", exit_code=75)
+    fail(failed)
+    result = read_result(row, [0, 1, 2], tmp_path)
+    assert result.top1 == [0.5] and result.seconds == [None] and np.isnan(result.best[0])
+    assert result.unfinished == {1: "not finished", 2: "there is no GPU"}
+
+
 def test_cells_come_seed_by_seed_and_once(tmp_path):
     rows = load_rows("table1", "smoke") + load_rows("table6", "smoke") + load_rows("table8", "smoke")
     names = [cell.directory.name for cell in cells_of(rows, [1, 0], tmp_path)]
@@ -169,9 +199,10 @@ def test_differences_pair_seeds_and_images(sweep):
     assert results["patch_500"].unfinished == {1: "not finished"}
 
 
+TIMED = {"what": "training", "batch_size": 64, "dtype": "float32", "device": "cpu", "error": ""}
 SPEED = [
-    {"model": "stce", "what": "training", "images_per_second": 1234.5, "ratio": 1.5, "ratio_margin": 0.01, "error": ""},
-    {"model": "conv", "what": "training", "images_per_second": None, "ratio": None, "error": "out of memory"},
+    TIMED | {"model": "stce", "images_per_second": 1234.5, "ratio": 1.5, "ratio_margin": 0.01},
+    TIMED | {"model": "conv", "images_per_second": None, "ratio": None, "error": "out of memory"},
 ]
 
 
@@ -205,28 +236,30 @@ def test_the_report_holds_every_figure_beside_the_papers(report):
     text = report.read_text()
     rows = cell_rows(text)
     assert ["super-token convolution", "0.09M", "132,192", "1.47"] in rows, "Table 1 is not at the paper's size"
-    patch, conv, stce, patch_500, conv_500 = [row for row in rows if len(row) == 6 and row[0].endswith("0 epochs")][:5]
-    assert patch == ["patch, 300 epochs", "78.44", "50.00 [50.00, 50.00]", "50.00, 50.00", "60.00, 60.00", "2 of 2"]
-    assert stce[1:4] == ["83.52", "90.50 [90.50, 90.50]", "90.50, 90.50"]
-    assert conv_500 == ["convolution, 500 epochs", "82.72", "–", "–", "–", "0 of 2"]
-    assert patch_500[5] == "1 of 2" and conv[1] == "81.14"
+    patch, conv, stce, patch_500, conv_500 = [row for row in rows if len(row) == 7 and " epochs for " in row[0]][:5]
+    images = "[43.14, 56.86]"  # Wilson's interval of 100 of 200
+    assert patch[:4] == ["patch, 6 epochs for 300", "78.44", "50.00 [50.00, 50.00]", images]
+    assert patch[4:] == ["50.00, 50.00", "60.00, 60.00", "2 of 2"]
+    assert stce[1:3] == ["83.52", "90.50 [90.50, 90.50]"] and stce[4] == "90.50, 90.50"
+    assert conv_500 == ["convolution, 10 epochs for 500", "82.72", "–", "–", "–", "–", "0 of 2"]
+    assert patch_500[6] == "1 of 2" and conv[1] == "81.14"
     assert "The paper's order of the means, stce > conv > patch, holds here: stce > conv > patch." in text
     assert "loss <NaN> | at step 3" in text, "why a run failed is not said"
     assert "7 of 10 runs are finished" in text and "node7, 2 cores" in text
     for word in ("best epoch, chosen on the test images", "`image_size: 224 -> 32`", "cannot be reconciled"):
         assert word in text, f"{word} is missing"
-    assert "standard error of 2.44 points" in text  # sqrt(p (1 - p) / 360), p = 4.81 / 7
-    cost = next(row for row in rows if row[0] == "super-token convolution, 300 epochs" and row[1] == "17M")
+    assert "batches of 64, float32, on one cpu" in text and "the ratio to `super-token convolution, 6 epochs" in text
+    cost = next(row for row in rows if row[0] == "super-token convolution, 6 epochs for 300" and row[1] == "17M")
     assert cost[2] == "17,997,508" and "1,234 (150.0% ± 1.0%)" in cost and cost[-2:] == ["200", "1.5"]
-    assert "out of memory" in next(row for row in rows if row[0] == "convolution, 300 epochs" and row[1] == "20M")
+    assert "out of memory" in next(row for row in rows if row[0] == "convolution, 6 epochs for 300" and row[1] == "20M")
     assert (report.parent / "figure3.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_verdict_needs_both_intervals(report):
     verdicts = {row[0]: row for row in cell_rows(report.read_text()) if " less " in row[0]}
-    stce_conv = verdicts["super-token convolution, 300 epochs less convolution, 300 epochs"]
+    stce_conv = verdicts["super-token convolution, 6 epochs for 300 less convolution, 6 epochs for 300"]
     assert stce_conv[1:3] == ["+2.38", "+15.50 [+15.50, +15.50]"] and stce_conv[-1] == "higher"
-    same = verdicts["patch, 500 epochs less patch, 300 epochs"]
+    same = verdicts["patch, 10 epochs for 500 less patch, 6 epochs for 300"]
     assert same[1] == "+0.76" and same[-1] == "undecided, by one seed"
 
 
@@ -262,7 +295,7 @@ def test_a_sweep_without_a_finished_run_has_a_report(tmp_path, data_dir):
     report = write_report(tmp_path, load_rows("table8", "smoke"), [0], **options)
     text = report.read_text()
     assert "0 of 5 runs are finished" in text and "Computed on: nothing yet" in text
-    assert ["T = 1", "82.96", "–", "–", "–", "0 of 1"] in cell_rows(text)
+    assert ["T = 1", "82.96", "–", "–", "–", "–", "0 of 1"] in cell_rows(text)
 
 
 def test_documents_escape_what_would_break_them():

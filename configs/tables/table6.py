@@ -15,10 +15,12 @@ def get_config(scale="paper"):
 
 def sweep(scale="paper"):
     patch, conv = (scales.embedding(name, scale) for name in ("patch", "conv"))
-    longer = scales.longer(scale)
-    row = scales.row
-    yield row("patch", "patch, 300 epochs", patch, top1=78.44, parameters="18M")
-    yield row("conv", "convolution, 300 epochs", conv, ("patch",), top1=81.14, parameters="20M")
-    yield row("stce", "super-token convolution, 300 epochs", {}, ("conv", "patch"), top1=83.52, parameters="17M")
-    yield row("patch_500", "patch, 500 epochs", patch | longer, ("patch",), top1=79.20, parameters="18M")
-    yield row("conv_500", "convolution, 500 epochs", conv | longer, ("conv",), top1=82.72, parameters="20M")
+    row, longer = scales.row, scales.longer(scale)
+    short, long = (f"{epochs:g} epochs" for epochs in (get_config(scale).epochs, longer["epochs"]))
+    if scale != "paper":
+        short, long = f"{short} for 300", f"{long} for 500"
+    yield row("patch", f"patch, {short}", patch, top1=78.44, parameters="18M")
+    yield row("conv", f"convolution, {short}", conv, ("patch",), top1=81.14, parameters="20M")
+    yield row("stce", f"super-token convolution, {short}", {}, ("conv", "patch"), top1=83.52, parameters="17M")
+    yield row("patch_500", f"patch, {long}", patch | longer, ("patch",), top1=79.20, parameters="18M")
+    yield row("conv_500", f"convolution, {long}", conv | longer, ("conv",), top1=82.72, parameters="20M")

@@ -55,6 +55,8 @@ def run(arguments, _):
     from stce_jax.paths import open_path
     from stce_jax.timing.turns import machine
 
+    if arguments.json and arguments.json == arguments.csv:
+        raise ConfigError(f"--json and --csv would mix in {arguments.json}; give one of them another file")
     for file in filter(None, (arguments.csv, arguments.json)):
         if not open_path(file).parent.is_dir():  # before minutes of measuring
             raise ConfigError(f"cannot write {file}: there is no directory {open_path(file).parent}")

@@ -1,6 +1,7 @@
 """The words of `stce features`."""
 
 from stce_jax.commands import common, tables
+from stce_jax.errors import ConfigError
 
 HELP = "write what a run's model makes of images, as arrays"
 EXAMPLES = """
@@ -25,6 +26,8 @@ def run(arguments, _):
     from stce_jax.features import features
     from stce_jax.images import list_images
 
+    if arguments.output == "-":
+        raise ConfigError("arrays cannot be printed; give --output a file")
     files = list_images(arguments.paths)
     failures = []
     with common.output_file(arguments.output) as file:

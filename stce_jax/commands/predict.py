@@ -25,8 +25,8 @@ def add_arguments(verb):
 
 
 def run(arguments, _):
-    if arguments.json == arguments.csv == "-":
-        raise ConfigError("--json=- and --csv=- would mix on standard output; give one of them a file")
+    if arguments.json and arguments.json == arguments.csv:
+        raise ConfigError(f"--json and --csv would mix in {arguments.json}; give one of them another file")
     from stce_jax.images import list_images
     from stce_jax.predict import predict
 

@@ -23,7 +23,7 @@ def add_arguments(verb):
 
 def run(arguments, overrides):
     try:
-        seeds = tuple(int(seed) for seed in arguments.seeds.split(","))
+        seeds = tuple(dict.fromkeys(int(seed) for seed in arguments.seeds.split(",")))
     except ValueError:
         raise ConfigError(f"--seeds={arguments.seeds} must be whole numbers with commas between: 0,1,2") from None
     import jax

@@ -3,6 +3,11 @@
 import dataclasses
 
 
+def is_last(step, epoch, epochs):
+    """Whether a step, at which so many epochs are over, is the last of a run of `epochs`."""
+    return step >= round(round(epochs * step / epoch, 6))  # the quotient is inexact
+
+
 @dataclasses.dataclass(frozen=True)
 class Timetable:
     """When things happen, in steps.

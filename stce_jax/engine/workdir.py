@@ -29,6 +29,10 @@ def _forget_locks():
 os.register_at_fork(after_in_child=_forget_locks)  # a child that outlives its parent would hold its lock
 
 
+class InUseError(ConfigError):
+    """A living job has the workdir."""
+
+
 class LostClaimError(ConfigError):
     """Another job has taken the workdir; nothing more may be written to it."""
 
@@ -44,7 +48,8 @@ class Claim:
       lost: another job has taken the remote workdir, because no sign of life came through.
 
     Raises:
-      ConfigError: a living job has it, or it cannot be written.
+      InUseError: a living job has it.
+      ConfigError: it cannot be written.
     """
 
     def __init__(self, workdir):
@@ -152,7 +157,7 @@ class Claim:
             return {}
 
     def _refusal(self, owner):
-        return ConfigError(
+        return InUseError(
             f"workdir {self._workdir} is in use by {_who(owner)}; wait for it, stop it, or give another --workdir"
         )
 

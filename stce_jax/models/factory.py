@@ -1,7 +1,7 @@
 """Models by name: `vit_{ti,s,b}_{patch,conv,conv1x1,earlyconv,stce}`, every option a plain dict entry.
 
-Sizes: S is EarlyConv's ViT-S, whose MLP ratio of 3 is the only one that fits the paper's parameter counts; Ti and B
-are the ViT family's. Stems follow the model's width except the super-token embedding's, which stays at 16-64.
+Sizes: S is EarlyConv's ViT-S, whose MLP ratio of 3 fits the paper's parameter counts at depth 12; Ti and B are the ViT
+family's. Stems follow the model's width except the super-token embedding's, which stays at 16-64.
 """
 
 import fnmatch

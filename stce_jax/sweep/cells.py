@@ -8,8 +8,9 @@ import importlib
 import json
 from pathlib import Path
 
-from stce_jax.accuracy.files import IN_RUN, SCORES
+from stce_jax.accuracy.files import IN_RUN, PREDICTIONS, SCORES
 from stce_jax.configuration import load_config
+from stce_jax.engine.timetable import is_last
 from stce_jax.errors import ConfigError
 
 TABLES = ("table1", "table6", "table7", "table8", "readings")
@@ -74,15 +75,16 @@ class Cell:
         return train, ["evaluate", workdir, *data, f"--output={self.directory / IN_RUN}"]
 
     def finished(self):
-        """Whether it has been trained and evaluated."""
-        return (self.directory / IN_RUN / SCORES).exists()
+        """Whether it is trained to the end, and the last epoch's raw weights are evaluated on the test images."""
+        found = _read_json(self.directory / IN_RUN / SCORES)
+        if not found or not (self.directory / IN_RUN / PREDICTIONS).exists():
+            return False
+        as_wanted = (found["checkpoint"], found["ema"], found["split"]) == ("last", False, "val")
+        return as_wanted and is_last(found["step"], found["epoch"], self.row.config().epochs)
 
     def record(self):
         """What `reproduce` has written about it, {} if nothing."""
-        try:
-            return json.loads((self.directory / CELL_FILE).read_text())
-        except FileNotFoundError:
-            return {}
+        return _read_json(self.directory / CELL_FILE)
 
 
 def load_rows(table, scale="paper", more=()):
@@ -123,6 +125,14 @@ def cell_of(row, seed, workdir):
     """The cell of a row and a seed."""
     name = f"{row.run}_seed{seed}"
     return Cell(row, seed, workdir / "cells" / name, workdir / "claims" / name)
+
+
+def _read_json(path):
+    """What a file holds, {} if it is not there or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _spelt(value):

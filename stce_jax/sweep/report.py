@@ -69,17 +69,17 @@ def _opening(rows, results, seeds, command, dataset):
     blocks.append(
         bullets(
             [
-                f"Scale `{scale}`: {SCALES[scale]}.",
+                f"Scale `{scale}`: {SCALES[scale]}{_changed(rows[0])}.",
                 f"Images: `{config.dataset}`, {len(dataset.class_names)} classes, {counts['train']:,} for training, "
-                f"{counts['val']:,} for testing, {config.image_size} pixels; fingerprint {dataset.fingerprint[:12]}. "
-                f"One accuracy has a standard error of {_standard_error(results, counts['val'])} points by the number "
-                "of test images alone.",
+                f"{counts['val']:,} for testing, {config.image_size} pixels; fingerprint {dataset.fingerprint[:12]}.",
                 f"Seeds {', '.join(map(str, seeds))}: {done} of {wanted} runs are finished.",
                 f"Computed on: {'; '.join(places) or 'nothing yet'}.",
-                "Every accuracy is the last epoch's, of the raw weights, as in the paper and in DeiT. There is no "
-                'third split: "best epoch" is chosen on the test images, is therefore too high, and no headline.',
-                "Intervals are 95%: over seeds by Student's t; over images by the paired bootstrap of the test images, "
-                "the seeds averaged. p values are McNemar's exact ones, a seed each.",
+                "Every accuracy is the last epoch's, of the raw weights, as DeiT's code has it (the paper does not "
+                'say). There is no third split: "best epoch" is chosen on the test images, is therefore too high, and '
+                "no headline.",
+                "Intervals are 95%: over seeds by Student's t. What the number of test images leaves open of one "
+                "accuracy is Wilson's interval; of a difference, the paired bootstrap of the images, the seeds "
+                "averaged. p values are McNemar's exact ones, a seed each.",
             ]
         )
     )
@@ -92,12 +92,8 @@ def _opening(rows, results, seeds, command, dataset):
     return [*blocks, paragraph("Failed:"), bullets(failed)] if failed else blocks
 
 
-def _standard_error(results, images):
-    tops = [top1 for result in results.values() for top1 in result.top1]
-    if not tops:
-        return NONE
-    mean = sum(tops) / len(tops)
-    return f"{100 * math.sqrt(mean * (1 - mean) / images):.2f}"
+def _changed(row):
+    return f", with `{' '.join(row.more)}` for every row" if row.more else ""
 
 
 def _embeddings(rows):
@@ -126,8 +122,21 @@ def _table(name, results, speed, workdir, classes):
     if name == "table6" and groups:
         caption = "Figure 3: loss and top-1 over epochs, mean over seeds, the band from the least to the most of them."
         blocks.append(figure(curves(groups, workdir / "figure3.png"), caption))
-    blocks += [heading("Cost", level=3), table(_costs(results, speed, classes)), bullets(NOTES[name])]
-    return blocks
+    blocks += [heading("Cost", level=3), table(_costs(results, speed, classes)), *_how_timed(results, speed)]
+    return [*blocks, bullets(NOTES[name])]
+
+
+def _how_timed(results, speed):
+    if not speed:
+        return []
+    first, labels = speed[0], {result.row.run: result.row.label for result in results}
+    return [
+        paragraph(
+            f"Images/s of inference and training: `stce benchmark`, batches of {first['batch_size']}, "
+            f"{first['dtype']}, on one {first['device']}, the models in turn; in brackets the ratio to "
+            f"`{labels.get(first['model'], first['model'])}` with its 95% interval."
+        )
+    ]
 
 
 def _accuracy(result):
@@ -136,6 +145,7 @@ def _accuracy(result):
         "row": result.row.label,
         "paper, top-1 %": NONE if paper is None else f"{paper:.2f}",
         "ours, top-1 %": _percent(ours) if ours else NONE,
+        "by the images": _range(result.over_images()) if ours else NONE,
         "each seed": ", ".join(f"{100 * top1:.2f}" for top1 in result.top1) or NONE,
         "best epoch, chosen on the test images": ", ".join(f"{100 * top1:.2f}" for top1 in result.best) or NONE,
         "runs": f"{len(result.seeds)} of {len(result.seeds) + len(result.unfinished)}",
@@ -192,7 +202,7 @@ def _costs(results, speed, classes):
         if "parameters" in row.paper:
             line |= {"parameters, paper": row.paper["parameters"]}
         line |= {"ours at the paper's size": f"{count_parameters(_parameters(papers[row.run])):,}"}
-        if row.scale != "paper":
+        if row.scale != "paper" or row.more:
             line |= {"here": f"{here['parameters']:,}"}
         line |= {"multiply-adds": f"{here['multiply_adds'] / 1e6:,.1f}M"}
         if "images_per_second" in {key for of in results for key in of.row.paper}:
@@ -201,7 +211,7 @@ def _costs(results, speed, classes):
             line |= {f"{what}, images/s": _speed(row.run, speed, what)}
         line |= {
             "training with loading, images/s": _mean(result.images_per_second),
-            "minutes a run": _mean([seconds / 60 for seconds in result.seconds], digits=1),
+            "minutes a run": _mean([seconds / 60 for seconds in result.seconds if seconds is not None], digits=1),
         }
         lines.append(line)
     return lines
@@ -240,7 +250,8 @@ def _closing(rows, results):
             bullets(f"`{line}`" for line in configuration.differences(papers, own)),
         ]
     elif row.more:
-        blocks += [paragraph(f"Given for every row: `{' '.join(row.more)}`.")]
+        blocks += [paragraph(f"Changed for every row, so that accuracies are not the paper's: `{' '.join(row.more)}`.")]
+    blocks += [paragraph("How the paper was read, where it leaves things open; figures are those of its own scale:")]
     blocks += [bullets(NOTES["decisions"]), heading("Figures of the paper that cannot be reconciled")]
     blocks += [bullets(NOTES["contradictions"]), heading("Commands")]
     for result in results.values():
@@ -265,6 +276,10 @@ def _percent(interval, sign=""):
     """An `Interval` of fractions in percent or points."""
     mean, low, high = (f"{100 * value:{sign}.2f}" for value in interval)
     return mean if math.isnan(interval.low) else f"{mean} [{low}, {high}]"
+
+
+def _range(interval):
+    return f"[{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
 
 
 def _p(value):

@@ -1,13 +1,22 @@
 """What the cells of a sweep have come to: accuracies of every seed and image, curves, times."""
 
 import dataclasses
+import math
 import statistics
 
 import numpy as np
 
 from stce_jax.accuracy.files import IN_RUN, read_predictions
-from stce_jax.accuracy.intervals import Interval, bootstrap_difference, mcnemar, mean_interval, paired_mean_interval
+from stce_jax.accuracy.intervals import (
+    Interval,
+    bootstrap_difference,
+    mcnemar,
+    mean_interval,
+    paired_mean_interval,
+    wilson_interval,
+)
 from stce_jax.engine.metrics import read_metrics
+from stce_jax.errors import PreemptedError
 from stce_jax.sweep.cells import Row, cell_of
 
 
@@ -22,8 +31,9 @@ class Result:
       hits: bool [seeds, images], whether the last epoch's top-1 is right.
       curves: lines of metrics.
       images_per_second: in training, the median over its lines, loading included.
-      seconds: that training and evaluating took, all starts together.
-      records: of all seeds' cells, finished or not: {seed: dict}, see `reproduce`.
+      seconds: that training and evaluating took, all starts together but for those that were killed; None where
+        `reproduce` did not do it.
+      records: what `reproduce` has noted of all seeds' cells, finished or not: {seed: dict}.
       unfinished: {seed: why}.
     """
 
@@ -34,7 +44,7 @@ class Result:
     hits: np.ndarray
     curves: list[list[dict]]
     images_per_second: list[float]
-    seconds: list[float]
+    seconds: list[float | None]
     records: dict[int, dict]
     unfinished: dict[int, str]
 
@@ -44,6 +54,11 @@ class Result:
             return None
         mean, low, high = mean_interval(self.top1)
         return Interval(mean, max(low, 0.0), min(high, 1.0))  # of one seed both stay nan
+
+    def over_images(self):
+        """`Interval` that the number of test images leaves open of one run with the mean top-1."""
+        count = self.hits.shape[1]
+        return wilson_interval(round(float(self.hits.mean()) * count), count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +93,23 @@ def read_result(row, seeds, workdir):
         row=row,
         seeds=finished,
         top1=[float(of_run.mean()) for of_run in hits],
-        best=[max(of_run) for of_run in evaluated],
+        best=[max(of_run, default=math.nan) for of_run in evaluated],
         hits=np.array(hits),
         curves=curves,
         images_per_second=[
-            statistics.median(line["images_per_second"] for line in lines if line["split"] == "train")
+            statistics.median([line["images_per_second"] for line in lines if line["split"] == "train"] or [math.nan])
             for lines in curves
         ],
-        seconds=[records[seed]["seconds"] for seed in finished],
+        seconds=[records[seed].get("seconds") for seed in finished],
         records={seed: record for seed, record in records.items() if record},
-        unfinished={seed: records[seed].get("error") or "not finished" for seed in seeds if seed not in finished},
+        unfinished={seed: _why_unfinished(records[seed]) for seed in seeds if seed not in finished},
     )
+
+
+def _why_unfinished(record):
+    """A cell's error, unless it was stopped or is being tried again."""
+    stopped = not record or record["exit_code"] in (0, PreemptedError.exit_code)
+    return "not finished" if stopped else record["error"]
 
 
 def differences(results):

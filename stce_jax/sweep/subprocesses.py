@@ -21,7 +21,7 @@ def run_command(words, log, stop):
       stop: `StopSignals`.
 
     Returns:
-      (exit code, "" or the last line of its output).
+      (exit code, "" or the last line of its output); of a signal's end the code is 128 and its number.
     """
     with open(log, "ab") as output:
         output.write(f"$ {shlex.join(words)}\n".encode())
@@ -41,8 +41,10 @@ def run_command(words, log, stop):
                 child.terminate()
     if not code:
         return 0, ""
+    if code < 0:
+        return 128 - code, f"killed by {signal.Signals(-code).name}; see {log}"
     last = log.read_text(errors="replace").splitlines()[-1]
-    return (code if code > 0 else 128 - code), last.removeprefix("stce: ")
+    return code, last.removeprefix("stce: ")
 
 
 def _ended(child):
@@ -73,7 +75,8 @@ def describe_place():
         "import jax, os, platform; devices = jax.devices(); print(f'{platform.node()}, {os.cpu_count()} cores, "
         "{len(devices)} x {devices[0].device_kind}, Python {platform.python_version()}, jax {jax.__version__}')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    # A session of its own: Ctrl-C is this process's to hear.
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True)
     if done.returncode:
         raise ConfigError(f"JAX does not start: {(done.stderr.splitlines() or ['it says nothing'])[-1]}")
     return done.stdout.strip()
