@@ -19,6 +19,7 @@ from stce_jax import runs
 from stce_jax.compare import compare, short_names
 from stce_jax.configuration import load_config
 from stce_jax.engine.curves import COLOURS
+from stce_jax.engine.timetable import is_last
 from stce_jax.errors import CheckpointError, ConfigError, DataError
 
 TRAIN = {"split": "train", "loss": 1.5, "top1": 0.25, "top5": 0.75, "learning_rate": 1e-3}
@@ -129,8 +130,7 @@ def test_a_run_is_finished_at_its_last_step_and_not_before(images, batch_size, e
     assume(halves >= 2 and (rest or halves % 2 == 0))  # there is a step, and no two are equally near
     timetable = runs.build_timetable(config, types.SimpleNamespace(train=range(images)))
     for step, expected in ((timetable.total, True), (max(1, timetable.total - 1), timetable.total == 1)):
-        line = {"step": step, "epoch": step / timetable.epoch}
-        assert module._is_last(line, config.epochs) == expected, f"step {step} of {timetable}"
+        assert is_last(step, step / timetable.epoch, config.epochs) == expected, f"step {step} of {timetable}"
 
 
 def test_parameters_are_those_of_the_checkpoint(tiny_run):
