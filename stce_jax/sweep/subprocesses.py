@@ -1,7 +1,6 @@
 """`stce` commands as processes of their own, their output in a file: what ends one ends no other."""
 
 import contextlib
-import ctypes
 import os
 import shlex
 import signal
@@ -10,6 +9,12 @@ import sys
 from pathlib import Path
 
 from stce_jax.errors import ConfigError
+
+# What `python -m stce_jax` does, after asking the kernel (PR_SET_PDEATHSIG is 1) for SIGTERM when the parent ends,
+# however it does: the run then saves its state. preexec_fn would have to fork a process full of JAX's threads.
+RUN = """import ctypes, runpy, signal
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+runpy.run_module("stce_jax", run_name="__main__", alter_sys=True)"""
 
 
 def run_command(words, log, stop):
@@ -27,12 +32,11 @@ def run_command(words, log, stop):
         output.write(f"$ {shlex.join(words)}\n".encode())
         output.flush()
         child = subprocess.Popen(
-            [sys.executable, "-m", "stce_jax", *words[1:]],
+            [sys.executable, "-c", RUN, *words[1:]],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             env=_environment(),
-            preexec_fn=_end_too,
         )
         told = False
         while (code := _ended(child)) is None:
@@ -51,11 +55,6 @@ def _ended(child):
     with contextlib.suppress(subprocess.TimeoutExpired):
         return child.wait(0.2)
     return None
-
-
-def _end_too():
-    """Makes a child hear of the end of its parent, however that ends, as a signal that has it save its state."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
 
 def _environment():
