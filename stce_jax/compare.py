@@ -2,7 +2,6 @@
 
 import json
 import os
-import statistics
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from stce_jax.accuracy import files
 from stce_jax.accuracy.intervals import bootstrap_difference, mcnemar
 from stce_jax.engine.checkpoint import Checkpoints
 from stce_jax.engine.curves import curves
-from stce_jax.engine.metrics import read_metrics
+from stce_jax.engine.metrics import read_metrics, training_speed
 from stce_jax.engine.state import abstract_variables
 from stce_jax.engine.timetable import is_last
 from stce_jax.errors import CheckpointError, ConfigError
@@ -96,7 +95,6 @@ def _row(workdir, config, lines, checkpoint, counts):
         if shown is None:
             steps = ", ".join(str(line["step"]) for line in evaluations)
             raise CheckpointError(f"{workdir} was not evaluated at step {checkpoint!r}; it was at last, best, {steps}")
-    speeds = [line["images_per_second"] for line in lines if line.get("images_per_second")]
     return {
         "run": workdir,
         "model": config.model.name,
@@ -109,7 +107,7 @@ def _row(workdir, config, lines, checkpoint, counts):
         "best_step": best.get("step"),
         "best_top1": best.get("top1"),
         "parameters": _count_parameters(workdir, config, counts),
-        "images_per_second": statistics.median(speeds) if speeds else None,
+        "images_per_second": training_speed(lines),
     }
 
 

@@ -10,7 +10,6 @@ import fcntl
 import json
 import shlex
 import time
-from pathlib import Path
 
 from stce_jax import runs
 from stce_jax.accuracy.files import IN_RUN, SCORES
@@ -61,7 +60,7 @@ def reproduce(table, workdir, *, scale="paper", seeds=(0, 1, 2), data_dir="", on
       PreemptedError: stopped by a signal; what was trained is saved.
     """
     _check_alone(workdir)
-    given, workdir = workdir, Path(absolute(workdir))
+    given, workdir = workdir, absolute(workdir)
     tables = TABLES if table == "all" else (table,)
     rows = _chosen([row for name in tables for row in load_rows(name, scale, overrides)], only)
     _check_rows(rows, seeds, overrides)

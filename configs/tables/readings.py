@@ -13,8 +13,7 @@ def get_config(scale="paper"):
 
 
 def sweep(scale="paper"):
-    side = 16 if scale == "paper" else 8  # pixels of the image in a token's cell
-    first = (get_config(scale).model.stem_widths or (16,))[:1]
+    first = scales.stack_widths(scale)[:1]
     decided = ("stce",)
     yield scales.row("stce", "super-token convolution, as decided", {})
     yield scales.row("border_mask", "neighbours beyond the border masked", {"model.border": "mask"}, decided)
@@ -26,6 +25,6 @@ def sweep(scale="paper"):
     conv1x1, early = (scales.embedding(name, scale) for name in ("conv1x1", "earlyconv"))
     yield scales.row("conv1x1", "convolution, last layer 1x1", conv1x1, ("conv",))
     yield scales.row("earlyconv", "EarlyConv's own stem", early, ("conv",))
-    yield scales.row("stack_1", "module 1 alone, stride 1, as decided", scales.stack(first, (1,), side))
-    narrow = scales.stack(first, (2,), side // 2)
+    yield scales.row("stack_1", "module 1 alone, stride 1, as decided", scales.stack(first, (1,), scale))
+    narrow = scales.stack(first, (2,), scale)
     yield scales.row("stack_1_stride_2", "module 1 alone, stride 2", narrow, ("stack_1",))

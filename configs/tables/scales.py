@@ -57,8 +57,16 @@ def embedding(name, scale):
     return own | {"model.stem_strides": (2, 2, 2, 1), "model.stem_widths": _fractions(scale, 4, 2, 1, 1)}
 
 
-def stack(widths, strides, cell):
-    """Overrides of the convolution stack and of the cells that go with it."""
+def stack_widths(scale):
+    """Channels of all modules of the convolution stack; the paper's (Table 5) are the model's own."""
+    return get_config(scale).model.stem_widths or (16, 32, 32, 64, 64, 64)
+
+
+def stack(widths, strides, scale):
+    """Overrides of the convolution stack, with cells that give the same token grid whatever the strides."""
+    cell = 16 if scale == "paper" else 8  # pixels of the image, side of a token's cell
+    for stride in strides:
+        cell //= stride
     return {"model.stem_widths": widths, "model.stem_strides": strides, "model.cell": (cell, cell)}
 
 

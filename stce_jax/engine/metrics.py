@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -141,6 +142,12 @@ def read_metrics(workdir):
     """The lines of a workdir's metrics.jsonl as dicts; a last line cut short by a crash is left out."""
     path = open_path(workdir) / FILE_NAME
     return _lines(path.read_text()) if path.exists() else []
+
+
+def training_speed(lines):
+    """Images a second that a run was trained with, the median over its lines of training; None if there are none."""
+    speeds = [line["images_per_second"] for line in lines if line.get("images_per_second")]
+    return statistics.median(speeds) if speeds else None
 
 
 def _lines(text):

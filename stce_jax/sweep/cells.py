@@ -39,16 +39,17 @@ class Row:
 
     def words(self):
         """What `stce train` is told of the row's config."""
-        return [
-            f"--config=tables/{self.table}:{self.scale}",
-            *(f"--config.{key}={_spelt(value)}" for key, value in self.overrides.items()),
-            *self.more,
-        ]
+        return [f"--config={self._name()}", *self._overrides()]
 
     def config(self, *words):
         """The row's ConfigDict, with further overrides; raises ConfigError."""
-        name, *overrides = self.words()
-        return load_config(name.removeprefix("--config="), [*overrides, *words])
+        return load_config(self._name(), [*self._overrides(), *words])
+
+    def _name(self):
+        return f"tables/{self.table}:{self.scale}"
+
+    def _overrides(self):
+        return [*(f"--config.{key}={_spelt(value)}" for key, value in self.overrides.items()), *self.more]
 
 
 @dataclasses.dataclass(frozen=True)

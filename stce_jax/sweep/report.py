@@ -2,9 +2,9 @@
 
 import dataclasses
 import datetime
+import functools
 import json
 import math
-from pathlib import Path
 
 from stce_jax import configuration, runs
 from stce_jax.data import catalog
@@ -16,7 +16,7 @@ from stce_jax.sweep import documents
 from stce_jax.sweep.cells import TRAINED, load_rows
 from stce_jax.sweep.documents import bullets, commands, figure, heading, paragraph, table
 from stce_jax.sweep.notes import NOTES, SCALES, TITLES
-from stce_jax.sweep.results import differences, read_result
+from stce_jax.sweep.results import NOT_FINISHED, differences, read_result
 
 PAPERS_CLASSES = 100
 FIGURE3 = ("patch", "conv", "stce")
@@ -38,6 +38,7 @@ def write_report(workdir, rows, seeds, *, command, dataset, speed):
       Path of report.md.
     """
     results = {row.run: read_result(row, seeds, workdir) for row in rows if row.table in TRAINED}
+    count = functools.cache(lambda run: _count(results[run].row, len(dataset.class_names)))  # tables share runs
     blocks = [
         heading("The paper's tables, reproduced", level=1),
         *_opening(rows, results, seeds, command, dataset),
@@ -48,10 +49,10 @@ def write_report(workdir, rows, seeds, *, command, dataset, speed):
         if name == "table1":
             blocks += _embeddings(of_table)
         else:
-            own = [dataclasses.replace(results[row.run], row=row) for row in of_table]  # tables share runs
-            blocks += _table(name, own, speed.get(name, []), workdir, len(dataset.class_names))
+            own = [dataclasses.replace(results[row.run], row=row) for row in of_table]
+            blocks += _table(name, own, speed.get(name, []), workdir, count)
     blocks += _closing(rows, results)
-    report = Path(workdir) / "report.md"
+    report = workdir / "report.md"
     write_text(report, documents.to_markdown(blocks))
     write_text(report.with_suffix(".html"), documents.to_html(blocks, "The paper's tables, reproduced"))
     return report
@@ -87,7 +88,7 @@ def _opening(rows, results, seeds, command, dataset):
         f"`{result.row.run}` seed {seed}: {why}"
         for result in results.values()
         for seed, why in result.unfinished.items()
-        if why != "not finished"
+        if why != NOT_FINISHED
     ]
     return [*blocks, paragraph("Failed:"), bullets(failed)] if failed else blocks
 
@@ -110,7 +111,7 @@ def _embeddings(rows):
     return [table(lines), bullets(NOTES["table1"])]
 
 
-def _table(name, results, speed, workdir, classes):
+def _table(name, results, speed, workdir, count):
     blocks = [table([_accuracy(result) for result in results])]
     pairs = differences(results)
     if pairs:
@@ -122,7 +123,7 @@ def _table(name, results, speed, workdir, classes):
     if name == "table6" and groups:
         caption = "Figure 3: loss and top-1 over epochs, mean over seeds, the band from the least to the most of them."
         blocks.append(figure(curves(groups, workdir / "figure3.png"), caption))
-    blocks += [heading("Cost", level=3), table(_costs(results, speed, classes)), *_how_timed(results, speed)]
+    blocks += [heading("Cost", level=3), table(_costs(results, speed, count)), *_how_timed(results, speed)]
     return [*blocks, bullets(NOTES[name])]
 
 
@@ -191,30 +192,35 @@ def _order(results):
     return [paragraph(f"The paper's order of the means, stce > conv > patch, {verb} here: {order}.")]
 
 
-def _costs(results, speed, classes):
+def _costs(results, speed, count):
     lines = []
-    papers = {row.run: row for row in load_rows(results[0].row.table, "paper")}
     for result in results:
-        row = result.row
-        config = row.config()
-        here = count_model(runs.build_model(config, classes), config.image_size)
+        row, counted = result.row, count(result.row.run)
         line = {"row": row.label}
         if "parameters" in row.paper:
             line |= {"parameters, paper": row.paper["parameters"]}
-        line |= {"ours at the paper's size": f"{count_parameters(_parameters(papers[row.run])):,}"}
+        line |= {"ours at the paper's size": f"{counted['papers_parameters']:,}"}
         if row.scale != "paper" or row.more:
-            line |= {"here": f"{here['parameters']:,}"}
-        line |= {"multiply-adds": f"{here['multiply_adds'] / 1e6:,.1f}M"}
+            line |= {"here": f"{counted['parameters']:,}"}
+        line |= {"multiply-adds": f"{counted['multiply_adds'] / 1e6:,.1f}M"}
         if "images_per_second" in {key for of in results for key in of.row.paper}:
             line |= {"paper, images/s": str(row.paper.get("images_per_second", NONE))}
         for what in ("inference", "training"):
             line |= {f"{what}, images/s": _speed(row.run, speed, what)}
         line |= {
             "training with loading, images/s": _mean(result.images_per_second),
-            "minutes a run": _mean([seconds / 60 for seconds in result.seconds if seconds is not None], digits=1),
+            "minutes a run": _mean(result.seconds, unit=60, digits=1),
         }
         lines.append(line)
     return lines
+
+
+def _count(row, classes):
+    """What `count_model` says of a row's model, and "papers_parameters": of its counterpart at the paper's size."""
+    config = row.config()
+    (papers,) = (found for found in load_rows(row.table, "paper") if found.run == row.run)
+    counted = count_model(runs.build_model(config, classes), config.image_size)
+    return counted | {"papers_parameters": count_parameters(_parameters(papers))}
 
 
 def _parameters(row):
@@ -269,7 +275,7 @@ def read_speed(workdir, tables):
 
 def speed_file(workdir, name):
     """Where the speed of a table's models is kept."""
-    return Path(workdir) / "speed" / f"{name}.json"
+    return workdir / "speed" / f"{name}.json"
 
 
 def _percent(interval, sign=""):
@@ -286,5 +292,6 @@ def _p(value):
     return f"{value:.2g}" if value >= 1e-4 else "< 0.0001"
 
 
-def _mean(values, digits=0):
-    return f"{sum(values) / len(values):,.{digits}f}" if values else NONE
+def _mean(values, *, unit=1, digits=0):
+    known = [value / unit for value in values if value is not None]
+    return f"{sum(known) / len(known):,.{digits}f}" if known else NONE

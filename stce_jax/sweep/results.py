@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import statistics
 
 import numpy as np
 
@@ -15,9 +14,11 @@ from stce_jax.accuracy.intervals import (
     paired_mean_interval,
     wilson_interval,
 )
-from stce_jax.engine.metrics import read_metrics
+from stce_jax.engine.metrics import read_metrics, training_speed
 from stce_jax.errors import PreemptedError
 from stce_jax.sweep.cells import Row, cell_of
+
+NOT_FINISHED = "not finished"  # why there is no result, if nothing failed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Result:
       top1, best: fractions, of the last epoch and of the best one, which is chosen on the test images.
       hits: bool [seeds, images], whether the last epoch's top-1 is right.
       curves: lines of metrics.
-      images_per_second: in training, the median over its lines, loading included.
+      images_per_second: in training, loading included, see `training_speed`.
       seconds: that training and evaluating took, all starts together but for those that were killed; None where
         `reproduce` did not do it.
       records: what `reproduce` has noted of all seeds' cells, finished or not: {seed: dict}.
@@ -43,7 +44,7 @@ class Result:
     best: list[float]
     hits: np.ndarray
     curves: list[list[dict]]
-    images_per_second: list[float]
+    images_per_second: list[float | None]
     seconds: list[float | None]
     records: dict[int, dict]
     unfinished: dict[int, str]
@@ -96,10 +97,7 @@ def read_result(row, seeds, workdir):
         best=[max(of_run, default=math.nan) for of_run in evaluated],
         hits=np.array(hits),
         curves=curves,
-        images_per_second=[
-            statistics.median([line["images_per_second"] for line in lines if line["split"] == "train"] or [math.nan])
-            for lines in curves
-        ],
+        images_per_second=[training_speed(lines) for lines in curves],
         seconds=[records[seed].get("seconds") for seed in finished],
         records={seed: record for seed, record in records.items() if record},
         unfinished={seed: _why_unfinished(records[seed]) for seed in seeds if seed not in finished},
@@ -109,7 +107,7 @@ def read_result(row, seeds, workdir):
 def _why_unfinished(record):
     """A cell's error, unless it was stopped or is being tried again."""
     stopped = not record or record["exit_code"] in (0, PreemptedError.exit_code)
-    return "not finished" if stopped else record["error"]
+    return NOT_FINISHED if stopped else record["error"]
 
 
 def differences(results):
