@@ -1,0 +1,203 @@
+"""FLOPs and bytes of a model's operations, counted by hand: what benchmarks/roofline.py holds measurements against.
+
+Every operation is a closed formula of the model's options: FLOPs (two a multiply-add; of products alone) and the bytes
+that it must read and write if everything elementwise between two products is a single pass, and nothing stays in a
+cache from one operation to the next. It takes at least max(FLOPs / peak, bytes / bandwidth); operations follow one
+another.
+
+Shape letters: B batch; H W image or feature height and width; C channels; N tokens (class token included); D model
+width; A heads; K = 9 neighbours.
+"""
+
+import functools
+from typing import NamedTuple
+
+from stce_jax.models.factory import model_options
+from stce_jax.models.supertoken import cell_shape, grid_shape
+
+CLASSES = 100
+FLOAT = 4  # bytes of a parameter, of the clustering's numbers, of logits of attention
+NEIGHBOURS = 9
+CLUSTERING, OPTIMIZER = "clustering", "optimizer"
+
+
+class Work(NamedTuple):
+    """An operation: the part of the model it belongs to, its FLOPs, and the bytes that it reads and writes."""
+
+    part: str
+    flops: float
+    bytes: float
+
+
+def product(part, rows, inputs, outputs, size, *, training, read=None, input_gradient=True):
+    """A linear layer or convolution: rows x inputs numbers times a kernel of inputs x outputs.
+
+    Each of the backward pass's two products, for the inputs and for the kernel, has as many FLOPs and touches the same
+    three arrays. `size` is bytes a number; `read` how many numbers are read where that is not rows x inputs.
+    """
+    read = rows * inputs if read is None else read
+    work = Work(part, 2 * rows * inputs * outputs, size * (read + rows * outputs) + FLOAT * inputs * outputs)
+    return [work] * (1 + training * (1 + input_gradient))
+
+
+def passes_over(part, numbers, size, *, training, forward, backward):
+    """Elementwise work: so many times `numbers` are read or written forward, and backward."""
+    times = forward + (backward if training else 0)
+    return [Work(part, 0, times * numbers * size)]
+
+
+def conv_module(name, batch, shape, channels, width, stride, size, *, training, kernel=3, first=False, norm=True):
+    """(work, shape of the output [H, W]) of a convolution, with GELU (or ReLU) and BatchNorm if `norm`.
+
+    An image needs no gradient. BatchNorm's statistics need a pass of their own in training: forward it is read twice
+    and written once. Backward, two sums over gradient and input come first, then both are read again and one written.
+    """
+    inputs = batch * shape[0] * shape[1] * channels
+    shape = tuple(-(-side // stride) for side in shape)
+    rows = batch * shape[0] * shape[1]
+    taps = kernel * kernel * channels
+    work = product(name, rows, taps, width, size, training=training, read=inputs, input_gradient=not first)
+    if norm:
+        forward = 3 if training else 2
+        work += passes_over(f"{name}: GELU, norm", rows * width, size, training=training, forward=forward, backward=5)
+    return work, shape
+
+
+def clustering(batch, shape, channels, cell, iterations, *, training, seen=NEIGHBOURS):
+    """The means, then T times affinities and weighted means, in float32, of a map [H, W] of C channels.
+
+    A token is multiplied with `seen` super tokens, of which the idea needs nine; the products that are shipped take in
+    a few more and mask them. Affinities are written as logits, read and written by the softmax, and read again. The
+    gradient is one product: the last affinities, kept, with the super tokens' gradient.
+    """
+    rows, columns = grid_shape(*shape, cell)
+    super_tokens = batch * rows * columns * channels
+    tokens = batch * rows * columns * cell_shape(cell)[0] * cell_shape(cell)[1]
+    work = [Work(CLUSTERING, 0, FLOAT * (tokens * channels + super_tokens))]
+    touched = FLOAT * (tokens * channels + super_tokens + tokens * seen)
+    one_product = Work(CLUSTERING, 2 * tokens * seen * channels, touched)
+    softmax = Work(CLUSTERING, 0, 2 * FLOAT * tokens * seen)
+    return work + iterations * [one_product, softmax, one_product] + training * [one_product]
+
+
+def embedding_work(name, options, batch, image, size, *, training):
+    """(work, number of tokens) of a model's embedding."""
+    kind, width = name.split("_")[2], options["width"]
+    if kind == "patch":
+        patch = options["patch_size"]
+        count, inputs = batch * (image[0] // patch) * (image[1] // patch), 3 * patch * patch
+        norms = functools.partial(passes_over, "patches: norms", size=size, training=training, forward=2, backward=3)
+        work = norms(count * inputs) + product("projection", count, inputs, width, size, training=training)
+        return work + norms(count * width), count // batch
+    work, shape, channels = [], image, 3
+    for index, (features, stride) in enumerate(zip(options["stem_widths"], options["stem_strides"], strict=True), 1):
+        last = kind == "conv1x1" and index == len(options["stem_widths"])
+        own, shape = conv_module(
+            f"module {index}",
+            batch,
+            shape,
+            channels,
+            features,
+            stride,
+            size,
+            training=training,
+            kernel=1 if last else 3,
+            first=index == 1,
+        )
+        work, channels = work + own, features
+    if kind == "stce":
+        if options["iterations"]:
+            work += clustering(batch, shape, channels, options["cell"], options["iterations"], training=training)
+        else:
+            work += [Work(CLUSTERING, 0, (1 + training) * FLOAT * batch * shape[0] * shape[1] * channels)]
+        shape = grid_shape(*shape, options["cell"])
+    count = shape[0] * shape[1]
+    if kind in ("stce", "earlyconv"):
+        work += product("projection", batch * count, channels, width, size, training=training)
+    return work, count
+
+
+def attention_products(batch, count, width, heads, size, *, training, fused):
+    """The two products with the softmax between them.
+
+    Written apart, as XLA does it, the N x N logits are written in float32 and read by the softmax, and the weights are
+    written and read; backward there are four products, and logits' and weights' gradients come on top. A fused
+    kernel keeps all of them on the chip and computes the logits anew in the backward pass, a fifth product.
+    """
+    name, one, square = "attention: products", batch * count * width * size, batch * heads * count * count
+    flops = 2 * batch * count * count * width
+    if fused:
+        work = [Work(name, 2 * flops, 4 * one)]
+        return work + training * [Work(name, 5 * flops, 8 * one)]
+    logits, weights = FLOAT * square, size * square
+    forward = [Work(name, flops, 2 * one + logits), Work(name, 0, logits + weights)]
+    forward += [Work(name, flops, weights + 2 * one)]
+    of_value, of_weights = Work(name, flops, weights + 2 * one), Work(name, flops, 2 * one + logits)
+    of_logits = Work(name, 0, logits + weights + weights)  # the weights' gradient and the weights in, the logits' out
+    of_query_or_key = Work(name, flops, weights + 2 * one)
+    return forward + training * [of_value, of_weights, of_logits, of_query_or_key, of_query_or_key]
+
+
+def body_work(options, batch, count, size, *, training, fused):
+    """Everything between the embedding's tokens and the loss."""
+    width, hidden = options["width"], options["mlp_dim"]
+    rows = batch * count
+    linear = functools.partial(product, size=size, training=training)
+    block = (
+        # The residual sum and the norm after it: two read, two written, forward and backward.
+        2 * passes_over("norms, residuals", rows * width, size, training=training, forward=4, backward=4)
+        + linear("attention: linear", rows, width, 3 * width)
+        + attention_products(batch, count, width, options["heads"], size, training=training, fused=fused)
+        + linear("attention: linear", rows, width, width)
+        + linear("MLP: linear", rows, width, hidden)
+        + passes_over("MLP: GELU", rows * hidden, size, training=training, forward=2, backward=3)
+        + linear("MLP: linear", rows, hidden, width)
+    )
+    positions = passes_over("positions", rows * width, size, training=training, forward=2, backward=1)
+    norm = passes_over("norms, residuals", rows * width, size, training=training, forward=2, backward=3)
+    return positions + options["depth"] * block + norm + linear("head", batch, width, CLASSES)
+
+
+def model_work(name, *, batch, image_size, size, training, fused=False, parameters=0, **overrides):
+    """All operations of an inference, or of a training step of AdamW, as [Work, ...] in order.
+
+    Args:
+      name, overrides: see `create_model`.
+      batch, image_size: images, and their side in pixels.
+      size: bytes of a number of the computation: 4, or 2 for bfloat16.
+      training: forward and backward; and, for `parameters` > 0, AdamW's pass over parameters, gradients and moments.
+      fused: whether attention is one kernel.
+    """
+    options = model_options(name, **overrides)
+    image = (image_size, image_size)
+    work, count = embedding_work(name, options, batch, image, size, training=training)
+    count += options["pooling"] == "class"
+    work = work + body_work(options, batch, count, size, training=training, fused=fused)
+    # Parameter, gradient and two moments in, all but the gradient out; the gradient's norm reads it once more.
+    return [*work, Work(OPTIMIZER, 0, 8 * FLOAT * parameters)] if training and parameters else work
+
+
+def predicted_seconds(work, peak, bandwidth):
+    """The least that the operations take, one after the other, on a machine of so many FLOP/s and bytes/s."""
+    return sum(max(one.flops / peak, one.bytes / bandwidth) for one in work)
+
+
+def part_rows(work, batch, peak, bandwidth):
+    """One row a part: FLOPs and bytes of an image, and the share of the predicted time."""
+    total = predicted_seconds(work, peak, bandwidth)
+    rows = []
+    for part in dict.fromkeys(one.part for one in work):
+        own = [one for one in work if one.part == part]
+        flops, size = sum(one.flops for one in own), sum(one.bytes for one in own)
+        seconds = predicted_seconds(own, peak, bandwidth)
+        rows.append(
+            {
+                "part": part,
+                "GFLOP": f"{flops / batch / 1e9:.3f}",
+                "MB": f"{size / batch / 1e6:.1f}",
+                "FLOP a byte": f"{flops / size:.0f}",
+                "bound by": "arithmetic" if flops / peak > size / bandwidth else "memory",
+                "share of time": f"{seconds / total:.1%}",
+            }
+        )
+    return rows
