@@ -28,7 +28,7 @@ from stce_jax.engine import digests
 from stce_jax.engine.checkpoint_writer import CheckpointWriter
 from stce_jax.engine.mesh import batch_sharding, make_mesh
 from stce_jax.engine.state import abstract_state, init_state
-from stce_jax.engine.step import make_train_step
+from stce_jax.engine.step import make_train_step, run_key
 from stce_jax.summary import count_parameters
 
 CLASSES = 100
@@ -78,8 +78,9 @@ def measure(config, batch_size, rounds, folder):
     shapes = {"image_size": config.image_size, "with_ema": True}
     blank = abstract_state(model, optimizer, **shapes)
     state = init_state(model, optimizer, seed=0, mesh=mesh, **shapes)
-    own = {"seed": 0, "ema_decay": config.optimizer.ema_decay, "state": blank, "mesh": mesh}
+    own = {"ema_decay": config.optimizer.ema_decay, "state": blank, "mesh": mesh}
     train_step = make_train_step(model, optimizer, runs.build_augment(config, dataset), **own)
+    key = run_key(0, mesh)
     batch = jax.device_put(made_up_batch(batch_size, config.image_size), batch_sharding(mesh))
     names = (step_name(batch_size), step_name(batch_size, writing=True), BLOCKED, SEALED, DIGESTS, VERIFIED, RESTORED)
     measured = {name: [] for name in names}
@@ -92,7 +93,7 @@ def measure(config, batch_size, rounds, folder):
 
     with CheckpointWriter(folder / "checkpoints", keep=1) as checkpoints:
         for _ in range(rounds + 1):  # the first compiles and makes threads
-            state, _ = timed(step_name(batch_size), train_step, state, batch)
+            state, _ = timed(step_name(batch_size), train_step, state, batch, key)
             timed(BLOCKED, checkpoints.save, state, {})
             timed(SEALED, checkpoints.wait)
             written = folder / "checkpoints" / str(int(state.step))
@@ -103,9 +104,9 @@ def measure(config, batch_size, rounds, folder):
             (again / digests.FILE_NAME).unlink()
             timed(DIGESTS, digests.write_digests, again)
             shutil.rmtree(again)
-            state, _ = timed(step_name(batch_size), train_step, state, batch)
+            state, _ = timed(step_name(batch_size), train_step, state, batch, key)
             timed(BLOCKED, checkpoints.save, state, {})
-            state, _ = timed(step_name(batch_size, writing=True), train_step, state, batch)
+            state, _ = timed(step_name(batch_size, writing=True), train_step, state, batch, key)
             checkpoints.wait()
     first = {name: len(seconds) // (rounds + 1) for name, seconds in measured.items()}
     return {name: seconds[first[name] :] for name, seconds in measured.items()}, state, size

@@ -27,7 +27,7 @@ from stce_jax.data.augment import make_augment
 from stce_jax.engine.mesh import batch_sharding, check_batch_size, make_mesh
 from stce_jax.engine.optim import make_optimizer, make_schedule
 from stce_jax.engine.state import init_state
-from stce_jax.engine.step import check_accumulation, make_train_step
+from stce_jax.engine.step import check_accumulation, make_train_step, run_key
 from stce_jax.models.factory import create_model
 
 CLASSES, SEED = 100, 0
@@ -79,7 +79,6 @@ def measure_case(options, devices, fsdp):
         model,
         optimizer,
         AUGMENT,
-        seed=SEED,
         ema_decay=0.9999,
         accumulate=options.accumulate,
         deterministic=False,
@@ -91,13 +90,14 @@ def measure_case(options, devices, fsdp):
         for step in range(options.steps)
     ]
     jax.block_until_ready(batches)
-    compiled = train_step.lower(state, batches[0]).compile()
+    key = run_key(SEED, mesh)
+    compiled = train_step.lower(state, batches[0], key).compile()
     losses = []
     for step, batch in enumerate(batches):
         if step == WARM_UP:
             jax.block_until_ready(state)
             wall, cpu = time.perf_counter(), time.process_time()
-        state, metrics = compiled(state, batch)
+        state, metrics = compiled(state, batch, key)
         losses.append(metrics["loss"])
     jax.block_until_ready(state)
     timed = options.steps - WARM_UP

@@ -23,7 +23,7 @@ from stce_jax.data.catalog import IMAGENET_MEAN, IMAGENET_STD
 from stce_jax.engine.mesh import batch_sharding, check_batch_size, make_mesh, state_shardings
 from stce_jax.engine.optim import peak_learning_rate
 from stce_jax.engine.state import abstract_state
-from stce_jax.engine.step import make_train_step
+from stce_jax.engine.step import make_train_step, run_key
 from stce_jax.errors import ConfigError
 from stce_jax.models.factory import model_options
 from stce_jax.summary import summarize
@@ -165,7 +165,7 @@ def collective_rows(fsdp_devices):
     _, optimizer = runs.build_optimizer(config, runs.build_timetable(config, dataset))
     mesh = make_mesh(fsdp_devices)
     state = abstract_state(model, optimizer, image_size=config.image_size, with_ema=True)
-    own = {"seed": 0, "ema_decay": EMA_DECAY, "state": state, "mesh": mesh}
+    own = {"ema_decay": EMA_DECAY, "state": state, "mesh": mesh}
     step = make_train_step(model, optimizer, runs.build_augment(config, dataset), **own)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -177,7 +177,7 @@ def collective_rows(fsdp_devices):
         "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8, sharding=batch_sharding(mesh)),
         "label": jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh)),
     }
-    program = re.sub(r"/\*.*?\*/", "", step.lower(state, batch).compile().as_text())
+    program = re.sub(r"/\*.*?\*/", "", step.lower(state, batch, run_key(0, mesh)).compile().as_text())
     kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
     number, sizes = collections.Counter(), collections.Counter()
     for shapes, kind in re.findall(rf"= (\([^=]*?\)|\S+) ({kinds})(?:-start)?\(", program):

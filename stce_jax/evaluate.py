@@ -9,7 +9,7 @@ from stce_jax import runs
 from stce_jax.accuracy import files, scores
 from stce_jax.data import augment, catalog, loader
 from stce_jax.engine import processes
-from stce_jax.engine.mesh import batch_sharding, make_mesh
+from stce_jax.engine.mesh import batch_sharding, make_mesh, replicated
 from stce_jax.engine.step import make_eval_step, make_predict_step, predictions
 from stce_jax.errors import ConfigError
 
@@ -105,11 +105,13 @@ def mean_metrics(variables, step, views, config, mesh, *, asked=bool):
       asked: function that says before each batch whether this process is asked to stop.
     """
     with _eval_batches(views, config, mesh) as batches:
-        sums, latest = [], np.float32(0)
+        sums, latest = [], next(loader.to_devices([np.float32(0)], replicated(mesh)))
         for batch in loader.to_devices(loader.with_asked(batches, asked), batch_sharding(mesh)):
             sums.append(step(variables, batch, latest))
             latest = sums[-1]["asked"]
-            if len(sums) >= IN_FLIGHT and sums[-IN_FLIGHT]["asked"] > 0:  # waits: more would only fill the memory
+            if len(sums) < IN_FLIGHT:
+                continue
+            if jax.device_get(sums[-IN_FLIGHT]["asked"]) > 0:  # waits: more would only fill the memory
                 jax.block_until_ready(latest)  # what comes next may ask the devices in another order
                 return None
     totals = {name: sum(float(part[name]) for part in jax.device_get(sums)) for name in sums[0]}

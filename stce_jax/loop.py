@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 
 from stce_jax import evaluate, runs
 from stce_jax.data.loader import to_devices, with_asked
@@ -35,6 +36,7 @@ class Job:
     schedule: Any
     blank: Any  # the state's shapes
     train_step: Any
+    key: Any  # of the run's draws, on the devices
     eval_step: Any
     val_views: Any
     checkpoints: CheckpointWriter
@@ -77,6 +79,7 @@ class Loop:
         self._alone = jax.process_count() == 1
         self._saved = int(position.state.step)
         self._window = Window(job.config.batch_size)
+        self._rate = jax.jit(job.schedule).lower(jax.ShapeDtypeStruct((), np.int32)).compile()
 
     def run(self):
         """Returns (metrics of the last evaluation, share of the time spent waiting for data).
@@ -89,14 +92,15 @@ class Loop:
         job, config, start = self._job, self._job.config, self._saved
         job.stop.nothing_to_save(start)
         hurry = (lambda: job.stop.asked) if self._alone else None  # of several, none may leave a step alone
-        with runs.train_batches(config, job.dataset, start, self._salt, stop=hurry) as batches:
+        loading = runs.train_batches(config, job.dataset, start, self._salt, stop=hurry)
+        with loading as batches, jax.transfer_guard("disallow"):  # all that goes to a device and back is written here
             batches = to_devices(with_asked(batches, lambda: job.stop.asked), batch_sharding(job.mesh))
             self._evaluate_what_is_left(start)
             job.watch.pause()  # the first step compiles
             for step in range(start + 1, job.timetable.total + 1):
                 batch = self._next_batch(batches, step)
                 job.check_claim()
-                self._state, metrics = job.train_step(self._state, batch)
+                self._state, metrics = job.train_step(self._state, batch, job.key)
                 stopping = self._see(self._window.add(step, metrics))
                 job.watch.step(step)
                 job.stop.something_to_save()
@@ -111,7 +115,8 @@ class Loop:
         job, due = self._job, self._job.timetable.evaluates(step)
         stopping = self._see(self._window.drain()) or stopping
         values, epoch = self._window.close(), step / job.timetable.epoch
-        rate = float(job.schedule(step - 1 - self._guard.skipped_in_all))  # skipped steps do not count for it
+        applied = np.int32(step - 1 - self._guard.skipped_in_all)  # skipped steps do not count for the rate
+        rate = float(jax.device_get(self._rate(jax.device_put(applied))))
         self._log.write(step=step, epoch=epoch, split="train", **values, learning_rate=rate)
         self._progress.train(step, epoch, values)
         self._metrics = self._evaluate(step) if due else None

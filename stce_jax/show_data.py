@@ -35,7 +35,7 @@ def show_data(config, output, *, step=0):
     dataset = runs.open_dataset(config)
     with runs.train_batches(config, dataset, step) as batches:
         batch = next(batches)
-    augment_key, _ = step_keys(config.seed)
+    augment_key, _ = step_keys(jax.random.key(config.seed))
     augment = jax.jit(runs.build_augment(config, dataset))
     images, targets = jax.device_get(augment(augment_key, step, batch["image"], batch["label"]))
     pixels = 255 * (images * np.array(dataset.std) + np.array(dataset.mean))  # [B, S, S, 3]

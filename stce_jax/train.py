@@ -15,7 +15,7 @@ from stce_jax.engine.mesh import check_batch_size, make_mesh
 from stce_jax.engine.metrics import MetricsLog, plot_curves
 from stce_jax.engine.progress import TrainProgress
 from stce_jax.engine.state import abstract_state, abstract_variables, init_state
-from stce_jax.engine.step import check_accumulation, make_train_step
+from stce_jax.engine.step import check_accumulation, make_train_step, run_key
 from stce_jax.engine.stopping import StopSignals
 from stce_jax.engine.watch import Watch
 from stce_jax.engine.workdir import Claim
@@ -66,7 +66,7 @@ def train(config, workdir, *, allow_config_change=False, leave=None):
         stack.enter_context(processes.together())  # innermost: what the others' contexts wait for may never come
         shape = {"image_size": config.image_size, "with_ema": config.optimizer.ema_decay > 0}
         blank = abstract_state(model, optimizer, **shape)
-        options = {"accumulate": config.accumulate, "deterministic": config.deterministic, "seed": config.seed}
+        options = {"accumulate": config.accumulate, "deterministic": config.deterministic}
         options |= {"ema_decay": config.optimizer.ema_decay, "state": blank, "mesh": mesh}
         job = Job(
             config=config,
@@ -77,6 +77,7 @@ def train(config, workdir, *, allow_config_change=False, leave=None):
             schedule=schedule,
             blank=blank,
             train_step=make_train_step(model, optimizer, augment, **options),
+            key=run_key(config.seed, mesh),
             eval_step=evaluate.eval_step(model, dataset, deterministic=config.deterministic),
             val_views=runs.eval_views(config, dataset),
             checkpoints=checkpoints,

@@ -21,7 +21,7 @@ from stce_jax.engine.checkpoint_writer import CheckpointWriter
 from stce_jax.engine.mesh import batch_sharding, make_mesh, state_shardings
 from stce_jax.engine.optim import make_optimizer, make_schedule
 from stce_jax.engine.state import TrainState, init_state
-from stce_jax.engine.step import make_train_step
+from stce_jax.engine.step import make_train_step, run_key
 from stce_jax.errors import CheckpointError
 
 META = {"class_names": ["one", "zwei", "três"], "mean": [0.1, 1 / 3, 1e-30], "epoch": 2.5, "nested": {"none": None}}
@@ -126,22 +126,21 @@ def test_steps_that_donate_the_saved_state_do_not_reach_into_the_checkpoint(tmp_
         Wide(),
         OPTIMIZER,
         lambda key, step, images, labels: (images / 255.0, jax.nn.one_hot(labels, 10)),
-        seed=0,
         ema_decay=0.9,
         state=state,
         mesh=mesh,
     )
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (8, 16, 16, 3), dtype=np.uint8), "label": np.arange(8, dtype=np.int32)}
-    batch = jax.device_put(batch, batch_sharding(mesh))
-    state, _ = train_step(state, batch)
+    batch, key = jax.device_put(batch, batch_sharding(mesh)), run_key(0, mesh)
+    state, _ = train_step(state, batch, key)
     with CheckpointWriter(tmp_path, keep=2) as checkpoints:
         copies = {}
         for _ in range(3):
             copies[int(state.step)] = host(state)
             checkpoints.save(state, META)
             for _ in range(5):
-                old, (state, _) = state, train_step(state, batch)
+                old, (state, _) = state, train_step(state, batch, key)
             assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old)), "the test's steps must donate their state"
         checkpoints.wait()
         final, steps = host(state), checkpoints.steps()
@@ -150,7 +149,7 @@ def test_steps_that_donate_the_saved_state_do_not_reach_into_the_checkpoint(tmp_
             restored = checkpoints.restore(step, state, mesh)
             assert_same_bits(restored, copies[step])
     for _ in range(5):  # the restored state of step 11 can itself be trained on, and donated, with the same result
-        restored, _ = train_step(restored, batch)
+        restored, _ = train_step(restored, batch, key)
     assert_same_bits(restored, final)
 
 

@@ -14,7 +14,7 @@ from stce_jax.engine import mesh as mesh_module
 from stce_jax.engine.mesh import batch_sharding, make_mesh, state_shardings
 from stce_jax.engine.optim import make_optimizer, make_schedule
 from stce_jax.engine.state import abstract_variables, init_state
-from stce_jax.engine.step import make_train_step
+from stce_jax.engine.step import make_train_step, run_key
 from stce_jax.models.factory import create_model
 
 SEED, CLASSES, SIZE, BATCH, SHORT, LONG = 3, 10, 16, 32, 6, 50
@@ -102,7 +102,6 @@ def train(model, batches, *, devices=8, fsdp=1, accumulate=1):
         model,
         OPTIMIZER,
         AUGMENT,
-        seed=SEED,
         ema_decay=0.0,
         accumulate=accumulate,
         deterministic=False,
@@ -110,9 +109,10 @@ def train(model, batches, *, devices=8, fsdp=1, accumulate=1):
         mesh=mesh,
     )
     batches = [jax.device_put(batch, batch_sharding(mesh)) for batch in batches]
-    program, losses = str(train_step.trace(state, batches[0]).jaxpr), []
+    key = run_key(SEED, mesh)
+    program, losses = str(train_step.trace(state, batches[0], key).jaxpr), []
     for batch in batches:
-        state, metrics = train_step(state, batch)
+        state, metrics = train_step(state, batch, key)
         losses.append(float(metrics["loss"]))
     params = jax.tree.map(np.asarray, state.variables["params"])
     params = params if model.scan_layers else stack_blocks(params)

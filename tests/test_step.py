@@ -15,7 +15,7 @@ from stce_jax.data.augment import make_augment
 from stce_jax.engine.mesh import batch_sharding, make_mesh, state_shardings
 from stce_jax.engine.optim import make_optimizer, make_schedule
 from stce_jax.engine.state import TrainState, abstract_variables, init_state
-from stce_jax.engine.step import check_accumulation, make_eval_step, make_train_step
+from stce_jax.engine.step import check_accumulation, make_eval_step, make_train_step, run_key
 from stce_jax.errors import ConfigError
 from stce_jax.models.factory import create_model
 
@@ -96,17 +96,20 @@ class Topology:
         self.mesh = make_mesh(fsdp, jax.devices()[:devices])
         self._initial = initial
         self._run = None
+        self._key = run_key(SEED, self.mesh)
         self.train_step = make_train_step(
             MODEL,
             OPTIMIZER,
             AUGMENT,
-            seed=SEED,
             ema_decay=EMA_DECAY,
             accumulate=1,
             deterministic=False,
             state=initial,
             mesh=self.mesh,
         )
+
+    def step(self, state, batch):
+        return self.train_step(state, batch, self._key)
 
     def place(self, state):
         return jax.device_put(state, state_shardings(state, self.mesh))
@@ -124,7 +127,7 @@ class Topology:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message=".*donated.*")  # buffers that could not be reused
                 for step in range(6):
-                    state, metrics = self.train_step(state, self.batch(step))
+                    state, metrics = self.step(state, self.batch(step))
                     losses.append(float(metrics["loss"]))
             self._run = losses, state
         return self._run
@@ -230,7 +233,7 @@ def test_batch_norm_keeps_the_global_batchs_statistics(topologies):
     images, _ = jax.jit(AUGMENT)(augment_key, 0, batch["image"], batch["label"])
     features = numpy_reference.convolution(np.asarray(images, float), params["kernel"], 2, 1) + params["bias"]
     features = numpy_reference.gelu(features)  # [B, H, W, C]
-    state, _ = topology.train_step(initial, topology.batch(0))
+    state, _ = topology.step(initial, topology.batch(0))
     running = host(state.variables["batch_stats"]["embedding"]["module_1"]["norm"])
     variance = features.var(axis=(0, 1, 2))
     local = features.reshape(8, 2, *features.shape[1:]).var(axis=(1, 2, 3)).mean(axis=0)  # of each device's two images
@@ -246,7 +249,7 @@ def test_the_step_compiles_once(one):
 
 def test_the_old_state_is_donated(one):
     state = one.initial()
-    jax.block_until_ready(one.train_step(state, one.batch()))
+    jax.block_until_ready(one.step(state, one.batch()))
     kept = [jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(state) if not leaf.is_deleted()]
     assert not kept, f"these buffers of the old state are still held: {kept}"
 
@@ -297,9 +300,9 @@ def test_a_step_of_the_vision_transformer_equals_one_written_by_hand(one):
     """Compiled apart from the augmentation, for one device and with nothing donated."""
     state = one.initial()
     for step in range(3):  # away from the beginning, where moments are zero
-        state, _ = one.train_step(state, one.batch(step))
+        state, _ = one.step(state, one.batch(step))
     before = host(state)
-    after, metrics = one.train_step(state, one.batch(3))
+    after, metrics = one.step(state, one.batch(3))
     augment_key, rngs = draws(SEED, 3)
     batch = make_batch(3)
     images, targets = jax.jit(AUGMENT)(augment_key, 3, batch["image"], batch["label"])
@@ -314,16 +317,15 @@ def test_a_step_equals_one_written_by_hand_without_any_compilation():
         model,
         SGD,
         plain_augment,
-        seed=SEED,
         ema_decay=EMA_DECAY,
         accumulate=1,
         deterministic=False,
         state=state,
         mesh=mesh,
     )
-    state, _ = train_step(state, make_batch(0))
+    state, _ = train_step(state, make_batch(0), run_key(SEED, mesh))
     before = host(state)
-    after, metrics = train_step(state, make_batch(1))
+    after, metrics = train_step(state, make_batch(1), run_key(SEED, mesh))
     _, rngs = draws(SEED, 1)
     images, targets = plain_augment(None, 1, *make_batch(1).values())
     assert_step_equals(after, metrics, before, targets, step_by_hand(model, SGD, before, images, targets, rngs))
@@ -333,7 +335,7 @@ def test_the_average_follows_variables_and_statistics(one):
     state = one.initial()
     mean = jax.tree.map(lambda leaf: leaf.astype(np.float64), host(state.variables))
     for step in range(3):
-        state, _ = one.train_step(state, one.batch(step))
+        state, _ = one.step(state, one.batch(step))
         new = host(state.variables)
         mean = jax.tree.map(lambda old, new: EMA_DECAY * old + (1 - EMA_DECAY) * new, mean, new)
     assert set(state.ema) == {"params", "batch_stats"}
@@ -353,7 +355,7 @@ def test_one_batch_can_be_learned_by_heart(one):
     batch = jax.device_put({"image": images, "label": labels}, batch_sharding(one.mesh))
     state, history = one.initial(), []
     for _ in range(120):
-        state, metrics = one.train_step(state, batch)
+        state, metrics = one.step(state, batch)
         history.append({name: float(value) for name, value in metrics.items()})
     first, last = history[0], {name: np.mean([step[name] for step in history[-10:]]) for name in history[0]}
     assert first["loss"] > 2.0 and last["loss"] < 1.0, f"the loss only fell from {first['loss']} to {last['loss']}"
@@ -408,7 +410,6 @@ def breakable(request):
         model,
         OPTIMIZER,
         breaking_augment,
-        seed=SEED,
         ema_decay=EMA_DECAY,
         accumulate=accumulate,
         deterministic=False,
@@ -422,10 +423,11 @@ def breakable(request):
 def test_a_step_that_is_not_finite_changes_nothing_but_the_steps_number(breakable, fault):
     """One image of sixteen is broken, on one device and in one micro-batch; all devices decide alike."""
     mesh, initial, train_step = breakable
+    key = run_key(SEED, mesh)
 
     def take(state, batch):
         placed = jax.device_put(state, state_shardings(state, mesh))
-        state, metrics = train_step(placed, jax.device_put(batch, batch_sharding(mesh)))
+        state, metrics = train_step(placed, jax.device_put(batch, batch_sharding(mesh)), key)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(placed)), "the old state is not donated"
         return state, {name: float(value) for name, value in metrics.items()}
 
@@ -470,7 +472,6 @@ def accumulating():
             PATCH,
             OPTIMIZER,
             AUGMENT,
-            seed=SEED,
             ema_decay=EMA_DECAY,
             accumulate=accumulate,
             deterministic=False,
@@ -478,9 +479,10 @@ def accumulating():
             mesh=mesh,
         )
         state = jax.device_put(initial, state_shardings(initial, mesh))
-        compiled, history = train_step.lower(state, batches[0]).compile(), []
+        key = run_key(SEED, mesh)
+        compiled, history = train_step.lower(state, batches[0], key).compile(), []
         for batch in batches:
-            state, metrics = compiled(state, batch)
+            state, metrics = compiled(state, batch, key)
             history.append(host(metrics))
         runs[accumulate] = compiled, history, state
     return runs
@@ -526,16 +528,16 @@ def test_each_micro_batch_has_statistics_and_draws_of_its_own():
         model,
         SGD,
         AUGMENT,
-        seed=SEED,
         ema_decay=EMA_DECAY,
         accumulate=count,
         deterministic=False,
         state=state,
         mesh=mesh,
     )
-    state, _ = train_step(state, jax.device_put(make_batch(0, ROWS), batch_sharding(mesh)))
+    key = run_key(SEED, mesh)
+    state, _ = train_step(state, jax.device_put(make_batch(0, ROWS), batch_sharding(mesh)), key)
     before, batch = host(state), make_batch(1, ROWS)
-    after, metrics = train_step(state, jax.device_put(batch, batch_sharding(mesh)))
+    after, metrics = train_step(state, jax.device_put(batch, batch_sharding(mesh)), key)
 
     augment_key, rngs = draws(SEED, 1)
     images, targets = jax.jit(AUGMENT)(augment_key, 1, batch["image"], batch["label"])
@@ -583,10 +585,10 @@ def test_every_draw_comes_from_the_seed_and_the_step(one):
     """Mixup, flips and stochastic depth are on; a copied state takes the same step to the bit."""
     _, state = one.six_steps()
     state = host(state)
-    runs = [one.train_step(one.place(state), one.batch(9)) for _ in range(2)]
+    runs = [one.step(one.place(state), one.batch(9)) for _ in range(2)]
     assert_same_bits(*runs, "the same step taken twice")
     later = state.replace(step=np.int32(int(state.step) + 1))
-    _, metrics = one.train_step(one.place(later), one.batch(9))
+    _, metrics = one.step(one.place(later), one.batch(9))
     assert float(metrics["loss"]) != float(runs[0][1]["loss"]), "two steps draw the same"
     assert one.train_step._cache_size() == 1
 
@@ -596,9 +598,9 @@ def toy_step(model, augment=plain_augment, *, seed=0, with_ema=False):
     mesh = make_mesh(1, jax.devices()[:1])
     state = init_state(model, SGD, seed=0, image_size=SIZE, with_ema=with_ema, mesh=mesh)
     train_step = make_train_step(
-        model, SGD, augment, seed=seed, ema_decay=EMA_DECAY, accumulate=1, deterministic=False, state=state, mesh=mesh
+        model, SGD, augment, ema_decay=EMA_DECAY, accumulate=1, deterministic=False, state=state, mesh=mesh
     )
-    return train_step(state, jax.device_put(make_batch(0), batch_sharding(mesh)))
+    return train_step(state, jax.device_put(make_batch(0), batch_sharding(mesh)), run_key(seed, mesh))
 
 
 @pytest.mark.parametrize(
@@ -608,6 +610,14 @@ def test_the_seed_decides(model, augment):
     first, again, other = (toy_step(model, augment, seed=seed) for seed in (0, 0, 1))
     assert_same_bits(first, again, "the same seed, traced anew")
     assert float(first[1]["loss"]) != float(other[1]["loss"]), "two seeds draw the same"
+
+
+def test_another_seed_compiles_nothing(one):
+    """It is a value like any other, not a part of the program."""
+    _, expected = one.step(one.initial(), one.batch())
+    _, metrics = one.train_step(one.initial(), one.batch(), run_key(SEED + 1, one.mesh))
+    assert float(metrics["loss"]) != float(expected["loss"]), "two seeds draw the same"
+    assert one.train_step._cache_size() == 1, "another seed was compiled for"
 
 
 def test_initial_parameters_depend_on_the_seed_and_not_on_the_devices():
@@ -696,10 +706,10 @@ def test_training_counts_hits_of_the_heaviest_target_and_not_of_the_label():
         return images, targets
 
     train_step = make_train_step(
-        model, SGD, augment, seed=0, ema_decay=0.0, accumulate=1, deterministic=False, state=state, mesh=mesh
+        model, SGD, augment, ema_decay=0.0, accumulate=1, deterministic=False, state=state, mesh=mesh
     )
     labels = logits.argmin(axis=1).astype(np.int32)  # not one of them is hit
-    _, metrics = train_step(state, {"image": numbered(40), "label": labels})
+    _, metrics = train_step(state, {"image": numbered(40), "label": labels}, run_key(0, mesh))
     hits = np.argsort(-logits, axis=1) == targets.argmax(axis=1)[:, None]
     assert float(metrics["top1"]) == pytest.approx(hits[:, 0].mean()) and hits[:, 0].sum() >= 12
     assert float(metrics["top5"]) == pytest.approx(hits[:, :5].any(axis=1).mean())
@@ -749,8 +759,6 @@ def test_deterministic_operations_are_asked_of_xla(one, monkeypatch, determinist
     asked = []
     monkeypatch.setattr(jax, "jit", lambda function, compiler_options=None, **_: asked.append(compiler_options))
     state = one.initial()
-    make_train_step(
-        MODEL, OPTIMIZER, AUGMENT, seed=0, ema_decay=0.9, deterministic=deterministic, state=state, mesh=one.mesh
-    )
+    make_train_step(MODEL, OPTIMIZER, AUGMENT, ema_decay=0.9, deterministic=deterministic, state=state, mesh=one.mesh)
     make_eval_step(MODEL, lambda images: images / 255.0, deterministic=deterministic)
     assert asked == [{"xla_gpu_deterministic_ops": True} if deterministic else None] * 2

@@ -20,7 +20,7 @@ from stce_jax import evaluate, runs, weights
 from stce_jax.engine.mesh import make_mesh, state_shardings
 from stce_jax.engine.metrics import read_metrics
 from stce_jax.engine.state import abstract_variables, first_mismatch, init_state
-from stce_jax.engine.step import make_train_step
+from stce_jax.engine.step import make_train_step, run_key
 from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.models.factory import create_model
 
@@ -236,9 +236,9 @@ def test_a_split_state_keeps_its_shardings_and_trains(source, devices, fsdp):
     qkv = state.ema["params"]["blocks_0"]["attention"]["qkv"]["kernel"]
     assert qkv.addressable_shards[0].data.shape == (16, 48 // fsdp), "the kernel is not split"
     # The step donates the state: parameters and average must not share a buffer with each other or with the arrays.
-    step = make_train_step(model, optimizer, one_hot, seed=0, ema_decay=0.75, state=state, mesh=mesh)
+    step = make_train_step(model, optimizer, one_hot, ema_decay=0.75, state=state, mesh=mesh)
     batch = {"image": np.zeros((8, 16, 16, 3), np.uint8), "label": np.arange(8, dtype=np.int32)}
-    after, metrics = step(state, batch)
+    after, metrics = step(state, batch, run_key(0, mesh))
     assert np.isfinite(metrics["loss"])
     assert_same_bits(arrays, trained)
     moved, average = weights.flatten(after.variables), weights.flatten(after.ema)

@@ -101,4 +101,6 @@ def to_devices(batches, sharding):
     before is being computed.
     """
     for batch in batches:
-        yield jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+        with jax.transfer_guard("allow"):  # of several processes, JAX does not see that this is asked for
+            sent = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+        yield sent

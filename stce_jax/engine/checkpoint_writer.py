@@ -109,7 +109,7 @@ class CheckpointWriter(Checkpoints):
           CheckpointError: it cannot be written, or an earlier write failed.
         """
         self.wait()
-        step = int(state.step)
+        step = int(jax.device_get(state.step))
         if is_remote(self._directory) and self._path(step).exists():
             return
         items = {
@@ -119,7 +119,8 @@ class CheckpointWriter(Checkpoints):
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
         try:
-            self._writer.save(self._unsealed(step), args=ocp.args.Composite(**items), force=True)
+            with jax.transfer_guard("allow"):  # Orbax has its own way to copy arrays off the devices
+                self._writer.save(self._unsealed(step), args=ocp.args.Composite(**items), force=True)
         except Exception as error:  # tensorstore and Orbax each have their own for a full disk
             raise self._cannot_write(error) from error
         arguments = (step, {**meta, "metrics": metrics})

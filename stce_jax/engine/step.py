@@ -14,10 +14,11 @@ from stce_jax.engine.mesh import batch_sharding, replicated, state_shardings
 from stce_jax.errors import ConfigError
 
 
-def make_train_step(model, optimizer, augment, *, seed, ema_decay, state, mesh, accumulate=1, deterministic=False):
-    """Compiles (state, batch) -> (state, metrics). The old state is donated.
+def make_train_step(model, optimizer, augment, *, ema_decay, state, mesh, accumulate=1, deterministic=False):
+    """Compiles (state, batch, key) -> (state, metrics). The old state is donated.
 
-    Every draw comes from (seed, step). The loss is the batch's mean cross entropy with soft targets; BatchNorm's
+    Every draw comes from (key, step). The key is an argument, so that runs with other seeds compile nothing anew; see
+    `run_key`. The loss is the batch's mean cross entropy with soft targets; BatchNorm's
     statistics are those of all devices' images, because the step is written for the global batch and XLA splits it.
 
     With `accumulate` > 1 the batch is augmented and mixed as a whole, then worked off in that many micro-batches, one
@@ -33,7 +34,6 @@ def make_train_step(model, optimizer, augment, *, seed, ema_decay, state, mesh, 
       model: linen module, called as model(images, train=True) with an rng "dropout".
       optimizer: optax GradientTransformation.
       augment: (key, step, images uint8, labels) -> (images float32, targets [B, classes]).
-      seed: root of all draws.
       ema_decay: of the moving average of parameters and statistics, if the state keeps one.
       accumulate: micro-batches in a batch, see `check_accumulation`.
       deterministic: on GPUs, use operations alone that give the same bits every time.
@@ -47,15 +47,15 @@ def make_train_step(model, optimizer, augment, *, seed, ema_decay, state, mesh, 
       stop: the greatest of the batch's "asked", int32 [B], 0 if it has none). A skipped step's may be NaN or inf.
     """
 
-    def train_step(state, batch):
-        augment_key, dropout_key = step_keys(seed)
+    def train_step(state, batch, key):
+        augment_key, dropout_key = step_keys(key)
         images, targets = augment(augment_key, state.step, batch["image"], batch["label"])
-        key = jax.random.fold_in(dropout_key, state.step)
+        dropout_key = jax.random.fold_in(dropout_key, state.step)
         if accumulate == 1:
-            gradients, statistics, metrics = _forward_backward(model, state.variables, images, targets, key)
+            gradients, statistics, metrics = _forward_backward(model, state.variables, images, targets, dropout_key)
         else:
             micro_batches = _split((images, targets), accumulate, mesh)
-            gradients, statistics, metrics = _accumulated(model, state.variables, micro_batches, key)
+            gradients, statistics, metrics = _accumulated(model, state.variables, micro_batches, dropout_key)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         updated = _update(state, optimizer, gradients, statistics, ema_decay)
@@ -94,9 +94,14 @@ def check_accumulation(batch_size, accumulate, mesh):
         )
 
 
-def step_keys(seed):
+def run_key(seed, mesh):
+    """The key of all draws of a run, on every device of a mesh."""
+    return jax.jit(lambda key: key, out_shardings=replicated(mesh))(jax.random.key(seed))
+
+
+def step_keys(key):
     """(key of the augmentation, key of dropout and drop path) of a run; steps and positions are folded into them."""
-    return jax.random.split(jax.random.key(seed))
+    return jax.random.split(key)
 
 
 def make_eval_step(model, normalize, *, deterministic=False):

@@ -12,7 +12,7 @@ from stce_jax.data import augment, catalog
 from stce_jax.engine import optim
 from stce_jax.engine.mesh import batch_sharding, replicated
 from stce_jax.engine.state import TrainState
-from stce_jax.engine.step import make_train_step
+from stce_jax.engine.step import make_train_step, run_key
 from stce_jax.paths import first_line
 from stce_jax.timing.turns import calls_lasting
 
@@ -66,18 +66,19 @@ def prepare(contender, mesh, *, seconds, accumulate):
         "image": np.broadcast_to(image, (row["batch_size"], *image.shape)),
         "label": np.broadcast_to(np.int32(0), (row["batch_size"],)),
     }
-    make = _make_training if row["what"] == "training" else _make_inference
-    step, state = make(contender, mesh, accumulate)
+    training = row["what"] == "training"
+    step, state = (_make_training if training else _make_inference)(contender, mesh, accumulate)
+    key = (run_key(0, mesh),) if training else ()
     start = time.perf_counter()
-    compiled = step.lower(state, batch).compile()
+    compiled = step.lower(state, batch, *key).compile()
     row["compile_seconds"] = time.perf_counter() - start
     _, peak = _memory_stats(device)
     state, batch = jax.device_put((state, batch), (replicated(mesh), batch_sharding(mesh)))
-    if row["what"] == "training":
+    if training:
 
         def call():
             nonlocal state
-            state, metrics = compiled(state, batch)  # the old state is donated
+            state, metrics = compiled(state, batch, *key)  # the old state is donated
             return metrics
     else:
         call = functools.partial(compiled, state, batch)
@@ -114,7 +115,6 @@ def _make_training(contender, mesh, accumulate):
         contender.model,
         optimizer,
         only_normalize,
-        seed=0,
         ema_decay=0.0,
         state=state,
         mesh=mesh,
