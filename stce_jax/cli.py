@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 
+from stce_jax import compile_cache
 from stce_jax.commands import (
     benchmark,
     compare,
@@ -60,6 +61,8 @@ def main(argv=None):
         if rest and not arguments.takes_overrides:
             raise ConfigError(f"unknown argument {rest[0]!r}; see stce {arguments.verb} --help")
         arguments.own, arguments.leave, arguments.make_parser = own, _leave_at_once, make_parser
+        if own:
+            compile_cache.turn_on()
         arguments.run(arguments, rest)
     except StceError as error:
         if debug:

@@ -1,12 +1,10 @@
 """`stce` commands as processes of their own, their output in a file: what ends one ends no other."""
 
 import contextlib
-import os
 import shlex
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 from stce_jax.errors import ConfigError
 
@@ -36,7 +34,6 @@ def run_command(words, log, stop):
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=_environment(),
         )
         told = False
         while (code := _ended(child)) is None:
@@ -55,13 +52,6 @@ def _ended(child):
     with contextlib.suppress(subprocess.TimeoutExpired):
         return child.wait(0.2)
     return None
-
-
-def _environment():
-    """Compiled programs are kept: the runs of a sweep, and every new start, have most of them in common."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stce_jax" / "jax"
-    kept = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return kept | {"JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"} | os.environ
 
 
 def describe_place():

@@ -1,0 +1,86 @@
+"""XLA's compiled programs, kept from one `stce` command to the next in the user's cache directory.
+
+For commands alone, before JAX is imported: what is imported into a notebook changes nobody's settings. JAX names an
+entry by program, options, versions, devices and a CPU's instruction sets, so that none is loaded where it does not
+belong.
+"""
+
+import contextlib
+import os
+import re
+import sys
+import time
+import warnings
+from pathlib import Path
+
+KEPT = 2**30  # bytes, of the programs used last
+STAMP = "looked_through"  # an empty file, as old as the last look at the size
+DAY = 24 * 60 * 60  # seconds
+# JAX's words. It then compiles what it could not read.
+FAILURE = re.compile(r"Error (reading|writing) persistent compilation cache entry for '([^']*)': (.*)", re.DOTALL)
+
+
+def turn_on():
+    """Tells JAX by environment variables to keep all that it compiles; what they say already stays as it is.
+
+    Where there is no directory that can be written, nothing is kept.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    directory = default_directory()
+    if not directory.is_absolute():  # "~" itself, of a user without a home
+        return
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write there can have programs run
+        if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+            return
+        _limit_size(directory)
+    except OSError:
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    _mend_what_fails(directory)
+
+
+def default_directory():
+    """$XDG_CACHE_HOME/stce_jax/jax; without that variable ~/.cache/stce_jax/jax."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "stce_jax", "jax")
+
+
+def _limit_size(directory):
+    """Once a day, deletes all but the programs used last; a run that looks for another just then compiles it."""
+    stamp = directory / STAMP
+    if stamp.exists() and time.time() - stamp.stat().st_mtime < DAY:
+        return
+    stamp.touch()
+    found, size = [], 0
+    for path in directory.glob("*-cache"):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
+    for _, own, path in sorted(found, reverse=True):
+        size += own
+        if size > KEPT:
+            path.unlink(missing_ok=True)
+
+
+def _mend_what_fails(directory):
+    """Deletes entries that cannot be read, which JAX would leave there for ever, and says once if none can be written.
+
+    A write that is cut short, by a full disk or a signal, leaves half an entry.
+    """
+    show, said = warnings.showwarning, []
+
+    def showwarning(message, *where, **more):
+        failure = FAILURE.match(str(message))
+        if not failure:
+            show(message, *where, **more)
+        elif failure[1] == "reading":
+            for path in directory.glob(f"{failure[2]}-*-cache"):
+                path.unlink(missing_ok=True)
+        elif not said:
+            said.append(True)
+            print(f"stce: compiled programs are not kept: {' '.join(failure[3].split())}", file=sys.stderr, flush=True)
+
+    warnings.showwarning = showwarning
