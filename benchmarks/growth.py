@@ -131,7 +131,8 @@ def cell(row):
     """ "milliseconds / megabytes" of an image, or why there is none."""
     if row["seconds"] is None:
         return row["left_out"]
-    return f"{1e3 * row['seconds'] / row['batch']:.3g} / {row['temporary_bytes'] / row['batch'] / 1e6:.3g}"
+    numbers = 1e3 * row["seconds"] / row["batch"], row["temporary_bytes"] / row["batch"] / 1e6
+    return " / ".join(f"{number:,.0f}" if number >= 100 else f"{number:.3g}" for number in numbers)
 
 
 def tables(rows):
@@ -151,7 +152,7 @@ def tables(rows):
                 line[f"a, {label}"] = "" if exponent is None else f"{exponent:.2f}"
             lines.append(line)
         unit = "pixels, one image" if along == "image_size" else f"images, {USUAL_SIZE} pixels"
-        parts.append(f"Over {unit}; a is fitted from {fitted_from} on:\n\n{markdown_table(lines)}")
+        parts.append(f"Over {unit}; a, of a call, is fitted from {fitted_from} on:\n\n{markdown_table(lines)}")
     return "\n\n".join(parts)
 
 
@@ -210,10 +211,8 @@ def main():
         contents = {"machine": machine(), "command": documents.command(), "dtype": options.dtype}
         contents["limits"] = f"longer than {options.seconds:g} s a call or more than {options.gigabytes:g} GB"
         contents["rows"] = measure_all(options)
-    text = (
-        f"{contents['machine']}; {contents['dtype']}. Left out is what takes {contents['limits']}: the reason stands "
-    )
-    text += f"in its place.\n\n{tables(contents['rows'])}\n"
+    text = f"{contents['machine']}; {contents['dtype']}. What takes {contents['limits']} is left out, and the reason "
+    text += f"stands in its place.\n\n{tables(contents['rows'])}\n"
     print(text)
     if options.json:
         with open(options.json, "w") as file:
