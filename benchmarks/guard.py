@@ -26,14 +26,14 @@ from measure import Estimate, interleave, machine, markdown_table, median_estima
 from stce_jax.models.attention import dot_product_attention
 from stce_jax.models.convolution import ConvModule, convolution
 from stce_jax.models.factory import create_model
-from stce_jax.models.layers import LayerNorm, gelu
+from stce_jax.models.layers import MLP, LayerNorm
 from stce_jax.models.supertoken import cluster_super_tokens
 
 RATIOS = Path(__file__).with_name("ratios.json")
 SLACK = 0.02  # of the committed ratio: another day, another build of the compiler
 FEWEST_ROUNDS = 6  # fewer give no interval
 CLASSES, IMAGE_SIZE = 100, 224
-TOKENS, HEADS, HEAD_WIDTH = 197, 6, 64  # of ViT-S
+TOKENS, HEADS, HEAD_WIDTH, HIDDEN = 197, 6, 64, 1152  # of ViT-S
 
 
 class PlainConvModule(nn.Module):
@@ -49,6 +49,18 @@ class PlainConvModule(nn.Module):
         return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)(outputs)
 
 
+class PlainMLP(nn.Module):
+    """The MLP of linen's own parts."""
+
+    hidden: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, tokens):
+        hidden = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype)(tokens), approximate=False)
+        return nn.Dense(tokens.shape[-1], dtype=self.dtype)(hidden)
+
+
 def forward_backward(function, *shape, dtype):
     """The gradient of <function(x), x'> for random x, as a function without arguments."""
     inputs = jax.random.normal(jax.random.key(0), shape, dtype)
@@ -57,21 +69,21 @@ def forward_backward(function, *shape, dtype):
     return functools.partial(gradient, inputs, direction)
 
 
-def of_module(module, *shape, dtype):
+def of_module(module, *shape, dtype, **options):
     """Forward and backward pass of a linen module without statistics, for its inputs and parameters."""
     inputs = jax.random.normal(jax.random.key(0), shape, dtype)
-    variables = module.init(jax.random.key(1), inputs)
+    variables = module.init(jax.random.key(1), inputs, **options)
     direction = jax.random.normal(jax.random.key(2), shape, dtype)
 
     def loss(variables, inputs, direction):
-        return (module.apply(variables, inputs) * direction).astype(jnp.float32).sum()
+        return (module.apply(variables, inputs, **options) * direction).astype(jnp.float32).sum()
 
     return functools.partial(jax.jit(jax.value_and_grad(loss, argnums=(0, 1))), variables, inputs, direction)
 
 
 def pairs_of_parts(batch, dtype):
     """dict name -> (what is shipped, its plain form), each forward and backward, as functions without arguments."""
-    hidden, tokens = (batch, TOKENS, 1152), (batch, TOKENS, 384)
+    tokens = (batch, TOKENS, HEADS * HEAD_WIDTH)
     qkv, features = (3, batch, TOKENS, HEADS, HEAD_WIDTH), (batch, *FEATURES)
     images = jax.random.normal(jax.random.key(0), (batch, 112, 112, 16), dtype)
 
@@ -80,9 +92,12 @@ def pairs_of_parts(batch, dtype):
         variables = jax.jit(functools.partial(module.init, train=False))(jax.random.key(1), images)
         return passes(module, variables, images)["training"]
 
-    plain_gelu, plain_norm = functools.partial(jax.nn.gelu, approximate=False), nn.LayerNorm(1e-6, dtype=dtype)
+    plain_norm = nn.LayerNorm(1e-6, dtype=dtype)
     return {
-        "GELU / jax.nn's": tuple(forward_backward(form, *hidden, dtype=dtype) for form in (gelu, plain_gelu)),
+        "MLP / linen's": (
+            of_module(MLP(HIDDEN, dtype=dtype), *tokens, dtype=dtype, train=True),
+            of_module(PlainMLP(HIDDEN, dtype), *tokens, dtype=dtype),
+        ),
         "LayerNorm / linen's": tuple(
             of_module(module, *tokens, dtype=dtype) for module in (LayerNorm(dtype), plain_norm)
         ),
