@@ -102,7 +102,7 @@ def _softmax(logits, axis):
 def blocks(block_rows, block_columns, *, order="rp", scan=False):
     """Groups are blocks of cells; each of a block's P tokens meets the block's R super tokens and those around it.
 
-    One row of cells as wide as the grid is the shipped form; a single cell is "nine shifts with a product per cell".
+    The shipped form's are of 2x2 cells; a single cell is "nine shifts with a product per cell".
 
     Args:
       block_rows, block_columns: cells of a block; must divide the grid. None stands for the grid's whole side.

@@ -1,44 +1,17 @@
-"""Attention, MLP, stochastic depth and position embeddings against plain NumPy."""
+"""LayerNorm, MLP, GELU, stochastic depth and position embeddings against plain NumPy and flax."""
+
+import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_reference
-import pytest
 from flax import linen as nn
 
 from stce_jax.models import layers
 
 TOKENS = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32)
-
-
-def test_attention_equals_numpy_and_sows_its_weights():
-    module = layers.Attention(heads=3)
-    variables = module.init(jax.random.key(0), TOKENS, train=False)
-    actual, sown = module.apply(variables, TOKENS, train=False, mutable=["intermediates"])
-    expected = numpy_reference.attention(TOKENS, variables["params"], heads=3)
-    np.testing.assert_allclose(actual, expected, atol=1e-5)
-    (weights,) = sown["intermediates"]["attention"]
-    assert weights.shape == (2, 3, 5, 5)
-    np.testing.assert_allclose(weights.sum(axis=-1), 1.0, rtol=1e-5)
-
-
-@pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_dot_product_attention_equals_jax(scale):
-    query, key, value = scale * np.random.default_rng(1).normal(size=(3, 2, 4, 7, 8)).astype(np.float32)
-    actual, _ = layers.dot_product_attention(query, key, value)
-    swapped = [np.swapaxes(array, 1, 2) for array in (query, key, value)]
-    expected = np.swapaxes(jax.nn.dot_product_attention(*swapped), 1, 2)
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * scale)
-
-
-def test_bfloat16_attention_accumulates_in_float32():
-    query, key, value = jnp.asarray(np.random.default_rng(2).normal(size=(3, 1, 2, 64, 16)), jnp.bfloat16)
-    actual, weights = layers.dot_product_attention(query, key, value)
-    exact, _ = layers.dot_product_attention(*(array.astype(jnp.float32) for array in (query, key, value)))
-    assert actual.dtype == jnp.bfloat16 and weights.dtype == jnp.float32
-    np.testing.assert_allclose(actual.astype(jnp.float32), exact, atol=0.03)
 
 
 def test_mlp_equals_numpy():
@@ -69,12 +42,38 @@ def test_layer_norm_equals_flax_with_its_gradient():
         outputs, pull_back = jax.vjp(lambda p, x, module=module: module.apply({"params": p}, x), params, rows)
         results.append((outputs, pull_back(jnp.asarray(cotangent))))
     chex.assert_trees_all_close(*results, atol=2e-5)
-    assert layers.LayerNorm(jnp.bfloat16).apply({"params": params}, rows).dtype == jnp.bfloat16
 
 
-def test_gelu_is_the_exact_one():
+def test_layer_norm_of_bfloat16_computes_in_float32():
+    rng = np.random.default_rng(0)
+    rows = jnp.asarray(rng.normal(size=(3, 5, 16)), jnp.bfloat16)
+    scale, bias, cotangent = rng.normal(size=16), rng.normal(size=16), rng.normal(size=(3, 5, 16))
+    scale, bias, cotangent = (x.astype(np.float32) for x in (scale, bias, cotangent))
+
+    def passes(inputs, dtype):
+        outputs, pull_back = jax.vjp(lambda *operands: layers.layer_norm(*operands, dtype), inputs, scale, bias)
+        return outputs, pull_back(jnp.asarray(cotangent, jnp.bfloat16).astype(dtype))
+
+    actual, exact = passes(rows, jnp.bfloat16), passes(rows.astype(jnp.float32), jnp.float32)
+    exact = jax.tree.map(lambda ours, theirs: theirs.astype(ours.dtype), actual, exact)
+    assert actual[0].dtype == actual[1][0].dtype == jnp.bfloat16 and actual[1][1].dtype == jnp.float32
+    chex.assert_trees_all_equal(*jax.tree.map(lambda x: x.astype(jnp.float32), (actual, exact)))
+
+
+def test_gelu_is_the_exact_one_with_its_gradient():
     x = np.linspace(-6, 6, 1001, dtype=np.float32)
     np.testing.assert_allclose(layers.gelu(x), numpy_reference.gelu(x.astype(np.float64)), atol=1e-6)
+    plain = jax.vmap(jax.grad(functools.partial(nn.gelu, approximate=False)))
+    np.testing.assert_allclose(jax.vmap(jax.grad(layers.gelu))(x), plain(x), atol=1e-6)
+
+
+def test_gelu_of_bfloat16_is_rounded_once():
+    x = jnp.linspace(-6, 6, 1001, dtype=jnp.bfloat16)
+    exact = layers.gelu(x.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(layers.gelu(x).astype(jnp.float32), exact.astype(jnp.float32))
+    slopes = jax.vmap(jax.grad(layers.gelu))
+    exact = slopes(x.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(slopes(x).astype(jnp.float32), exact.astype(jnp.float32))
 
 
 def test_drop_path_keeps_the_mean_and_drops_at_its_rate():

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stce_jax.errors import ConfigError
+from stce_jax.models import supertoken
 from stce_jax.models.supertoken import cluster_super_tokens, grid_shape
+from stce_jax.summary import count_multiply_adds
 
 GOLDEN = ("a_B2_H8_W8_C16_s2_n1", "a_B2_H8_W8_C16_s2_n3", "c_B1_H56_W56_C32_s4_n3")
 
@@ -73,6 +75,37 @@ def test_equals_the_naive_form_for_any_size(height, width, cell, iterations, bor
     np.testing.assert_allclose(actual[0], expected[0], atol=1e-12, err_msg="tokens")
     np.testing.assert_allclose(actual[1], expected[1], atol=1e-12, err_msg="affinity")
     assert actual[0].shape[1:3] == grid_shape(height, width, cell)
+
+
+@pytest.mark.parametrize("border", ["zero", "mask"])
+@pytest.mark.parametrize("block", [(1, 16), (3, 4)])
+def test_does_not_depend_on_how_the_grid_is_cut_into_blocks(monkeypatch, block, border):
+    """A grid of 5 x 7 cells, which the blocks do not divide or are wider than."""
+    features, cotangent = random_features(2, 10, 21, 3), random_features(2, 5, 7, 3, seed=1)
+
+    def everything():
+        def loss(features):
+            tokens, affinity = cluster_super_tokens(features, (2, 3), 2, border=border, differentiable=True)
+            return (tokens * cotangent).sum(), (tokens, affinity)
+
+        slope, outputs = jax.jit(jax.grad(loss, has_aux=True))(features)
+        return *outputs, slope
+
+    with jax.enable_x64(True):
+        expected = everything()
+        monkeypatch.setattr(supertoken, "_BLOCK", block)
+        actual = everything()
+    for name, one, other in zip(("tokens", "affinity", "gradient"), actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12, err_msg=name)
+
+
+def test_multiply_adds_grow_with_the_tokens():
+    """A map of 512 pixels a side has 16 times the tokens of one of 128, and is 16 times the work."""
+    counts = [
+        count_multiply_adds(lambda x: cluster_super_tokens(x, 2, 3)[0], jax.ShapeDtypeStruct((1, n, n, 8), "float32"))
+        for n in (128, 512)
+    ]
+    assert counts[1] == 16 * counts[0]
 
 
 @pytest.mark.parametrize("border", ["zero", "mask"])

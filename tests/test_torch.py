@@ -14,9 +14,10 @@ torch = pytest.importorskip("torch")
 import torch_reference  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from stce_jax.models.attention import attention_weights, dot_product_attention  # noqa: E402
 from stce_jax.models.embeddings import ConvModule, EarlyConvModule, PatchEmbed  # noqa: E402
 from stce_jax.models.factory import create_model  # noqa: E402
-from stce_jax.models.layers import dot_product_attention, gelu, resize_position_embedding  # noqa: E402
+from stce_jax.models.layers import gelu, resize_position_embedding  # noqa: E402
 from stce_jax.models.supertoken import cluster_super_tokens  # noqa: E402
 from stce_jax.models.vit import Block  # noqa: E402
 
@@ -231,18 +232,15 @@ def test_gelu_equals_pytorchs():
 
 
 def test_attention_equals_jaxs_and_pytorchs():
-    query, key, value = (2 * normal((2, 3, 17, 16), seed) for seed in range(3))  # [B, A, N, E]
-    outputs, weights = dot_product_attention(query, key, value)
+    query, key, value = (2 * normal((2, 17, 3, 16), seed) for seed in range(3))  # [B, N, A, E]
+    outputs, weights = dot_product_attention(query, key, value), attention_weights(query, key)
+    by_jax = jax.nn.dot_product_attention(query, key, value)
+    np.testing.assert_allclose(outputs, by_jax, rtol=0, atol=1e-5, err_msg="outputs against JAX's")
 
-    by_torch = F.scaled_dot_product_attention(*map(torch.from_numpy, (query, key, value))).numpy()
+    query, key, value = (torch.from_numpy(x.transpose(0, 2, 1, 3)) for x in (query, key, value))  # [B, A, N, E]
+    by_torch = F.scaled_dot_product_attention(query, key, value).numpy().transpose(0, 2, 1, 3)
     np.testing.assert_allclose(outputs, by_torch, rtol=0, atol=1e-5, err_msg="outputs against PyTorch's")
-
-    by_jax = jax.nn.dot_product_attention(*(x.transpose(0, 2, 1, 3) for x in (query, key, value)))  # [B, N, A, E]
-    np.testing.assert_allclose(
-        outputs, by_jax.transpose(0, 2, 1, 3), rtol=0, atol=1e-5, err_msg="outputs against JAX's"
-    )
-
-    by_torch = torch.softmax(torch.from_numpy(query) @ torch.from_numpy(key).transpose(2, 3) / 16**0.5, dim=-1).numpy()
+    by_torch = torch.softmax(query @ key.transpose(2, 3) / 16**0.5, dim=-1).numpy()
     np.testing.assert_allclose(weights, by_torch, rtol=0, atol=1e-6, err_msg="weights")
 
 

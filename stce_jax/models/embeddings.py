@@ -13,58 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from stce_jax.errors import ConfigError
-from stce_jax.models.layers import LayerNorm, gelu, truncated_normal
+from stce_jax.models.convolution import ConvModule, EarlyConvModule, convolution
+from stce_jax.models.layers import LayerNorm, truncated_normal
 from stce_jax.models.supertoken import cluster_super_tokens, grid_shape, pool_cells
-
-he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def _convolution(features, kernel, stride, dtype, *, bias=True):
-    """A square convolution padded alike on all sides: "SAME" would shift strided ones by half a pixel."""
-    margin = kernel // 2
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        strides=stride,
-        padding=((margin, margin), (margin, margin)),
-        use_bias=bias,
-        kernel_init=he_normal_fan_out,
-        dtype=dtype,
-        name="convolution",
-    )
-
-
-def _batch_norm(train, dtype):
-    """BatchNorm as PyTorch's default (momentum 0.1 there is 0.9 here), but for the running variance: linen keeps the
-    biased batch variance, PyTorch the unbiased one, larger by n / (n - 1) with n = B * H * W."""
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name="norm")
-
-
-class ConvModule(nn.Module):
-    """Eq. 1: convolution -> GELU -> BatchNorm, [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
-
-    features: int
-    stride: int
-    kernel: int = 3
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, inputs, *, train):
-        outputs = _convolution(self.features, self.kernel, self.stride, self.dtype)(inputs)
-        return _batch_norm(train, self.dtype)(gelu(outputs))
-
-
-class EarlyConvModule(nn.Module):
-    """EarlyConv's order (Xiao et al. 2021): convolution without bias -> BatchNorm -> ReLU; shapes as `ConvModule`."""
-
-    features: int
-    stride: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, inputs, *, train):
-        outputs = _convolution(self.features, 3, self.stride, self.dtype, bias=False)(inputs)
-        return nn.relu(_batch_norm(train, self.dtype)(outputs))
 
 
 def _check_stem(widths, strides):
@@ -174,7 +125,7 @@ class EarlyConvEmbed(nn.Module):
         for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
             module = EarlyConvModule(width, stride, dtype=self.dtype, name=f"module_{index + 1}")
             features = module(features, train=train)
-        features = _convolution(self.width, 1, 1, self.dtype)(features)
+        features = convolution(self.width, 1, 1, self.dtype)(features)
         return features.reshape(features.shape[0], -1, self.width)  # [B, N, D]
 
 

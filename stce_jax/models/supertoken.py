@@ -7,10 +7,12 @@ around its own cell only, so a super token never travels far.
 Source: Eqs. 2-4 of the STCE paper (doi 10.9728/dcs.2024.25.2.485), read as the super-token sampling of SViT
 (Huang et al., arXiv 2211.11167) without its refinement attention and without scattering back to tokens.
 
-Shape letters: B batch; H W feature height and width; h w super-token grid; C channels; K = 9 neighbours;
-P = tokens in a band (the tokens of one row of cells); R = 3 (w + 2), the super tokens of the three rows of cells that a
-band can see, with one cell of border left and right.
+Shape letters: B batch; H W feature height and width; h w super-token grid; C channels; K = 9 neighbours. The grid is
+cut into G = v u blocks, v down and u across, of m x n cells each; P = tokens in a block; R = (m + 2) (n + 2), the super
+tokens that they can see: the block's own and one cell of border around it.
 """
+
+from typing import NamedTuple
 
 import chex
 import jax
@@ -22,6 +24,10 @@ from stce_jax.errors import ConfigError
 BORDERS = ("zero", "mask")
 # TPUs and recent GPUs otherwise multiply float32 in fewer bits; the products are about 1% of a model's time.
 _PRECISION = jax.lax.Precision.HIGHEST
+# A block's sides in cells, at most. All tokens of a block are multiplied with all super tokens that any of them sees,
+# and a mask leaves each its nine: products in place of gathers. So what a token costs grows with the block; were blocks
+# as wide as the map, what an image costs would grow faster than its tokens.
+_BLOCK = (2, 2)
 
 
 def cell_shape(cell):
@@ -90,21 +96,19 @@ def cluster_super_tokens(features, cell, iterations=3, *, border="zero", differe
     cell_rows, cell_columns = cell_shape(cell)
     features, (rows, columns) = _padded(features, cell)
     batch, _, _, channels = features.shape
-    # A band is one row of cells. In memory it is contiguous, so cutting the map into bands moves nothing.
-    bands = features.reshape(batch, rows, cell_rows * columns * cell_columns, channels)  # [B, h, P, C]
-    visible = _visible_super_tokens(rows, columns, cell_rows, cell_columns, border)  # [1 or h, P, R]
-
-    constant_bands = bands if differentiable else jax.lax.stop_gradient(bands)
-    seeds = _cell_means(constant_bands.reshape(features.shape), cell)  # [B, h, w, C]
+    blocks = _cut_into_blocks(rows, columns, cell_rows, cell_columns, border)
+    tokens = _arrange(features, blocks)  # [B, G, P, C]
+    constant = tokens if differentiable else jax.lax.stop_gradient(tokens)
+    seeds = _cell_means(features if differentiable else jax.lax.stop_gradient(features), cell)  # [B, h, w, C]
 
     def iterate(super_tokens, _):
-        return _aggregate(constant_bands, _affinity(constant_bands, super_tokens, visible), columns), None
+        return _aggregate(constant, _affinity(constant, super_tokens, blocks), blocks), None
 
     super_tokens, _ = jax.lax.scan(iterate, seeds, None, length=iterations - 1)
-    affinity = _affinity(constant_bands, super_tokens, visible)  # [B, h, P, R]
-    tokens = _aggregate(bands, affinity, columns)
-    chex.assert_shape(tokens, (batch, rows, columns, channels))
-    return tokens, _nine_neighbours(affinity, columns, cell_rows, cell_columns)
+    affinity = _affinity(constant, super_tokens, blocks)  # [B, G, P, R]
+    super_tokens = _aggregate(tokens, affinity, blocks)
+    chex.assert_shape(super_tokens, (batch, rows, columns, channels))
+    return super_tokens, _nine_neighbours(affinity, blocks)
 
 
 def _padded(features, cell):
@@ -125,55 +129,126 @@ def _cell_means(features, cell):
     return cells.mean(axis=(2, 4))
 
 
-def _visible_super_tokens(rows, columns, cell_rows, cell_columns, border):
-    """Which of the R super tokens beside a band each of its P tokens compares itself with: bool [1 or h, P, R]."""
-    own_column = np.tile(np.repeat(np.arange(columns), cell_columns), cell_rows)  # [P]
-    column = np.tile(np.arange(-1, columns + 1), 3)  # [R]
-    near = np.abs(own_column[:, None] - column[None, :]) <= 1  # [P, R]
-    if border == "zero":
-        return near[None]
-    row = np.arange(rows)[:, None] + np.repeat(np.arange(-1, 2), columns + 2)[None, :]  # [h, R]
-    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-    return near[None] & inside[:, None, :]
+class _Blocks(NamedTuple):
+    """How a grid is cut.
+
+    Attributes:
+      grid: (h, w).
+      cell: its (rows, columns) of pixels.
+      count: (v, u).
+      sides: (m, n).
+      near: bool [P, R], the nine super tokens around each token's own cell.
+      visible: bool [1 or G, P, R], which of them each token compares itself with.
+      real: bool [G, P], False for the tokens that only fill up the last blocks; None if there are none.
+    """
+
+    grid: tuple[int, int]
+    cell: tuple[int, int]
+    count: tuple[int, int]
+    sides: tuple[int, int]
+    near: np.ndarray
+    visible: np.ndarray
+    real: np.ndarray | None
 
 
-def _affinity(bands, super_tokens, visible):
-    """Eq. 3: bands [B, h, P, C], super tokens [B, h, w, C] -> softmax over the visible ones [B, h, P, R]."""
-    batch, rows, columns, channels = super_tokens.shape
+def _cut_into_blocks(rows, columns, cell_rows, cell_columns, border):
+    grid, cell = (rows, columns), (cell_rows, cell_columns)
+    count = tuple(-(-side // most) for side, most in zip(grid, _BLOCK, strict=True))
+    sides = tuple(-(-side // blocks) for side, blocks in zip(grid, count, strict=True))
+    (own_row, own_column), (row, column) = _places(sides, cell), _places(sides, (1, 1), border=1)
+    near = (abs(own_row[:, None] - row) <= 1) & (abs(own_column[:, None] - column) <= 1)  # [P, R]
+    down, across = (corner.reshape(-1, 1) for corner in np.indices(count))  # each [G, 1]
+    top, left = down * sides[0], across * sides[1]  # the block's first cell
+    real = (top + own_row < rows) & (left + own_column < columns)  # [G, P]
+    visible = near[None]
+    if border == "mask":
+        row, column = top + row, left + column  # each [G, R]
+        inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+        visible = near & inside[:, None, :] | ~real[:, :, None]  # those outside need something to divide by, too
+    return _Blocks(grid, cell, count, sides, near, visible, None if real.all() else real)
+
+
+def _places(sides, cell, border=0):
+    """(row, column) of the cell of every pixel of a block, row by row, counted from the block's first cell."""
+    places = [np.repeat(np.arange(-border, n + border), size) for n, size in zip(sides, cell, strict=True)]
+    return [place.reshape(-1) for place in np.meshgrid(*places, indexing="ij")]
+
+
+def _missing(blocks):
+    """Rows and columns of cells that fill up the last blocks."""
+    return [n * m - side for n, m, side in zip(blocks.count, blocks.sides, blocks.grid, strict=True)]
+
+
+def _arrange(features, blocks):
+    """[B, h*rows, w*columns, C] -> [B, G, P, C]; with one block across it moves nothing."""
+    batch, _, _, channels = features.shape
+    (v, u), (m, n), (cell_rows, cell_columns) = blocks.count, blocks.sides, blocks.cell
+    below, right = _missing(blocks)
+    features = jnp.pad(features, ((0, 0), (0, below * cell_rows), (0, right * cell_columns), (0, 0)))
+    features = features.reshape(batch, v, m * cell_rows, u, n * cell_columns, channels)
+    return features.transpose(0, 1, 3, 2, 4, 5).reshape(batch, v * u, -1, channels)
+
+
+def _affinity(tokens, super_tokens, blocks):
+    """Eq. 3: tokens [B, G, P, C], super tokens [B, h, w, C] -> softmax over the visible ones [B, G, P, R]."""
+    batch, _, _, channels = super_tokens.shape
     scaled = super_tokens * (1.0 / np.sqrt(channels).item())  # there are fewer of them than of tokens
-    padded = jnp.pad(scaled, ((0, 0), (1, 1), (1, 1), (0, 0)))  # [B, h+2, w+2, C]
-    three_rows = jnp.stack([padded[:, dy : dy + rows] for dy in range(3)], axis=2)  # [B, h, 3, w+2, C]
-    three_rows = three_rows.reshape(batch, rows, 3 * (columns + 2), channels)  # [B, h, R, C]
-    logits = jnp.einsum("bhpc,bhrc->bhpr", bands, three_rows, precision=_PRECISION)
-    logits = jnp.where(visible, logits, -jnp.inf)
+    below, right = _missing(blocks)
+    around = jnp.pad(scaled, ((0, 0), (1, 1 + below), (1, 1 + right), (0, 0)))  # [B, vm+2, un+2, C]
+    around = _windows(_windows(around, 1, blocks.sides[0]), 3, blocks.sides[1])  # [B, v, m+2, u, n+2, C]
+    around = around.transpose(0, 1, 3, 2, 4, 5).reshape(batch, tokens.shape[1], -1, channels)  # [B, G, R, C]
+    logits = jnp.einsum("bgpc,bgrc->bgpr", tokens, around, precision=_PRECISION)
+    logits = jnp.where(blocks.visible, logits, -jnp.inf)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    return weights / weights.sum(axis=-1, keepdims=True)
+    affinity = weights / weights.sum(axis=-1, keepdims=True)
+    return affinity if blocks.real is None else affinity * blocks.real[:, :, None]
 
 
-def _aggregate(bands, affinity, columns):
-    """Eq. 4: bands [B, h, P, C], affinity [B, h, P, R] -> affinity-weighted means [B, h, w, C]."""
-    batch, rows, _, channels = bands.shape
-    sums = jnp.einsum("bhpr,bhpc->bhrc", affinity, bands, precision=_PRECISION)
-    sums = _sum_onto_grid(sums.reshape(batch, rows, 3, columns + 2, channels))  # [B, h, w, C]
-    shares = _sum_onto_grid(affinity.sum(axis=2).reshape(batch, rows, 3, columns + 2, 1))  # [B, h, w, 1]
-    return sums / (shares + 1e-12)
+def _aggregate(tokens, affinity, blocks):
+    """Eq. 4: tokens [B, G, P, C], affinity [B, G, P, R] -> affinity-weighted means [B, h, w, C]."""
+    sums = jnp.einsum("bgpr,bgpc->bgrc", affinity, tokens, precision=_PRECISION)
+    shares = affinity.sum(axis=2)[..., None]  # [B, G, R, 1]
+    return _onto_grid(sums, blocks) / (_onto_grid(shares, blocks) + 1e-12)
 
 
-def _sum_onto_grid(contributions):
-    """Adds what each band gives to the rows above, at and below it: [B, h, 3, w+2, C] -> [B, h, w, C]."""
-    # Row y receives from the band below it (as its row above), from its own, and from the band above it.
-    above, own, below = (contributions[:, :, dy, 1:-1] for dy in range(3))  # each [B, h, w, C]
-    from_below = jnp.pad(above[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
-    from_above = jnp.pad(below[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
-    return from_below + own + from_above
+def _onto_grid(contributions, blocks):
+    """Adds what the blocks give to each super token: [B, G, R, C] -> [B, h, w, C]."""
+    batch, _, _, channels = contributions.shape
+    (v, u), (m, n), (rows, columns) = blocks.count, blocks.sides, blocks.grid
+    contributions = contributions.reshape(batch, v, u, m + 2, n + 2, channels)
+    contributions = contributions.transpose(0, 1, 3, 2, 4, 5)  # [B, v, m+2, u, n+2, C]
+    return _add_windows(_add_windows(contributions, 3), 1)[:, :rows, :columns]
 
 
-def _nine_neighbours(affinity, columns, cell_rows, cell_columns):
-    """[B, h, P, R] -> [B, h*rows, w*columns, 9]: of each band's R super tokens the nine around the token's cell."""
-    batch, rows, _, _ = affinity.shape
-    affinity = affinity.reshape(batch, rows, cell_rows, columns, cell_columns, 3, columns + 2)
-    column = np.arange(columns)
-    nine = jnp.stack([affinity[:, :, :, column, :, :, column + dx] for dx in range(3)], axis=-1)
-    # Advanced indexing put the cell's column first: [w, B, h, rows, columns, 3, 3]
-    nine = nine.transpose(1, 2, 3, 0, 4, 5, 6)
-    return nine.reshape(batch, rows * cell_rows, columns * cell_columns, 9)
+def _windows(padded, axis, size):
+    """Cuts an axis of blocks * size + 2 entries into windows that overlap by two: [blocks, size + 2] instead."""
+    shape = (*padded.shape[:axis], -1, size, *padded.shape[axis + 1 :])
+    before, own, after = (
+        jax.lax.slice_in_dim(padded, start, padded.shape[axis] - 2 + start, axis=axis).reshape(shape)
+        for start in range(3)
+    )
+    first = jax.lax.slice_in_dim(before, 0, 1, axis=axis + 1)
+    last = jax.lax.slice_in_dim(after, size - 1, size, axis=axis + 1)
+    return jnp.concatenate([first, own, last], axis=axis + 1)
+
+
+def _add_windows(windows, axis):
+    """The reverse of `_windows`: [blocks, size + 2] becomes blocks * size, overlaps added, the two ends dropped."""
+    shape = windows.shape
+    count, size = shape[axis], shape[axis + 1] - 2
+    windows = windows.reshape(*shape[: axis + 2], -1)  # what comes after as one axis
+    none = [(0, 0)] * axis
+    to_previous = jnp.pad(windows[..., 1:, :1, :], (*none, (0, 1), (size - 1, 0), (0, 0)))
+    to_next = jnp.pad(windows[..., :-1, -1:, :], (*none, (1, 0), (0, size - 1), (0, 0)))
+    return (windows[..., 1:-1, :] + to_previous + to_next).reshape(*shape[:axis], count * size, *shape[axis + 2 :])
+
+
+def _nine_neighbours(affinity, blocks):
+    """[B, G, P, R] -> [B, h*rows, w*columns, 9]: of each token's R super tokens the nine around its cell."""
+    batch = affinity.shape[0]
+    (v, u), (m, n), (cell_rows, cell_columns) = blocks.count, blocks.sides, blocks.cell
+    nine = np.nonzero(blocks.near)[1].reshape(1, 1, -1, 9)  # each token has nine, row by row
+    affinity = jnp.take_along_axis(affinity, nine, axis=-1)  # [B, G, P, 9]
+    affinity = affinity.reshape(batch, v, u, m * cell_rows, n * cell_columns, 9)
+    affinity = affinity.transpose(0, 1, 3, 2, 4, 5).reshape(batch, v * m * cell_rows, u * n * cell_columns, 9)
+    return affinity[:, : blocks.grid[0] * cell_rows, : blocks.grid[1] * cell_columns]

@@ -7,9 +7,9 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
+from stce_jax.models.attention import Attention
 from stce_jax.models.layers import (
     MLP,
-    Attention,
     LayerNorm,
     drop_path_scales,
     resize_position_embedding,

@@ -1,0 +1,127 @@
+"""Exact softmax attention, in the form that each backend computes fastest, and the transformer's module around it.
+
+Shape letters: B batch, N tokens, D model width, A attention heads, E width of a head.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from stce_jax.models.layers import recompute_from, truncated_normal, widened
+
+
+def dot_product_attention(query, key, value):
+    """Exact softmax attention: softmax(<q, k> / sqrt(E)) v, for each head.
+
+    In 16 bits, on CUDA devices that have it, cuDNN's fused kernel; elsewhere products and their written-out gradient.
+
+    Args:
+      query, key, value: [B, N, A, E], one dtype.
+
+    Returns:
+      [B, N, A, E] in that dtype.
+    """
+    if _fused_kernel_fits(query):
+        return jax.lax.platform_dependent(query, key, value, cuda=attention_by_cudnn, default=attention_by_products)
+    return attention_by_products(query, key, value)
+
+
+def _fused_kernel_fits(query):
+    """Whether this process's GPUs have cuDNN's attention for these arrays: Ampere or newer, 16 bits, a narrow head."""
+    if query.dtype not in (jnp.bfloat16, jnp.float16) or query.shape[-1] % 8 or query.shape[-1] > 128:
+        return False
+    capability = getattr(jax.local_devices()[0], "compute_capability", "0")  # "9.0"; of GPUs alone
+    return float(capability) >= 8.0
+
+
+def attention_by_cudnn(query, key, value):
+    """As `dot_product_attention`; 16 bits only."""
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+@jax.custom_vjp
+def attention_by_products(query, key, value):
+    """As `dot_product_attention`, on any backend and in any float dtype; accumulates in float32 at least.
+
+    Heads come before tokens in the products, and the product with `value` before the normalisation: N x E numbers are
+    divided instead of N x N. The backward pass keeps each array in one layout.
+    """
+    return _attention_forward(query, key, value)[0]
+
+
+def _attention_forward(query, key, value):
+    query, key, value = (array.transpose(0, 2, 1, 3) for array in (query, key, value))  # each [B, A, N, E]
+    weights, total = _unnormalized_weights(query, key)
+    weights = weights.astype(value.dtype)
+    outputs = _product("banm,bame->bane", weights, value) / total
+    outputs = outputs.transpose(0, 2, 1, 3).astype(value.dtype)  # [B, N, A, E]
+    return outputs, (query, key, value, weights, total, outputs)
+
+
+def _unnormalized_weights(query, key):
+    """[B, A, N, E] -> (weights [B, A, N, N], their sums [B, A, N, 1])."""
+    logits = _product("bane,bame->banm", query / _scale(query), key)
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights, weights.sum(axis=-1, keepdims=True)
+
+
+def _attention_backward(saved, cotangent):
+    query, key, value, weights, total, outputs = saved
+    dtype, scale = value.dtype, _scale(query)
+    outputs, cotangent = map(widened, recompute_from(outputs, cotangent))
+    along = (cotangent * outputs).sum(axis=-1)  # [B, N, A]
+    along = along.transpose(0, 2, 1)[..., None] / total  # [B, A, N, 1]
+    cotangent = (cotangent.transpose(0, 2, 1, 3) / total).astype(dtype)  # of the weighted sums, [B, A, N, E]
+    of_value = _product("banm,bane->bame", weights, cotangent)
+    of_weights = _product("bane,bame->banm", cotangent, value) - along
+    of_logits = (of_weights * weights).astype(dtype)  # [B, A, N, N]
+    of_query = _product("banm,bame->bane", of_logits, key) / scale
+    of_key = _product("banm,bane->bame", of_logits, query) / scale
+    return tuple(array.transpose(0, 2, 1, 3).astype(dtype) for array in (of_query, of_key, of_value))
+
+
+attention_by_products.defvjp(_attention_forward, _attention_backward)
+
+
+def _scale(query):
+    return np.sqrt(query.shape[-1]).item()
+
+
+def _product(subscripts, left, right):
+    accumulate = jnp.promote_types(left.dtype, jnp.float32)
+    return jnp.einsum(subscripts, left, right, preferred_element_type=accumulate)
+
+
+def attention_weights(query, key):
+    """softmax(<q, k> / sqrt(E)): [B, N, A, E] twice -> [B, A, N, N], float32 or wider; each row sums to one."""
+    query, key = (array.transpose(0, 2, 1, 3) for array in (query, key))
+    weights, total = _unnormalized_weights(query, key)
+    return weights / total
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, [B, N, D] -> [B, N, D]; sows the weights [B, A, N, N] as "attention".
+
+    Attributes:
+      heads: number of heads; must divide D.
+      dropout: rate on the output, 0..1.
+      dtype: dtype of the computation; parameters are float32.
+    """
+
+    heads: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens, *, train):
+        batch, count, width = tokens.shape
+        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=truncated_normal, name="qkv")(tokens)
+        # Split first: the gradient of a split is one concatenation, that of indexing three padded arrays and their sum.
+        parts = jnp.split(qkv, 3, axis=-1)
+        query, key, value = (part.reshape(batch, count, self.heads, -1) for part in parts)  # each [B, N, A, E]
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "attention", attention_weights(query, key))
+        outputs = dot_product_attention(query, key, value).reshape(batch, count, width)  # [B, N, D]
+        outputs = nn.Dense(width, dtype=self.dtype, kernel_init=truncated_normal, name="out")(outputs)
+        return nn.Dropout(self.dropout)(outputs, deterministic=not train)

@@ -1,0 +1,134 @@
+"""What convolution stacks are made of: convolution, activation and BatchNorm, in the paper's order or EarlyConv's.
+
+Shape letters: B batch, H W feature height and width, C channels.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from stce_jax.models.layers import gelu, gelu_derivative, recompute_from, widened
+
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+EPSILON, MOMENTUM = 1e-5, 0.9  # PyTorch's defaults; its momentum is the new statistics' share, 0.1
+
+
+def convolution(features, kernel, stride, dtype, *, bias=True):
+    """A square convolution padded alike on all sides: "SAME" would shift strided ones by half a pixel."""
+    margin = kernel // 2
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=((margin, margin), (margin, margin)),
+        use_bias=bias,
+        kernel_init=he_normal_fan_out,
+        dtype=dtype,
+        name="convolution",
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def gelu_batch_norm(inputs, scale, bias, dtype):
+    """GELU, then BatchNorm by the batch's own statistics, as one operation with one gradient.
+
+    The backward pass keeps the inputs alone and computes the GELU anew from them. What XLA derives for the two by
+    themselves keeps half a dozen arrays of this size and reads them in as many passes.
+
+    Args:
+      inputs: [B, H, W, C], any float dtype; computed in float32 at least.
+      scale, bias: [C] float32.
+      dtype: of the outputs.
+
+    Returns:
+      (outputs [B, H, W, C], mean [C], variance [C]): the statistics of gelu(inputs), the variance as flax takes it
+      (biased, mean of squares less squared mean, never below 0), constants of the gradient.
+    """
+    return _gelu_batch_norm_forward(inputs, scale, bias, dtype)[0]
+
+
+def _gelu_batch_norm_forward(inputs, scale, bias, dtype):
+    activated = gelu(widened(inputs))
+    mean = activated.mean(axis=(0, 1, 2))
+    variance = jnp.maximum(jnp.square(activated).mean(axis=(0, 1, 2)) - jnp.square(mean), 0.0)
+    inverse = jax.lax.rsqrt(variance + EPSILON)
+    outputs = (activated - mean) * (inverse * scale) + bias
+    return (outputs.astype(dtype), mean, variance), (inputs, scale, mean, inverse)
+
+
+def _gelu_batch_norm_backward(dtype, saved, cotangents):
+    del dtype
+    inputs, scale, mean, inverse = saved
+    wide, cotangent = map(widened, recompute_from(inputs, cotangents[0]))
+    normalized = (gelu(wide) - mean) * inverse
+    axes, count = (0, 1, 2), wide.size // wide.shape[-1]
+    bias_gradient = cotangent.sum(axis=axes)
+    scale_gradient = (cotangent * normalized).sum(axis=axes)
+    centered = cotangent - bias_gradient / count - normalized * (scale_gradient / count)
+    gradient = (inverse * scale) * centered * gelu_derivative(wide)
+    return gradient.astype(inputs.dtype), scale_gradient, bias_gradient
+
+
+gelu_batch_norm.defvjp(_gelu_batch_norm_forward, _gelu_batch_norm_backward)
+
+
+class GeluBatchNorm(nn.Module):
+    """GELU -> BatchNorm, [B, H, W, C] -> the same shape; variables are called as those of flax.linen.BatchNorm.
+
+    PyTorch's defaults but for the running variance: here, as in flax, it is the biased batch variance, in PyTorch the
+    unbiased one, larger by n / (n - 1) with n = B * H * W.
+
+    Attributes:
+      dtype: dtype of the result; parameters and statistics are float32.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs, *, train):
+        width = inputs.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
+        running_variance = self.variable("batch_stats", "var", jnp.ones, (width,))
+        if not train:
+            activated = gelu(widened(inputs))
+            inverse = jax.lax.rsqrt(running_variance.value + EPSILON)
+            return ((activated - running_mean.value) * (inverse * scale) + bias).astype(self.dtype)
+        outputs, mean, variance = gelu_batch_norm(inputs, scale, bias, self.dtype)
+        if not self.is_initializing():
+            for running, new in ((running_mean, mean), (running_variance, variance)):
+                running.value = MOMENTUM * running.value + (1.0 - MOMENTUM) * jax.lax.stop_gradient(new)
+        return outputs
+
+
+class ConvModule(nn.Module):
+    """Eq. 1: convolution -> GELU -> BatchNorm, [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+
+    features: int
+    stride: int
+    kernel: int = 3
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs, *, train):
+        outputs = convolution(self.features, self.kernel, self.stride, self.dtype)(inputs)
+        return GeluBatchNorm(self.dtype, name="norm")(outputs, train=train)
+
+
+class EarlyConvModule(nn.Module):
+    """EarlyConv's order (Xiao et al. 2021): convolution without bias -> BatchNorm -> ReLU; shapes as `ConvModule`."""
+
+    features: int
+    stride: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs, *, train):
+        outputs = convolution(self.features, 3, self.stride, self.dtype, bias=False)(inputs)
+        norm = nn.BatchNorm(
+            use_running_average=not train, momentum=MOMENTUM, epsilon=EPSILON, dtype=self.dtype, name="norm"
+        )
+        return nn.relu(norm(outputs))
