@@ -34,6 +34,7 @@ CHOICES = {
 # (least, most) of what must lie in a range; None: no bound.
 RANGES = {
     "seed": (0, 2**32 - 1),
+    "raw_short_side": (0, None),
     "image_size": (1, None),
     "batch_size": (1, None),
     "eval_batch_size": (1, None),

@@ -130,7 +130,8 @@ def _eval_batches(views, config, mesh):
 def _open_dataset(config, dataset, data_dir, classes, split):
     """The run's own dataset, or another one, with the split that is needed."""
     if dataset in ("", config.dataset):
+        raw = 0 if dataset else config.raw_short_side  # a dataset that is named means its images as they were
         return catalog.open_dataset(
-            config.dataset, data_dir or config.data_dir, classes or config.classes, splits=(split,)
+            config.dataset, data_dir or config.data_dir, classes or config.classes, splits=(split,), raw_short_side=raw
         )
     return catalog.open_dataset(dataset, data_dir, classes, splits=(split,))

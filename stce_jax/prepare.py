@@ -1,4 +1,4 @@
-"""`stce prepare`: images from any of four forms into a data set of their original bytes, verified and counted.
+"""`stce prepare`: images from any of four forms into a data set of their bytes or pixels, verified and counted.
 
 The source is indexed first, then its images are read, decoded and hashed in threads, in an order that depends on their
 names alone, and written by one. All goes into a directory called incomplete.*, under a lock, which takes its final
@@ -15,7 +15,7 @@ import signal
 import threading
 from pathlib import Path
 
-from stce_jax.data import catalog, class_lists, inspection, mirror
+from stce_jax.data import catalog, class_lists, inspection, mirror, places
 from stce_jax.data.catalog import SPLITS
 from stce_jax.data.report import ImageProgress, Report, say
 from stce_jax.data.sources.recognition import open_source
@@ -26,9 +26,10 @@ from stce_jax.paths import absolute, is_remote, open_path
 DATASETS = ("imagenet100", "imagenet2012", "folder")
 ON_BAD = ("error", "skip")
 _NAMED = 3  # bad files in the one line of an error
+_LEAST_RAW = 32  # pixels of a raw image's short side
 
 
-def prepare(dataset, source, *, classes="", data_dir="", on_bad="error", val_labels="", workers=0):
+def prepare(dataset, source, *, classes="", data_dir="", on_bad="error", val_labels="", workers=0, raw_short_side=0):
     """Prepares a data set, unless it is there already.
 
     Args:
@@ -41,6 +42,9 @@ def prepare(dataset, source, *, classes="", data_dir="", on_bad="error", val_lab
       val_labels: file or directory with the labels of ILSVRC2012's validation images; by default looked for beside
         them.
       workers: threads that read and decode; 0: one a core.
+      raw_short_side: 0 stores the files' bytes; 32 or more stores decoded pixels, of larger images made so many pixels
+        high or wide, whichever is less (bicubic, antialiased); see `decode.raw_file`. Training is told by
+        config.raw_short_side. Both kinds, and several short sides, can lie in one data_dir.
 
     Returns:
       `Report`, which is printed, too.
@@ -51,7 +55,7 @@ def prepare(dataset, source, *, classes="", data_dir="", on_bad="error", val_lab
         is there already is damaged or, for "folder", of another source.
       PreemptedError: SIGTERM or SIGINT came; nothing is left half-written.
     """
-    _check_arguments(dataset, source, classes, on_bad, workers)
+    _check_arguments(dataset, source, classes, on_bad, workers, raw_short_side)
     data_dir = data_dir or catalog.default_data_dir()
     remote = open_path(data_dir) if is_remote(data_dir) else None
     root = mirror.local_root(remote).with_suffix(".upload") if remote else absolute(data_dir)
@@ -65,15 +69,17 @@ def prepare(dataset, source, *, classes="", data_dir="", on_bad="error", val_lab
         classes = "all" if dataset == "imagenet2012" else classes or "kaggle"
         opened, class_ids = None, class_lists.load_class_ids(classes)
         name = class_lists.list_name(classes)
-    config = f"{name}-{class_lists.list_hash(class_ids)}"
-    part = Path(dataset, config, catalog.VERSION)
+    config = places.config_name(name, class_ids, raw_short_side)
+    part = Path(dataset, config, places.VERSION)
     final = root / part
 
     def find():
         """The report of what is there already, or None."""
         place = remote or root
-        there = place / part if dataset == "folder" else catalog.find_prepared(place, dataset, classes) or place / part
-        if not catalog.is_complete(there):
+        there = place / part
+        if dataset != "folder":
+            there = places.find_prepared(place, dataset, classes, raw_short_side) or there
+        if not places.is_complete(there):
             return None
         return _report_of(mirror.local_copy(remote, there.relative_to(remote)) if remote else there, there, opened)
 
@@ -93,11 +99,13 @@ def prepare(dataset, source, *, classes="", data_dir="", on_bad="error", val_lab
                     opened = open_source(source, class_ids, val_labels)
                     stack.callback(opened.close)
                 with _staging(root / dataset, config) as staging:
-                    report = _write(dataset, config, opened, staging, on_bad, workers or len(os.sched_getaffinity(0)))
+                    workers = workers or len(os.sched_getaffinity(0))
+                    report = _write(dataset, config, opened, staging, on_bad, workers, raw_short_side)
                     final.parent.mkdir(parents=True, exist_ok=True)
                     os.rename(staging / part, final)
+            taken = sum(file.stat().st_size for file in final.iterdir())
             if remote:
-                mirror.upload(remote, part, final, last=catalog.INFO_FILE)
+                mirror.upload(remote, part, final, last=places.INFO_FILE)
     except BrokenPipeError:  # whoever read what is printed has gone
         raise
     except OSError as error:
@@ -105,6 +113,7 @@ def prepare(dataset, source, *, classes="", data_dir="", on_bad="error", val_lab
         raise DataError(f"cannot write {where}: {error.strerror or error}; give another --data_dir") from error
     report = dataclasses.replace(report, directory=str((remote or root) / part))
     say(report.table())
+    say(f"{_gigabytes(taken)} on disk")
     return report
 
 
@@ -127,7 +136,7 @@ def _report_of(directory, called, opened):
     return report
 
 
-def _check_arguments(dataset, source, classes, on_bad, workers):
+def _check_arguments(dataset, source, classes, on_bad, workers, raw_short_side):
     if not str(source):
         raise ConfigError("--source is empty; give the directory or archive with the images")
     if is_remote(source):
@@ -140,6 +149,8 @@ def _check_arguments(dataset, source, classes, on_bad, workers):
         raise ConfigError(f"--on-bad={on_bad} is none of {', '.join(ON_BAD)}")
     if workers < 0:
         raise ConfigError(f"--workers={workers} is below 0; 0 takes one thread a core")
+    if raw_short_side and raw_short_side < _LEAST_RAW:
+        raise ConfigError(f"--raw_short_side={raw_short_side} is below {_LEAST_RAW}; 0 stores the files themselves")
 
 
 def _check_class_ids(class_ids):
@@ -149,13 +160,20 @@ def _check_class_ids(class_ids):
             raise DataError(f"the class folder {class_id!r} has a name with odd white space or bytes; rename it")
 
 
-def _write(dataset, config, source, staging, on_bad, workers):
+def _gigabytes(count):
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
+def _write(dataset, config, source, staging, on_bad, workers, raw_short_side):
     """Writes the images below the directory `staging`; returns the report."""
     from stce_jax.data import imagenet100  # here, for it imports tfds
 
     say(f"source: {source.kind}" + (f"; {source.note}" if source.note else ""))
     splits = in_order(source.references)
     ordered = [reference for split in SPLITS for reference in splits[split]]
+    if raw_short_side:
+        most, free = len(ordered) * raw_short_side**2 * 4, shutil.disk_usage(staging).free  # 4:3, three bytes a pixel
+        say(f"raw pixels take up to {_gigabytes(most)} if the images are 4:3; {_gigabytes(free)} are free")
     if source.stage:
         with ImageProgress("copying", len(ordered)) as progress:
             source.stage(staging, progress.update)
@@ -164,10 +182,10 @@ def _write(dataset, config, source, staging, on_bad, workers):
 
     def metadata():
         tally.add_repeated()
-        return Report.of_tally(config, names, source, tally).metadata()
+        return Report.of_tally(config, names, source, tally, raw_short_side).metadata()
 
     with ImageProgress("preparing", len(ordered)) as progress:
-        inspected = inspection.inspect_all(ordered, source.read, workers)
+        inspected = inspection.inspect_all(ordered, source.read, workers, raw_short_side)
         with contextlib.closing(inspected):
             try:
                 path = imagenet100.write(
@@ -178,11 +196,12 @@ def _write(dataset, config, source, staging, on_bad, workers):
                     stream=_examples(inspected, tally, progress, on_bad),
                     metadata=metadata,
                     directory=staging,
+                    raw=raw_short_side > 0,
                 )
             except RuntimeError as error:  # what array_record makes of a full disk
                 raise DataError(f"cannot write {staging}: {error}; make room, or give another --data_dir") from error
     _check_bad(tally, on_bad)
-    report = Report.of_tally(config, names, source, tally)
+    report = Report.of_tally(config, names, source, tally, raw_short_side)
     Report.of_prepared(Path(path))  # opens the result as training will, and looks whether all images are there
     tally.write_csv(Path(path) / "odd.csv", source.ignored)
     return report

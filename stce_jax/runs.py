@@ -106,7 +106,9 @@ def build_model(config, num_classes):
 
 def open_dataset(config, data_dir=""):
     """The dataset that a config names, in `data_dir` or where the config says."""
-    return catalog.open_dataset(config.dataset, data_dir or config.data_dir, config.classes)
+    return catalog.open_dataset(
+        config.dataset, data_dir or config.data_dir, config.classes, raw_short_side=config.raw_short_side
+    )
 
 
 def build_augment(config, dataset):

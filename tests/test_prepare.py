@@ -36,7 +36,7 @@ from image_sources import (
 )
 from PIL import Image
 
-from stce_jax.data import catalog, class_lists, imagenet100, inspection
+from stce_jax.data import catalog, class_lists, imagenet100, inspection, places
 from stce_jax.data.report import ImageProgress, Report
 from stce_jax.data.sources import references
 from stce_jax.errors import ConfigError, DataError
@@ -73,7 +73,7 @@ def left_in(directory):
     return [
         str(path.relative_to(directory))
         for path in directory.rglob("*")
-        if path.is_file() and path.suffix != ".lock" and path.parent.name != catalog.VERSION
+        if path.is_file() and path.suffix != ".lock" and path.parent.name != places.VERSION
     ] + [str(path) for path in directory.rglob("incomplete*")]
 
 
@@ -311,9 +311,9 @@ SLOW = """
 import sys, time
 from stce_jax import prepare
 from stce_jax.data import inspection
-def slowly(reference, read, inspect=inspection._inspect):
+def slowly(*arguments, inspect=inspection._inspect):
     time.sleep(0.3)
-    return inspect(reference, read)
+    return inspect(*arguments)
 inspection._inspect = slowly
 from stce_jax.cli import main
 main(sys.argv[1:])

@@ -7,7 +7,8 @@ EXAMPLES = """
   stce prepare imagenet100 --source=~/ILSVRC2012 --classes=kaggle
   stce prepare imagenet100 --source=~/imagenet100.zip --data_dir=~/data
   stce prepare imagenet2012 --source=~/ILSVRC2012 --val-labels=LOC_val_solution.csv
-  stce prepare folder --source=~/flowers --data_dir=~/data --on-bad=skip"""
+  stce prepare folder --source=~/flowers --data_dir=~/data --on-bad=skip
+  stce prepare imagenet100 --source=~/ILSVRC2012 --raw_short_side=256"""
 
 
 def add_arguments(verb):
@@ -22,6 +23,12 @@ def add_arguments(verb):
     common.add_data_dir(verb, "directory of prepared data sets (the user's data directory)")
     verb.add_argument("--on-bad", default="error", help="images that cannot be decoded: error (default) or skip")
     verb.add_argument("--val-labels", default="", help="labels of the validation images, if not beside them")
+    verb.add_argument(
+        "--raw_short_side",
+        type=int,
+        default=0,
+        help="store pixels, the short side made this many, in place of files: larger, and no decoding (0: files)",
+    )
     verb.add_argument("--workers", type=int, default=0, help="threads (0: one a core)")
 
 
@@ -36,4 +43,5 @@ def run(arguments, _):
         on_bad=arguments.on_bad,
         val_labels=arguments.val_labels,
         workers=arguments.workers,
+        raw_short_side=arguments.raw_short_side,
     )

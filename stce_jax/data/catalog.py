@@ -17,6 +17,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stce_jax.data import class_lists, mirror
+from stce_jax.data.places import (
+    VERSION,
+    called,
+    config_name,
+    find_prepared,
+    is_complete,
+    not_prepared,
+    prepared,
+    raw_short_side_of,
+)
 from stce_jax.data.records import FolderSource, TfdsSource, damaged
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.paths import absolute, is_remote, open_path
@@ -26,8 +36,6 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DIGITS_MEAN, DIGITS_STD = (0.305, 0.305, 0.305), (0.376, 0.376, 0.376)
 SPLITS = ("train", "val")
 DATASETS = ("digits", "folder", "imagenet100", "imagenet2012")
-VERSION = "1.0.0"  # of what is prepared; names its directories
-INFO_FILE = "dataset_info.json"  # tfds's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Dataset:
         return self.find_fingerprint()
 
 
-def open_dataset(name, data_dir="", classes="", splits=SPLITS):
+def open_dataset(name, data_dir="", classes="", splits=SPLITS, raw_short_side=0):
     """Opens a dataset; the digits are prepared first if they are not there.
 
     Args:
@@ -67,9 +75,12 @@ def open_dataset(name, data_dir="", classes="", splits=SPLITS):
       classes: for "imagenet100" the list of classes, see `class_lists.load_class_ids`, by default "kaggle", or the
         name it was prepared under; for "folder" the name of the prepared dataset, if data_dir holds several.
       splits: those that are needed; of class folders the others need not be there.
+      raw_short_side: 0 for images as they were, or the short side, in pixels, that raw ones were prepared with. The one
+        kind is never given for the other.
 
     Raises:
-      ConfigError: an unknown name or list, "folder" without a data_dir, or a remote data_dir that cannot be opened.
+      ConfigError: an unknown name or list, "folder" without a data_dir, a remote data_dir that cannot be opened, or raw
+        digits.
       DataError: it is not prepared, damaged or under other labels; the images are missing, a class is empty, or train
         and val have different classes.
     """
@@ -77,6 +88,8 @@ def open_dataset(name, data_dir="", classes="", splits=SPLITS):
         raise ConfigError(f"there is no dataset {name!r}; the datasets are {', '.join(DATASETS)}")
     if classes and name not in ("folder", "imagenet100"):
         raise ConfigError(f"dataset {name!r} has no choice of classes, but was given {classes!r}")
+    if raw_short_side and name == "digits":
+        raise ConfigError(f'dataset "digits" cannot be prepared raw, but was given raw_short_side={raw_short_side}')
     if name == "folder":
         if not data_dir:
             raise ConfigError(
@@ -84,8 +97,11 @@ def open_dataset(name, data_dir="", classes="", splits=SPLITS):
                 "that `stce prepare folder` wrote to"
             )
         root = _open_root(data_dir)
-        if prepared(root, "folder"):
-            return open_prepared(_local(root, _choose_folder(root, classes)))
+        there = prepared(root, "folder")
+        if found := [path for path in there if raw_short_side_of(path) == raw_short_side]:
+            return open_prepared(_local(root, _choose_folder(root, found, classes)))
+        if raw_short_side or (there and not (root / splits[0]).is_dir()):
+            raise not_prepared(root, "folder", "", raw_short_side, there)
         if is_remote(root):
             folders = [_local(root, root / split) for split in splits]
             root = folders[0].parent
@@ -94,13 +110,11 @@ def open_dataset(name, data_dir="", classes="", splits=SPLITS):
     if name == "digits":
         return _open_digits(root)
     classes = "all" if name == "imagenet2012" else classes or "kaggle"
-    found = find_prepared(root, name, classes)
+    found = find_prepared(root, name, classes, raw_short_side)
     if found is None:
-        option = "" if name == "imagenet2012" else f" --classes={classes}"
-        raise DataError(
-            f"{name} with the classes {classes!r} is not prepared in {root}; run "
-            f"stce prepare {name} --source=PATH{option} --data_dir={root}"
-        )
+        others = {raw_short_side_of(path) for path in prepared(root, name)} - {raw_short_side}
+        others = [find_prepared(root, name, classes, other) for other in others]
+        raise not_prepared(root, name, classes, raw_short_side, [other for other in others if other])
     return open_prepared(_local(root, found))
 
 
@@ -118,38 +132,6 @@ def default_data_dir():
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "stce_jax"
 
 
-def prepared(root, name):
-    """Directories of the prepared datasets of this name, sorted."""
-    found = (root / name).glob(f"*/{VERSION}")
-    return sorted(path for path in found if not path.parent.name.startswith("incomplete") and is_complete(path))
-
-
-def is_complete(directory):
-    """Whether a dataset is there. A local one takes its place whole; a remote one has this file uploaded last."""
-    return (directory / INFO_FILE).exists() if is_remote(directory) else directory.is_dir()
-
-
-def find_prepared(root, name, classes):
-    """The directory of a prepared ImageNet with the classes of a list, whatever that list was called, or None.
-
-    A list that is gone, its file moved or deleted, is found by the name that it was prepared under.
-
-    Raises:
-      ConfigError: there is no such list, and none or several were prepared under that name.
-    """
-    try:
-        ending = f"-{class_lists.list_hash(class_lists.load_class_ids(classes))}"
-    except ConfigError:
-        called = class_lists.list_name(classes)
-        found = [path for path in prepared(root, name) if path.parent.name.rpartition("-")[0] == called]
-        if len(found) != 1 or Path(os.path.expanduser(classes)).exists():
-            raise
-        return found[0]
-    found = [path for path in prepared(root, name) if path.parent.name.endswith(ending)]
-    own = [path for path in found if path.parent.name == class_lists.list_name(classes) + ending]
-    return next(iter(own + found), None)
-
-
 def open_prepared(directory):
     """Opens what `stce prepare` wrote; refuses it unless the name of its directory is that of its labels."""
     import tensorflow_datasets as tfds
@@ -159,11 +141,12 @@ def open_prepared(directory):
         sources = {split: TfdsSource(builder, split) for split in SPLITS}
         metadata = dict(builder.info.metadata)
         ids, names, fingerprint = (metadata[key] for key in ("class_ids", "class_names", "fingerprint"))
+        ending = config_name("", ids, metadata.get("raw_short_side", 0))
         labels = builder.info.features["label"].names
     except Exception as error:  # whatever tfds and array_record make of damaged files
         raise damaged(directory, error) from error
-    if not (labels == ids == sorted(ids) and directory.parent.name.endswith(f"-{class_lists.list_hash(ids)}")):
-        raise DataError(f"{directory} holds other labels than its name says; delete it, and prepare it anew")
+    if not (labels == ids == sorted(ids) and directory.parent.name.endswith(ending)):
+        raise DataError(f"{directory} holds other labels or pixels than its name says; delete it, and prepare it anew")
     return Dataset(
         **sources,
         class_ids=tuple(ids),
@@ -271,14 +254,13 @@ def _prepare_digits(data_dir):
         ) from error
 
 
-def _choose_folder(root, name):
-    """The prepared dataset of class folders that is called so, or the only one."""
-    found = prepared(root, "folder")
-    called = [path for path in found if name in ("", path.parent.name, path.parent.name.rpartition("-")[0])]
-    if len(called) != 1:
+def _choose_folder(root, found, name):
+    """The one of the prepared datasets of class folders that is called so, or the only one."""
+    chosen = [path for path in found if name in ("", path.parent.name, called(path))]
+    if len(chosen) != 1:
         names = ", ".join(path.parent.name for path in found)
         raise ConfigError(f"{root} holds these prepared folders: {names}; name one of them with --config.classes")
-    return called[0]
+    return chosen[0]
 
 
 def _hash_of(lines):

@@ -5,6 +5,7 @@ Shape letters: H W image height and width.
 
 import io
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -22,11 +23,14 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Damaged EXIF data; their orientation is not applied anyway.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
+# As `raw_file` writes it. Any other kind of PPM is left to Pillow.
+_RAW_HEADER = re.compile(rb"P6\n([1-9][0-9]{0,8}) ([1-9][0-9]{0,8})\n255\n")
+
 LONGEST = 16  # short sides, what of an image's long side is looked at for the central square
 
 
 def decode_image(encoded, name):
-    """Decodes an image file by its content, whatever it is called; JPEGs take the faster simplejpeg.
+    """Decodes an image file by its content, whatever it is called; JPEGs by the faster simplejpeg, raw pixels at once.
 
     The same in training, evaluation, prediction and preparing: the first frame of an animation; alpha is dropped;
     palettes are looked up; of 16 bits the high byte counts; CMYK as Pillow converts it; grey in three equal channels.
@@ -38,7 +42,7 @@ def decode_image(encoded, name):
       name: what to call the image in an error message.
 
     Returns:
-      [H, W, 3] uint8, red green blue.
+      [H, W, 3] uint8, red green blue; maybe read-only.
 
     Raises:
       DataError: the bytes are no readable image of one of FORMATS, or too large.
@@ -51,6 +55,11 @@ def decode_image(encoded, name):
                 return simplejpeg.decode_jpeg(encoded, colorspace="RGB")
             except ValueError:
                 pass  # a colour space that it does not know, or damage that Pillow may forgive
+        if header := _RAW_HEADER.match(encoded):
+            width, height = map(int, header.groups())
+            _check_pixels(width, height)
+            if len(encoded) == header.end() + 3 * width * height:
+                return np.frombuffer(encoded, np.uint8, offset=header.end()).reshape(height, width, 3)
         with open_image(encoded) as image:
             if image.mode.startswith("I;16"):  # convert() would clip it to white; the high byte, as in 16-bit colour
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
@@ -89,6 +98,30 @@ def _check_pixels(width, height):
         raise TooLargeError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,} altogether")
 
 
+def raw_file(image, short_side):
+    """Pixels as a file that `decode_image` need not decode: binary PPM, of images no larger than asked.
+
+    Larger ones are first made as small as `center_crop` would: so the evaluation's view of size 224 and fraction 0.875
+    is the same to the bit at a short side of 256, unless the image is more than LONGEST times as long as wide.
+
+    Args:
+      image: [H, W, 3] uint8.
+      short_side: pixels that the short side may have; smaller images keep their size.
+
+    Returns:
+      bytes: a header and [H, W, 3] uint8.
+    """
+    resized = _with_short_side(image, short_side) if min(image.shape[:2]) > short_side else Image.fromarray(image)
+    return b"P6\n%d %d\n255\n" % resized.size + resized.tobytes()
+
+
+def _with_short_side(image, length):
+    """[H, W, 3] uint8 as a Pillow image whose short side has `length` pixels; rounds as torchvision."""
+    height, width, _ = image.shape
+    short = min(height, width)
+    return Image.fromarray(image).resize((length * width // short, length * height // short), Image.Resampling.BICUBIC)
+
+
 def center_crop(image, size, fraction):
     """DeiT's evaluation view: short side to size / fraction (bicubic), then the central square; rounds as torchvision.
 
@@ -105,10 +138,8 @@ def center_crop(image, size, fraction):
     if max(height, width) > LONGEST * short:  # of a 1 x 10,000 image's 256 x 2,560,000 pixels only the middle is seen
         rows, columns = (min(length, LONGEST * short) for length in (height, width))
         top, left = (height - rows) // 2, (width - columns) // 2
-        image, height, width = image[top : top + rows, left : left + columns], rows, columns
-    resized = Image.fromarray(image).resize(
-        (scaled * width // short, scaled * height // short), Image.Resampling.BICUBIC
-    )
+        image = image[top : top + rows, left : left + columns]
+    resized = _with_short_side(image, scaled)
     left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from stce_jax.data.catalog import SPLITS
-from stce_jax.data.decode import decode_image, open_image
+from stce_jax.data.decode import decode_image, open_image, raw_file
 from stce_jax.data.sources.references import Reference, UnreadableError
 from stce_jax.errors import DataError
 
@@ -30,7 +30,7 @@ class Inspected:
 
     Attributes:
       reference: which.
-      encoded: its bytes; empty if it is bad.
+      encoded: the bytes to be stored, its own or its raw pixels; empty if it is bad.
       digest: SHA-256 of them.
       odd: (kind, detail) of what is odd about it.
       error: why it cannot be used, or "".
@@ -45,15 +45,17 @@ class Inspected:
     unread: bool = False
 
 
-def inspect_all(references, read, workers):
+def inspect_all(references, read, workers, raw_short_side=0):
     """Reads and inspects images in threads; yields an `Inspected` for each in the order given.
+
+    With a `raw_short_side` above 0 their pixels are to be stored, see `raw_file`, not the files.
 
     At most four images a thread are held. Reading, hashing and decoding all let go of Python's lock.
     """
     pool, waiting = ThreadPoolExecutor(workers), collections.deque()
     try:
         for reference in references:
-            waiting.append(pool.submit(_inspect, reference, read))
+            waiting.append(pool.submit(_inspect, reference, read, raw_short_side))
             if len(waiting) >= 4 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -62,15 +64,18 @@ def inspect_all(references, read, workers):
         pool.shutdown(cancel_futures=True)
 
 
-def _inspect(reference, read):
+def _inspect(reference, read, raw_short_side):
     try:
         encoded = read(reference)
-        height, width, _ = decode_image(encoded, str(reference)).shape
+        image = decode_image(encoded, str(reference))
     except DataError as error:
         return Inspected(reference, error=str(error), unread=isinstance(error, UnreadableError))
     odd = list(_format_oddities(reference.name, encoded))
+    height, width, _ = image.shape
     if min(height, width) < TINY:
         odd.append((f"smaller than {TINY} pixels", f"{width} x {height}"))
+    if raw_short_side:
+        encoded = raw_file(image, raw_short_side)
     return Inspected(reference, encoded, hashlib.sha256(encoded).digest(), tuple(odd))
 
 
@@ -140,7 +145,7 @@ class Tally:
 
     @property
     def fingerprint(self):
-        """Stands for the class ids and every image's split, class and bytes in their stored order."""
+        """Stands for the class ids and every image's split, class and stored bytes in their order."""
         return self._hash.hexdigest()
 
     def add_repeated(self):

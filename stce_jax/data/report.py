@@ -78,6 +78,7 @@ class Report:
       bad: number of images left out because they cannot be decoded.
       ignored: number of files passed over because they are no images by their name or place.
       other_classes: number of classes of the source that are not wanted.
+      raw_short_side: pixels of the short side, if pixels are stored and not files; 0: files. Stored only if not 0.
       examples: {kind: some images}; not stored.
       directory: where it is; not stored.
     """
@@ -92,11 +93,12 @@ class Report:
     bad: int
     ignored: int
     other_classes: int
+    raw_short_side: int = 0
     examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     directory: str = ""
 
     @classmethod
-    def of_tally(cls, config, class_names, source, tally):
+    def of_tally(cls, config, class_names, source, tally, raw_short_side=0):
         """The report of what has just been written."""
         examples = {}
         for kind, image, _ in tally.odd:
@@ -113,6 +115,7 @@ class Report:
             bad=len(tally.bad),
             ignored=source.ignored.count,
             other_classes=source.other_classes,
+            raw_short_side=raw_short_side,
             examples=examples | {"bad": [image for image, _ in tally.bad[:_EXAMPLES]]},
         )
 
@@ -123,7 +126,7 @@ class Report:
         fields = {field.name for field in dataclasses.fields(cls)} - _NOT_STORED
         try:
             stored = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
-            if odd := fields ^ stored.keys():
+            if odd := fields ^ (stored.keys() | {"raw_short_side"}):
                 raise ValueError(f"metadata.json lacks or should not have {', '.join(sorted(odd))}")
             expected = {split: sum(stored["counts"][split]) for split in SPLITS}
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -137,9 +140,9 @@ class Report:
 
     def metadata(self):
         """What is stored with the data."""
-        return {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in _NOT_STORED
-        }
+        left_out = _NOT_STORED | ({"raw_short_side"} if not self.raw_short_side else set())
+        fields = [field.name for field in dataclasses.fields(self)]
+        return {name: getattr(self, name) for name in fields if name not in left_out}
 
     def table(self):
         """Images a class, what is odd, and the fingerprint, as text."""

@@ -1,0 +1,82 @@
+"""Where prepared datasets lie in a data_dir: DATASET/NAME-HASH/VERSION, of raw pixels DATASET/NAME-HASH-rawN/VERSION.
+
+NAME is what the list of classes, or the source's folder, is called, HASH stands for the classes, N is the short side.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from stce_jax.data import class_lists
+from stce_jax.errors import ConfigError, DataError
+from stce_jax.paths import is_remote
+
+VERSION = "1.0.0"  # of what is prepared; names its directories
+INFO_FILE = "dataset_info.json"  # tfds's
+
+
+def prepared(root, name):
+    """Directories of the prepared datasets of this name, sorted."""
+    found = (root / name).glob(f"*/{VERSION}")
+    return sorted(path for path in found if not path.parent.name.startswith("incomplete") and is_complete(path))
+
+
+def is_complete(directory):
+    """Whether a dataset is there. A local one takes its place whole; a remote one has this file uploaded last."""
+    return (directory / INFO_FILE).exists() if is_remote(directory) else directory.is_dir()
+
+
+def config_name(name, class_ids, raw_short_side=0):
+    """The name of a prepared dataset's directory, by what its list of classes is called."""
+    return f"{name}-{class_lists.list_hash(class_ids)}{_raw_mark(raw_short_side)}"
+
+
+def raw_short_side_of(directory):
+    """The short side of a prepared dataset's raw pixels, by its directory's name; 0: its images are as they were."""
+    mark = re.search(r"-raw(\d+)$", directory.parent.name)
+    return int(mark[1]) if mark else 0
+
+
+def _raw_mark(raw_short_side):
+    return f"-raw{raw_short_side}" if raw_short_side else ""
+
+
+def called(directory):
+    """What a prepared dataset's list of classes, or its source's folder, was called."""
+    return directory.parent.name.removesuffix(_raw_mark(raw_short_side_of(directory))).rpartition("-")[0]
+
+
+def find_prepared(root, name, classes, raw_short_side=0):
+    """The directory of a prepared ImageNet with the classes of a list, whatever that list was called, or None.
+
+    A list that is gone, its file moved or deleted, is found by the name that it was prepared under.
+
+    Raises:
+      ConfigError: there is no such list, and none or several were prepared under that name.
+    """
+    name_of_list = class_lists.list_name(classes)
+    there = [path for path in prepared(root, name) if raw_short_side_of(path) == raw_short_side]
+    try:
+        ending = config_name("", class_lists.load_class_ids(classes), raw_short_side)
+    except ConfigError:
+        found = [path for path in there if called(path) == name_of_list]
+        if len(found) != 1 or Path(os.path.expanduser(classes)).exists():
+            raise
+        return found[0]
+    found = [path for path in there if path.parent.name.endswith(ending)]
+    own = [path for path in found if path.parent.name == name_of_list + ending]
+    return next(iter(own + found), None)
+
+
+def not_prepared(root, name, classes, raw_short_side, others):
+    """What to say where a dataset is not prepared; `others`: directories of its other kinds."""
+    what = f"{name} with the classes {classes!r}" if classes else name
+    options = f" --classes={classes}" if classes and classes != "all" else ""
+    how = f" as raw pixels of short side {raw_short_side}" if raw_short_side else " of images as they were"
+    options += f" --raw_short_side={raw_short_side}" if raw_short_side else ""
+    sides = " or ".join(str(side) for side in sorted({raw_short_side_of(path) for path in others}))
+    return DataError(
+        f"{what} is not prepared in {root}{how if raw_short_side or others else ''}; "
+        + (f"use what is there by --config.raw_short_side={sides}, or " if others else "")
+        + f"run stce prepare {name} --source=PATH{options} --data_dir={root}"
+    )
