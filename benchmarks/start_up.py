@@ -5,9 +5,9 @@ and going on from a checkpoint.
 
 Every measurement is a process of its own. From outside it is seen by its files: it claims the workdir (Python, imports
 and data are done), opens its log (the state is made or restored), and writes the line of its first step, which is done
-by then (the train step is compiled). Then it is killed. The cache is that of JAX_COMPILATION_CACHE_DIR, told to keep
-everything. Files come from the page cache. CPU seconds are of all threads, and repeat better than the clock's on a
-shared machine.
+by then (the train step is compiled). Then it is killed. The cache is the one that `stce` keeps by itself, in a
+directory of this benchmark's. Files come from the page cache. CPU seconds are of all threads, and repeat better than
+the clock's on a shared machine.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main():
         for number in range(options.rounds):
             for kind in draw.sample(list(kinds), len(kinds)):
                 measured[kind].append(kinds[kind](number))
-        size = sum(path.stat().st_size for path in cache.iterdir()) / 2**20
+        size = sum(path.stat().st_size for path in cache.rglob("*-cache")) / 2**20
     # Only now: a process that has started JAX would hold an accelerator's memory.
     print(f"{machine()}\n{options.config}, {options.rounds} processes of each kind; the cache holds {size:.1f} MiB\n")
     print("seconds: median (least to most)\n")
@@ -68,7 +68,7 @@ def watch(words, workdir, cache, *, end=signal.SIGKILL):
     Args:
       words: of the command, without the workdir.
       workdir: of the run; resumed if it holds a checkpoint.
-      cache: directory of compiled programs.
+      cache: the user's cache directory.
       end: signal that ends the process; after SIGTERM it saves its state.
 
     Returns:
@@ -104,10 +104,10 @@ def ask_for_help():
 
 
 def environment(cache):
-    return os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    """A user's whose cache directory that is."""
+    own = ("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE")
+    return {name: value for name, value in os.environ.items() if not name.startswith(own)} | {
+        "XDG_CACHE_HOME": str(cache)
     }
 
 

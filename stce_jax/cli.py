@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 
-from stce_jax import compile_cache
+from stce_jax import compile_cache, freed_memory
 from stce_jax.commands import (
     benchmark,
     compare,
@@ -63,6 +63,7 @@ def main(argv=None):
         arguments.own, arguments.leave, arguments.make_parser = own, _leave_at_once, make_parser
         if own:
             compile_cache.turn_on()
+            freed_memory.keep()
         arguments.run(arguments, rest)
     except StceError as error:
         if debug:

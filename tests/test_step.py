@@ -452,6 +452,37 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_steps_number(breakabl
     assert min(jax.tree.leaves(moved)) > 0, "the step after a skipped one trains nothing"
 
 
+class Large(nn.Module):
+    """One array that is larger than a processor's nearest memory."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.Dense(CLASSES)(nn.Dense(1000)(images.reshape(len(images), -1)))
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_the_update_passes_once_over_what_it_changes_and_copies_nothing(clip_norm):
+    """On CPUs. Two moments, parameters with their decay, and the average: each is written where it lay.
+
+    Before that, clipping scales the gradient.
+    """
+    optimizer = make_optimizer(lambda step: 1e-3, **ADAMW | {"clip_norm": clip_norm})
+    mesh, model = make_mesh(1, jax.devices()[:1]), Large()
+    state = init_state(model, optimizer, seed=0, image_size=SIZE, with_ema=True, mesh=mesh)
+    train_step = make_train_step(model, optimizer, plain_augment, ema_decay=EMA_DECAY, state=state, mesh=mesh)
+    jax.config.update("jax_disable_most_optimizations", False)  # as users compile
+    try:
+        program = train_step.lower(state, make_batch(0), run_key(SEED, mesh)).compile()
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    passes = re.findall(r"= f32\[768,1000\]\S* (fusion|copy)\(", program.as_text())
+    assert passes == ["fusion"] * (5 if clip_norm else 4), (
+        f"what the program does with whole arrays of parameters: {passes}"
+    )
+    large = 4 * 768 * 1000  # bytes: of the gradient
+    assert program.memory_analysis().temp_size_in_bytes < 1.5 * large, "more than the gradient is held"
+
+
 # --- micro-batches
 
 ROWS = 32  # in a batch that is accumulated: four an eighth

@@ -5,6 +5,8 @@ Neither knows a model or a dataset: modules and the augment function are passed 
 Shape letters: B global batch, H W image height and width.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -58,8 +60,8 @@ def make_train_step(model, optimizer, augment, *, ema_decay, state, mesh, accumu
             gradients, statistics, metrics = _accumulated(model, state.variables, micro_batches, dropout_key)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        updated = _update(state, optimizer, gradients, statistics, ema_decay)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        update = functools.partial(_update, optimizer, gradients, statistics, ema_decay)
+        kept = _update_if(finite, update, state)
         metrics |= {"gradient_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32), "asked": _asked(batch)}
         return kept.replace(step=state.step + 1), metrics
 
@@ -216,7 +218,23 @@ def _accumulated(model, variables, micro_batches, key):
     return gradients, statistics, metrics
 
 
-def _update(state, optimizer, gradients, statistics, ema_decay):
+def _update_if(finite, update, state):
+    """update(state), or, if not `finite`, the state as it is.
+
+    On CPUs in a branch: there, each array's new value takes the old one's place in one pass. Selected, XLA copies
+    parameters and moments first, in four times the time. GPUs would have to ask the host for the branch.
+    """
+
+    def branch(state):
+        return jax.lax.cond(finite, update, lambda state: state, state)
+
+    def select(state):
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(state), state)
+
+    return jax.lax.platform_dependent(state, cpu=branch, default=select)
+
+
+def _update(optimizer, gradients, statistics, ema_decay, state):
     """The state after an update with these gradients and BatchNorm statistics; its step is not counted up."""
     params = state.variables["params"]
     changes, optimizer_state = optimizer.update(gradients, state.optimizer, params)
