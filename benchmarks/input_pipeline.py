@@ -5,13 +5,17 @@
     python benchmarks/input_pipeline.py --tensorflow=venv/bin/python     beside tf.data in that environment
 
 The resize could move to the device, which then gets crops padded to one shape; the two rows "unresized" and "resize on
-the device" are what that would cost the host and, computed on this machine's processor, the device.
+the device" are what that would cost the host and, computed on this machine's processor, the device. "raw" are pixels
+that `stce prepare --raw_short_side=256` stored, "simd" is augment.resize="simd", measured where it is installed. Before
+the tables stands how many random crops have fewer pixels than they are given.
 
 Shape letters: B batch, H W padded height and width, S side of the result.
 """
 
 import argparse
+import contextlib
 import functools
+import importlib.util
 import io
 import json
 import os
@@ -28,29 +32,21 @@ import simplejpeg
 from measure import interleave, machine, markdown_table, median_estimate
 from PIL import Image
 
-from stce_jax.data import decode, loader
+from stce_jax.data import catalog, decode, loader
 from stce_jax.data.views import Views
+from stce_jax.prepare import prepare
 
 SIZE, AREA, RATIO, FRACTION = 224, (0.08, 1.0), (3 / 4, 4 / 3), 0.875
 WIDE, NARROW = 500, 375
 LOADERS = ((1, 1, 0), (2, 1, 0), (2, 2, 0), (2, 4, 0), (1, 1, 1), (2, 1, 2))  # cores, threads, workers
-PADDED = 512
+FEW_LOADERS = ((1, 1, 0), (2, 2, 0), (2, 1, 2))  # of raw pixels and the other resize
+PADDED, RAW = 512, 256
+SIMD = importlib.util.find_spec("cykooz_resizer") is not None
 
 
-class Files:
-    """The JPEGs of a folder as a source; picklable, so that workers can have it."""
-
-    def __init__(self, folder):
-        self.images = [path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() == ".jpeg"]
-
-    def __len__(self):
-        return len(self.images)
-
-    def name(self, index):
-        return f"image {index}"
-
-    def __getitem__(self, index):
-        return {"image": self.images[index], "label": 0, "name": self.name(index)}
+def read_files(folder):
+    """The bytes of the JPEGs in a folder."""
+    return [path.read_bytes() for path in sorted(folder.glob("*.JPEG"))]
 
 
 def collect(images, folder):
@@ -67,6 +63,33 @@ def collect(images, folder):
         coarse = Image.fromarray(rng.integers(0, 256, (38, 50, 3), dtype=np.uint8)).resize((WIDE, NARROW), 3)
         pixels = np.clip(np.asarray(coarse) + rng.normal(0, 12, (NARROW, WIDE, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.JPEG", quality=85)
+
+
+def prepare_both(folder):
+    """The images of a folder as two data sets below it, of files and of raw pixels; returns their training splits."""
+    for split in catalog.SPLITS:
+        (folder / "tree" / split).mkdir(parents=True, exist_ok=True)
+        (folder / "tree" / split / "all").symlink_to(folder / "jpegs")
+    with contextlib.redirect_stdout(io.StringIO()):
+        for side in (0, RAW):
+            prepare("folder", folder / "tree", data_dir=folder / "prepared", raw_short_side=side)
+    return [open_prepared(folder, side) for side in (0, RAW)]
+
+
+def open_prepared(folder, side):
+    return catalog.open_dataset("folder", Path(folder) / "prepared", raw_short_side=side).train
+
+
+def crops_with_too_few_pixels(images, draws=200):
+    """Shares of the random crops of images with fewer pixels than SIZE x SIZE; and in each direction."""
+    boxes = np.array(
+        [
+            decode._draw_box(np.random.default_rng((number, draw)), *image.shape[:2], AREA, RATIO)[2:]
+            for number, image in enumerate(images)
+            for draw in range(draws)
+        ]
+    )  # [N, 2]: height, width
+    return [(boxes.prod(axis=1) < SIZE**2).mean(), (boxes < SIZE).all(axis=1).mean(), (boxes < SIZE).any(axis=1).mean()]
 
 
 def padded_crop(rng, image):
@@ -98,7 +121,13 @@ def device_resize(padded, shapes):
     return jnp.clip(jnp.round(jnp.einsum("byh,bhxc->byxc", rows, wide)), 0, 255).astype(jnp.uint8)
 
 
-def steps(encoded):
+def unresized_crop(rng, image):
+    """The crop alone, as it goes to the resize."""
+    top, left, height, width = decode._draw_box(rng, *image.shape[:2], AREA, RATIO)
+    return np.ascontiguousarray(image[top : top + height, left : left + width])
+
+
+def steps(encoded, stored_files, stored_pixels):
     """{name: function over all images}; the numbers are of one core, for nothing here starts a thread but XLA."""
     images = [decode.decode_image(file, "image") for file in encoded]
     crop = functools.partial(decode.random_resized_crop, size=SIZE, area=AREA, ratio=RATIO)
@@ -124,6 +153,25 @@ def steps(encoded):
     expected = np.stack(cut(crop, images[:32])()).astype(int)
     error = np.abs(np.asarray(device_resize(padded, shapes)).astype(int) - expected)
     assert error.mean() < 0.25 and (error <= 2).mean() > 0.99, "the device's resize is not Pillow's"
+    raw = [record["image"] for record in map(stored_pixels.__getitem__, range(len(stored_pixels)))]
+
+    def of_record(function, source):
+        return lambda rng, index: function(rng, decode.decode_image(source[index]["image"], "image"))
+
+    simd = functools.partial(crop, resize="simd")
+    files, pixels = range(len(stored_files)), range(len(stored_pixels))
+    with_simd = {
+        "random crop and resize, simd": (len(images), cut(simd, images)),
+        "decode and crop, simd": (
+            len(images),
+            cut(lambda rng, file: simd(rng, decode.decode_image(file, "image")), encoded),
+        ),
+        "raw: crop and resize, simd": (
+            len(raw),
+            cut(lambda rng, file: simd(rng, decode.decode_image(file, "image")), raw),
+        ),
+        "raw: read, crop and resize, simd": (len(raw), cut(of_record(simd, stored_pixels), pixels)),
+    }
     return {
         "simplejpeg decode": (len(images), every(lambda file: simplejpeg.decode_jpeg(file, "RGB"), encoded)),
         "Pillow decode": (len(images), every(pillow, encoded)),
@@ -142,12 +190,26 @@ def steps(encoded):
             len(images),
             every(lambda file: decode.center_crop(decode.decode_image(file, "image"), SIZE, FRACTION), encoded),
         ),
-    }
+        "read, decode and crop": (len(images), cut(of_record(crop, stored_files), files)),
+        "raw: crop, unresized": (
+            len(raw),
+            cut(lambda rng, file: unresized_crop(rng, decode.decode_image(file, "image")), raw),
+        ),
+        "raw: read and crop, unresized": (len(raw), cut(of_record(unresized_crop, stored_pixels), pixels)),
+        "raw: crop and resize": (len(raw), cut(lambda rng, file: crop(rng, decode.decode_image(file, "image")), raw)),
+        "raw: read, crop and resize": (len(raw), cut(of_record(crop, stored_pixels), pixels)),
+        "raw: evaluation's view": (
+            len(raw),
+            every(lambda file: decode.center_crop(decode.decode_image(file, "image"), SIZE, FRACTION), raw),
+        ),
+    } | (with_simd if SIMD else {})
 
 
-def measure_loader(folder, threads, workers, seconds):
+def measure_loader(folder, threads, workers, seconds, side, resize):
     """Images a second of the whole loader, in this process, on the cores it may use."""
-    views = Views(Files(folder), size=SIZE, crop="random_resized", fraction=FRACTION, area=AREA, ratio=RATIO)
+    source = open_prepared(folder, side)
+    options = {"size": SIZE, "crop": "random_resized", "fraction": FRACTION, "area": AREA, "ratio": RATIO}
+    views = Views(source, **options, resize=resize)
     options = {"batch_size": 128, "repeats": 1, "seed": 0, "salt": 0, "start_step": 0, "timeout": 60.0}
     with loader.train_batches(views, **options, threads=threads, workers=workers) as batches:
         for _ in range(4):  # what was made ahead before the clock starts would count as made in no time
@@ -171,20 +233,32 @@ def main():
     parser.add_argument("--tensorflow", help="a Python interpreter that has TensorFlow")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement of a loader")
-    parser.add_argument("--loader", nargs=3, help=argparse.SUPPRESS)  # FOLDER THREADS WORKERS: a child of this script
+    # FOLDER THREADS WORKERS SIDE RESIZE: a child of this script
+    parser.add_argument("--loader", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.loader:
-        folder, threads, workers = arguments.loader
-        print(measure_loader(folder, int(threads), int(workers), arguments.seconds))
+        folder, threads, workers, side, resize = arguments.loader
+        print(measure_loader(folder, int(threads), int(workers), arguments.seconds, int(side), resize))
         return
 
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        collect(arguments.images, folder)
-        encoded = Files(folder).images
+        folder, jpegs = Path(name), Path(name) / "jpegs"
+        jpegs.mkdir()
+        collect(arguments.images, jpegs)
+        encoded = read_files(jpegs)
         print(f"{machine()}; {len(encoded)} images of {np.mean([len(file) for file in encoded]) / 1000:.0f} KB\n")
+        sources = prepare_both(folder)
+        for kind, source in zip(("files", "raw pixels"), sources, strict=True):
+            images = [decode.decode_image(source[index]["image"], "image") for index in range(len(source))]
+            stored = sum(path.stat().st_size for path in Path(source._directory).glob("*train.array_record*"))
+            area, both, either = crops_with_too_few_pixels(images)
+            print(
+                f"{kind}: {stored / len(images) / 1000:.0f} KB an image on disk; of the random crops {area:.1%} have "
+                f"fewer pixels than {SIZE} x {SIZE}, {both:.1%} in both directions, {either:.1%} in at least one"
+            )
+        print()
 
-        counted = steps(encoded)
+        counted = steps(encoded, *sources)
         seconds = interleave({name: function for name, (_, function) in counted.items()}, arguments.rounds)
         each = {name: np.array(times.cpu) / counted[name][0] for name, times in seconds.items()}
         shipped = each["**decode and crop, as shipped**"]
@@ -200,14 +274,17 @@ def main():
         print(markdown_table(rows))
 
         rows = []
-        for cores, threads, workers in LOADERS:
+        kinds = [(LOADERS, 0, "pillow"), (FEW_LOADERS, RAW, "pillow")]
+        kinds += [(FEW_LOADERS, 0, "simd"), (FEW_LOADERS, RAW, "simd")] if SIMD else []
+        for (cores, threads, workers), side, resize in ((one, *rest) for many, *rest in kinds for one in many):
             command = [sys.executable, __file__, "--seconds", str(arguments.seconds), "--loader", name]
-            speed = on_cores(cores, [*command, str(threads), str(workers)])
+            speed = on_cores(cores, [*command, str(threads), str(workers), str(side), resize])
             how = f"{workers} process{'es' * (workers > 1)}" if workers else f"{threads} thread{'s' * (threads > 1)}"
+            how = ("raw, " if side else "") + how + (", simd" if resize == "simd" else "")
             rows.append({"whole loader": how, "cores": cores, "images/s": f"{speed:,.0f}"})
         for cores in (1, 2) if arguments.tensorflow else ():
             script = str(Path(__file__).with_name("tf_data_reference.py"))
-            speed = on_cores(cores, [arguments.tensorflow, script, name, str(arguments.seconds)])
+            speed = on_cores(cores, [arguments.tensorflow, script, str(jpegs), str(arguments.seconds)])
             rows.append({"whole loader": "tf.data", "cores": cores, "images/s": f"{speed:,.0f}"})
         print("\n" + markdown_table(rows))
 

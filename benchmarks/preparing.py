@@ -1,4 +1,5 @@
-"""How fast `stce prepare` is: the same JPEGs as folders, ILSVRC2012's tars, Kaggle's zip and parquet shards.
+"""How fast `stce prepare` is: the same JPEGs as folders, ILSVRC2012's tars, Kaggle's zip and parquet shards; and of
+folders as raw pixels.
 
 Copies of the images in --images, each with bytes of its own behind its end, which decoders pass over; without --images,
 smooth synthetic JPEGs of 500 x 375 pixels. Every measurement is a process of its own; its memory is the largest that
@@ -9,6 +10,7 @@ it held at any time. Whatever is read comes from the page cache, so that this is
 
 import argparse
 import io
+import itertools
 import subprocess
 import sys
 import tarfile
@@ -23,6 +25,7 @@ import pyarrow.parquet as pq
 from measure import machine, markdown_table
 from PIL import Image
 
+RAW = 256  # pixels
 WNIDS = ("n01440764", "n01443537", "n01484850", "n01491361")
 # Runs the command and says what a process of its own held: ru_maxrss would begin with its parent's.
 CHILD = """
@@ -43,24 +46,25 @@ def main():
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of threads (1 2)")
     arguments = parser.parse_args()
     jpegs = read_jpegs(arguments.images) if arguments.images else synthetic_jpegs()
-    rows, fingerprints = [], set()
+    rows, fingerprints = [], {0: set(), RAW: set()}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         (folder / "list.txt").write_text("\n".join(WNIDS))
         for form, write in FORMS.items():
             write(folder / form, list(copies(jpegs, arguments.count)))
-            for workers in arguments.workers:
-                seconds, peak, fingerprint = measure(folder, form, workers)
-                fingerprints.add(fingerprint)
+            kinds = (0, RAW) if form == "folders" else (0,)
+            for side, workers in itertools.product(kinds, arguments.workers):
+                seconds, peak, fingerprint = measure(folder, form, workers, side)
+                fingerprints[side].add(fingerprint)
                 rows.append(
                     {
-                        "form": form,
+                        "form": f"{form}, --raw_short_side={side}" if side else form,
                         "threads": workers,
                         "images/s": f"{arguments.count / seconds:,.0f}",
                         "peak memory, MiB": f"{peak:,.0f}",
                     }
                 )
-    assert len(fingerprints) == 1, "the forms gave different data sets"
+    assert all(len(found) == 1 for found in fingerprints.values()), "the forms gave different data sets"
     print(f"{machine()}\n{arguments.count:,} images, on average {np.mean([len(jpeg) for jpeg in jpegs]):,.0f} bytes\n")
     print(markdown_table(rows))
 
@@ -139,11 +143,11 @@ def write_parquet(root, images):
 FORMS = {"folders": write_folders, "tars": write_tars, "Kaggle zip": write_zip, "parquet": write_parquet}
 
 
-def measure(folder, form, workers):
+def measure(folder, form, workers, side):
     """(seconds, peak memory in MiB, fingerprint) of one preparation; the seconds include starting Python."""
-    out = folder / f"{form} {workers}"
+    out = folder / f"{form} {workers} {side}"
     words = ["prepare", "imagenet100", f"--source={folder / form}", f"--classes={folder / 'list.txt'}"]
-    words += [f"--data_dir={out}", f"--workers={workers}"]
+    words += [f"--data_dir={out}", f"--workers={workers}", f"--raw_short_side={side}"]
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True)
     seconds = time.perf_counter() - start

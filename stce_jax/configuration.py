@@ -30,6 +30,7 @@ CHOICES = {
     "dataset": ("digits", "folder", "imagenet100", "imagenet2012"),
     "optimizer.learning_rate_scaling": ("none", "linear"),
     "augment.crop": ("random_resized", "center"),
+    "augment.resize": ("pillow", "simd"),
 }
 # (least, most) of what must lie in a range; None: no bound.
 RANGES = {

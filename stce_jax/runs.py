@@ -173,6 +173,7 @@ def train_batches(config, dataset, start_step, salt=0, stop=None):
         fraction=config.augment.eval_crop_fraction,
         area=config.augment.crop_area,
         ratio=config.augment.crop_ratio,
+        resize=config.augment.resize,
         cache_bytes=config.cache_megabytes * 2**20 // max(1, config.loader_workers),
     )
     return loader.train_batches(

@@ -9,17 +9,18 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from stce_jax.data import decode
 from stce_jax.data.decode import MAX_PIXELS, _draw_box, center_crop, decode_image, random_resized_crop
-from stce_jax.errors import DataError
+from stce_jax.errors import ConfigError, DataError
 
 LIBRARIES = 3  # levels of 0..255 by which two JPEG decoders may differ
 INCEPTION = {"area": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)}
@@ -454,6 +455,51 @@ def test_random_crop_is_the_box_resized(height, width, size, seed):
     cropped = random_resized_crop(np.random.default_rng(seed), image, size, **INCEPTION)
     assert cropped.shape == (size, size, 3) and cropped.dtype == np.uint8
     np.testing.assert_array_equal(cropped, np.asarray(part.resize((size, size), Image.Resampling.BICUBIC)))
+
+
+def in_rows_first(image, size):
+    """Pillow's resize in two steps, whose order it cannot choose by itself."""
+    rows = Image.fromarray(image).resize((size, image.shape[0]), Image.Resampling.BICUBIC)
+    return np.asarray(rows.resize((size, size), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture
+def simd():
+    return pytest.importorskip("cykooz_resizer")
+
+
+@given(height=st.integers(1, 300), width=st.integers(1, 300), size=st.integers(8, 64), seed=st.integers(0, 1000))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_simd_crops_are_pillows_but_for_rounding(simd, height, width, size, seed):
+    """On pixels that are 0 or 255, where every overshoot is cut off: the hardest case for another order or rounding."""
+    image = (noise(height, width, seed) > 127).astype(np.uint8) * 255
+    top, left, box_height, box_width = _draw_box(np.random.default_rng(seed), height, width, **INCEPTION)
+    cropped = random_resized_crop(np.random.default_rng(seed), image, size, **INCEPTION, resize="simd")
+    expected = in_rows_first(image[top : top + box_height, left : left + box_width], size)
+    assert cropped.shape == (size, size, 3) and cropped.dtype == np.uint8
+    assert difference(cropped, expected) <= 2
+    assert np.abs(cropped.astype(int) - expected).mean() < 0.02, "more than rounding"
+
+
+def test_simd_crops_can_be_drawn_in_threads(simd):
+    image = noise(120, 160)
+    with ThreadPoolExecutor(4) as pool:
+        crops = list(
+            pool.map(
+                lambda k: random_resized_crop(np.random.default_rng(k % 8), image, 48, **INCEPTION, resize="simd"),
+                range(64),
+            )
+        )
+    for k in range(64):
+        np.testing.assert_array_equal(crops[k], crops[k % 8], err_msg=f"crop {k} differs between threads")
+
+
+def test_simd_that_is_not_installed_is_a_mistake_in_the_config(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cykooz_resizer", None)
+    decode.simd_resize.cache_clear()
+    with pytest.raises(ConfigError, match=r"needs the package cykooz-resizer; install it, or take \"pillow\"$"):
+        random_resized_crop(np.random.default_rng(0), noise(9, 9), 8, **INCEPTION, resize="simd")
+    decode.simd_resize.cache_clear()
 
 
 def test_random_crops_of_a_ramp_show_where_they_were_cut():

@@ -3,6 +3,7 @@
 Shape letters: H W image height and width.
 """
 
+import functools
 import io
 import os
 import re
@@ -13,7 +14,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from stce_jax.errors import DataError
+from stce_jax.errors import ConfigError, DataError
 
 MAX_PIXELS = 89_478_485  # of an image; a quarter of a GiB as RGB, where Pillow begins to warn
 # What Pillow may try. More formats than these are a risk without a use: EPS, say, would start Ghostscript.
@@ -162,7 +163,7 @@ def read_view(image, *, size, fraction):
     return center_crop(image, size, fraction)
 
 
-def random_resized_crop(rng, image, size, *, area, ratio):
+def random_resized_crop(rng, image, size, *, area, ratio, resize="pillow"):
     """A random part of the image, resized to a square (bicubic): Inception's augmentation, as torchvision draws it.
 
     Args:
@@ -171,13 +172,45 @@ def random_resized_crop(rng, image, size, *, area, ratio):
       size: side of the result in pixels.
       area: (least, most) share of the image's area, 0..1.
       ratio: (least, most) width over height, drawn log-uniformly.
+      resize: "pillow", or "simd": the same bicubic by vector instructions, in a fifth of the time. Both first make the
+        rows shorter and then the columns, but for Pillow 13, which takes tall parts the other way round; in one order,
+        they differ by at most 2 of 255 levels.
 
     Returns:
       [size, size, 3] uint8.
+
+    Raises:
+      ConfigError: "simd" is not installed.
     """
     top, left, height, width = _draw_box(rng, *image.shape[:2], area, ratio)
     part = np.ascontiguousarray(image[top : top + height, left : left + width])
+    if resize == "simd":
+        return simd_resize()(part, size)
     return np.asarray(Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC))
+
+
+@functools.cache
+def simd_resize():
+    """The function ([H, W, 3] uint8, size) -> [size, size, 3] uint8, or a ConfigError."""
+    try:
+        import cykooz_resizer as simd
+    except ImportError as error:
+        raise ConfigError(
+            'config.augment.resize="simd" needs the package cykooz-resizer; install it, or take "pillow"'
+        ) from error
+    pixels, bicubic = simd.PixelType.U8x3, simd.ResizeAlg.convolution(simd.FilterType.catmull_rom)
+    options = simd.ResizeOptions(resize_alg=bicubic, use_alpha=False)
+
+    def resize(image, size):
+        height, width, _ = image.shape
+        whole = simd.ImageData(width, height, pixels, image.tobytes())
+        short, square = simd.ImageData(size, height, pixels), simd.ImageData(size, size, pixels)
+        resizer = simd.Resizer()  # one would not serve several threads
+        resizer.resize(whole, short, options)
+        resizer.resize(short, square, options)
+        return np.frombuffer(square.get_buffer(), np.uint8).reshape(size, size, 3)
+
+    return resize
 
 
 def _draw_box(rng, height, width, area, ratio):

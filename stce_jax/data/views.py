@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from stce_jax.data.decode import center_crop, decode_image, random_resized_crop
+from stce_jax.data.decode import center_crop, decode_image, random_resized_crop, simd_resize
 
 SAMPLES = 8  # images that are decoded to tell whether all of them fit into the cache
 _at_work = {}  # thread of this process -> (name of the image it reads, since when)
@@ -32,17 +32,20 @@ class Views:
       size: side of the views in pixels.
       crop: "random_resized", or "center" for the evaluation's view.
       fraction: see `center_crop`.
-      area, ratio: see `random_resized_crop`; for that crop alone.
+      area, ratio, resize: see `random_resized_crop`; for that crop alone.
       cache_bytes: if all the pixels of the first step seem to fit into this many bytes, they are kept; never more.
     """
 
-    def __init__(self, source, *, size, crop, fraction, area=None, ratio=None, cache_bytes=0):
+    def __init__(self, source, *, size, crop, fraction, area=None, ratio=None, resize="pillow", cache_bytes=0):
         self.size = size
         self._source = source
         if crop == "center":
             self._pixels, self._cut = functools.partial(center_crop, size=size, fraction=fraction), None
         else:
-            self._pixels, self._cut = None, functools.partial(random_resized_crop, size=size, area=area, ratio=ratio)
+            if resize == "simd":
+                simd_resize()  # says at once that it is not installed
+            options = {"size": size, "area": area, "ratio": ratio, "resize": resize}
+            self._pixels, self._cut = None, functools.partial(random_resized_crop, **options)
         self._cache_bytes = cache_bytes
         self._start()
 
