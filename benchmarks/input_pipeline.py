@@ -61,7 +61,7 @@ def collect(images, folder):
     rng = np.random.default_rng(0)
     for number in range(64):  # coarse and fine noise, in a mixture that JPEG makes 55 KB of
         coarse = Image.fromarray(rng.integers(0, 256, (38, 50, 3), dtype=np.uint8)).resize((WIDE, NARROW), 3)
-        pixels = np.clip(np.asarray(coarse) + rng.normal(0, 12, (NARROW, WIDE, 3)), 0, 255).astype(np.uint8)
+        pixels = np.clip(np.asarray(coarse) + rng.normal(0, 7, (NARROW, WIDE, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.JPEG", quality=85)
 
 

@@ -183,10 +183,11 @@ def random_resized_crop(rng, image, size, *, area, ratio, resize="pillow"):
       ConfigError: "simd" is not installed.
     """
     top, left, height, width = _draw_box(rng, *image.shape[:2], area, ratio)
-    part = np.ascontiguousarray(image[top : top + height, left : left + width])
+    part = image[top : top + height, left : left + width]
     if resize == "simd":
         return simd_resize()(part, size)
-    return np.asarray(Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC))
+    part = Image.fromarray(np.ascontiguousarray(part))
+    return np.asarray(part.resize((size, size), Image.Resampling.BICUBIC))
 
 
 @functools.cache

@@ -72,11 +72,13 @@ def not_prepared(root, name, classes, raw_short_side, others):
     """What to say where a dataset is not prepared; `others`: directories of its other kinds."""
     what = f"{name} with the classes {classes!r}" if classes else name
     options = f" --classes={classes}" if classes and classes != "all" else ""
-    how = f" as raw pixels of short side {raw_short_side}" if raw_short_side else " of images as they were"
-    options += f" --raw_short_side={raw_short_side}" if raw_short_side else ""
+    raw = f" --raw_short_side={raw_short_side}" if raw_short_side else ""
+    how = f"not prepared in {root}" + (f" as raw pixels of short side {raw_short_side}" if raw else "")
+    if others and not raw:
+        how = f"prepared in {root} as raw pixels alone"
     sides = " or ".join(str(side) for side in sorted({raw_short_side_of(path) for path in others}))
     return DataError(
-        f"{what} is not prepared in {root}{how if raw_short_side or others else ''}; "
+        f"{what} is {how}; "
         + (f"use what is there by --config.raw_short_side={sides}, or " if others else "")
-        + f"run stce prepare {name} --source=PATH{options} --data_dir={root}"
+        + f"run stce prepare {name} --source=PATH{options}{raw} --data_dir={root}"
     )
