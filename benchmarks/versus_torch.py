@@ -7,12 +7,15 @@ Then, in one process, the contenders take turns, round after round, each in turn
 machine does meanwhile hits all of them. It still does not hit them alike: PyTorch's threads wait for one another. Where
 others compute too, pin the process to one core and count its processor time (--clock processor).
 
-A cell is the median over rounds; a ratio is the median of the rounds' ratios, above 1 where JAX is faster. Images
+A cell is the median over rounds; a ratio is the median of the rounds' ratios, above 100% where JAX is faster. Images
 already lie on the device: loading and augmentation are not measured.
 
 - inference: one batch to logits, evaluation mode, no gradients.
-- training: forward, cross-entropy, backward and AdamW in training mode; JAX reuses the state's memory (donation),
-  PyTorch has its fused AdamW.
+- training: forward, cross-entropy, backward and AdamW in training mode. JAX takes the step of `stce train`, which also
+  tells accuracies and the gradient's norm, and skips what is not finite; PyTorch has its fused AdamW.
+- embedding: forward and backward pass of the embedding alone; PyTorch's clustering gathers by unfold, scatters by fold.
+- Memory an image: of JAX, the temporaries that XLA has planned; of PyTorch, on GPUs alone, the most that was allocated
+  beyond what lay there before.
 - bfloat16: JAX's models with dtype bfloat16, PyTorch's under autocast. Parameters stay float32 in both; tokens between
   the blocks are bfloat16 in JAX, float32 under autocast.
 - On a GPU float32 products may use TF32 in both; the check does without.
@@ -34,13 +37,18 @@ from pathlib import Path
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
 import torch_reference
-from measure import machine, markdown_table
+from measure import machine, markdown_table, median_estimate
 from torch.nn import functional as F
 
+from stce_jax.engine import optim
+from stce_jax.engine.mesh import make_mesh
+from stce_jax.engine.state import TrainState
+from stce_jax.engine.step import make_train_step
 from stce_jax.models.factory import create_model, list_models
 
 CLASSES = 100
@@ -48,6 +56,7 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 LOGIT_TOLERANCE = 1e-4  # absolute
 GRADIENT_TOLERANCE = 1e-3  # relative to the largest entry of the same parameter's gradient
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+MODES = ("inference", "training", "embedding")
 JAX, EAGER, COMPILED = "JAX", "PyTorch eager", "PyTorch compiled"
 
 
@@ -57,9 +66,9 @@ def parse_arguments():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--image_size", type=int, default=224, help="side in pixels")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7, help="below 6 there is no interval")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long a contender runs in a round, about")
-    parser.add_argument("--modes", nargs="+", choices=("inference", "training"), default=["inference", "training"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument(
         "--clock",
         choices=CLOCKS,
@@ -130,34 +139,53 @@ def check_agreement(name, model, variables, reference, jax_batch, torch_batch):
         sys.exit(f"the two models disagree; allowed are {LOGIT_TOLERANCE:.0e} and {GRADIENT_TOLERANCE:.0e}")
 
 
+def compile_jax(function, *arguments, **options):
+    """(compiled program, bytes of its temporaries)."""
+    compiled = jax.jit(function, **options).lower(*arguments).compile()
+    return compiled, compiled.memory_analysis().temp_size_in_bytes
+
+
 def jax_inference(model, variables, images, labels):
     del labels
-    forward = jax.jit(functools.partial(model.apply, train=False))
-    return lambda: forward(variables, images)
+    forward, temporary = compile_jax(functools.partial(model.apply, train=False), variables, images)
+    return functools.partial(forward, variables, images), temporary
 
 
 def jax_training(model, variables, images, labels):
-    optimizer = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    def as_they_are(key, step, images, labels):
+        del key, step
+        return images, jax.nn.one_hot(labels, CLASSES)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def update(state, images, labels):
-        params, batch_stats, optimizer_state = state
-        loss = functools.partial(jax_loss, model)
-        gradients, (_, batch_stats) = jax.grad(loss, has_aux=True)(params, batch_stats, images, labels)
-        updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
-        return optax.apply_updates(params, updates), batch_stats, optimizer_state
-
-    params, batch_stats = jax.tree.map(
-        lambda leaf: leaf.copy(), (variables["params"], variables.get("batch_stats", {}))
+    optimizer = optim.make_optimizer(
+        LEARNING_RATE, weight_decay=WEIGHT_DECAY, beta1=0.9, beta2=0.999, epsilon=1e-8, clip_norm=0.0
     )
-    state = params, batch_stats, jax.jit(optimizer.init)(params)
+    variables = jax.tree.map(lambda leaf: leaf.copy(), variables)  # the step will reuse their memory
+    state = TrainState(np.zeros((), np.int32), variables, jax.jit(optimizer.init)(variables["params"]), None)
+    train_step = make_train_step(model, optimizer, as_they_are, ema_decay=0.0, state=state, mesh=make_mesh(1))
+    batch, key = {"image": images, "label": labels}, jax.random.key(0)
+    compiled = train_step.lower(state, batch, key).compile()
+    state, batch, key = jax.device_put((state, batch, key), compiled.input_shardings[0])
 
     def step():
         nonlocal state
-        state = update(state, images, labels)
-        return state
+        state, metrics = compiled(state, batch, key)
+        return state, metrics
 
-    return step
+    return step, compiled.memory_analysis().temp_size_in_bytes
+
+
+def jax_embedding(model, variables, images, labels):
+    del labels
+    embedding = model.embedding.clone(parent=None)
+    own = {kind: collection["embedding"] for kind, collection in variables.items() if "embedding" in collection}
+
+    def loss(params, images):
+        tokens, _ = embedding.apply({**own, "params": params}, images, train=True, mutable=["batch_stats"])
+        return jnp.square(tokens.astype(jnp.float32)).sum()
+
+    images = images.astype(model.dtype)
+    compiled, temporary = compile_jax(jax.grad(loss), own["params"], images)
+    return functools.partial(compiled, own["params"], images), temporary
 
 
 def torch_inference(model, autocast, images, labels):
@@ -185,9 +213,32 @@ def torch_training(model, autocast, images, labels):
     return step
 
 
+def torch_embedding(model, autocast, images, labels):
+    del labels
+    embedding = model.embedding.train()
+    if isinstance(model, torch._dynamo.OptimizedModule):  # whose parts are not compiled by themselves
+        embedding = torch.compile(embedding)
+
+    def step():
+        embedding.zero_grad()
+        with autocast():
+            tokens = embedding(images)
+        tokens.float().square().sum().backward()
+
+    return step
+
+
 def torch_wait(_):
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def torch_memory():
+    """Bytes that PyTorch holds on the GPU; 0 without one. Its peak counts anew from here."""
+    if not torch.cuda.is_available():
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
 
 
 def run_steps(step, wait, count, clock):
@@ -206,11 +257,15 @@ def warm_up(step, wait, seconds, clock):
     return max(1, math.ceil(seconds / run_steps(step, wait, 1, clock)))
 
 
-def measure(contenders, arguments):
-    """{name: images per second in each round}; a contender is name: (step, wait), and one that fails is left out."""
+def measure(contenders, arguments, memory):
+    """{name: images per second in each round}; a contender is name: (step, wait), and one that fails is left out.
+
+    Adds PyTorch's bytes to `memory`, on GPUs.
+    """
     counts, clock = {}, CLOCKS[arguments.clock]
     for name, (step, wait) in contenders.items():
         print(f"  warming up {name}", file=sys.stderr)
+        before = torch_memory()
         try:
             counts[name] = warm_up(step, wait, arguments.seconds, clock)
         except Exception as error:
@@ -218,6 +273,9 @@ def measure(contenders, arguments):
                 raise
             reason = (str(error).splitlines() or [""])[0]
             print(f"  torch.compile failed and is left out: {type(error).__name__}: {reason}", file=sys.stderr)
+            continue
+        if name != JAX and torch.cuda.is_available():
+            memory[name] = torch.cuda.max_memory_allocated() - before
     speeds = {name: [] for name in counts}
     order = itertools.cycle(counts)
     for _ in range(arguments.rounds):
@@ -253,17 +311,21 @@ def compare(name, device, arguments):
     autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=low_precision)
     results = []
     for mode in arguments.modes:
-        jax_step = {"inference": jax_inference, "training": jax_training}[mode]
-        torch_step = {"inference": torch_inference, "training": torch_training}[mode]
+        make_jax = {"inference": jax_inference, "training": jax_training, "embedding": jax_embedding}[mode]
+        make_torch = {"inference": torch_inference, "training": torch_training, "embedding": torch_embedding}[mode]
+        step, temporary = make_jax(model, variables, *jax_batch)
         contenders = {
-            JAX: (jax_step(model, variables, *jax_batch), jax.block_until_ready),
-            EAGER: (torch_step(copy.deepcopy(reference), autocast, *torch_batch), torch_wait),
+            JAX: (step, jax.block_until_ready),
+            EAGER: (make_torch(copy.deepcopy(reference), autocast, *torch_batch), torch_wait),
         }
         if arguments.compile:
             torch.compiler.reset()
             compiled = torch.compile(copy.deepcopy(reference))
-            contenders[COMPILED] = torch_step(compiled, autocast, *torch_batch), torch_wait
-        results.append({"model": name, "mode": mode, "images_per_second": measure(contenders, arguments)})
+            contenders[COMPILED] = make_torch(compiled, autocast, *torch_batch), torch_wait
+        memory = {JAX: temporary}
+        speeds = measure(contenders, arguments, memory)
+        memory = {name: size / arguments.batch / 1e6 for name, size in memory.items()}
+        results.append({"model": name, "mode": mode, "images_per_second": speeds, "megabytes_an_image": memory})
         print(f"  {row(results[-1])}", file=sys.stderr)
     return results
 
@@ -276,7 +338,10 @@ def row(result):
         cells[f"{name}, images/s"] = f"{statistics.median(speeds[name]):.1f}" if name in speeds else "-"
     for name in (EAGER, COMPILED):
         ratios = [ours / theirs for ours, theirs in zip(speeds[JAX], speeds.get(name, []), strict=False)]
-        cells[f"{JAX} / {name}"] = f"{statistics.median(ratios):.2f}" if ratios else "-"
+        interval = median_estimate(ratios) if len(ratios) >= 6 else None
+        cells[f"{JAX} / {name}"] = str(interval or f"{statistics.median(ratios):.1%}") if ratios else "-"
+    for name, size in result["megabytes_an_image"].items():
+        cells[f"{name}, MB/image"] = f"{size:.1f}"
     return cells
 
 

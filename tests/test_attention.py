@@ -7,7 +7,8 @@ import numpy as np
 import numpy_reference
 import pytest
 
-from stce_jax.models import attention
+from stce_jax.models import attention, vit
+from stce_jax.models.factory import create_model
 
 TOKENS = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32)
 
@@ -80,14 +81,44 @@ class FakeGPU:
 def test_the_fused_kernel_is_asked_for_where_it_exists(monkeypatch, capability, dtype, width, fits):
     device = FakeGPU(capability) if capability else object()
     monkeypatch.setattr(attention.jax, "local_devices", lambda: [device])
-    query = jnp.zeros((1, 3, 2, width), dtype)
-    assert attention._fused_kernel_fits(query) == fits
+    assert attention._has_fused_kernel(width, dtype) == fits
+    assert attention.padding(197, 2, 2 * width, dtype) == (3 if fits else 0)
 
 
 def test_a_program_for_the_cpu_takes_the_products_beside_a_gpu(monkeypatch):
-    monkeypatch.setattr(attention, "_fused_kernel_fits", lambda query: True)
-    monkeypatch.setattr(attention, "attention_by_cudnn", lambda query, key, value: jnp.full_like(query, jnp.nan))
+    monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
+    monkeypatch.setattr(attention, "_by_cudnn", lambda query, key, value, count: jnp.full_like(query, jnp.nan))
     operands = jnp.asarray(draw(3, 1, 5, 2, 8), jnp.bfloat16)
     actual = jax.jit(attention.dot_product_attention)(*operands)
     expected = jax.jit(attention.attention_by_products)(*operands)
     np.testing.assert_array_equal(actual.astype(jnp.float32), expected.astype(jnp.float32))
+
+
+def test_tokens_beyond_the_count_are_seen_by_none():
+    operands, cotangent = draw(3, 2, 8, 3, 4), draw(2, 8, 3, 4, seed=2)
+    outputs, pull_back = jax.vjp(lambda *each: attention.dot_product_attention(*each, 5), *operands)
+    expected, pull_expected_back = jax.vjp(attention.dot_product_attention, *operands[:, :, :5])
+    assert not np.any(outputs[:, 5:]), "they get something"
+    np.testing.assert_array_equal(outputs[:, :5], expected)
+    gradients = zip(pull_back(jnp.asarray(cotangent)), pull_expected_back(jnp.asarray(cotangent[:, :5])), strict=True)
+    for ours, theirs in gradients:
+        assert not np.any(ours[:, 5:]), "they give something"
+        np.testing.assert_array_equal(ours[:, :5], theirs)
+
+
+@pytest.mark.parametrize("options", [{}, {"scan_layers": True}, {"remat": True, "drop_path": 0.5}], ids=str)
+def test_a_model_that_pads_its_tokens_is_the_same_model(monkeypatch, options):
+    small = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "patch_size": 8, **options}
+    model = create_model("vit_ti_patch", num_classes=3, image_size=16, **small)  # 1 + 4 tokens
+    images = draw(2, 16, 16, 3)
+    variables = model.init(jax.random.key(0), images, train=False)
+
+    def loss(params):
+        rngs = {"dropout": jax.random.key(1)}
+        outputs, sown = model.apply({"params": params}, images, train=True, rngs=rngs, mutable=["intermediates"])
+        return jnp.square(outputs).sum(), sown
+
+    plain = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    monkeypatch.setattr(vit, "padding", lambda count, heads, width, dtype: -count % 8)
+    padded = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    chex.assert_trees_all_close(padded, plain, rtol=1e-4, atol=1e-5)

@@ -3,6 +3,8 @@
 Shape letters: B batch, N tokens, D model width, A attention heads, E width of a head.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,39 +12,62 @@ from flax import linen as nn
 
 from stce_jax.models.layers import recompute_from, truncated_normal, widened
 
+TOKENS_MULTIPLE = 8  # cuDNN's gradient wants an even number of tokens, products on GPUs a multiple of 8
 
-def dot_product_attention(query, key, value):
+
+def padding(count, heads, width, dtype):
+    """How many tokens that mean nothing to append to `count`, so that attention of `heads` over [B, N, D] is fastest.
+
+    Those who append them once, before the first block, spare every block from it.
+    """
+    return -count % TOKENS_MULTIPLE if _has_fused_kernel(width // heads, dtype) else 0
+
+
+def _has_fused_kernel(width, dtype):
+    """Whether this process's GPUs have cuDNN's attention for such heads: Ampere or newer, 16 bits, not too wide."""
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16) or width % 8 or width > 128:
+        return False
+    capability = getattr(jax.local_devices()[0], "compute_capability", "0")  # "9.0"; of GPUs alone
+    return float(capability) >= 8.0
+
+
+def dot_product_attention(query, key, value, count=None):
     """Exact softmax attention: softmax(<q, k> / sqrt(E)) v, for each head.
 
     In 16 bits, on CUDA devices that have it, cuDNN's fused kernel; elsewhere products and their written-out gradient.
 
     Args:
       query, key, value: [B, N, A, E], one dtype.
+      count: tokens that mean something, the first of N; None: all of them. The others are seen by none.
 
     Returns:
-      [B, N, A, E] in that dtype.
+      [B, N, A, E] in that dtype; for the tokens beyond `count`, zeros.
     """
-    if _fused_kernel_fits(query):
-        return jax.lax.platform_dependent(query, key, value, cuda=attention_by_cudnn, default=attention_by_products)
-    return attention_by_products(query, key, value)
+    count = query.shape[1] if count is None else count
+    forms = {"default": functools.partial(_by_products, count=count)}
+    if _has_fused_kernel(query.shape[-1], query.dtype):
+        forms["cuda"] = functools.partial(_by_cudnn, count=count)
+    return jax.lax.platform_dependent(query, key, value, **forms)
 
 
-def _fused_kernel_fits(query):
-    """Whether this process's GPUs have cuDNN's attention for these arrays: Ampere or newer, 16 bits, a narrow head."""
-    if query.dtype not in (jnp.bfloat16, jnp.float16) or query.shape[-1] % 8 or query.shape[-1] > 128:
-        return False
-    capability = getattr(jax.local_devices()[0], "compute_capability", "0")  # "9.0"; of GPUs alone
-    return float(capability) >= 8.0
+def _by_products(query, key, value, *, count):
+    extra = query.shape[1] - count
+    outputs = attention_by_products(*(array[:, :count] for array in (query, key, value)))
+    return jnp.pad(outputs, ((0, 0), (0, extra), (0, 0), (0, 0))) if extra else outputs
 
 
-def attention_by_cudnn(query, key, value):
-    """As `dot_product_attention`; 16 bits only."""
-    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+def _by_cudnn(query, key, value, *, count):
+    batch, given, _, _ = query.shape
+    if extra := -given % TOKENS_MULTIPLE:
+        query, key, value = (jnp.pad(array, ((0, 0), (0, extra), (0, 0), (0, 0))) for array in (query, key, value))
+    lengths = jnp.full((batch,), count, jnp.int32) if count < given + extra else None
+    options = {"query_seq_lengths": lengths, "key_value_seq_lengths": lengths, "implementation": "cudnn"}
+    return jax.nn.dot_product_attention(query, key, value, **options)[:, :given]
 
 
 @jax.custom_vjp
 def attention_by_products(query, key, value):
-    """As `dot_product_attention`, on any backend and in any float dtype; accumulates in float32 at least.
+    """As `dot_product_attention` of all tokens, on any backend, in any float dtype; accumulates in float32 at least.
 
     Heads come before tokens in the products, and the product with `value` before the normalisation: N x E numbers are
     divided instead of N x N. The backward pass keeps each array in one layout.
@@ -114,14 +139,17 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens, *, train):
-        batch, count, width = tokens.shape
-        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=truncated_normal, name="qkv")(tokens)
+    def __call__(self, tokens, *, train, count=None):
+        """[B, N, D] -> [B, N, D]; of the N tokens the first `count` mean something, see `dot_product_attention`."""
+        batch, given, width = tokens.shape
+        # As rows, for linear layers would otherwise have XLA for GPUs choose layouts that it must then transpose.
+        rows = tokens.reshape(-1, width)  # [B * N, D]
+        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=truncated_normal, name="qkv")(rows)
         # Split first: the gradient of a split is one concatenation, that of indexing three padded arrays and their sum.
         parts = jnp.split(qkv, 3, axis=-1)
-        query, key, value = (part.reshape(batch, count, self.heads, -1) for part in parts)  # each [B, N, A, E]
+        query, key, value = (part.reshape(batch, given, self.heads, -1) for part in parts)  # each [B, N, A, E]
         if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "attention", attention_weights(query, key))
-        outputs = dot_product_attention(query, key, value).reshape(batch, count, width)  # [B, N, D]
+            self.sow("intermediates", "attention", attention_weights(query[:, :count], key[:, :count]))
+        outputs = dot_product_attention(query, key, value, count).reshape(-1, width)  # [B * N, D]
         outputs = nn.Dense(width, dtype=self.dtype, kernel_init=truncated_normal, name="out")(outputs)
-        return nn.Dropout(self.dropout)(outputs, deterministic=not train)
+        return nn.Dropout(self.dropout)(outputs, deterministic=not train).reshape(tokens.shape)

@@ -72,7 +72,7 @@ class LayerNorm(nn.Module):
         width = inputs.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
-        return layer_norm(inputs, scale, bias, self.dtype)
+        return layer_norm(inputs.reshape(-1, width), scale, bias, self.dtype).reshape(inputs.shape)
 
 
 @jax.custom_vjp
@@ -135,10 +135,11 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, tokens, *, train):
         width = tokens.shape[-1]
-        hidden = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=truncated_normal, name="in")(tokens)
+        rows = tokens.reshape(-1, width)  # [B * N, D]: see `Attention`
+        hidden = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=truncated_normal, name="in")(rows)
         hidden = nn.Dropout(self.dropout)(gelu(hidden), deterministic=not train)
         outputs = nn.Dense(width, dtype=self.dtype, kernel_init=truncated_normal, name="out")(hidden)
-        return nn.Dropout(self.dropout)(outputs, deterministic=not train)
+        return nn.Dropout(self.dropout)(outputs, deterministic=not train).reshape(tokens.shape)
 
 
 def drop_path_scales(key, rate, depth, batch):

@@ -7,7 +7,7 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
-from stce_jax.models.attention import Attention
+from stce_jax.models.attention import Attention, padding
 from stce_jax.models.layers import (
     MLP,
     LayerNorm,
@@ -21,6 +21,8 @@ from stce_jax.models.layers import (
 class Block(nn.Module):
     """A pre-norm transformer block, [B, N, D] -> ([B, N, D], None): the body of a loop or of a scan.
 
+    Of the N tokens the first `count` mean something; None: all of them.
+
     `scales` [2, B, 1, 1] multiplies the two residual branches (stochastic depth); None leaves them as they are.
     """
 
@@ -30,9 +32,9 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens, scales, train):
+    def __call__(self, tokens, scales, train, count=None):
         normed = LayerNorm(self.dtype, name="attention_norm")(tokens)
-        branch = Attention(self.heads, self.dropout, self.dtype, name="attention")(normed, train=train)
+        branch = Attention(self.heads, self.dropout, self.dtype, name="attention")(normed, train=train, count=count)
         tokens = tokens + (branch if scales is None else branch * scales[0].astype(branch.dtype))
         normed = LayerNorm(self.dtype, name="mlp_norm")(tokens)
         branch = MLP(self.mlp_dim, self.dropout, self.dtype, name="mlp")(normed, train=train)
@@ -75,14 +77,14 @@ class VisionTransformer(nn.Module):
     scan_layers: bool = False
 
     def setup(self):
-        block = nn.remat(Block, static_argnums=(3,), prevent_cse=not self.scan_layers) if self.remat else Block
+        block = nn.remat(Block, static_argnums=(3, 4), prevent_cse=not self.scan_layers) if self.remat else Block
         options = {"heads": self.heads, "mlp_dim": self.mlp_dim, "dropout": self.dropout, "dtype": self.dtype}
         if self.scan_layers:
             scan = nn.scan(
                 block,
                 variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(0, nn.broadcast),
+                in_axes=(0, nn.broadcast, nn.broadcast),
                 length=self.depth,
             )
             self.blocks = scan(**options)
@@ -129,12 +131,15 @@ class VisionTransformer(nn.Module):
         return jnp.concatenate([first, rest], axis=1)
 
     def _run_blocks(self, tokens, train):
+        batch, count, _ = tokens.shape
         scales = [None] * self.depth
         if train and self.drop_path:
-            scales = drop_path_scales(self.make_rng("dropout"), self.drop_path, self.depth, tokens.shape[0])
+            scales = drop_path_scales(self.make_rng("dropout"), self.drop_path, self.depth, batch)
+        extra = padding(count, self.heads, self.width, self.dtype)
+        tokens = jnp.pad(tokens, ((0, 0), (0, extra), (0, 0))) if extra else tokens
         if self.scan_layers:
-            tokens, _ = self.blocks(tokens, None if scales[0] is None else scales, train)
-            return tokens
-        for block, block_scales in zip(self.blocks, scales, strict=True):
-            tokens, _ = block(tokens, block_scales, train)
-        return tokens
+            tokens, _ = self.blocks(tokens, None if scales[0] is None else scales, train, count)
+        else:
+            for block, block_scales in zip(self.blocks, scales, strict=True):
+                tokens, _ = block(tokens, block_scales, train, count)
+        return tokens[:, :count]
