@@ -88,9 +88,10 @@ def test_the_fused_kernel_is_asked_for_where_it_exists(monkeypatch, capability, 
 def test_a_program_for_the_cpu_takes_the_products_beside_a_gpu(monkeypatch):
     monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
     monkeypatch.setattr(attention, "_by_cudnn", lambda query, key, value, count: jnp.full_like(query, jnp.nan))
-    operands = jnp.asarray(draw(3, 1, 5, 2, 8), jnp.bfloat16)
-    actual = jax.jit(attention.dot_product_attention)(*operands)
-    expected = jax.jit(attention.attention_by_products)(*operands)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        operands = jnp.asarray(draw(3, 1, 5, 2, 8), jnp.bfloat16)
+        actual = jax.jit(attention.dot_product_attention)(*operands)
+        expected = jax.jit(attention.attention_by_products)(*operands)
     np.testing.assert_array_equal(actual.astype(jnp.float32), expected.astype(jnp.float32))
 
 

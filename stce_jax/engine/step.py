@@ -66,14 +66,16 @@ def make_train_step(model, optimizer, augment, *, ema_decay, state, mesh, accumu
         return kept.replace(step=state.step + 1), metrics
 
     shardings = (state_shardings(state, mesh), None)
-    return jax.jit(
-        train_step, donate_argnums=0, out_shardings=shardings, compiler_options=_compiler_options(deterministic)
-    )
+    options = _compiler_options(deterministic)
+    if mesh.devices.flat[0].platform == "cpu":
+        # An order of work that needs less memory in place of one that offers more work at a time: a seventh less.
+        options["xla_cpu_enable_concurrency_optimized_scheduler"] = False
+    return jax.jit(train_step, donate_argnums=0, out_shardings=shardings, compiler_options=options)
 
 
 def _compiler_options(deterministic):
     # It also keeps XLA from timing kernels to choose among them, which may end differently in each process.
-    return {"xla_gpu_deterministic_ops": True} if deterministic else None
+    return {"xla_gpu_deterministic_ops": True} if deterministic else {}
 
 
 def check_accumulation(batch_size, accumulate, mesh):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from stce_jax.models.layers import recompute_from, truncated_normal, widened
+from stce_jax.models.layers import truncated_normal, widened
 
 TOKENS_MULTIPLE = 8  # cuDNN's gradient wants an even number of tokens, products on GPUs a multiple of 8
 
@@ -81,7 +81,7 @@ def _attention_forward(query, key, value):
     weights = weights.astype(value.dtype)
     outputs = _product("banm,bame->bane", weights, value) / total
     outputs = outputs.transpose(0, 2, 1, 3).astype(value.dtype)  # [B, N, A, E]
-    return outputs, (query, key, value, weights, total, outputs)
+    return outputs, (query, key, value, weights, total)
 
 
 def _unnormalized_weights(query, key):
@@ -92,15 +92,13 @@ def _unnormalized_weights(query, key):
 
 
 def _attention_backward(saved, cotangent):
-    query, key, value, weights, total, outputs = saved
+    query, key, value, weights, total = saved
     dtype, scale = value.dtype, _scale(query)
-    outputs, cotangent = map(widened, recompute_from(outputs, cotangent))
-    along = (cotangent * outputs).sum(axis=-1)  # [B, N, A]
-    along = along.transpose(0, 2, 1)[..., None] / total  # [B, A, N, 1]
-    cotangent = (cotangent.transpose(0, 2, 1, 3) / total).astype(dtype)  # of the weighted sums, [B, A, N, E]
+    cotangent = (widened(cotangent).transpose(0, 2, 1, 3) / total).astype(dtype)  # of the weighted sums, [B, A, N, E]
     of_value = _product("banm,bane->bame", weights, cotangent)
-    of_weights = _product("bane,bame->banm", cotangent, value) - along
-    of_logits = (of_weights * weights).astype(dtype)  # [B, A, N, N]
+    of_weights = _product("bane,bame->banm", cotangent, value)  # [B, A, N, N]
+    along = (of_weights * weights).sum(axis=-1, keepdims=True) / total  # [B, A, N, 1]
+    of_logits = ((of_weights - along) * weights).astype(dtype)
     of_query = _product("banm,bame->bane", of_logits, key) / scale
     of_key = _product("banm,bane->bame", of_logits, query) / scale
     return tuple(array.transpose(0, 2, 1, 3).astype(dtype) for array in (of_query, of_key, of_value))
