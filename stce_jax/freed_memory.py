@@ -10,7 +10,7 @@ import ctypes
 import os
 
 # The numbers of <malloc.h>: how many buffers may lie beside the heap, how many heaps there are (threads' own hold small
-# buffers alone), in bytes how much may be free at the heap's end before it shrinks, by how much more than needed it grows.
+# buffers alone); in bytes, how much may be free at its end before it shrinks, by how much more than needed it grows.
 M_MMAP_MAX, M_ARENA_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -8, -1, -2
 SETTINGS = {M_MMAP_MAX: 0, M_ARENA_MAX: 1, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}
 ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0")
