@@ -41,8 +41,8 @@ def test_multiply_adds_of_a_super_token_model_by_hand(iterations):
     (spec,) = read_specs(f"{STCE},iterations={iterations}", image_size=32, num_classes=5)
     counts = count_model(spec.build(), spec.image_size)
     convolutions = 16 * 16 * 4 * (3 * 3 * 3) + 8 * 8 * 8 * (3 * 3 * 4)
-    # Bands of 2 x 8 pixels against the super tokens of three rows of 4 + 2, 8 channels; affinities, then means.
-    clustering = iterations * 2 * (4 * 16 * 18 * 8)
+    # Four blocks of 4 x 4 pixels, each against the 4 x 4 super tokens in and around it, 8 channels; affinities, means.
+    clustering = iterations * 2 * (4 * 16 * 16 * 8)
     projection = 16 * 8 * 16
     tokens, width, mlp = 17, 16, 24
     block = tokens * width * (4 * width + 2 * mlp) + 2 * tokens * tokens * width
