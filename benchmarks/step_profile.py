@@ -24,57 +24,30 @@ import jax.numpy as jnp
 import numpy as np
 from augmentation_cost import RECIPES, made_up_images
 from measure import machine, markdown_table
+from training import CLASSES, compile_step
 
 from stce_jax.data import augment
-from stce_jax.engine import optim
-from stce_jax.engine.mesh import make_mesh
-from stce_jax.engine.state import TrainState
-from stce_jax.engine.step import make_train_step
 from stce_jax.models import attention
 from stce_jax.models.factory import create_model
 
-CLASSES = 100
 STEPS = ("stce", "patch", "stce, T=1", "products", "augmented")
 KERNELS = 20  # named in a profile
 
 
-def as_they_are(key, step, images, labels):
-    """No augmentation: images float32 [B, H, W, 3], labels [B] -> (images, targets [B, classes])."""
-    del key, step
-    return images, jax.nn.one_hot(labels, CLASSES)
-
-
 def make_step(what, arguments):
-    """(function that makes one step and returns its metrics, bytes of temporaries, seconds of compiling)."""
+    """The `training.Step` of one of STEPS."""
     size, batch_size = arguments.image_size, arguments.batch
     options = {"iterations": 1} if what == "stce, T=1" else {}
     name = "patch" if what == "patch" else "stce"
-    model = create_model(f"vit_s_{name}", CLASSES, image_size=size, dtype=arguments.dtype, **options)
-    optimizer = optim.make_optimizer(1e-3, weight_decay=0.05, beta1=0.9, beta2=0.999, epsilon=1e-8, clip_norm=0.0)
-    if what == "augmented":
-        change, images = (
-            augment.make_augment(CLASSES, **RECIPES["the paper's (DeiT)"]),
-            made_up_images(batch_size, size),
-        )
-    else:
-        change, images = as_they_are, jax.random.normal(jax.random.key(1), (batch_size, size, size, 3))
+    model = create_model(f"vit_s_{name}", num_classes=CLASSES, image_size=size, dtype=arguments.dtype, **options)
     initialize = jax.jit(functools.partial(model.init, train=False))
-    variables = dict(initialize(jax.random.key(0), jnp.zeros((1, size, size, 3))))
-    variables.pop("intermediates", None)
-    state = TrainState(np.zeros((), np.int32), variables, jax.jit(optimizer.init)(variables["params"]), None)
-    batch, key = {"image": images, "label": jnp.arange(batch_size) % CLASSES}, jax.random.key(2)
-    step = make_train_step(model, optimizer, change, ema_decay=0.0, state=state, mesh=make_mesh(1))
-    start = time.perf_counter()
-    compiled = step.lower(state, batch, key).compile()
-    took = time.perf_counter() - start
-    state, batch, key = jax.device_put((state, batch, key), compiled.input_shardings[0])
-
-    def call():
-        nonlocal state
-        state, metrics = compiled(state, batch, key)
-        return metrics
-
-    return call, compiled.memory_analysis().temp_size_in_bytes, took
+    variables = initialize(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    labels = jnp.arange(batch_size) % CLASSES
+    if what == "augmented":
+        change = augment.make_augment(CLASSES, **RECIPES["the paper's (DeiT)"])
+        return compile_step(model, variables, made_up_images(batch_size, size), labels, change)
+    images = jax.random.normal(jax.random.key(1), (batch_size, size, size, 3))
+    return compile_step(model, variables, images, labels)
 
 
 def seconds_a_step(call, seconds):
@@ -122,16 +95,16 @@ def main():
     rows, profiles, has_fused_kernel = [], {}, attention._has_fused_kernel
     for what in arguments.steps:
         attention._has_fused_kernel = (lambda width, dtype: False) if what == "products" else has_fused_kernel
-        call, temporary, compiling = make_step(what, arguments)
-        seconds = seconds_a_step(call, arguments.seconds)
-        profiles[what] = kernel_times(call)
+        step = make_step(what, arguments)
+        seconds = seconds_a_step(step.call, arguments.seconds)
+        profiles[what] = kernel_times(step.call)
         rows.append(
             {
                 "step": what,
                 "ms": f"{1e3 * seconds:.2f}",
                 "images/s": f"{arguments.batch / seconds:,.0f}",
-                "temporary MB an image": f"{temporary / arguments.batch / 1e6:.1f}",
-                "compiling, s": f"{compiling:.0f}",
+                "temporary MB an image": f"{step.temporary_bytes / arguments.batch / 1e6:.1f}",
+                "compiling, s": f"{step.compile_seconds:.0f}",
             }
         )
         print(rows[-1], flush=True)

@@ -43,18 +43,14 @@ import numpy as np
 import optax
 import torch
 import torch_reference
+import training
 from measure import machine, markdown_table, median_estimate
 from torch.nn import functional as F
+from training import CLASSES, LEARNING_RATE, WEIGHT_DECAY
 
 from stce_jax import freed_memory
-from stce_jax.engine import optim
-from stce_jax.engine.mesh import make_mesh
-from stce_jax.engine.state import TrainState
-from stce_jax.engine.step import make_train_step
 from stce_jax.models.factory import create_model, list_models
 
-CLASSES = 100
-LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 TOLERANCES = (1e-4, 1e-3)  # of logits, absolute; of gradients, relative to the parameter's largest
 CHECKED = 8  # images, at most
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -143,9 +139,9 @@ def check_agreement(name, model, variables, reference, jax_batch, torch_batch, t
         sys.exit("the two models disagree; allowed are {:.0e} and {:.0e}".format(*tolerances))
 
 
-def compile_jax(function, *arguments, **options):
+def compile_jax(function, *arguments):
     """(compiled program, bytes of its temporaries)."""
-    compiled = jax.jit(function, **options).lower(*arguments).compile()
+    compiled = jax.jit(function).lower(*arguments).compile()
     return compiled, compiled.memory_analysis().temp_size_in_bytes
 
 
@@ -156,26 +152,8 @@ def jax_inference(model, variables, images, labels):
 
 
 def jax_training(model, variables, images, labels):
-    def as_they_are(key, step, images, labels):
-        del key, step
-        return images, jax.nn.one_hot(labels, CLASSES)
-
-    optimizer = optim.make_optimizer(
-        LEARNING_RATE, weight_decay=WEIGHT_DECAY, beta1=0.9, beta2=0.999, epsilon=1e-8, clip_norm=0.0
-    )
-    variables = jax.tree.map(lambda leaf: leaf.copy(), variables)  # the step will reuse their memory
-    state = TrainState(np.zeros((), np.int32), variables, jax.jit(optimizer.init)(variables["params"]), None)
-    train_step = make_train_step(model, optimizer, as_they_are, ema_decay=0.0, state=state, mesh=make_mesh(1))
-    batch, key = {"image": images, "label": labels}, jax.random.key(0)
-    compiled = train_step.lower(state, batch, key).compile()
-    state, batch, key = jax.device_put((state, batch, key), compiled.input_shardings[0])
-
-    def step():
-        nonlocal state
-        state, metrics = compiled(state, batch, key)
-        return state, metrics
-
-    return step, compiled.memory_analysis().temp_size_in_bytes
+    step = training.compile_step(model, variables, images, labels)
+    return step.call, step.temporary_bytes
 
 
 def jax_embedding(model, variables, images, labels):

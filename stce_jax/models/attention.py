@@ -70,7 +70,7 @@ def attention_by_products(query, key, value):
     """As `dot_product_attention` of all tokens, on any backend, in any float dtype; accumulates in float32 at least.
 
     Heads come before tokens in the products, and the product with `value` before the normalisation: N x E numbers are
-    divided instead of N x N. The backward pass keeps each array in one layout.
+    divided instead of N x N. The backward pass keeps the weights, and no outputs.
     """
     return _attention_forward(query, key, value)[0]
 

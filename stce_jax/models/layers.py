@@ -114,7 +114,7 @@ def recompute_from(saved, cotangent):
     """(saved, cotangent) of a backward pass, such that what is computed from `saved` is computed anew, and not before.
 
     XLA would otherwise find that the forward pass has computed the same and keep that, or compute it long before the
-    cotangent is there; either takes memory.
+    cotangent is there; either takes memory. (For CPUs it orders the work without the barrier, and may still be early.)
     """
     return jax.lax.optimization_barrier((saved, cotangent))
 
