@@ -20,6 +20,8 @@ already lie on the device: loading and augmentation are not measured.
   the blocks are bfloat16 in JAX, float32 under autocast.
 - On a GPU float32 products may use TF32 in both; the check does without.
 - On CPUs glibc is told to keep what is freed, as `stce` tells it, which spares PyTorch page faults, too.
+- With JAX_NUM_CPU_DEVICES=2 in the environment JAX takes two cores for two devices and gives each half of the batch, as
+  `stce train` does then, too. PyTorch splits each operation among its threads in any case.
 - PyTorch's convolutions run in the memory format channels_last, JAX's own layout, unless told otherwise.
 """
 
@@ -49,6 +51,8 @@ from torch.nn import functional as F
 from training import CLASSES, LEARNING_RATE, WEIGHT_DECAY
 
 from stce_jax import freed_memory
+from stce_jax.engine.mesh import batch_sharding, check_batch_size, make_mesh, replicated
+from stce_jax.errors import ConfigError
 from stce_jax.models.factory import create_model, list_models
 
 TOLERANCES = (1e-4, 1e-3)  # of logits, absolute; of gradients, relative to the parameter's largest
@@ -140,9 +144,9 @@ def check_agreement(name, model, variables, reference, jax_batch, torch_batch, t
 
 
 def compile_jax(function, *arguments):
-    """(compiled program, bytes of its temporaries)."""
+    """(compiled program, bytes of its temporaries on all devices)."""
     compiled = jax.jit(function).lower(*arguments).compile()
-    return compiled, compiled.memory_analysis().temp_size_in_bytes
+    return compiled, compiled.memory_analysis().temp_size_in_bytes * jax.device_count()
 
 
 def jax_inference(model, variables, images, labels):
@@ -275,7 +279,8 @@ def compare(name, device, arguments):
     size = arguments.image_size
     images = random.normal(size=(arguments.batch, size, size, 3)).astype(np.float32)
     labels = random.integers(CLASSES, size=arguments.batch)
-    jax_batch = jax.device_put((images, labels.astype(np.int32)))
+    mesh = make_mesh()
+    jax_batch = jax.device_put((images, labels.astype(np.int32)), batch_sharding(mesh))
     layout = torch.channels_last if arguments.memory_format == "channels_last" else torch.contiguous_format
     torch_images = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).contiguous(memory_format=layout)
     torch_batch = torch_images, torch.from_numpy(labels).to(device)
@@ -283,6 +288,7 @@ def compare(name, device, arguments):
     model = create_model(name, num_classes=CLASSES, image_size=size)
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), jax_batch[0][:1])
     variables = {key: variables[key] for key in ("params", "batch_stats") if key in variables}
+    variables = jax.device_put(variables, replicated(mesh))
     reference = torch_reference.build(name, CLASSES, size)
     torch_reference.copy_parameters(reference, jax.device_get(variables))
     reference = reference.to(device, memory_format=layout)
@@ -333,6 +339,10 @@ def main():
     device = choose_device(arguments.device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(cores)
+    try:
+        check_batch_size(arguments.batch, make_mesh())
+    except ConfigError as error:
+        sys.exit(str(error))
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     results = [result for name in arguments.models for result in compare(name, device, arguments)]
 
@@ -340,7 +350,8 @@ def main():
     command = shlex.join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])
     print(markdown_table([row(result) for result in results]))
     print()
-    print(f"{machine()}; {cores} cores used; flax {versions['flax']}, torch {versions['torch']};")
+    print(f"{machine()}; {cores} cores used, {jax.device_count()} devices in JAX;")
+    print(f"flax {versions['flax']}, torch {versions['torch']};")
     print(f"batch {arguments.batch}, {arguments.image_size} pixels, {arguments.dtype},")
     print(f"median of {arguments.rounds} rounds, {arguments.clock} time, load before {load}. `{command}`")
     if arguments.json:
@@ -348,6 +359,7 @@ def main():
             "command": command,
             "machine": machine(),
             "load_before": load,
+            "jax_devices": jax.device_count(),
             "versions": versions,
             "arguments": vars(arguments),
         }

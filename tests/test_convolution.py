@@ -1,4 +1,4 @@
-"""GELU and BatchNorm as one operation against flax's two, with gradients and statistics."""
+"""GELU and BatchNorm as one operation against flax's two; the convolution of stride 2 against JAX's own."""
 
 import functools
 
@@ -107,3 +107,32 @@ def test_the_backward_pass_keeps_the_inputs_alone():
     _, saved = jax.eval_shape(forward, inputs, jnp.ones(16), jnp.zeros(16))
     kept = [leaf for leaf in jax.tree.leaves(saved) if leaf.size > 16]
     assert len(kept) == 1, f"{len(kept)} arrays of the inputs' size are kept"
+
+
+@pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 2)])
+def test_the_convolution_of_stride_two_and_its_gradients_equal_jaxs(size):
+    rng = np.random.default_rng(0)
+    inputs, kernel = rng.normal(size=(2, *size, 4)).astype(np.float32), rng.normal(size=(3, 3, 4, 5)).astype(np.float32)
+
+    def plain(inputs, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(inputs, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=layout)
+
+    expected, pull_back = jax.vjp(plain, inputs, kernel)
+    outputs, pull_back_ours = jax.vjp(jax.jit(convolution.halving_convolution), inputs, kernel)
+    cotangent = rng.normal(size=expected.shape).astype(np.float32)
+    chex.assert_trees_all_close(outputs, expected, rtol=1e-6, atol=1e-6)
+    chex.assert_trees_all_close(pull_back_ours(cotangent), pull_back(cotangent), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "ours"), [(3, 2, True), (3, 1, False), (1, 2, False)])
+def test_convolutions_of_stride_two_multiply_no_inserted_zeros_on_cpus(kernel, stride, ours):
+    module = convolution.convolution(5, kernel, stride, jnp.float32)
+    inputs = jnp.ones((1, 8, 8, 4))
+    params = module.init(jax.random.key(0), inputs)
+
+    def gradient(inputs):
+        return jax.grad(lambda inputs: jnp.square(module.apply(params, inputs)).sum())(inputs)
+
+    dilated = "lhs_dilate=2x2" in jax.jit(gradient).lower(inputs).compile().as_text()
+    assert dilated == (stride == 2 and not ours), "zeros are inserted where they need not be, or the test looks amiss"

@@ -15,6 +15,72 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 EPSILON, MOMENTUM = 1e-5, 0.9  # PyTorch's defaults; its momentum is the new statistics' share, 0.1
 
 
+@jax.custom_vjp
+def halving_convolution(inputs, kernel):
+    """A convolution of stride 2, padded by 1 all around, with a gradient that suits CPUs.
+
+    The gradient of its inputs is a convolution of the cotangent with zeros put between its rows and columns. XLA for
+    CPUs multiplies with those zeros, three of four numbers, so there the rows and columns of even and of odd number are
+    computed apart, four convolutions without any zeros. Other backends have kernels of their own and keep them.
+
+    Args:
+      inputs: [B, H, W, C], any float dtype.
+      kernel: [3, 3, C, features] of the same dtype.
+
+    Returns:
+      [B, ceil(H / 2), ceil(W / 2), features].
+    """
+    return _convolve(inputs, kernel, 2, ((1, 1), (1, 1)))
+
+
+def _halving_convolution_forward(inputs, kernel):
+    return halving_convolution(inputs, kernel), (inputs, kernel)
+
+
+def _halving_convolution_backward(saved, cotangent):
+    inputs, kernel = saved
+    _, pull_back = jax.vjp(lambda *operands: _convolve(*operands, 2, ((1, 1), (1, 1))), inputs, kernel)
+    inputs_gradient = jax.lax.platform_dependent(
+        cotangent,
+        cpu=lambda cotangent: _by_parity(cotangent, kernel, inputs.shape),
+        default=lambda cotangent: pull_back(cotangent)[0],
+    )
+    return inputs_gradient, pull_back(cotangent)[1]
+
+
+halving_convolution.defvjp(_halving_convolution_forward, _halving_convolution_backward)
+
+
+def _by_parity(cotangent, kernel, shape):
+    """The inputs' gradient, [B, H, W, C] = `shape`, from the cotangent [B, ceil(H / 2), ceil(W / 2), features].
+
+    Input row 2i has met the kernel's middle row alone, in output row i; input row 2i + 1 the last in output row i and
+    the first in output row i + 1. Columns likewise.
+    """
+    batch, rows, columns, _ = cotangent.shape
+    kernel = kernel.transpose(0, 1, 3, 2)  # [3, 3, features, C]
+    met = ((slice(1, 2), (0, 0)), (slice(2, None, -2), (0, 1)))  # the kernel's rows in order, and the padding
+    parts = [
+        _convolve(cotangent, kernel[down, across], 1, (below, right)) for down, below in met for across, right in met
+    ]
+    even, odd = (jnp.stack(pair, axis=3).reshape(batch, rows, 2 * columns, -1) for pair in (parts[:2], parts[2:]))
+    gradient = jnp.stack([even, odd], axis=2).reshape(batch, 2 * rows, 2 * columns, -1)
+    return gradient[:, : shape[1], : shape[2]]
+
+
+def _convolve(inputs, kernel, stride, padding):
+    return jax.lax.conv_general_dilated(
+        inputs, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _convolve_for_flax(inputs, kernel, strides, padding, **options):
+    """What flax.linen.Conv calls in place of `jax.lax.conv_general_dilated`."""
+    if kernel.shape[:2] == (3, 3) and strides == (2, 2):  # `convolution` has padded by 1
+        return halving_convolution(inputs, kernel)
+    return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **options)
+
+
 def convolution(features, kernel, stride, dtype, *, bias=True):
     """A square convolution padded alike on all sides: "SAME" would shift strided ones by half a pixel."""
     margin = kernel // 2
@@ -26,6 +92,7 @@ def convolution(features, kernel, stride, dtype, *, bias=True):
         use_bias=bias,
         kernel_init=he_normal_fan_out,
         dtype=dtype,
+        conv_general_dilated=_convolve_for_flax,
         name="convolution",
     )
 
