@@ -30,7 +30,7 @@ def halving_convolution(inputs, kernel):
     Returns:
       [B, ceil(H / 2), ceil(W / 2), features].
     """
-    return _convolve(inputs, kernel, 2, ((1, 1), (1, 1)))
+    return _halving(inputs, kernel)
 
 
 def _halving_convolution_forward(inputs, kernel):
@@ -39,7 +39,7 @@ def _halving_convolution_forward(inputs, kernel):
 
 def _halving_convolution_backward(saved, cotangent):
     inputs, kernel = saved
-    _, pull_back = jax.vjp(lambda *operands: _convolve(*operands, 2, ((1, 1), (1, 1))), inputs, kernel)
+    _, pull_back = jax.vjp(_halving, inputs, kernel)
     inputs_gradient = jax.lax.platform_dependent(
         cotangent,
         cpu=lambda cotangent: _by_parity(cotangent, kernel, inputs.shape),
@@ -66,6 +66,10 @@ def _by_parity(cotangent, kernel, shape):
     even, odd = (jnp.stack(pair, axis=3).reshape(batch, rows, 2 * columns, -1) for pair in (parts[:2], parts[2:]))
     gradient = jnp.stack([even, odd], axis=2).reshape(batch, 2 * rows, 2 * columns, -1)
     return gradient[:, : shape[1], : shape[2]]
+
+
+def _halving(inputs, kernel):
+    return _convolve(inputs, kernel, 2, ((1, 1), (1, 1)))
 
 
 def _convolve(inputs, kernel, stride, padding):
