@@ -34,24 +34,26 @@ def _has_fused_kernel(width, dtype):
 def dot_product_attention(query, key, value, count=None):
     """Exact softmax attention: softmax(<q, k> / sqrt(E)) v, for each head.
 
-    In 16 bits, on CUDA devices that have it, cuDNN's fused kernel; elsewhere products and their written-out gradient.
+    In 16 bits, on CUDA devices that have it, cuDNN's fused kernel; elsewhere, and where there are fewer queries than
+    keys, products and their written-out gradient.
 
     Args:
-      query, key, value: [B, N, A, E], one dtype.
+      query: [B, N, A, E], or fewer of the N, the first.
+      key, value: [B, N, A, E] in the query's dtype.
       count: tokens that mean something, the first of N; None: all of them. The others are seen by none.
 
     Returns:
-      [B, N, A, E] in that dtype; for the tokens beyond `count`, zeros.
+      As the query in shape and dtype; for the tokens beyond `count`, zeros.
     """
-    count = query.shape[1] if count is None else count
+    count = key.shape[1] if count is None else count
     forms = {"default": functools.partial(_by_products, count=count)}
-    if _has_fused_kernel(query.shape[-1], query.dtype):
+    if query.shape == key.shape and _has_fused_kernel(query.shape[-1], query.dtype):
         forms["cuda"] = functools.partial(_by_cudnn, count=count)
     return jax.lax.platform_dependent(query, key, value, **forms)
 
 
 def _by_products(query, key, value, *, count):
-    extra = query.shape[1] - count
+    extra = max(0, query.shape[1] - count)
     outputs = attention_by_products(*(array[:, :count] for array in (query, key, value)))
     return jnp.pad(outputs, ((0, 0), (0, extra), (0, 0), (0, 0))) if extra else outputs
 
@@ -67,7 +69,7 @@ def _by_cudnn(query, key, value, *, count):
 
 @jax.custom_vjp
 def attention_by_products(query, key, value):
-    """As `dot_product_attention` of all tokens, on any backend, in any float dtype; accumulates in float32 at least.
+    """As `dot_product_attention` of tokens that all mean something, on any backend, in any float dtype; accumulates in float32 at least.
 
     Heads come before tokens in the products, and the product with `value` before the normalisation: N x E numbers are
     divided instead of N x N. The backward pass keeps the weights, and no outputs.
@@ -85,7 +87,7 @@ def _attention_forward(query, key, value):
 
 
 def _unnormalized_weights(query, key):
-    """[B, A, N, E] -> (weights [B, A, N, N], their sums [B, A, N, 1])."""
+    """[B, A, N, E] twice -> (weights [B, A, N, N], their sums [B, A, N, 1])."""
     logits = _product("bane,bame->banm", query / _scale(query), key)
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     return weights, weights.sum(axis=-1, keepdims=True)
@@ -137,8 +139,11 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens, *, train, count=None):
-        """[B, N, D] -> [B, N, D]; of the N tokens the first `count` mean something, see `dot_product_attention`."""
+    def __call__(self, tokens, *, train, count=None, wanted=None):
+        """[B, N, D] -> the same for the first `wanted` tokens, or all of them: [B, wanted or N, D].
+
+        Of the N tokens the first `count` mean something, see `dot_product_attention`.
+        """
         batch, given, width = tokens.shape
         # As rows, for linear layers would otherwise have XLA for GPUs choose layouts that it must then transpose.
         rows = tokens.reshape(-1, width)  # [B * N, D]
@@ -148,6 +153,6 @@ class Attention(nn.Module):
         query, key, value = (part.reshape(batch, given, self.heads, -1) for part in parts)  # each [B, N, A, E]
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "attention", attention_weights(query[:, :count], key[:, :count]))
-        outputs = dot_product_attention(query, key, value, count).reshape(-1, width)  # [B * N, D]
+        outputs = dot_product_attention(query[:, :wanted], key, value, count).reshape(-1, width)  # as rows again
         outputs = nn.Dense(width, dtype=self.dtype, kernel_init=truncated_normal, name="out")(outputs)
-        return nn.Dropout(self.dropout)(outputs, deterministic=not train).reshape(tokens.shape)
+        return nn.Dropout(self.dropout)(outputs, deterministic=not train).reshape(batch, -1, width)

@@ -21,7 +21,8 @@ from stce_jax.models.layers import (
 class Block(nn.Module):
     """A pre-norm transformer block, [B, N, D] -> ([B, N, D], None): the body of a loop or of a scan.
 
-    Of the N tokens the first `count` mean something; None: all of them.
+    Of the N tokens the first `count` mean something; None: all of them. Of those the first `wanted` alone are computed
+    and returned, from all that mean something; None: all N.
 
     `scales` [2, B, 1, 1] multiplies the two residual branches (stochastic depth); None leaves them as they are.
     """
@@ -32,10 +33,11 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens, scales, train, count=None):
+    def __call__(self, tokens, scales, train, count=None, wanted=None):
         normed = LayerNorm(self.dtype, name="attention_norm")(tokens)
-        branch = Attention(self.heads, self.dropout, self.dtype, name="attention")(normed, train=train, count=count)
-        tokens = tokens + (branch if scales is None else branch * scales[0].astype(branch.dtype))
+        attention = Attention(self.heads, self.dropout, self.dtype, name="attention")
+        branch = attention(normed, train=train, count=count, wanted=wanted)
+        tokens = tokens[:, :wanted] + (branch if scales is None else branch * scales[0].astype(branch.dtype))
         normed = LayerNorm(self.dtype, name="mlp_norm")(tokens)
         branch = MLP(self.mlp_dim, self.dropout, self.dtype, name="mlp")(normed, train=train)
         tokens = tokens + (branch if scales is None else branch * scales[1].astype(branch.dtype))
@@ -58,7 +60,8 @@ class VisionTransformer(nn.Module):
       dropout: rate in attention outputs and MLPs, 0 <= rate < 1.
       dtype: dtype of the computation; parameters are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
-      scan_layers: one compiled block run `depth` times over stacked parameters [depth, ...]; compiles faster.
+      scan_layers: one compiled block run `depth` times over stacked parameters [depth, ...]; compiles faster, but the
+        last block then computes all tokens even where the class token alone is read.
     """
 
     embedding: nn.Module
@@ -77,7 +80,7 @@ class VisionTransformer(nn.Module):
     scan_layers: bool = False
 
     def setup(self):
-        block = nn.remat(Block, static_argnums=(3, 4), prevent_cse=not self.scan_layers) if self.remat else Block
+        block = nn.remat(Block, static_argnums=(3, 4, 5), prevent_cse=not self.scan_layers) if self.remat else Block
         options = {"heads": self.heads, "mlp_dim": self.mlp_dim, "dropout": self.dropout, "dtype": self.dtype}
         if self.scan_layers:
             scan = nn.scan(
@@ -102,13 +105,18 @@ class VisionTransformer(nn.Module):
 
     def __call__(self, images, *, train):
         """images [B, H, W, 3], normalised -> logits [B, classes] (or features [B, D] without classes), float32."""
-        tokens = self.tokens(images, train=train)
+        # The head reads the class token alone: in the last block the others serve it as keys and values, and no further.
+        tokens = self._tokens(images, train, wanted=1 if self.pooling == "class" else None)
         features = tokens[:, 0] if self.pooling == "class" else tokens.mean(axis=1)  # [B, D]
         outputs = self.head(features) if self.num_classes else features
         return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
 
     def tokens(self, images, *, train):
         """images [B, H, W, 3], normalised -> the last block's tokens after LayerNorm [B, N, D], class token first."""
+        return self._tokens(images, train)
+
+    def _tokens(self, images, train, wanted=None):
+        """As `tokens`, or only the first of them, at least `wanted`."""
         chex.assert_shape(images, (None, None, None, 3))
         batch, height, width, _ = images.shape
         tokens = self.embedding(images.astype(self.dtype), train=train)  # [B, N, D]
@@ -118,7 +126,7 @@ class VisionTransformer(nn.Module):
             class_tokens = jnp.broadcast_to(self.class_token, (batch, 1, self.width)).astype(self.dtype)
             tokens = jnp.concatenate([class_tokens, tokens], axis=1)  # [B, 1 + N, D]
         tokens = tokens + self._positions((rows, columns)).astype(self.dtype)
-        return self.norm(self._run_blocks(tokens, train))
+        return self.norm(self._run_blocks(tokens, train, wanted))
 
     def _positions(self, grid):
         """The position embedding of a grid, [1, N, D]; the class token's, where there is one, comes first."""
@@ -130,7 +138,7 @@ class VisionTransformer(nn.Module):
         rest = resize_position_embedding(rest, self.embedding.grid(*self.image_size), grid)
         return jnp.concatenate([first, rest], axis=1)
 
-    def _run_blocks(self, tokens, train):
+    def _run_blocks(self, tokens, train, wanted):
         batch, count, _ = tokens.shape
         scales = [None] * self.depth
         if train and self.drop_path:
@@ -140,6 +148,9 @@ class VisionTransformer(nn.Module):
         if self.scan_layers:
             tokens, _ = self.blocks(tokens, None if scales[0] is None else scales, train, count)
         else:
-            for block, block_scales in zip(self.blocks, scales, strict=True):
+            *firsts, last = zip(self.blocks, scales, strict=True)
+            for block, block_scales in firsts:
                 tokens, _ = block(tokens, block_scales, train, count)
+            block, block_scales = last
+            tokens, _ = block(tokens, block_scales, train, count, wanted)
         return tokens[:, :count]
