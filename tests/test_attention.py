@@ -107,6 +107,25 @@ def test_tokens_beyond_the_count_are_seen_by_none():
         np.testing.assert_array_equal(ours[:, :5], theirs)
 
 
+@pytest.mark.parametrize("count", [None, 5])
+def test_the_first_queries_alone_give_the_first_outputs(monkeypatch, count):
+    monkeypatch.setattr(attention, "_by_cudnn", None)  # has no part in it, GPU or not
+    monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
+    query, key, value = draw(3, 2, 8, 3, 4)
+    cotangent = draw(2, 2, 3, 4, seed=2)
+
+    def of_all(query, key, value):
+        plain = attention.attention_by_products(query[:, :count], key[:, :count], value[:, :count])
+        return plain[:, :2]
+
+    expected, pull_expected_back = jax.vjp(of_all, query, key, value)
+    outputs, pull_back = jax.vjp(
+        lambda *each: attention.dot_product_attention(each[0][:, :2], *each[1:], count), query, key, value
+    )
+    np.testing.assert_allclose(outputs, expected, atol=1e-6)
+    chex.assert_trees_all_close(pull_back(jnp.asarray(cotangent)), pull_expected_back(cotangent), atol=1e-5)
+
+
 @pytest.mark.parametrize("options", [{}, {"scan_layers": True}, {"remat": True, "drop_path": 0.5}], ids=str)
 def test_a_model_that_pads_its_tokens_is_the_same_model(monkeypatch, options):
     small = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "patch_size": 8, **options}

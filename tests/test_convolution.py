@@ -109,10 +109,24 @@ def test_the_backward_pass_keeps_the_inputs_alone():
     assert len(kept) == 1, f"{len(kept)} arrays of the inputs' size are kept"
 
 
+@pytest.mark.parametrize(("platform", "anew"), [("cpu", False), ("cuda", True), ("tpu", True)])
+def test_the_backward_pass_computes_the_gelu_anew_but_on_cpus(platform, anew):
+    def loss(inputs):
+        return convolution.gelu_batch_norm(inputs, jnp.ones(16), jnp.zeros(16), jnp.float32)[0].sum()
+
+    traced = jax.jit(jax.grad(loss)).trace(jnp.zeros((8, 32, 32, 16)))
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("optimization_barrier" in program) == anew
+
+
 @pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 2)])
-def test_the_convolution_of_stride_two_and_its_gradients_equal_jaxs(size):
+@pytest.mark.parametrize(
+    ("channels", "features"), [(4, 5), (3, 16), (3, 17), (1, 2)]
+)  # in blocks: the 2nd and the last
+def test_the_convolution_of_stride_two_and_its_gradients_equal_jaxs(channels, features, size):
     rng = np.random.default_rng(0)
-    inputs, kernel = rng.normal(size=(2, *size, 4)).astype(np.float32), rng.normal(size=(3, 3, 4, 5)).astype(np.float32)
+    inputs = rng.normal(size=(2, *size, channels)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, channels, features)).astype(np.float32)
 
     def plain(inputs, kernel):
         layout = ("NHWC", "HWIO", "NHWC")
@@ -121,8 +135,45 @@ def test_the_convolution_of_stride_two_and_its_gradients_equal_jaxs(size):
     expected, pull_back = jax.vjp(plain, inputs, kernel)
     outputs, pull_back_ours = jax.vjp(jax.jit(convolution.halving_convolution), inputs, kernel)
     cotangent = rng.normal(size=expected.shape).astype(np.float32)
-    chex.assert_trees_all_close(outputs, expected, rtol=1e-6, atol=1e-6)
+    chex.assert_trees_all_close(outputs, expected, rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_close(pull_back_ours(cotangent), pull_back(cotangent), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("features", "blocks"), [(16, True), (17, False)])
+def test_few_features_of_an_image_are_computed_in_blocks_on_cpus(features, blocks):
+    shapes = jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 3, features))
+    program = jax.jit(convolution.halving_convolution).lower(*shapes).compile().as_text()
+    assert ("stride=2x2" not in program) == blocks
+
+
+@pytest.mark.parametrize("mean", [0.0, 10.0, 100.0])
+def test_the_gradient_of_gelu_and_batch_norm_is_as_exact_as_the_plain_forms(mean):
+    """In float32, with means of up to a hundred deviations, which both take out of sums."""
+    rng = np.random.default_rng(5)
+    inputs, cotangent = rng.normal(size=(2, 4, 16, 16, 6))
+    operands = inputs + mean, rng.uniform(0.5, 1.5, size=6), rng.normal(size=6)
+
+    def ours(inputs, scale, bias):
+        return convolution.gelu_batch_norm(inputs, scale, bias, inputs.dtype)[0]
+
+    def plain(inputs, scale, bias):
+        activated = nn.gelu(inputs, approximate=False)
+        mean = activated.mean(axis=(0, 1, 2))
+        variance = jnp.square(activated).mean(axis=(0, 1, 2)) - jnp.square(mean)
+        return (activated - mean) * (jax.lax.rsqrt(variance + 1e-5) * scale) + bias
+
+    def gradients(form, dtype):
+        numbers = (jnp.asarray(array, dtype) for array in (*operands, cotangent))
+        return jax.device_get(jax.jit(lambda *each: jax.vjp(form, *each[:-1])[1](each[-1]))(*numbers))
+
+    with jax.enable_x64(True):
+        exact = gradients(plain, jnp.float64)
+    errors = {
+        form: [np.abs(one - other).max() / np.abs(other).max() for one, other in zip(found, exact, strict=True)]
+        for form, found in {form: gradients(form, jnp.float32) for form in (ours, plain)}.items()
+    }
+    for name, error, plain_error in zip(("inputs", "scale", "bias"), errors[ours], errors[plain], strict=True):
+        assert error < 3 * plain_error + 1e-6, f"{name}: {error:.1e} off, the plain form {plain_error:.1e}"
 
 
 @pytest.mark.parametrize(("kernel", "stride", "ours"), [(3, 2, True), (3, 1, False), (1, 2, False)])

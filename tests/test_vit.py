@@ -62,6 +62,33 @@ def test_remat_and_scan_change_nothing(options):
     chex.assert_trees_all_close(other_gradient, gradient, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", ["class", "mean"])
+def test_the_last_block_computes_what_the_head_reads_and_no_more(pooling):
+    model = small("vit_ti_patch", pooling=pooling, drop_path=0.5)
+    variables = init(model)
+
+    def logits(params):
+        return model.apply({"params": params}, IMAGES, train=True, rngs={"dropout": jax.random.key(1)})
+
+    def by_all_tokens(params):
+        rngs = {"dropout": jax.random.key(1)}
+        tokens = model.apply({"params": params}, IMAGES, train=True, rngs=rngs, method="tokens")
+        pooled = tokens[:, 0] if pooling == "class" else tokens.mean(axis=1)
+        return pooled @ params["head"]["kernel"] + params["head"]["bias"]
+
+    found, work = {}, {}
+    for form in (logits, by_all_tokens):
+
+        def loss(params, form=form):
+            return jnp.square(form(params)).sum()
+
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(variables["params"]).compile()
+        found[form], work[form] = compiled(variables["params"]), compiled.cost_analysis()["flops"]
+    chex.assert_trees_all_close(found[logits], found[by_all_tokens], rtol=1e-5, atol=1e-6)
+    spared = work[logits] < 0.9 * work[by_all_tokens]
+    assert spared == (pooling == "class"), f"{work[logits]:.0f} of {work[by_all_tokens]:.0f} operations"
+
+
 def test_pooling_mean_has_no_class_token():
     model = small(pooling="mean")
     variables = init(model)

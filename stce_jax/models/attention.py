@@ -69,7 +69,9 @@ def _by_cudnn(query, key, value, *, count):
 
 @jax.custom_vjp
 def attention_by_products(query, key, value):
-    """As `dot_product_attention` of tokens that all mean something, on any backend, in any float dtype; accumulates in float32 at least.
+    """As `dot_product_attention`, where all tokens mean something.
+
+    On any backend, in any float dtype; accumulates in float32 at least.
 
     Heads come before tokens in the products, and the product with `value` before the normalisation: N x E numbers are
     divided instead of N x N. The backward pass keeps the weights, and no outputs.

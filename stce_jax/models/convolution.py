@@ -17,11 +17,12 @@ EPSILON, MOMENTUM = 1e-5, 0.9  # PyTorch's defaults; its momentum is the new sta
 
 @jax.custom_vjp
 def halving_convolution(inputs, kernel):
-    """A convolution of stride 2, padded by 1 all around, with a gradient that suits CPUs.
+    """A convolution of stride 2, padded by 1 all around, in forms that suit CPUs.
 
     The gradient of its inputs is a convolution of the cotangent with zeros put between its rows and columns. XLA for
     CPUs multiplies with those zeros, three of four numbers, so there the rows and columns of even and of odd number are
-    computed apart, four convolutions without any zeros. Other backends have kernels of their own and keep them.
+    computed apart, four convolutions without any zeros. And from an image's three channels to a few it goes over blocks
+    of 2x2 pixels. Other backends have kernels of their own and keep them.
 
     Args:
       inputs: [B, H, W, C], any float dtype.
@@ -69,7 +70,25 @@ def _by_parity(cotangent, kernel, shape):
 
 
 def _halving(inputs, kernel):
-    return _convolve(inputs, kernel, 2, ((1, 1), (1, 1)))
+    _, _, channels, features = kernel.shape
+    plain = functools.partial(_convolve, stride=2, padding=((1, 1), (1, 1)))
+    if channels > 3 or features > 16:  # with more, XLA for CPUs is as fast without blocks, or faster
+        return plain(inputs, kernel)
+    return jax.lax.platform_dependent(inputs, kernel, cpu=_by_blocks, default=plain)
+
+
+def _by_blocks(inputs, kernel):
+    """The convolution with blocks of 2x2 pixels as one of four times the channels, of stride 1.
+
+    The kernel gets a fourth row and column, of zeros, and is cut into 2x2 blocks likewise.
+    """
+    batch, height, width, channels = inputs.shape
+    rows, columns = height // 2 + height % 2 + 1, width // 2 + width % 2 + 1
+    margins = ((0, 0), (1, 2 * rows - height - 1), (1, 2 * columns - width - 1), (0, 0))
+    blocks = jnp.pad(inputs, margins).reshape(batch, rows, 2, columns, 2 * channels).transpose(0, 1, 3, 2, 4)
+    kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0))).reshape(2, 2, 2, 2 * channels, -1)
+    kernel = kernel.transpose(0, 2, 1, 3, 4).reshape(2, 2, 4 * channels, -1)
+    return _convolve(blocks.reshape(batch, rows, columns, -1), kernel, 1, ((0, 0), (0, 0)))
 
 
 def _convolve(inputs, kernel, stride, padding):
@@ -105,8 +124,9 @@ def convolution(features, kernel, stride, dtype, *, bias=True):
 def gelu_batch_norm(inputs, scale, bias, dtype):
     """GELU, then BatchNorm by the batch's own statistics, as one operation with one gradient.
 
-    The backward pass keeps the inputs alone and computes the GELU anew from them. What XLA derives for the two by
-    themselves keeps half a dozen arrays of this size and reads them in as many passes.
+    The backward pass keeps the inputs alone and computes the GELU anew from them; on CPUs, where that is dear, it keeps
+    the GELU too. What XLA derives for the two by themselves keeps half a dozen arrays of this size and reads them in as
+    many passes.
 
     Args:
       inputs: [B, H, W, C], any float dtype; computed in float32 at least.
@@ -132,11 +152,16 @@ def _gelu_batch_norm_forward(inputs, scale, bias, dtype):
 def _gelu_batch_norm_backward(dtype, saved, cotangents):
     del dtype
     inputs, scale, mean, inverse = saved
-    wide, cotangent = map(widened, recompute_from(inputs, cotangents[0]))
-    normalized = (gelu(wide) - mean) * inverse
+    inputs, cotangent = jax.lax.platform_dependent(
+        inputs, cotangents[0], cpu=lambda *both: both, default=recompute_from
+    )
+    wide, cotangent = widened(inputs), widened(cotangent)
+    activated = gelu(wide)
     axes, count = (0, 1, 2), wide.size // wide.shape[-1]
     bias_gradient = cotangent.sum(axis=axes)
-    scale_gradient = (cotangent * normalized).sum(axis=axes)
+    # The mean leaves the sum, as in the variance: no array of what is normalized is needed for it.
+    scale_gradient = inverse * ((cotangent * activated).sum(axis=axes) - mean * bias_gradient)
+    normalized = (activated - mean) * inverse
     centered = cotangent - bias_gradient / count - normalized * (scale_gradient / count)
     gradient = (inverse * scale) * centered * gelu_derivative(wide)
     return gradient.astype(inputs.dtype), scale_gradient, bias_gradient

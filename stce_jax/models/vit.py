@@ -87,7 +87,7 @@ class VisionTransformer(nn.Module):
                 block,
                 variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(0, nn.broadcast, nn.broadcast),
+                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=self.depth,
             )
             self.blocks = scan(**options)
@@ -105,7 +105,7 @@ class VisionTransformer(nn.Module):
 
     def __call__(self, images, *, train):
         """images [B, H, W, 3], normalised -> logits [B, classes] (or features [B, D] without classes), float32."""
-        # The head reads the class token alone: in the last block the others serve it as keys and values, and no further.
+        # Where the head reads the class token alone, the others are but keys and values to it in the last block.
         tokens = self._tokens(images, train, wanted=1 if self.pooling == "class" else None)
         features = tokens[:, 0] if self.pooling == "class" else tokens.mean(axis=1)  # [B, D]
         outputs = self.head(features) if self.num_classes else features
@@ -146,11 +146,9 @@ class VisionTransformer(nn.Module):
         extra = padding(count, self.heads, self.width, self.dtype)
         tokens = jnp.pad(tokens, ((0, 0), (0, extra), (0, 0))) if extra else tokens
         if self.scan_layers:
-            tokens, _ = self.blocks(tokens, None if scales[0] is None else scales, train, count)
+            tokens, _ = self.blocks(tokens, None if scales[0] is None else scales, train, count, None)
         else:
-            *firsts, last = zip(self.blocks, scales, strict=True)
-            for block, block_scales in firsts:
-                tokens, _ = block(tokens, block_scales, train, count)
-            block, block_scales = last
-            tokens, _ = block(tokens, block_scales, train, count, wanted)
+            wanted_of_each = [None] * (self.depth - 1) + [wanted]
+            for block, block_scales, wanted_of_it in zip(self.blocks, scales, wanted_of_each, strict=True):
+                tokens, _ = block(tokens, block_scales, train, count, wanted_of_it)
         return tokens[:, :count]
