@@ -117,45 +117,60 @@ def embedding_work(name, options, batch, image, size, *, training):
     return work, count
 
 
-def attention_products(batch, count, width, heads, size, *, training, fused):
-    """The two products with the softmax between them.
+def attention_products(batch, queries, count, width, heads, size, *, training, fused):
+    """The two products with the softmax between them, of so many queries and `count` keys.
 
-    Written apart, as XLA does it, the N x N logits are written in float32 and read by the softmax, and the weights are
-    written and read; backward there are four products, and logits' and weights' gradients come on top. A fused
-    kernel keeps all of them on the chip and computes the logits anew in the backward pass, a fifth product.
+    Written apart, as XLA does it, the logits, N x N if every token asks, are written in float32 and read by the
+    softmax, and the weights are written and read; backward there are four products, and logits' and weights' gradients
+    come on top. A fused kernel keeps all of them on the chip and computes the logits anew in the backward pass, a fifth
+    product; it is taken where every token asks.
     """
-    name, one, square = "attention: products", batch * count * width * size, batch * heads * count * count
-    flops = 2 * batch * count * count * width
-    if fused:
-        work = [Work(name, 2 * flops, 4 * one)]
-        return work + training * [Work(name, 5 * flops, 8 * one)]
+    name, both, square = (
+        "attention: products",
+        batch * (queries + count) * width * size,
+        batch * heads * queries * count,
+    )
+    flops = 2 * batch * queries * count * width
+    if fused and queries == count:
+        work = [Work(name, 2 * flops, 2 * both)]
+        return work + training * [Work(name, 5 * flops, 4 * both)]
     logits, weights = FLOAT * square, size * square
-    forward = [Work(name, flops, 2 * one + logits), Work(name, 0, logits + weights)]
-    forward += [Work(name, flops, weights + 2 * one)]
-    of_value, of_weights = Work(name, flops, weights + 2 * one), Work(name, flops, 2 * one + logits)
+    forward = [Work(name, flops, both + logits), Work(name, 0, logits + weights)]
+    forward += [Work(name, flops, weights + both)]
+    of_value, of_weights = Work(name, flops, weights + both), Work(name, flops, both + logits)
     of_logits = Work(name, 0, logits + weights + weights)  # the weights' gradient and the weights in, the logits' out
-    of_query_or_key = Work(name, flops, weights + 2 * one)
+    of_query_or_key = Work(name, flops, weights + both)
     return forward + training * [of_value, of_weights, of_logits, of_query_or_key, of_query_or_key]
 
 
-def body_work(options, batch, count, size, *, training, fused):
-    """Everything between the embedding's tokens and the loss."""
+def block_work(options, batch, count, wanted, size, *, training, fused):
+    """A block of `count` tokens, of which the first `wanted` alone leave it."""
     width, hidden = options["width"], options["mlp_dim"]
-    rows = batch * count
+    rows, left = batch * count, batch * wanted
     linear = functools.partial(product, size=size, training=training)
-    block = (
-        # The residual sum and the norm after it: two read, two written, forward and backward.
-        2 * passes_over("norms, residuals", rows * width, size, training=training, forward=4, backward=4)
+    # A residual sum and the norm after it: two read, two written, forward and backward.
+    norm = functools.partial(passes_over, "norms, residuals", size=size, training=training, forward=4, backward=4)
+    return (
+        norm(rows * width)
         + linear("attention: linear", rows, width, 3 * width)
-        + attention_products(batch, count, width, options["heads"], size, training=training, fused=fused)
-        + linear("attention: linear", rows, width, width)
-        + linear("MLP: linear", rows, width, hidden)
-        + passes_over("MLP: GELU", rows * hidden, size, training=training, forward=2, backward=3)
-        + linear("MLP: linear", rows, hidden, width)
+        + attention_products(batch, wanted, count, width, options["heads"], size, training=training, fused=fused)
+        + linear("attention: linear", left, width, width)
+        + norm(left * width)
+        + linear("MLP: linear", left, width, hidden)
+        + passes_over("MLP: GELU", left * hidden, size, training=training, forward=2, backward=3)
+        + linear("MLP: linear", left, hidden, width)
     )
-    positions = passes_over("positions", rows * width, size, training=training, forward=2, backward=1)
-    norm = passes_over("norms, residuals", rows * width, size, training=training, forward=2, backward=3)
-    return positions + options["depth"] * block + norm + linear("head", batch, width, CLASSES)
+
+
+def body_work(options, batch, count, size, *, training, fused):
+    """Everything between the embedding's tokens and the loss; the last block as `VisionTransformer` computes it."""
+    width = options["width"]
+    wanted = 1 if options["pooling"] == "class" and not options["scan_layers"] else count
+    block = functools.partial(block_work, options, batch, count, size=size, training=training, fused=fused)
+    positions = passes_over("positions", batch * count * width, size, training=training, forward=2, backward=1)
+    norm = passes_over("norms, residuals", batch * wanted * width, size, training=training, forward=2, backward=3)
+    head = product("head", batch, width, CLASSES, size, training=training)
+    return positions + (options["depth"] - 1) * block(wanted=count) + block(wanted=wanted) + norm + head
 
 
 def model_work(name, *, batch, image_size, size, training, fused=False, parameters=0, **overrides):

@@ -1,12 +1,14 @@
 """LayerNorm, MLP, GELU, stochastic depth and position embeddings against plain NumPy and flax."""
 
 import functools
+import re
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_reference
+import pytest
 from flax import linen as nn
 
 from stce_jax.models import layers
@@ -19,6 +21,36 @@ def test_mlp_equals_numpy():
     params = module.init(jax.random.key(0), TOKENS, train=False)["params"]
     expected = numpy_reference.dense(numpy_reference.gelu(numpy_reference.dense(TOKENS, params["in"])), params["out"])
     np.testing.assert_allclose(module.apply({"params": params}, TOKENS, train=False), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("leading", [(5,), (2, 5)])
+def test_the_linear_product_equals_jaxs_with_its_gradients(leading, dtype):
+    rng = np.random.default_rng(0)
+    inputs, kernel, cotangent = (
+        jnp.asarray(rng.normal(size=shape), dtype) for shape in ((*leading, 3), (3, 4), (*leading, 4))
+    )
+    expected, pull_expected_back = jax.vjp(jnp.matmul, inputs, kernel)
+    outputs, pull_back = jax.vjp(layers.product, inputs, kernel)
+    ours, theirs = (outputs, pull_back(cotangent)), (expected, pull_expected_back(cotangent))
+    chex.assert_trees_all_equal_dtypes(ours, theirs)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-2 if dtype == jnp.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize(("form", "transposed"), [(layers.product, False), (jnp.matmul, True)])
+def test_a_kernel_meets_its_gradient_without_a_transposition_on_cpus(form, transposed):
+    def update(kernel, inputs):
+        return kernel - jax.grad(lambda kernel: jnp.square(form(inputs, kernel)).sum())(kernel)
+
+    shapes = jax.ShapeDtypeStruct((48, 32), jnp.float32), jax.ShapeDtypeStruct((40, 48), jnp.float32)
+    jax.config.update("jax_disable_most_optimizations", False)  # as users compile
+    try:
+        program = jax.jit(update, donate_argnums=0).lower(*shapes).compile().as_text()
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    products = re.findall(r"= f32\[(\d+,\d+)\]\S* dot\(", program)
+    assert ("32,48" in products) == transposed, f"a kernel [48, 32], and products {products}"
+    assert ("48,32" in products) != transposed, f"a kernel [48, 32], and products {products}"
 
 
 def test_layer_norm_keeps_its_digits_on_flat_inputs():

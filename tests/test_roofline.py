@@ -30,9 +30,18 @@ def traced(name, batch=2, image_size=64, **overrides):
     "name, forward, training", [("vit_s_patch", 7.8, 23.4), ("vit_s_conv", 10.9, 32.6), ("vit_s_stce", 8.1, 24.4)]
 )
 def test_known_figures_of_an_image_at_224(name, forward, training):
-    work = {mode: model_work(name, batch=1, image_size=224, size=4, training=mode) for mode in (False, True)}
+    """Of all tokens in the last block, too, as the literature counts."""
+    count = functools.partial(model_work, name, batch=1, image_size=224, size=4, scan_layers=True)
+    work = {mode: count(training=mode) for mode in (False, True)}
     assert round(gflop(work[False]), 1) == forward
     assert gflop(work[True]) == pytest.approx(training, abs=0.1), "forward and twice that backward"
+
+
+def test_the_last_block_counts_what_the_class_token_needs():
+    count = functools.partial(model_work, "vit_s_patch", batch=1, image_size=224, size=4, training=False)
+    others, width, hidden = 196, 384, 1152
+    spared = 2 * others * (2 * 197 * width + width * width + 2 * width * hidden)  # products, output layer, MLP
+    assert gflop(count(scan_layers=True)) - gflop(count()) == pytest.approx(spared / 1e9)
 
 
 @pytest.mark.parametrize("name", ["vit_ti_patch", "vit_ti_conv", "vit_ti_conv1x1", "vit_ti_earlyconv", "vit_ti_stce"])

@@ -26,4 +26,11 @@ def test_vit_s_patch_by_hand():
     (row,) = summarize("vit_s_patch")
     tokens, width, mlp = 197, 384, 1152
     block = tokens * width * (4 * width + 2 * mlp) + 2 * tokens * tokens * width
-    assert row["multiply_adds"] == 196 * 768 * width + 12 * block + width * 100
+    last = tokens * width * 3 * width + 2 * tokens * width + width * (width + 2 * mlp)  # of the class token alone
+    assert row["multiply_adds"] == 196 * 768 * width + 11 * block + last + width * 100
+
+
+def test_of_forms_for_platforms_the_default_counts():
+    x = jnp.zeros((4, 4))
+    choice = {"cpu": lambda x: x @ x @ x, "default": lambda x: x @ x}
+    assert count_multiply_adds(lambda x: jax.lax.platform_dependent(x, **choice), x) == 4 * 4 * 4

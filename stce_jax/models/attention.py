@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from stce_jax.models.layers import truncated_normal, widened
+from stce_jax.models.layers import linear, widened
 
 TOKENS_MULTIPLE = 8  # cuDNN's gradient wants an even number of tokens, products on GPUs a multiple of 8
 
@@ -149,12 +149,12 @@ class Attention(nn.Module):
         batch, given, width = tokens.shape
         # As rows, for linear layers would otherwise have XLA for GPUs choose layouts that it must then transpose.
         rows = tokens.reshape(-1, width)  # [B * N, D]
-        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=truncated_normal, name="qkv")(rows)
+        qkv = linear(3 * width, self.dtype, "qkv")(rows)
         # Split first: the gradient of a split is one concatenation, that of indexing three padded arrays and their sum.
         parts = jnp.split(qkv, 3, axis=-1)
         query, key, value = (part.reshape(batch, given, self.heads, -1) for part in parts)  # each [B, N, A, E]
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "attention", attention_weights(query[:, :count], key[:, :count]))
         outputs = dot_product_attention(query[:, :wanted], key, value, count).reshape(-1, width)  # as rows again
-        outputs = nn.Dense(width, dtype=self.dtype, kernel_init=truncated_normal, name="out")(outputs)
+        outputs = linear(width, self.dtype, "out")(outputs)
         return nn.Dropout(self.dropout)(outputs, deterministic=not train).reshape(batch, -1, width)

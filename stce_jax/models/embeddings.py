@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from stce_jax.errors import ConfigError
 from stce_jax.models.convolution import ConvModule, EarlyConvModule, convolution
-from stce_jax.models.layers import LayerNorm, truncated_normal
+from stce_jax.models.layers import LayerNorm, linear
 from stce_jax.models.supertoken import cluster_super_tokens, grid_shape, pool_cells
 
 
@@ -67,7 +67,7 @@ class PatchEmbed(nn.Module):
         patches = patches.transpose(0, 1, 3, 2, 4, 5)  # [B, rows, columns, patch, patch, 3]
         patches = patches.reshape(batch, rows * columns, patch * patch * channels)  # [B, N, 768]
         patches = LayerNorm(self.dtype, name="patch_norm")(patches)
-        tokens = nn.Dense(self.width, dtype=self.dtype, kernel_init=truncated_normal, name="projection")(patches)
+        tokens = linear(self.width, self.dtype, "projection")(patches)
         return LayerNorm(self.dtype, name="norm")(tokens)
 
 
@@ -174,4 +174,4 @@ class SuperTokenConvEmbed(nn.Module):
             tokens = pool_cells(features, self.cell)
         batch, rows, columns, channels = tokens.shape
         tokens = tokens.reshape(batch, rows * columns, channels)  # [B, N, C]
-        return nn.Dense(self.width, dtype=self.dtype, kernel_init=truncated_normal, name="projection")(tokens)
+        return linear(self.width, self.dtype, "projection")(tokens)

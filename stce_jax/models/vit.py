@@ -12,6 +12,7 @@ from stce_jax.models.layers import (
     MLP,
     LayerNorm,
     drop_path_scales,
+    linear,
     resize_position_embedding,
     sincos_position_embedding,
     truncated_normal,
@@ -101,7 +102,7 @@ class VisionTransformer(nn.Module):
             self.learned_positions = self.param("position_embedding", truncated_normal, (1, count, self.width))
         self.norm = LayerNorm(self.dtype)
         if self.num_classes:
-            self.head = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=truncated_normal)
+            self.head = linear(self.num_classes, self.dtype)
 
     def __call__(self, images, *, train):
         """images [B, H, W, 3], normalised -> logits [B, classes] (or features [B, D] without classes), float32."""
