@@ -11,6 +11,7 @@ import numpy_reference
 import pytest
 from flax import linen as nn
 
+from stce_jax.engine.mesh import batch_sharding, make_mesh, replicated
 from stce_jax.models import layers
 
 TOKENS = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32)
@@ -38,14 +39,17 @@ def test_the_linear_product_equals_jaxs_with_its_gradients(leading, dtype):
 
 
 @pytest.mark.parametrize(("form", "transposed"), [(layers.product, False), (jnp.matmul, True)])
-def test_a_kernel_meets_its_gradient_without_a_transposition_on_cpus(form, transposed):
-    def update(kernel, inputs):
-        return kernel - jax.grad(lambda kernel: jnp.square(form(inputs, kernel)).sum())(kernel)
+def test_a_kernels_gradient_over_devices_is_not_transposed_on_cpus(form, transposed):
+    mesh = make_mesh()
+    kernel = jax.ShapeDtypeStruct((48, 32), jnp.float32, sharding=replicated(mesh))
+    inputs = jax.ShapeDtypeStruct((8 * mesh.size, 48), jnp.float32, sharding=batch_sharding(mesh))
 
-    shapes = jax.ShapeDtypeStruct((48, 32), jnp.float32), jax.ShapeDtypeStruct((40, 48), jnp.float32)
+    def gradient(kernel, inputs):
+        return jax.grad(lambda kernel: jnp.square(form(inputs, kernel)).sum())(kernel)
+
     jax.config.update("jax_disable_most_optimizations", False)  # as users compile
     try:
-        program = jax.jit(update, donate_argnums=0).lower(*shapes).compile().as_text()
+        program = jax.jit(gradient, out_shardings=replicated(mesh)).lower(kernel, inputs).compile().as_text()
     finally:
         jax.config.update("jax_disable_most_optimizations", True)
     products = re.findall(r"= f32\[(\d+,\d+)\]\S* dot\(", program)

@@ -123,9 +123,9 @@ def recompute_from(saved, cotangent):
 def product(inputs, kernel):
     """A linear layer's product, [..., n] and [n, m] -> [..., m], with a kernel's gradient that suits CPUs.
 
-    JAX derives the kernel's gradient as its transpose, [m, n], and transposes that. XLA for CPUs then does so number by
-    number, before gradients of devices are summed and before the optimizer meets them: 3% of a training step of ViT-S.
-    There it is written as [n, m] from the start. Others keep JAX's: it is their layouts that XLA chooses well.
+    JAX derives the kernel's gradient as its transpose, [m, n], and transposes that. With several devices, whose
+    gradients are summed in between, XLA for CPUs does so number by number, 2% of a training step of ViT-S. There it is
+    written as [n, m] from the start; other backends keep JAX's form.
     """
     return _product(inputs, kernel)
 
