@@ -175,7 +175,7 @@ def cluster_super_tokens(features, cell, iterations=3, border="zero", differenti
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention by PyTorch's fused kernel, [B, N, D] -> [B, N, D]."""
+    """Multi-head self-attention by PyTorch's fused kernel, [B, N, D] -> [B, N, D], or of the first `wanted` tokens."""
 
     def __init__(self, width, heads):
         super().__init__()
@@ -183,12 +183,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, tokens):
+    def forward(self, tokens, wanted=None):
         batch, count, width = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, width // self.heads)  # [B, N, 3, A, E]
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, A, N, E]
-        outputs = F.scaled_dot_product_attention(query, key, value)
-        return self.out(outputs.transpose(1, 2).reshape(batch, count, width))  # [B, N, D]
+        outputs = F.scaled_dot_product_attention(query[:, :, :wanted], key, value)
+        return self.out(outputs.transpose(1, 2).reshape(batch, -1, width))  # [B, N, D]
 
 
 class MLP(nn.ModuleDict):
@@ -202,7 +202,7 @@ class MLP(nn.ModuleDict):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block, [B, N, D] -> [B, N, D]."""
+    """A pre-norm transformer block, [B, N, D] -> [B, N, D], or of the first `wanted` tokens alone."""
 
     def __init__(self, width, heads, mlp_dim):
         super().__init__()
@@ -211,17 +211,21 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
         self.mlp = MLP(width, mlp_dim)
 
-    def forward(self, tokens):
-        tokens = tokens + self.attention(self.attention_norm(tokens))
+    def forward(self, tokens, wanted=None):
+        tokens = tokens[:, :wanted] + self.attention(self.attention_norm(tokens), wanted)
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
 class VisionTransformer(nn.Module):
-    """A vision transformer over any embedding, images [B, 3, H, W] -> logits [B, classes] (or features [B, D])."""
+    """A vision transformer over any embedding, images [B, 3, H, W] -> logits [B, classes] (or features [B, D]).
 
-    def __init__(self, embedding, tokens, num_classes, width, depth, heads, mlp_dim, pooling):
+    The last block computes all tokens, as in timm and DeiT, or with `class_token_alone` the one that the head reads.
+    """
+
+    def __init__(self, embedding, tokens, num_classes, width, depth, heads, mlp_dim, pooling, class_token_alone=False):
         super().__init__()
         self.pooling = pooling
+        self.wanted = 1 if class_token_alone and pooling == "class" else None
         self.embedding = embedding
         if pooling == "class":
             self.class_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -236,16 +240,19 @@ class VisionTransformer(nn.Module):
             class_tokens = self.class_token.expand(tokens.shape[0], -1, -1)  # [B, 1, D]
             tokens = torch.cat([class_tokens.to(tokens.dtype), tokens], dim=1)  # [B, 1 + N, D]
         tokens = tokens + self.position_embedding
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             tokens = block(tokens)
+        tokens = last(tokens, self.wanted)
         tokens = self.norm(tokens)
         return self.head(tokens[:, 0] if self.pooling == "class" else tokens.mean(dim=1))
 
 
-def build(name, num_classes, image_size=224, **overrides):
+def build(name, num_classes, image_size=224, *, class_token_alone=False, **overrides):
     """The PyTorch twin of `stce_jax.models.factory.create_model`: same names, same overrides, float32 parameters.
 
-    How JAX computes (`dtype`, `remat`) is no business of the model here: use autocast for bfloat16.
+    How JAX computes (`dtype`, `remat`) is no business of the model here: use autocast for bfloat16; but see
+    `VisionTransformer` for `class_token_alone`.
 
     Raises:
       NotImplementedError: an option that this reference leaves out.
@@ -270,7 +277,7 @@ def build(name, num_classes, image_size=224, **overrides):
     with torch.no_grad():  # in eval mode: BatchNorm's running statistics stay as they are
         tokens = embedding.eval()(torch.zeros(1, 3, *image_size)).shape[1]
     body = {key: options[key] for key in ("width", "depth", "heads", "mlp_dim", "pooling")}
-    return VisionTransformer(embedding.train(), tokens, num_classes, **body)
+    return VisionTransformer(embedding.train(), tokens, num_classes, **body, class_token_alone=class_token_alone)
 
 
 # What a PyTorch module's own tensors are called in linen, and for those whose axes differ, PyTorch's axes in linen's

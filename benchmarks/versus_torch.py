@@ -18,6 +18,8 @@ already lie on the device: loading and augmentation are not measured.
   beyond what lay there before.
 - bfloat16: JAX's models with dtype bfloat16, PyTorch's under autocast. Parameters stay float32 in both; tokens between
   the blocks are bfloat16 in JAX, float32 under autocast.
+- Where the head reads the class token alone, JAX's last block computes no more than that. PyTorch's computes all
+  tokens, as those of timm and DeiT do, unless --class_token_alone spares it the same.
 - On a GPU float32 products may use TF32 in both; the check does without.
 - On CPUs glibc is told to keep what is freed, as `stce` tells it, which spares PyTorch page faults, too.
 - With JAX_NUM_CPU_DEVICES=2 in the environment JAX takes two cores for two devices and gives each half of the batch, as
@@ -80,6 +82,9 @@ def parse_arguments():
     )
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument("--memory_format", choices=("channels_last", "contiguous"), default="channels_last")
+    parser.add_argument(
+        "--class_token_alone", action="store_true", help="PyTorch's last block computes the class token alone, as JAX's"
+    )
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write every round's measurement there")
     arguments = parser.parse_args()
@@ -289,7 +294,7 @@ def compare(name, device, arguments):
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), jax_batch[0][:1])
     variables = {key: variables[key] for key in ("params", "batch_stats") if key in variables}
     variables = jax.device_put(variables, replicated(mesh))
-    reference = torch_reference.build(name, CLASSES, size)
+    reference = torch_reference.build(name, CLASSES, size, class_token_alone=arguments.class_token_alone)
     torch_reference.copy_parameters(reference, jax.device_get(variables))
     reference = reference.to(device, memory_format=layout)
     check_agreement(name, model, variables, reference, jax_batch, torch_batch, arguments.tolerances)

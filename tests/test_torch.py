@@ -133,6 +133,17 @@ def test_model_and_gradients_equal_pytorch(name, image_size, batch, options):
     assert_trees_close(gradients, expected_gradients, 1e-4, f"{name}: gradient")
 
 
+def test_the_class_token_alone_has_the_same_logits_and_gradients():
+    _, variables, reference, images, labels = paired_models("vit_s_patch", 64, 3, **SMALL)
+    spared = torch_reference.build("vit_s_patch", CLASSES, 64, class_token_alone=True, **SMALL)
+    torch_reference.copy_parameters(spared, variables)
+    (logits, gradients), (expected, expected_gradients) = (
+        torch_logits_and_gradients(model, images, labels) for model in (spared, reference)
+    )
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+    assert_trees_close(gradients, expected_gradients, 1e-4, "gradient")
+
+
 def encoder_layer_sharing(block, options):
     """PyTorch's own transformer block over the very parameters of a block of the reference."""
     layer = torch.nn.TransformerEncoderLayer(
