@@ -137,16 +137,15 @@ def _product(inputs, kernel):
 def _product_backward(saved, cotangent):
     inputs, kernel = saved
     leading = tuple(range(inputs.ndim - 1))
+
+    def as_kernel(inputs, cotangent):
+        return jax.lax.dot_general(inputs, cotangent, ((leading, leading), ((), ())))
+
+    def transposed(inputs, cotangent):
+        return jax.linear_transpose(functools.partial(_product, inputs), kernel)(cotangent)[0]
+
     (inputs_gradient,) = jax.linear_transpose(lambda inputs: _product(inputs, kernel), inputs)(cotangent)
-    kernel_gradient = jax.lax.platform_dependent(
-        inputs,
-        cotangent,
-        cpu=lambda inputs, cotangent: jax.lax.dot_general(inputs, cotangent, ((leading, leading), ((), ()))),
-        default=lambda inputs, cotangent: jax.linear_transpose(functools.partial(_product, inputs), kernel)(cotangent)[
-            0
-        ],
-    )
-    return inputs_gradient, kernel_gradient
+    return inputs_gradient, jax.lax.platform_dependent(inputs, cotangent, cpu=as_kernel, default=transposed)
 
 
 product.defvjp(lambda inputs, kernel: (_product(inputs, kernel), (inputs, kernel)), _product_backward)
