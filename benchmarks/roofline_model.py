@@ -125,11 +125,8 @@ def attention_products(batch, queries, count, width, heads, size, *, training, f
     come on top. A fused kernel keeps all of them on the chip and computes the logits anew in the backward pass, a fifth
     product; it is taken where every token asks.
     """
-    name, both, square = (
-        "attention: products",
-        batch * (queries + count) * width * size,
-        batch * heads * queries * count,
-    )
+    name, square = "attention: products", batch * heads * queries * count
+    both = batch * (queries + count) * width * size  # queries and keys; outputs and values are as large
     flops = 2 * batch * queries * count * width
     if fused and queries == count:
         work = [Work(name, 2 * flops, 2 * both)]

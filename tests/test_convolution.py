@@ -120,9 +120,8 @@ def test_the_backward_pass_computes_the_gelu_anew_but_on_cpus(platform, anew):
 
 
 @pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 2)])
-@pytest.mark.parametrize(
-    ("channels", "features"), [(4, 5), (3, 16), (3, 17), (1, 2)]
-)  # in blocks: the 2nd and the last
+# On CPUs the second and the last go over blocks of pixels.
+@pytest.mark.parametrize(("channels", "features"), [(4, 5), (3, 16), (3, 17), (1, 2)])
 def test_the_convolution_of_stride_two_and_its_gradients_equal_jaxs(channels, features, size):
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(2, *size, channels)).astype(np.float32)
@@ -135,7 +134,7 @@ def test_the_convolution_of_stride_two_and_its_gradients_equal_jaxs(channels, fe
     expected, pull_back = jax.vjp(plain, inputs, kernel)
     outputs, pull_back_ours = jax.vjp(jax.jit(convolution.halving_convolution), inputs, kernel)
     cotangent = rng.normal(size=expected.shape).astype(np.float32)
-    chex.assert_trees_all_close(outputs, expected, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(outputs, expected, rtol=1e-6, atol=1e-6)
     chex.assert_trees_all_close(pull_back_ours(cotangent), pull_back(cotangent), rtol=1e-5, atol=1e-5)
 
 

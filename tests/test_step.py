@@ -484,9 +484,9 @@ def test_the_update_passes_once_over_what_it_changes_and_copies_nothing(clip_nor
 
 # --- micro-batches
 
-ROWS = 32  # in a batch that is accumulated: four an eighth
+ROWS = 64  # in a batch that is accumulated: eight a device
 PATCH = create_model(
-    "vit_ti_patch", num_classes=CLASSES, image_size=SIZE, width=16, depth=3, heads=2, mlp_dim=32, patch_size=4
+    "vit_ti_patch", num_classes=CLASSES, image_size=SIZE, width=16, depth=2, heads=2, mlp_dim=32, patch_size=4
 )
 
 
@@ -532,9 +532,7 @@ def test_micro_batches_add_up_to_the_batch(accumulating, accumulate):
 
 def test_the_activations_of_one_micro_batch_are_held(accumulating):
     held = {number: compiled.memory_analysis().temp_size_in_bytes for number, (compiled, *_) in accumulating.items()}
-    spared = held[1] - held[2], held[2] - held[4]  # half of the activations, and half of that half
-    assert spared[0] > 0.25 * held[1], f"temporary bytes by number of micro-batches: {held}"
-    assert spared[1] > 0.4 * spared[0], f"temporary bytes by number of micro-batches: {held}"
+    assert held[2] < 0.75 * held[1] and held[4] < 0.75 * held[2], f"temporary bytes by number of micro-batches: {held}"
 
 
 def rows_travel(compiled):
