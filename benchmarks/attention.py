@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from measure import interleave, machine, markdown_table, median_estimate
 
-from stce_jax.models.attention import dot_product_attention
+from stce_jax.models.ops.attention import dot_product_attention
 
 HEADS, TOKENS, WIDTH = 6, 197, 64
 

@@ -18,8 +18,8 @@ import numpy as np
 import optax
 from measure import interleave, machine, markdown_table, median_estimate
 
-from stce_jax.data import augment, pixels, rand_augment
 from stce_jax.models.factory import create_model
+from stce_jax.recipe import augment, pixels, rand_augment
 
 CLASSES = 100
 FILL = (124, 116, 104)

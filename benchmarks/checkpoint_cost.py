@@ -22,14 +22,15 @@ import jax
 import numpy as np
 from measure import machine, markdown_table
 
-from stce_jax import configuration, runs
 from stce_jax.data.catalog import IMAGENET_MEAN, IMAGENET_STD
-from stce_jax.engine import digests
-from stce_jax.engine.checkpoint_writer import CheckpointWriter
-from stce_jax.engine.mesh import batch_sharding, make_mesh
-from stce_jax.engine.state import abstract_state, init_state
-from stce_jax.engine.step import make_train_step, run_key
-from stce_jax.summary import count_parameters
+from stce_jax.training import assemble as runs
+from stce_jax.training.mesh import batch_sharding, make_mesh
+from stce_jax.training.state import abstract_state, init_state
+from stce_jax.training.step import make_train_step, run_key
+from stce_jax.verbs.summary import count_parameters
+from stce_jax.workdir import config as configuration
+from stce_jax.workdir import digests
+from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 
 CLASSES = 100
 IMAGES = 130_000  # of ImageNet100

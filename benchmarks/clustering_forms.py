@@ -2,10 +2,10 @@
 
     python benchmarks/clustering_forms.py --json clustering_forms.json
 
-Every form computes what `stce_jax.models.supertoken.cluster_super_tokens` computes (border "zero", gradient stopped at
-the affinities) and is first checked against it. Then come forward and backward time and XLA's temporary memory of each
-form alone, and the time of a training step's forward and backward pass through vit_s_stce with the shipped and the
-leading other forms inside.
+Every form computes what `cluster_super_tokens` computes (border "zero", gradient stopped at the affinities) and is
+first checked against it. Then come forward and backward time and XLA's temporary memory of each form alone, and the
+time of a training step's forward and backward pass through vit_s_stce with the shipped and the leading other forms
+inside.
 
 Shape letters: B batch; H W feature height and width; h w super-token grid; C channels; K = 9 neighbours; P tokens and
 R super tokens of a group of cells that are multiplied with each other; G groups of an image.
@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from measure import interleave, machine, markdown_table, median_estimate
 
-from stce_jax.models import embeddings
+from stce_jax.models.embeddings import stce as embeddings
 from stce_jax.models.factory import create_model
-from stce_jax.models.supertoken import cell_shape, cluster_super_tokens, grid_shape
+from stce_jax.models.ops.supertoken import cell_shape, cluster_super_tokens, grid_shape
 
 SHIPPED = "shipped"
 ITERATIONS = 3

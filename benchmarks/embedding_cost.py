@@ -19,7 +19,7 @@ import numpy as np
 from measure import interleave, machine, markdown_table, median_estimate
 
 from stce_jax.models.factory import create_model
-from stce_jax.models.supertoken import cluster_super_tokens
+from stce_jax.models.ops.supertoken import cluster_super_tokens
 
 IMAGE_SIZE = 224
 CLASSES = 100

@@ -23,9 +23,9 @@ import numpy as np
 from embedding_cost import CELL, CLASSES, DEFAULT_ITERATIONS
 from measure import machine, markdown_table
 
-from stce_jax.engine.curves import COLOURS, MARKERS
+from stce_jax.analysis.curves import COLOURS, MARKERS
 from stce_jax.models.factory import create_model
-from stce_jax.models.supertoken import cluster_super_tokens
+from stce_jax.models.ops.supertoken import cluster_super_tokens
 
 SIZES, BATCHES = (64, 128, 224, 256, 384, 512, 768, 1024), (1, 2, 4, 8, 16, 32, 64, 128)
 QUICK_SIZES, QUICK_BATCHES = (128, 224, 512), (1, 8)

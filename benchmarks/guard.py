@@ -23,11 +23,11 @@ from embedding_cost import CELL, DEFAULT_ITERATIONS, FEATURES, passes
 from flax import linen as nn
 from measure import Estimate, interleave, machine, markdown_table, median_estimate
 
-from stce_jax.models.attention import dot_product_attention
-from stce_jax.models.convolution import ConvModule, convolution
 from stce_jax.models.factory import create_model
 from stce_jax.models.layers import MLP, LayerNorm
-from stce_jax.models.supertoken import cluster_super_tokens
+from stce_jax.models.ops.attention import dot_product_attention
+from stce_jax.models.ops.convolution import ConvModule, convolution
+from stce_jax.models.ops.supertoken import cluster_super_tokens
 
 RATIOS = Path(__file__).with_name("ratios.json")
 SLACK = 0.02  # of the committed ratio: another day, another build of the compiler

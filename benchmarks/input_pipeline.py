@@ -34,7 +34,7 @@ from PIL import Image
 
 from stce_jax.data import catalog, decode, loader
 from stce_jax.data.views import Views
-from stce_jax.prepare import prepare
+from stce_jax.verbs.prepare import prepare
 
 SIZE, AREA, RATIO, FRACTION = 224, (0.08, 1.0), (3 / 4, 4 / 3), 0.875
 WIDE, NARROW = 500, 375

@@ -1,6 +1,6 @@
 """What the benchmarks share: timing several functions against each other, and reporting it.
 
-Functions are timed in turn, see `stce_jax.timing.turns`, in wall and in process CPU seconds.
+Functions are timed in turn, see `stce_jax.analysis.timing.turns`, in wall and in process CPU seconds.
 """
 
 import time
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 
-from stce_jax.timing.turns import Estimate, calls_lasting, in_turn, machine, median_estimate
+from stce_jax.analysis.timing.turns import Estimate, calls_lasting, in_turn, machine, median_estimate
 
 __all__ = ["Estimate", "Seconds", "interleave", "machine", "markdown_table", "median_estimate"]
 

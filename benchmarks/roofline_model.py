@@ -13,7 +13,7 @@ import functools
 from typing import NamedTuple
 
 from stce_jax.models.factory import model_options
-from stce_jax.models.supertoken import cell_shape, grid_shape
+from stce_jax.models.ops.supertoken import cell_shape, grid_shape
 
 CLASSES = 100
 FLOAT = 4  # bytes of a parameter, of the clustering's numbers, of logits of attention

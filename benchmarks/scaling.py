@@ -23,12 +23,12 @@ import jax
 import numpy as np
 from measure import machine, markdown_table
 
-from stce_jax.data.augment import make_augment
-from stce_jax.engine.mesh import batch_sharding, check_batch_size, make_mesh
-from stce_jax.engine.optim import make_optimizer, make_schedule
-from stce_jax.engine.state import init_state
-from stce_jax.engine.step import check_accumulation, make_train_step, run_key
 from stce_jax.models.factory import create_model
+from stce_jax.recipe.augment import make_augment
+from stce_jax.recipe.optimizers import make_optimizer, make_schedule
+from stce_jax.training.mesh import batch_sharding, check_batch_size, make_mesh
+from stce_jax.training.state import init_state
+from stce_jax.training.step import check_accumulation, make_train_step, run_key
 
 CLASSES, SEED = 100, 0
 WARM_UP = 2  # steps that are not timed

@@ -18,15 +18,16 @@ import jax
 import jax.numpy as jnp
 from measure import markdown_table
 
-from stce_jax import configuration, runs
 from stce_jax.data.catalog import IMAGENET_MEAN, IMAGENET_STD
-from stce_jax.engine.mesh import batch_sharding, check_batch_size, make_mesh, state_shardings
-from stce_jax.engine.optim import peak_learning_rate
-from stce_jax.engine.state import abstract_state
-from stce_jax.engine.step import make_train_step, run_key
 from stce_jax.errors import ConfigError
 from stce_jax.models.factory import model_options
-from stce_jax.summary import summarize
+from stce_jax.recipe.optimizers import peak_learning_rate
+from stce_jax.training import assemble as runs
+from stce_jax.training.mesh import batch_sharding, check_batch_size, make_mesh, state_shardings
+from stce_jax.training.state import abstract_state
+from stce_jax.training.step import make_train_step, run_key
+from stce_jax.verbs.summary import summarize
+from stce_jax.workdir import config as configuration
 
 CHIPS = (8, 16, 32, 64, 128, 256)
 GLOBAL_BATCHES, A_CHIP = (128, 1024, 4096), 64

@@ -26,9 +26,9 @@ from augmentation_cost import RECIPES, made_up_images
 from measure import machine, markdown_table
 from training import CLASSES, compile_step
 
-from stce_jax.data import augment
-from stce_jax.models import attention
 from stce_jax.models.factory import create_model
+from stce_jax.models.ops import attention
+from stce_jax.recipe import augment
 
 STEPS = ("stce", "patch", "stce, T=1", "products", "augmented")
 KERNELS = 20  # named in a profile

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from stce_jax.engine import optim
-from stce_jax.engine.mesh import batch_sharding, make_mesh
-from stce_jax.engine.state import TrainState
-from stce_jax.engine.step import make_train_step
+from stce_jax.recipe import optimizers as optim
+from stce_jax.training.mesh import batch_sharding, make_mesh
+from stce_jax.training.state import TrainState
+from stce_jax.training.step import make_train_step
 
 CLASSES = 100
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05

@@ -52,10 +52,10 @@ from measure import machine, markdown_table, median_estimate
 from torch.nn import functional as F
 from training import CLASSES, LEARNING_RATE, WEIGHT_DECAY
 
-from stce_jax import freed_memory
-from stce_jax.engine.mesh import batch_sharding, check_batch_size, make_mesh, replicated
 from stce_jax.errors import ConfigError
 from stce_jax.models.factory import create_model, list_models
+from stce_jax.platform import freed_memory
+from stce_jax.training.mesh import batch_sharding, check_batch_size, make_mesh, replicated
 
 TOLERANCES = (1e-4, 1e-3)  # of logits, absolute; of gradients, relative to the parameter's largest
 CHECKED = 8  # images, at most

@@ -2,7 +2,7 @@
 # Installs stce_jax with its test tools into .venv and runs the tests; arguments go to pytest.
 #
 #   bash launch/test.sh
-#   bash launch/test.sh tests/test_supertoken.py -k golden
+#   bash launch/test.sh tests/models/ops/test_supertoken.py -k golden
 # STCE_TEST_DATA may name a folder with golden vectors and real images; tests that want them are skipped without it.
 set -euo pipefail
 # shellcheck source=SCRIPTDIR/install.sh

@@ -10,10 +10,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "create_model": "stce_jax.models.factory",
     "list_models": "stce_jax.models.factory",
-    "SuperTokenConvEmbed": "stce_jax.models.embeddings",
-    "cluster_super_tokens": "stce_jax.models.supertoken",
-    "load_run": "stce_jax.runs",
-    "load_exported": "stce_jax.export",
+    "SuperTokenConvEmbed": "stce_jax.models.embeddings.stce",
+    "cluster_super_tokens": "stce_jax.models.ops.supertoken",
+    "load_run": "stce_jax.training.assemble",
+    "load_exported": "stce_jax.verbs.export",
 }
 __all__ = list(_HOMES)
 

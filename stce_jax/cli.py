@@ -9,7 +9,6 @@ import sys
 import threading
 import traceback
 
-from stce_jax import compile_cache, freed_memory
 from stce_jax.commands import (
     benchmark,
     compare,
@@ -26,6 +25,7 @@ from stce_jax.commands import (
     visualize,
 )
 from stce_jax.errors import ConfigError, PreemptedError, StceError
+from stce_jax.platform import compile_cache, freed_memory
 
 EXIT_CODES = """exit codes:
   0 done   2 bad config or arguments   3 bad data   4 bad checkpoint   5 diverged   75 stopped and saved: run again"""
@@ -104,7 +104,7 @@ def _leave_at_once(message, exit_code):
 
 def _several():
     """The module of that name if this process is one of several."""
-    processes = sys.modules.get("stce_jax.engine.processes")
+    processes = sys.modules.get("stce_jax.processes.peers")
     several = getattr(processes, "several", bool)  # a signal may come while the module is being imported
     return processes if several() else None
 

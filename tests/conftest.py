@@ -68,7 +68,7 @@ def small_disk(tmp_path):
 @pytest.fixture(scope="module")
 def everything_is_split():
     """Splits over `fsdp` arrays of any size; those as small as a test's are not split otherwise."""
-    from stce_jax.engine import mesh
+    from stce_jax.training import mesh
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mesh, "SMALLEST_SPLIT", 1)

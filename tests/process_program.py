@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stce_jax.engine import processes
-from stce_jax.engine.mesh import batch_sharding, make_mesh, replicated
-from stce_jax.engine.watch import Watch
 from stce_jax.errors import ConfigError, StceError
+from stce_jax.processes import peers as processes
+from stce_jax.processes.watch import Watch
+from stce_jax.training.mesh import batch_sharding, make_mesh, replicated
 
 OPTIONS = {
     "steps": 1000000,

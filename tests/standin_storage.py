@@ -156,7 +156,7 @@ if __name__ == "__main__":
     import pytest
 
     from stce_jax.cli import main
-    from stce_jax.engine import workdir
+    from stce_jax.workdir import claim as workdir
 
     install(pytest.MonkeyPatch(), os.environ["STCE_STANDIN_STORAGE"])
     workdir.BEAT, workdir.PATIENCE, workdir.SETTLE = 0.2, 3.0, 0.2

@@ -17,7 +17,7 @@ AREAS = {
     "Hardware and distribution",
 }
 CODES = {"0", "1", "2", "3", "4", "5", "75", "130", "137", "141", "goes on", "then goes on", "–"}
-TEST = re.compile(r"`(tests/test_\w+\.py)::((?:\w+::)?test_\w+)(\[[^]]+\])?`")
+TEST = re.compile(r"`(tests/(?:\w+/)*test_\w+\.py)::((?:\w+::)?test_\w+)(\[[^]]+\])?`")
 
 
 def rows():

@@ -51,9 +51,9 @@ def add_arguments(verb):
 
 
 def run(arguments, _):
-    from stce_jax.benchmark import benchmark
+    from stce_jax.analysis.timing.turns import machine
     from stce_jax.paths import open_path
-    from stce_jax.timing.turns import machine
+    from stce_jax.verbs.benchmark import benchmark
 
     if arguments.json and arguments.json == arguments.csv:
         raise ConfigError(f"--json and --csv would mix in {arguments.json}; give one of them another file")

@@ -21,7 +21,7 @@ def add_arguments(verb):
 
 
 def run(arguments, _):
-    from stce_jax.compare import compare, short_names, to_json
+    from stce_jax.verbs.compare import compare, short_names, to_json
 
     result = compare(arguments.workdirs, arguments.output, checkpoint=arguments.checkpoint)
     if arguments.json:

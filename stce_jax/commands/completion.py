@@ -1,6 +1,6 @@
 """The words of `stce completion`."""
 
-from stce_jax.completion import SHELLS
+from stce_jax.verbs.completion import SHELLS
 
 HELP = "print a script with which bash or zsh complete this command line"
 EXAMPLES = """
@@ -16,6 +16,6 @@ def add_arguments(verb):
 
 
 def run(arguments, _):
-    from stce_jax.completion import completion
+    from stce_jax.verbs.completion import completion
 
     print(completion(arguments.make_parser(), arguments.shell))

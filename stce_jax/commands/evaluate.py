@@ -23,8 +23,8 @@ def add_arguments(verb):
 
 
 def run(arguments, _):
-    from stce_jax.engine import processes
-    from stce_jax.evaluate import evaluate
+    from stce_jax.processes import peers as processes
+    from stce_jax.verbs.evaluate import evaluate
 
     options = {name: getattr(arguments, name) for name in ("data_dir", "dataset", "classes", "split", "output")}
     processes.start()

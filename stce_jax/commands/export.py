@@ -27,7 +27,7 @@ def add_arguments(verb):
 
 
 def run(arguments, _):
-    from stce_jax.export import export
+    from stce_jax.verbs.export import export
 
     done = export(
         output=arguments.output, platforms=arguments.platforms, batch=arguments.batch, **common.of_run(arguments)

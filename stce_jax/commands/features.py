@@ -23,8 +23,8 @@ def add_arguments(verb):
 def run(arguments, _):
     import numpy as np
 
-    from stce_jax.features import features
-    from stce_jax.images import list_images
+    from stce_jax.training.images import list_images
+    from stce_jax.verbs.features import features
 
     if arguments.output == "-":
         raise ConfigError("arrays cannot be printed; give --output a file")

@@ -13,7 +13,7 @@ def add_arguments(verb):
 
 
 def run(arguments, _):
-    from stce_jax.summary import summarize
+    from stce_jax.verbs.summary import summarize
 
     rows = summarize(arguments.pattern, image_size=arguments.image_size, num_classes=arguments.num_classes)
     print(f"{'model':<18}{'parameters':>13}{'embedding':>12}{'multiply-adds':>16}")

@@ -33,7 +33,7 @@ def add_arguments(verb):
 
 
 def run(arguments, _):
-    from stce_jax.prepare import prepare
+    from stce_jax.verbs.prepare import prepare
 
     prepare(
         arguments.dataset,

@@ -28,7 +28,7 @@ def run(arguments, overrides):
         raise ConfigError(f"--seeds={arguments.seeds} must be whole numbers with commas between: 0,1,2") from None
     import jax
 
-    from stce_jax.reproduce import reproduce
+    from stce_jax.verbs.reproduce import reproduce
 
     jax.config.update("jax_platforms", "cpu")  # this process only counts; the runs need all of a GPU's memory
     report = reproduce(

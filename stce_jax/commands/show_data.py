@@ -17,7 +17,7 @@ def add_arguments(verb):
 
 def run(arguments, overrides):
     config = common.load_config(arguments, overrides)
-    from stce_jax.show_data import show_data
+    from stce_jax.verbs.show_data import show_data
 
     count = len(show_data(config, arguments.output, step=arguments.step))
     print(f"{arguments.output}: the {count} images of step {arguments.step}")

@@ -1,7 +1,7 @@
 """The words of `stce train`."""
 
 from stce_jax.commands import common
-from stce_jax.engine.stopping import ends_at_once
+from stce_jax.processes.stopping import ends_at_once
 
 HELP = "train a model, or go on with a run that was stopped"
 EXAMPLES = """
@@ -28,11 +28,11 @@ def run(arguments, overrides):
     if arguments.init_from:
         overrides = [*overrides, f"--config.init_from={arguments.init_from}"]
     with ends_at_once(arguments.leave):
-        from stce_jax.engine import processes
+        from stce_jax.processes import peers as processes
 
         processes.start()  # before anything that may be refused: the others are to hear of it
         config = common.load_config(arguments, overrides)
-        from stce_jax.train import train
+        from stce_jax.verbs.train import train
 
         leave = arguments.leave if arguments.own else None
         train(config, arguments.workdir, allow_config_change=arguments.allow_config_change, leave=leave)

@@ -9,9 +9,9 @@ import fnmatch
 import jax.numpy as jnp
 
 from stce_jax.errors import ConfigError
-from stce_jax.models.embeddings import ConvEmbed, EarlyConvEmbed, PatchEmbed, SuperTokenConvEmbed
-from stce_jax.models.supertoken import BORDERS, cell_shape
-from stce_jax.models.vit import VisionTransformer
+from stce_jax.models.bodies.vit import VisionTransformer
+from stce_jax.models.embeddings.stce import ConvEmbed, EarlyConvEmbed, PatchEmbed, SuperTokenConvEmbed
+from stce_jax.models.ops.supertoken import BORDERS, cell_shape
 
 SIZES = {
     "ti": {"width": 192, "depth": 12, "heads": 3, "mlp_dim": 576},

@@ -1,1 +1,0 @@
-"""How good predictions are: `scores` of them, `intervals` of accuracies, `files` that keep an evaluation."""

@@ -1,0 +1,1 @@
+"""Scores, intervals, pictures and timings of what has been trained."""

@@ -1,0 +1,133 @@
+"""Models as a user names them: by name or pattern, by a run, or by a config, with options."""
+
+import ast
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+from stce_jax.errors import ConfigError
+from stce_jax.models.factory import create_model, list_models, model_options
+from stce_jax.paths import first_line, open_path
+from stce_jax.training import assemble as runs
+from stce_jax.training.state import abstract_variables
+from stce_jax.workdir import config as configuration
+from stce_jax.workdir.checkpoints import Checkpoints
+
+IMAGE_SIZE, NUM_CLASSES, BATCH_SIZES = 224, 100, (1, 8, 32)  # of models by name
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A model that can be built.
+
+    Attributes:
+      label: what the user called it.
+      build: (dtype=name, or nothing for its own) -> `VisionTransformer`.
+      shapes: its variables as ShapeDtypeStructs.
+      image_size: side in pixels.
+      num_classes: of the head.
+      batch_sizes: what it is run with unless told otherwise.
+    """
+
+    label: str
+    build: Callable
+    shapes: Any
+    image_size: int
+    num_classes: int
+    batch_sizes: tuple[int, ...]
+
+
+def read_specs(words, *, image_size=None, num_classes=None):
+    """The models that words name; a pattern may name several.
+
+    Args:
+      words: NAME[,KEY=VALUE...] each. NAME is a model or a shell pattern of models, a workdir of a run, or a config;
+        KEY an option of `create_model`; VALUE a Python literal, or else a string.
+      image_size: side in pixels; None: 224, for workdirs and configs their own.
+      num_classes: of the head; None: 100, for runs with a checkpoint their own.
+
+    Returns:
+      [ModelSpec, ...].
+
+    Raises:
+      ConfigError: there is no such model, or it cannot be built with these options.
+      CheckpointError: a run's last checkpoint does not say its classes.
+    """
+    words = [words] if isinstance(words, str) else words
+    return [spec for word in words for spec in _read(word, image_size, num_classes)]
+
+
+def _read(word, image_size, num_classes):
+    name, *settings = re.split(r",(?=\w+=)", word)  # not at the comma of stem_widths=16,32
+    options = dict(map(_read_option, settings))
+    if not (names := list_models(name)):
+        return [_of_config(word, name, options, image_size, num_classes)]
+    size, classes = image_size or IMAGE_SIZE, num_classes or NUM_CLASSES
+
+    def builder(each):
+        return lambda **dtype: create_model(each, num_classes=classes, image_size=size, **options | dtype)
+
+    for each in names:
+        _check_types(each, options)
+    return [_spec(",".join([each, *settings]), builder(each), size, classes, BATCH_SIZES) for each in names]
+
+
+def _read_option(setting):
+    key, _, value = setting.partition("=")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def _check_types(name, options):
+    """The factory checks values alone: 1.5 iterations, say, would run as one."""
+    defaults = model_options(name)
+    for key, value in options.items():
+        wanted = type(defaults.get(key))
+        if key == "cell" or wanted not in (bool, int, float, str):
+            continue
+        if not isinstance(value, (int, float) if wanted is float else wanted):
+            raise ConfigError(f"{name}: {key} is {value!r}; it must be of type {wanted.__name__}")
+
+
+def _of_config(word, name, options, image_size, num_classes):
+    config, own_classes = _open(name)
+    config = config.copy_and_resolve_references()
+    classes = num_classes or own_classes or NUM_CLASSES
+    with config.unlocked():
+        config.image_size = image_size or config.image_size
+
+    def build(**dtype):
+        changed = config.copy_and_resolve_references()
+        changed.model.update(options | dtype)
+        return runs.build_model(changed, classes)
+
+    return _spec(word, build, config.image_size, classes, (config.batch_size,))
+
+
+def _open(name):
+    """(config, number of classes or None) of a workdir, or of a config."""
+    if (open_path(name) / runs.CONFIG_FILE).exists():
+        config, checkpoints = runs.read_config(name), Checkpoints(runs.checkpoints_in(name))
+        steps = checkpoints.steps()
+        return config, len(checkpoints.restore_meta(steps[-1])["class_ids"]) if steps else None
+    try:
+        return configuration.load_config(name), None
+    except ConfigError as error:
+        if "there is no config" not in str(error):
+            raise
+        raise ConfigError(
+            f"there is no model, workdir of a run, or config {name!r}; `stce models` lists the models"
+        ) from error
+
+
+def _spec(label, build, image_size, num_classes, batch_sizes):
+    try:
+        shapes = abstract_variables(build(), image_size)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever comes of options of another type
+        raise ConfigError(f"{label} cannot be built: {first_line(error)}") from error
+    return ModelSpec(label, build, shapes, image_size, num_classes, batch_sizes)

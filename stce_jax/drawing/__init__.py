@@ -1,1 +1,0 @@
-"""Inside a model, drawn: `introspection` gets arrays out of it, `pictures` paints them, `sheets` makes one a page."""

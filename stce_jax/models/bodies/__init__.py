@@ -1,0 +1,1 @@
+"""Bodies, one file each."""

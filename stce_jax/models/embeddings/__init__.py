@@ -1,0 +1,1 @@
+"""Image embeddings, one file each."""

@@ -1,0 +1,1 @@
+"""Datasets, written once and read by `data`."""

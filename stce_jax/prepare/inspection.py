@@ -1,0 +1,184 @@
+"""Looking at images before they are stored: can each be decoded, what is odd about it, does it occur twice.
+
+Odd images are kept, for `decode_image` has a rule for each; they are told so that nobody is surprised.
+"""
+
+import collections
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import struct
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from stce_jax.data.catalog import SPLITS
+from stce_jax.data.decode import decode_image, open_image, raw_file
+from stce_jax.errors import DataError
+from stce_jax.prepare.sources.references import Reference, UnreadableError
+
+TINY = 32  # pixels; an image with a shorter side is reported
+_ORIENTATION = 0x0112  # EXIF tag
+BAD, IGNORED = "cannot be decoded", "passed over: no image by its name or place"
+_IN_BOTH, _IN_TWO_CLASSES, _TWICE = "same bytes in train and val", "same bytes in two classes", "same bytes twice"
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspected:
+    """An image that was read.
+
+    Attributes:
+      reference: which.
+      encoded: the bytes to be stored, its own or its raw pixels; empty if it is bad.
+      digest: SHA-256 of them.
+      odd: (kind, detail) of what is odd about it.
+      error: why it cannot be used, or "".
+      unread: whether that is because it could not be read, which a look at the image itself may not confirm.
+    """
+
+    reference: Reference
+    encoded: bytes = b""
+    digest: bytes = b""
+    odd: tuple[tuple[str, str], ...] = ()
+    error: str = ""
+    unread: bool = False
+
+
+def inspect_all(references, read, workers, raw_short_side=0):
+    """Reads and inspects images in threads; yields an `Inspected` for each in the order given.
+
+    With a `raw_short_side` above 0 their pixels are to be stored, see `raw_file`, not the files.
+
+    At most four images a thread are held. Reading, hashing and decoding all let go of Python's lock.
+    """
+    pool, waiting = ThreadPoolExecutor(workers), collections.deque()
+    try:
+        for reference in references:
+            waiting.append(pool.submit(_inspect, reference, read, raw_short_side))
+            if len(waiting) >= 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _inspect(reference, read, raw_short_side):
+    try:
+        encoded = read(reference)
+        image = decode_image(encoded, str(reference))
+    except DataError as error:
+        return Inspected(reference, error=str(error), unread=isinstance(error, UnreadableError))
+    odd = list(_format_oddities(reference.name, encoded))
+    height, width, _ = image.shape
+    if min(height, width) < TINY:
+        odd.append((f"smaller than {TINY} pixels", f"{width} x {height}"))
+    if raw_short_side:
+        encoded = raw_file(image, raw_short_side)
+    return Inspected(reference, encoded, hashlib.sha256(encoded).digest(), tuple(odd))
+
+
+def _format_oddities(name, encoded):
+    """Yields (kind, detail)."""
+    with contextlib.ExitStack() as stack:
+        try:
+            image = stack.enter_context(open_image(encoded))
+        except Exception:  # simplejpeg takes some files that Pillow does not
+            return
+        mode, jpeg = image.mode, image.format in ("JPEG", "MPO")
+        if not jpeg and name.lower().endswith((".jpg", ".jpeg")):
+            yield f"{image.format} named as a JPEG", mode
+        if mode == "CMYK":
+            yield "CMYK", ""
+        if mode.startswith("I;16") or (image.format == "PNG" and encoded[24:25] == b"\x10"):  # bits a channel
+            yield "16 bits a channel", mode
+        if mode in ("1", "L", "LA") or mode.startswith("I;16"):
+            yield "grey", mode
+        if mode in ("P", "PA"):
+            yield "palette", ""
+        if mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+            yield "transparency (dropped)", mode
+        if jpeg and (orientation := _orientation(image)) not in (None, 0, 1):
+            yield "EXIF rotation (not applied)", f"orientation {orientation}"
+
+
+def _orientation(image):
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # damaged EXIF, which does not hinder decoding
+        return None
+
+
+class Tally:
+    """What is known of the images stored so far: counts, fingerprint, oddities, and which bytes occur twice.
+
+    Args:
+      class_ids: in the order of their labels.
+      total: number of images there may be.
+    """
+
+    def __init__(self, class_ids, total):
+        self.class_ids = tuple(class_ids)
+        self.counts = {split: [0] * len(class_ids) for split in SPLITS}
+        self.odd = []  # (kind, image, detail)
+        self.bad = []  # (image, cause)
+        self.unread = []  # likewise
+        self._label = {class_id: label for label, class_id in enumerate(class_ids)}
+        self._references = []
+        self._digests = np.zeros((total, 32), np.uint8)
+        self._hash = hashlib.sha256("\n".join(class_ids).encode(errors="surrogateescape"))
+
+    def add(self, inspected):
+        """Counts an image in; returns its label, or None if it is bad and must not be stored."""
+        reference = inspected.reference
+        if inspected.error:
+            (self.unread if inspected.unread else self.bad).append((str(reference), inspected.error))
+            return None
+        label = self._label[reference.class_id]
+        self.counts[reference.split][label] += 1
+        self._digests[len(self._references)] = np.frombuffer(inspected.digest, np.uint8)
+        self._references.append(reference)
+        self._hash.update(struct.pack("<4sI", reference.split[:4].encode(), label) + inspected.digest)
+        self.odd += [(kind, str(reference), detail) for kind, detail in inspected.odd]
+        return label
+
+    @property
+    def fingerprint(self):
+        """Stands for the class ids and every image's split, class and stored bytes in their order."""
+        return self._hash.hexdigest()
+
+    def add_repeated(self):
+        """Adds to the oddities which images have the same bytes."""
+        digests = self._digests[: len(self._references)].view(np.uint64)  # [N, 4]
+        order = np.lexsort(digests.T)
+        same = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)
+        group = []
+        for place, index in enumerate(order):
+            group.append(self._references[index])
+            if place == len(same) or not same[place]:
+                self._add_group(group)
+                group = []
+
+    def _add_group(self, group):
+        for kind, apart in (
+            (_IN_BOTH, len({reference.split for reference in group}) > 1),
+            (_IN_TWO_CLASSES, len({reference.class_id for reference in group}) > 1),
+            (_TWICE, len({(reference.split, reference.class_id) for reference in group}) < len(group)),
+        ):
+            if apart:
+                for index, reference in enumerate(group):
+                    self.odd.append((kind, str(reference), str(group[index - 1])))
+
+    def odd_counts(self):
+        """{kind: number of images}, most first."""
+        return dict(collections.Counter(kind for kind, _, _ in self.odd).most_common())
+
+    def write_csv(self, path, ignored):
+        """Writes kind, image and detail of everything odd, bad and passed over."""
+        with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            table = csv.writer(file)
+            table.writerow(("kind", "image", "detail"))
+            table.writerows((BAD, image, cause) for image, cause in self.bad)
+            table.writerows(sorted(self.odd))
+            table.writerows((IGNORED, name, "") for name in ignored.names)

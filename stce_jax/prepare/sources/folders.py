@@ -1,0 +1,261 @@
+"""Sources with a folder for each class, unpacked or in a zip: train/<class>/ and val/<class>/, or as on Kaggle.
+
+Kaggle's data set "imagenet100" has its training images in four folders train.X1 to train.X4, and val.X and Labels.json.
+Its download of ILSVRC2012 has train and val in ILSVRC/Data/CLS-LOC, and LOC_val_solution.csv beside ILSVRC.
+"""
+
+import os
+import re
+import zipfile
+from pathlib import Path
+
+from stce_jax.data.records import is_image, walk_files
+from stce_jax.errors import DataError
+from stce_jax.prepare.sources.references import (
+    Ignored,
+    Reference,
+    Source,
+    UnreadableError,
+    check_classes,
+    check_size,
+    read_bounded,
+    read_file,
+    safe_parts,
+)
+from stce_jax.prepare.sources.val_labels import DEVKIT, SOLUTION, find_labels, parse_labels, read_labels
+
+_SPLIT_FOLDER = re.compile(r"(train|val)(\.X\d*)?")
+_CLS_LOC = ("ILSVRC", "Data", "CLS-LOC")  # where Kaggle's download of ILSVRC2012 has train and val
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # bzip2's and LZMA's members cannot be unpacked in small steps
+
+
+def split_folders(names):
+    """{folder name: (split, whether as on Kaggle)} of those names that are folders of a split."""
+    matches = {name: _SPLIT_FOLDER.fullmatch(name) for name in names}
+    folders = {name: (match[1], match[2] is not None) for name, match in matches.items() if match}
+    return folders if {split for split, _ in folders.values()} == {"train", "val"} else {}
+
+
+def find_root(directory):
+    """The directory itself, one just below, or ILSVRC/Data/CLS-LOC in one of these, that has train and val; or None.
+
+    Hidden directories, and those that cannot be listed, are passed over.
+    """
+    os.listdir(directory)  # says why where it cannot be listed
+    if split_folders(_folders_in(directory)):
+        return directory
+    below = [directory / name for name in _folders_in(directory)]
+    ends = ("/".join(_CLS_LOC[start:]) for start in range(4))  # the last is the directory itself
+    places = [place / end for end in ends for place in (directory, *below)]
+    found = {os.path.realpath(place): place for place in places if split_folders(_folders_in(place))}
+    return _only(directory, sorted(found.values()))
+
+
+def open_tree(source, root, wanted, val_labels):
+    """Opens class folders.
+
+    Args:
+      source: directory that was given; labels of validation images are looked for from `root` up to it.
+      root: directory with train and val folders, see `find_root`.
+      wanted: class ids, or None for all that there are.
+      val_labels: file with the labels of validation images that lie in no class folders, or "".
+    """
+    folders = split_folders(_folders_in(root))
+    upwards = (root, *root.parents)
+    highest = 3 if root.parts[-3:] == _CLS_LOC else 1
+    places = upwards[: 1 + max(highest, upwards.index(source))]
+    gathered = _Gathered(wanted, bool(val_labels), lambda: _labels_at(val_labels or find_labels(*places)))
+    for folder, (split, _) in sorted(folders.items()):
+        for entry in sorted(os.scandir(root / folder), key=lambda entry: entry.name):
+            if not entry.is_dir():
+                gathered.add(split, None, entry.name, entry.path, entry.path)
+            elif gathered.has_class(entry.name):
+                for path in walk_files(entry.path):
+                    gathered.add(split, entry.name, os.path.relpath(path, entry.path), path, path)
+    kind = f"{_kind(folders, root)} in {root}"
+    return gathered.source(kind, lambda reference: read_file(reference.place, reference.place), root)
+
+
+def open_zip(path, wanted, val_labels):
+    """Opens class folders within a zip archive; returns None if there are none in it."""
+    archive = read_directory(path)
+    members = [info for info in archive.infolist() if not info.is_dir()]
+    roots = {}  # folders above those of the splits -> names of the latter
+    for info in members:
+        names = safe_parts(info.filename)
+        for depth in range(min(len(names) - 1, 5)):
+            if _SPLIT_FOLDER.fullmatch(names[depth]) and _is_root(names[:depth]):
+                roots.setdefault(names[:depth], set()).add(names[depth])
+    qualified = [root for root, names in sorted(roots.items()) if split_folders(names)]
+    root = () if () in qualified else _only(path, qualified)
+    if root is None:
+        archive.close()
+        return None
+    folders, depth = split_folders(roots[root]), len(root)
+    gathered = _Gathered(
+        wanted, bool(val_labels), lambda: _labels_at(val_labels) or _labels_in(archive, root) or _labels_beside(path)
+    )
+    for info in members:
+        names = safe_parts(info.filename)
+        if len(names) < depth + 2 or names[:depth] != root or names[depth] not in folders:
+            gathered.ignored.add(info.filename)
+            continue
+        split, _ = folders[names[depth]]
+        class_id, *rest = names[depth + 1 :]
+        if not rest:
+            gathered.add(split, None, class_id, info, info.filename)
+        elif gathered.has_class(class_id):
+            gathered.add(split, class_id, "/".join(rest), info, info.filename)
+    kind = f"{_kind(folders, path)} in the archive {path}"
+    source = gathered.source(kind, lambda reference: read_member(archive, reference.place), path)
+    source.close = archive.close
+    return source
+
+
+def read_directory(path):
+    """The opened zip archive."""
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+        raise DataError(
+            f"cannot read {path}: {error or 'it is cut off'}; it is no whole zip archive, so get it again"
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_member(archive, info):
+    """The bytes of a zip archive's member, unpacked in steps of bounded size."""
+    name = f"{info.filename} of {archive.filename}"
+    check_size(info.file_size, name)
+    if info.compress_type not in _METHODS:
+        raise DataError(f"cannot read {name}: neither stored nor deflated; pack the archive anew")
+    try:
+        with archive.open(info) as member:
+            return read_bounded(member, name)
+    except DataError:
+        raise
+    except OSError as error:
+        raise UnreadableError(f"cannot read {name}: {error.strerror or error}") from error
+    except Exception as error:  # whatever zipfile makes of damaged, encrypted and cut off members
+        raise DataError(f"cannot read {name}: {str(error) or type(error).__name__}") from error
+
+
+class _Gathered:
+    """Collects references class by class, and gives those without a class theirs once all labels are needed."""
+
+    def __init__(self, wanted, given, find_val_labels):
+        """`find_val_labels` returns (function from file name to class id, where it is from) or None; `given`: whether
+        the user has said where."""
+        self.wanted = wanted if wanted is None else frozenset(wanted)
+        self.ignored = Ignored()
+        self.references = []
+        self.classes, self.others = set(), set()
+        self._flat = []
+        self._given, self._find_val_labels = given, find_val_labels
+
+    def has_class(self, class_id):
+        """Notes that the source has this class; returns whether its images are wanted."""
+        if class_id.startswith("."):
+            return False
+        wanted = self.wanted is None or class_id in self.wanted
+        (self.classes if wanted else self.others).add(class_id)
+        return wanted
+
+    def add(self, split, class_id, name, place, path):
+        name = name.replace(os.sep, "/")
+        if not is_image(name):
+            self.ignored.add(str(path))
+        elif class_id is not None:
+            self.references.append(Reference(split, class_id, name, place))
+        elif split == "val":
+            self._flat.append((name, place))
+        else:
+            self.ignored.add(str(path))
+
+    def source(self, kind, read, where):
+        note = self._label(where) if self._flat else ""
+        class_ids = tuple(sorted(self.classes if self.wanted is None else self.wanted))
+        if not class_ids:
+            raise DataError(f"{where} has no class folders; put each class's images into a folder of its own")
+        check_classes(self.references, class_ids, where, self.classes | self.others)
+        return Source(kind, class_ids, self.references, read, self.ignored, len(self.others), note)
+
+    def _label(self, where):
+        """Sorts validation images that lie in no class folder into classes; returns where the labels are from."""
+        in_folders = {reference.name.rpartition("/")[2] for reference in self.references if reference.split == "val"}
+        if in_folders and not self._given:
+            for name, _ in self._flat:  # strays beside proper class folders
+                self.ignored.add(f"val/{name}")
+            return ""
+        labels = self._find_val_labels()
+        if not labels:
+            raise DataError(
+                f"the validation images of {where} are in no class folders; give their labels with --val-labels=FILE "
+                "(the devkit's .tar.gz, LOC_val_solution.csv, or lines of file name and WordNet id)"
+            )
+        label, labels_from = labels
+        for name, place in self._flat:
+            if name in in_folders:
+                self.ignored.add(f"val/{name}")
+                continue
+            class_id = label(name)
+            if self.has_class(class_id):
+                self.references.append(Reference("val", class_id, name, place))
+        return f"validation labels from {labels_from}"
+
+
+def _kind(folders, where):
+    """What to call the layout; two for one split are refused."""
+    if len(set(folders.values())) > len({split for split, _ in folders.values()}):
+        raise DataError(f"{where} holds two sets of images, in {', '.join(sorted(folders))}; keep one of them there")
+    kaggle = any(kaggle for _, kaggle in folders.values())
+    return "Kaggle's layout (train.X1, ..., val.X)" if kaggle else "class folders"
+
+
+def _folders_in(directory):
+    """Names of the folders in a directory that are not hidden; none where it cannot be listed, or is not there."""
+    try:
+        return [path.name for path in directory.iterdir() if not path.name.startswith(".") and os.path.isdir(path)]
+    except OSError:
+        return []
+
+
+def _is_root(names):
+    """Whether an archive's folders, one in the other, may hold those of the splits; as in `find_root`."""
+    for end in (_CLS_LOC, _CLS_LOC[1:], ()):
+        if names[len(names) - len(end) :] == end:
+            above = names[: len(names) - len(end)]
+            return len(above) <= 1 and not any(name.startswith((".", "__MACOSX")) for name in above)
+    return False
+
+
+def _only(where, roots):
+    """The one place with images, or None; several are refused."""
+    if len(roots) > 1:
+        named = ", ".join("/".join(root) if isinstance(root, tuple) else str(root) for root in roots[:3])
+        raise DataError(f"{where} holds {len(roots)} sets of images, in {named}; give one of them alone as --source")
+    return next(iter(roots), None)
+
+
+def _labels_at(path):
+    return (read_labels(path), path) if path else None
+
+
+def _labels_beside(archive_path):
+    return _labels_at(find_labels(Path(archive_path).parent))
+
+
+def _labels_in(archive, root):
+    """The labels in an archive's folder `root` or above it."""
+    for depth in range(len(root), -1, -1):
+        for name in (f"{DEVKIT}.tar.gz", SOLUTION):
+            full = "/".join((*root[:depth], name))
+            if full in archive.NameToInfo:
+                path = f"{full} in {archive.filename}"
+                return parse_labels(read_member(archive, archive.getinfo(full)), path), path
+    return None
+
+
+def is_zip(path):
+    return Path(path).suffix.lower() == ".zip" and Path(path).is_file()

@@ -1,0 +1,159 @@
+"""Which class each validation image of ILSVRC2012 shows: its archive says nothing of it.
+
+The labels are in the development kit (as numbers of ILSVRC's own, which meta.mat translates), in Kaggle's
+LOC_val_solution.csv, and in many a text file.
+"""
+
+import contextlib
+import gzip
+import io
+import os
+import re
+import tarfile
+import zlib
+from pathlib import Path
+
+from stce_jax.data.class_lists import is_wordnet_id
+from stce_jax.data.records import is_image
+from stce_jax.errors import DataError
+from stce_jax.prepare.sources.references import stem
+
+DEVKIT = "ILSVRC2012_devkit_t12"
+SOLUTION = "LOC_val_solution.csv"
+_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
+_MOST_BYTES = 64 * 2**20  # of a file with labels; the devkit's are smaller than one
+
+
+def find_labels(*directories):
+    """The path of the devkit, unpacked or not, or of Kaggle's table, in the first directory that has one; else ""."""
+    for directory in directories:
+        for name in (f"{DEVKIT}.tar.gz", DEVKIT, SOLUTION):
+            if (directory / name).exists():
+                return str(directory / name)
+    return ""
+
+
+def read_labels(path):
+    """A function from a validation image's file name to its WordNet id.
+
+    Args:
+      path: the devkit (.tar.gz, or the directory unpacked from it), LOC_val_solution.csv, lines of a file name and a
+        WordNet id or of these the other way round, or lines of a WordNet id alone, in the order of the images' numbers.
+
+    Raises:
+      DataError: none of these; the function raises it for an image that has no label.
+    """
+    path = Path(os.path.expanduser(path))
+    with _told(path):
+        if path.is_dir():
+            return _by_name(_from_devkit(lambda name: _one_of(path, name).read_bytes(), path), {}, path)
+        with open(path, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    return parse_labels(content, path)
+
+
+def parse_labels(content, path):
+    """The function of `read_labels` from a file's bytes; `path` is what to call it."""
+    with _told(path):
+        content = _unpack(content, path)
+        if content[257:262] == b"ustar":
+            return _by_name(_from_packed_devkit(content, path), {}, path)
+        return _by_name(*_from_lines(content.decode("utf-8-sig").splitlines(), path), path)
+
+
+@contextlib.contextmanager
+def _told(path):
+    """Makes one line of what goes wrong in reading labels."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, tarfile.TarError, EOFError, zlib.error) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot read validation labels from {path}: {cause}; give --val-labels=FILE") from error
+
+
+def _by_name(by_number, by_stem, path):
+    """The function of `read_labels` from what `_from_lines` returns."""
+
+    def label(name):
+        found = by_stem.get(stem(name))
+        number = _NUMBER.fullmatch(stem(name))
+        if found is None and number and 1 <= int(number[1]) <= len(by_number):
+            found = by_number[int(number[1]) - 1]
+        if found is None:
+            raise DataError(f"{path} has no label for the validation image {name}; give another --val-labels=FILE")
+        return found
+
+    return label
+
+
+def _unpack(content, path):
+    """The bytes of a file, which may be packed with gzip."""
+    if content[:2] == b"\x1f\x8b":
+        with gzip.open(io.BytesIO(content)) as file:
+            content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise DataError(f"{path} holds more than {_MOST_BYTES:,} bytes: no validation labels; give --val-labels=FILE")
+    return content
+
+
+def _from_packed_devkit(content, path):
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+        contents = {}
+        while (member := archive.next()) is not None:
+            base = member.name.rpartition("/")[2]
+            if member.isfile() and base in ("meta.mat", _TRUTH):
+                contents[base] = archive.extractfile(member).read()
+    for name in ("meta.mat", _TRUTH):
+        if name not in contents:
+            raise DataError(f"{path} holds no {name}; give the devkit of tasks 1 and 2, {DEVKIT}.tar.gz")
+    return _from_devkit(contents.__getitem__, path)
+
+
+def _from_devkit(read, path):
+    """WordNet ids in the order of the images' numbers."""
+    from scipy.io import loadmat  # here, for it is needed for a devkit alone
+
+    try:
+        synsets = loadmat(io.BytesIO(read("meta.mat")), squeeze_me=True)["synsets"].ravel()
+        ids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+        return [ids[int(line)] for line in read(_TRUTH).split()]
+    except DataError:
+        raise
+    except Exception as error:  # whatever scipy makes of a damaged file
+        raise DataError(f"cannot read the devkit {path}: {error or type(error).__name__}; get it again") from error
+
+
+def _one_of(directory, name):
+    found = sorted(directory.rglob(name))
+    if not found:
+        raise DataError(f"{directory} holds no {name}; give the devkit of tasks 1 and 2, {DEVKIT}.tar.gz")
+    return found[0]
+
+
+def _from_lines(lines, path):
+    """(ids in the order of the images' numbers, {stem of a file name: id}); one of them is empty."""
+    by_number, by_stem = [], {}
+    for number, line in enumerate(lines, 1):
+        words = line.replace(",", " ").split()
+        if not words or words[0] == "ImageId":  # the head of Kaggle's table
+            continue
+        if len(words) == 1 and is_wordnet_id(words[0]):
+            by_number.append(words[0])
+            continue
+        if is_wordnet_id(words[0]) and _is_image_name(words[1]):
+            words = words[1::-1]
+        if len(words) == 1 or is_wordnet_id(words[0]) or not is_wordnet_id(words[1]):
+            raise DataError(
+                f"{path}, line {number}: {line[:60]!r} is neither a file name and a WordNet id nor such an id; "
+                "give another --val-labels=FILE"
+            )
+        if by_stem.setdefault(stem(words[0]), words[1]) != words[1]:
+            raise DataError(f"{path}, line {number}: {words[0]} has two labels; give another --val-labels=FILE")
+    if bool(by_number) == bool(by_stem):
+        raise DataError(f"{path} must hold either file names with WordNet ids or ids alone; give another file")
+    return by_number, by_stem
+
+
+def _is_image_name(word):
+    return is_image(word) or _NUMBER.fullmatch(stem(word)) is not None

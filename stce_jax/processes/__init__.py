@@ -1,0 +1,1 @@
+"""Several processes, and the signals that stop them."""

@@ -1,0 +1,224 @@
+"""Several processes, one run: finding each other, agreeing on what is run, stopping together, ending together.
+
+Order in a process: `start` -> `agree` -> work, within `together` -> `leave`. In a run of one process all of them do
+nothing.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import jax
+from jax._src import distributed  # the key-value store has no public name
+
+from stce_jax.errors import ConfigError, PreemptedError, StceError
+from stce_jax.processes import clusters, watch
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# JAX's own ways to notice a dead process end it with a wall of text; they are the last resort.
+HEARTBEAT_TIMEOUT = 100  # seconds
+_peers = None
+_shared = itertools.count()
+
+
+def start(timeout=300):
+    """Joins the run's other processes if the environment names any, see `clusters.detect`; called before JAX is used.
+
+    From then on this process ends, with a line that says why, once another ends or does not answer.
+
+    Args:
+      timeout: seconds to wait for all processes to come.
+
+    Raises:
+      ConfigError: contradictory variables, or an address that cannot be used. If not all come in time, the process
+        ends with such a line and exit code 75, for JAX cannot be called back from waiting.
+    """
+    global _peers
+    if _peers:
+        return
+    found = clusters.detect()
+    if found is None:
+        return
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
+    address, count, index = found["coordinator_address"], found["num_processes"], found["process_id"]
+    refuse = functools.partial(_refuse_start, f"process {index} of {count} could not join the others at {address}")
+    # JAX aborts with a wall of text where it could raise an error, so its own patience is never reached.
+    patience = threading.Timer(timeout, refuse, [f"within {timeout:g} s; see whether all {count} were started"])
+    patience.daemon = True
+    patience.start()
+    watch.on_abort(lambda: refuse("(see above what JAX says)"))
+    try:
+        jax.distributed.initialize(
+            address,
+            count,
+            index,
+            local_device_ids=found["local_device_ids"],
+            cluster_detection_method="deactivate",
+            initialization_timeout=timeout + 60,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=60,
+        )
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"process {index} of {count} could not join the others at {address}: {reason}") from error
+    finally:
+        patience.cancel()
+    _peers = watch.Peers(distributed.global_state.client, index, count, address)
+
+
+def _refuse_start(message, reason):
+    print(f"stce: {message} {reason}", file=sys.stderr, flush=True)
+    os._exit(watch.STOPPED)  # the others may come late: worth another try
+
+
+def is_main():
+    """Whether this process is the one that writes the workdir."""
+    return jax.process_index() == 0
+
+
+def own_name():
+    """This process for people, "process 1 on node7"; "" in a run of one process."""
+    return _peers.name(_peers.index) if _peers else ""
+
+
+def agree(facts):
+    """Refuses to go on unless all processes were started with the same facts; each must call it, and once.
+
+    Args:
+      facts: {name: text}, such as {"config": its JSON, "code": `code_digest()`, "data": a fingerprint}.
+
+    Raises:
+      ConfigError: in all processes: which fact differs, and in which process.
+    """
+    if not _peers:
+        return
+    client = distributed.global_state.client
+    for name, text in facts.items():
+        client.key_value_set(f"stce/fact/{_peers.index}/{name}", text)
+    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in facts.items()}
+    client.key_value_set(f"stce/facts/{_peers.index}", json.dumps(digests))
+    reference, *others = map(json.loads, _gather(client, "stce/facts/"))
+    problem = None
+    for index, digests in enumerate(others, start=1):
+        differing = [name for name in reference if digests.get(name) != reference[name]]
+        if differing and not problem:
+            # Small enough to compare whole, though the processes be many: only these two are fetched.
+            texts = [client.key_value_try_get(f"stce/fact/{p}/{differing[0]}") for p in (0, index)]
+            problem = (
+                f"{_peers.name(index)} was started with another {differing[0]} than {_peers.name(0)}"
+                f"{_first_difference(*texts)}; start all processes with the same"
+            )
+    client.key_value_set(f"stce/compared/{_peers.index}", "")
+    _gather(client, "stce/compared/")  # process 0 holds the store: it may end only when all have read it
+    if problem:
+        raise ConfigError(problem)
+
+
+def _gather(client, folder):
+    """The values that all processes have set in a folder of the store, in the processes' order."""
+    while len(found := client.key_value_dir_get(folder)) < _peers.count:  # a process that is lost ends this one
+        time.sleep(0.1)
+    return [text for _, text in sorted(found, key=lambda pair: int(pair[0].rpartition("/")[2]))]
+
+
+def _first_difference(reference, text):
+    """The first line in which texts of several lines differ, cut to fit in a message; "" for texts of one."""
+    lines = [text.splitlines(), reference.splitlines()]
+    if max(map(len, lines)) < 2:
+        return ""
+    length = max(map(len, lines))
+    padded = [[line.strip().rstrip(",")[:100] for line in part] + ["nothing"] * (length - len(part)) for part in lines]
+    return next(f": {ours} instead of {theirs}" for ours, theirs in zip(*padded, strict=True) if ours != theirs)
+
+
+def share(value):
+    """What process 0 passes, a JSON-able value, in all processes; they wait for it as long as process 0 lives.
+
+    By the store and not by the devices, which give up after half a minute.
+    """
+    if not _peers:
+        return value
+    client, folder = distributed.global_state.client, f"stce/shared/{next(_shared)}/"
+    if _peers.index == 0:
+        client.key_value_set(f"{folder}0", json.dumps(value))
+        return value
+    while not (found := client.key_value_dir_get(folder)):
+        time.sleep(0.1)
+    return json.loads(found[0][1])
+
+
+def code_digest():
+    """SHA-256 over this package's source files and the versions of what computes, as 64 hexadecimal digits."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256(f"python {sys.version_info.major}.{sys.version_info.minor}".encode())
+    for name in PACKAGES:
+        digest.update(f"\n{name} {importlib.metadata.version(name)}".encode())
+    for path in sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).parts):
+        content = path.read_bytes()
+        digest.update(f"\n{path.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def several():
+    """Whether this process is one of several that `start` joined and that have not left."""
+    return _peers is not None
+
+
+@contextlib.contextmanager
+def together():
+    """Around what several processes do together: an error in one ends all, each with one line; see `fail`.
+
+    To be the innermost of the context managers whose exits may wait for the other processes, and around all as well.
+    PreemptedError goes through: all processes raise it, once their state is saved.
+    """
+    try:
+        yield
+    except PreemptedError:
+        raise
+    except BaseException as error:
+        if several():
+            blame(error)
+            if not isinstance(error, StceError):
+                traceback.print_exc()
+            fail(str(error) or repr(error), error.exit_code if isinstance(error, StceError) else 1)
+        raise
+
+
+def fail(message, exit_code):
+    """Ends this process of several at once: prints "stce: MESSAGE", and the others end likewise, naming this one.
+
+    At once, without a return to the caller: threads and collectives that wait for the others would hold it for minutes.
+    """
+    _peers.fail(" ".join(message.split()), exit_code)
+
+
+def blame(error):
+    """Waits, if an error looks like a collective that broke, until the process that broke it is found.
+
+    Finding it ends this process with a line that names it. Returns if the error is of another kind, or nobody is lost.
+    """
+    while _peers and error:
+        # By its message, for JAX raises some as ValueError; too little memory is this process's own.
+        if re.match(r"(?!RESOURCE_EXHAUSTED)[A-Z_]+: ", str(error)):
+            time.sleep(watch.PEER_TIMEOUT + 5 * watch.BEAT)
+            return
+        error = error.__cause__ or error.__context__
+
+
+def leave():
+    """Ends this process's part in the run, once all others have come to their end as well."""
+    global _peers
+    if _peers:
+        _peers.leave()
+        _peers = None
+        jax.distributed.shutdown()

@@ -1,0 +1,1 @@
+"""What a training step does to a batch, and how it updates the weights."""

@@ -1,0 +1,143 @@
+"""The paper's tables as training runs: which rows a table has, which runs they need, and where each run lies.
+
+A sweep is a directory: `cells/<run>_seed<seed>/` holds a run each, `claims/` says who is at work on which.
+"""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+from stce_jax.analysis.files import IN_RUN, PREDICTIONS, SCORES
+from stce_jax.errors import ConfigError
+from stce_jax.training.timetable import is_last
+from stce_jax.workdir.config import load_config
+
+TABLES = ("table1", "table6", "table7", "table8", "readings")
+TRAINED = TABLES[1:]  # of the others no row needs a run
+CELL_FILE = "cell.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+      table, run, label, overrides, against, paper: see `configs/tables/__init__.py`.
+      scale: "paper", "small" or "smoke".
+      more: words such as "--config.image_size=128", for every row alike.
+    """
+
+    table: str
+    run: str
+    label: str
+    overrides: dict
+    against: tuple[str, ...]
+    paper: dict
+    scale: str
+    more: tuple[str, ...] = ()
+
+    def words(self):
+        """What `stce train` is told of the row's config."""
+        return [f"--config={self._name()}", *self._overrides()]
+
+    def config(self, *words):
+        """The row's ConfigDict, with further overrides; raises ConfigError."""
+        return load_config(self._name(), [*self._overrides(), *words])
+
+    def _name(self):
+        return f"tables/{self.table}:{self.scale}"
+
+    def _overrides(self):
+        return [*(f"--config.{key}={_spelt(value)}" for key, value in self.overrides.items()), *self.more]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A run to be trained: a row with a seed.
+
+    Attributes:
+      row: the first row that needs it.
+      seed: config.seed.
+      directory: its workdir.
+      claim: directory that is locked by whoever is at work on it.
+    """
+
+    row: Row
+    seed: int
+    directory: Path
+    claim: Path
+
+    def commands(self, data_dir):
+        """The words of the two `stce` commands that make the cell: training, evaluating."""
+        data = [f"--data_dir={data_dir}"] if data_dir else []
+        workdir = f"--workdir={self.directory}"
+        train = ["train", *self.row.words(), f"--config.seed={self.seed}", *data, workdir]
+        return train, ["evaluate", workdir, *data, f"--output={self.directory / IN_RUN}"]
+
+    def finished(self):
+        """Whether it is trained to the end, and the last epoch's raw weights are evaluated on the test images."""
+        found = _read_json(self.directory / IN_RUN / SCORES)
+        if not found or not (self.directory / IN_RUN / PREDICTIONS).exists():
+            return False
+        as_wanted = (found["checkpoint"], found["ema"], found["split"]) == ("last", False, "val")
+        return as_wanted and is_last(found["step"], found["epoch"], self.row.config().epochs)
+
+    def record(self):
+        """What `reproduce` has written about it, {} if nothing."""
+        return _read_json(self.directory / CELL_FILE)
+
+
+def load_rows(table, scale="paper", more=()):
+    """The rows of a table, in its order.
+
+    Args:
+      table: one of TABLES.
+      scale: "paper", "small" or "smoke".
+      more: config overrides for every row alike, words of the command line.
+
+    Raises:
+      ConfigError: an unknown table or scale.
+    """
+    if table not in TABLES:
+        raise ConfigError(f"there is no table {table!r}; there are {', '.join(TABLES)}, and all")
+    module = importlib.import_module(f"stce_jax.configs.tables.{table}")
+    if scale not in module.VARIANTS:
+        raise ConfigError(f"there is no scale {scale!r}; there are {', '.join(module.VARIANTS)}")
+    return [Row(table=table, scale=scale, more=tuple(more), **entry) for entry in module.sweep(scale)]
+
+
+def cells_of(rows, seeds, workdir):
+    """The cells that rows need, each once: all rows of a seed before the next seed, so that pairs are complete early.
+
+    Args:
+      rows: of `load_rows`, of one table or more.
+      seeds: of the runs.
+      workdir: an absolute path, of the sweep.
+    """
+    first = {}
+    for row in rows:
+        if row.table in TRAINED:
+            first.setdefault(row.run, row)
+    return [cell_of(row, seed, workdir) for seed in seeds for row in first.values()]
+
+
+def cell_of(row, seed, workdir):
+    """The cell of a row and a seed."""
+    name = f"{row.run}_seed{seed}"
+    return Cell(row, seed, workdir / "cells" / name, workdir / "claims" / name)
+
+
+def _read_json(path):
+    """What a file holds, {} if it is not there or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _spelt(value):
+    """A config value as a command line spells it."""
+    if isinstance(value, tuple) and len(value) > 1:
+        return ",".join(map(str, value))
+    return str(value)

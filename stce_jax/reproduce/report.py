@@ -1,0 +1,298 @@
+"""The report of a sweep: the paper's figures beside ours, with intervals, differences, costs and every command."""
+
+import dataclasses
+import datetime
+import functools
+import json
+import math
+
+from stce_jax.analysis.curves import curves
+from stce_jax.data import catalog
+from stce_jax.paths import write_text
+from stce_jax.reproduce import documents
+from stce_jax.reproduce.cells import TRAINED, load_rows
+from stce_jax.reproduce.documents import bullets, commands, figure, heading, paragraph, table
+from stce_jax.reproduce.notes import NOTES, SCALES, TITLES
+from stce_jax.reproduce.results import NOT_FINISHED, differences, read_result
+from stce_jax.training import assemble as runs
+from stce_jax.training.state import abstract_variables
+from stce_jax.verbs.summary import count_model, count_parameters
+from stce_jax.workdir import config as configuration
+
+PAPERS_CLASSES = 100
+FIGURE3 = ("patch", "conv", "stce")
+NONE = "–"
+
+
+def write_report(workdir, rows, seeds, *, command, dataset, speed):
+    """Writes report.md, report.html and the figures into a sweep's workdir.
+
+    Args:
+      workdir: absolute path.
+      rows: of `load_rows`, of one table or more.
+      seeds: of the runs.
+      command: the `stce reproduce` command, in words.
+      dataset: that the runs are trained on; None if no row is trained.
+      speed: {table: rows of `stce benchmark`, their "model" the name of a run}.
+
+    Returns:
+      Path of report.md.
+    """
+    results = {row.run: read_result(row, seeds, workdir) for row in rows if row.table in TRAINED}
+    count = functools.cache(lambda run: _count(results[run].row, len(dataset.class_names)))  # tables share runs
+    blocks = [
+        heading("The paper's tables, reproduced", level=1),
+        *_opening(rows, results, seeds, command, dataset),
+    ]
+    for name in dict.fromkeys(row.table for row in rows):
+        of_table = [row for row in rows if row.table == name]
+        blocks.append(heading(TITLES[name]))
+        if name == "table1":
+            blocks += _embeddings(of_table)
+        else:
+            own = [dataclasses.replace(results[row.run], row=row) for row in of_table]
+            blocks += _table(name, own, speed.get(name, []), workdir, count)
+    blocks += _closing(rows, results)
+    report = workdir / "report.md"
+    write_text(report, documents.to_markdown(blocks))
+    write_text(report.with_suffix(".html"), documents.to_html(blocks, "The paper's tables, reproduced"))
+    return report
+
+
+def _opening(rows, results, seeds, command, dataset):
+    scale = rows[0].scale
+    blocks = [paragraph(f"`{command}`, written {datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}.")]
+    if not results:
+        return blocks
+    config = rows[0].config()
+    done, wanted = sum(len(result.seeds) for result in results.values()), len(results) * len(seeds)
+    places = sorted({record["place"] for result in results.values() for record in result.records.values()})
+    counts = {split: len(getattr(dataset, split)) for split in catalog.SPLITS}
+    blocks.append(
+        bullets(
+            [
+                f"Scale `{scale}`: {SCALES[scale]}{_changed(rows[0])}.",
+                f"Images: `{config.dataset}`, {len(dataset.class_names)} classes, {counts['train']:,} for training, "
+                f"{counts['val']:,} for testing, {config.image_size} pixels; fingerprint {dataset.fingerprint[:12]}.",
+                f"Seeds {', '.join(map(str, seeds))}: {done} of {wanted} runs are finished.",
+                f"Computed on: {'; '.join(places) or 'nothing yet'}.",
+                "Every accuracy is the last epoch's, of the raw weights, as DeiT's code has it (the paper does not "
+                'say). There is no third split: "best epoch" is chosen on the test images, is therefore too high, and '
+                "no headline.",
+                "Intervals are 95%: over seeds by Student's t. What the number of test images leaves open of one "
+                "accuracy is Wilson's interval; of a difference, the paired bootstrap of the images, the seeds "
+                "averaged. p values are McNemar's exact ones, a seed each.",
+            ]
+        )
+    )
+    failed = [
+        f"`{result.row.run}` seed {seed}: {why}"
+        for result in results.values()
+        for seed, why in result.unfinished.items()
+        if why != NOT_FINISHED
+    ]
+    return [*blocks, paragraph("Failed:"), bullets(failed)] if failed else blocks
+
+
+def _changed(row):
+    return f", with `{' '.join(row.more)}` for every row" if row.more else ""
+
+
+def _embeddings(rows):
+    """Table 1: counts at the paper's size, whatever the scale."""
+    lines = []
+    for row in load_rows("table1", "paper"):
+        if row.run in {wanted.run for wanted in rows}:
+            ours = count_parameters(_parameters(row)["embedding"])
+            printed = row.paper["embedding_parameters"]
+            ratio = ours / (1e6 * float(printed.removesuffix("M")))
+            lines.append(
+                {"embedding": row.label, "paper": printed, "ours": f"{ours:,}", "ours / paper": f"{ratio:.2f}"}
+            )
+    return [table(lines), bullets(NOTES["table1"])]
+
+
+def _table(name, results, speed, workdir, count):
+    blocks = [table([_accuracy(result) for result in results])]
+    pairs = differences(results)
+    if pairs:
+        blocks += [heading("Differences on the same seeds and images, in points", level=3)]
+        blocks += [table([_difference(pair) for pair in pairs])]
+    if name == "table6":
+        blocks += _order(results)
+    groups = {result.row.label: result.curves for result in results if result.row.run in FIGURE3 and result.curves}
+    if name == "table6" and groups:
+        caption = "Figure 3: loss and top-1 over epochs, mean over seeds, the band from the least to the most of them."
+        blocks.append(figure(curves(groups, workdir / "figure3.png"), caption))
+    blocks += [heading("Cost", level=3), table(_costs(results, speed, count)), *_how_timed(results, speed)]
+    return [*blocks, bullets(NOTES[name])]
+
+
+def _how_timed(results, speed):
+    if not speed:
+        return []
+    first, labels = speed[0], {result.row.run: result.row.label for result in results}
+    return [
+        paragraph(
+            f"Images/s of inference and training: `stce benchmark`, batches of {first['batch_size']}, "
+            f"{first['dtype']}, on one {first['device']}, the models in turn; in brackets the ratio to "
+            f"`{labels.get(first['model'], first['model'])}` with its 95% interval."
+        )
+    ]
+
+
+def _accuracy(result):
+    paper, ours = result.row.paper.get("top1"), result.interval()
+    return {
+        "row": result.row.label,
+        "paper, top-1 %": NONE if paper is None else f"{paper:.2f}",
+        "ours, top-1 %": _percent(ours) if ours else NONE,
+        "by the images": _range(result.over_images()) if ours else NONE,
+        "each seed": ", ".join(f"{100 * top1:.2f}" for top1 in result.top1) or NONE,
+        "best epoch, chosen on the test images": ", ".join(f"{100 * top1:.2f}" for top1 in result.best) or NONE,
+        "runs": f"{len(result.seeds)} of {len(result.seeds) + len(result.unfinished)}",
+    }
+
+
+def _difference(pair):
+    p_values = "; ".join(f"{first}/{second}, p {_p(p_value)}" for first, second, p_value in pair.mcnemar)
+    return {
+        "rows": f"{pair.first.label} less {pair.second.label}",
+        "paper": NONE if pair.paper is None else f"{pair.paper:+.2f}",
+        "ours, over seeds": _percent(pair.over_seeds, "+"),
+        "over images": _percent(pair.over_images, "+"),
+        "right alone (first/second), p": p_values,
+        "verdict": _verdict(pair),
+    }
+
+
+def _verdict(pair):
+    """What both intervals together allow to say; of one seed there is but one."""
+    words = {1: "higher", -1: "lower", 0: "undecided"}
+    by_images = _sign(pair.over_images)
+    if len(pair.mcnemar) == 1:
+        return f"{words[by_images]}, by one seed"
+    return words[by_images if _sign(pair.over_seeds) == by_images else 0]
+
+
+def _sign(interval):
+    """1 or -1 where an interval lies above or below 0, 0 where it holds it, or is none."""
+    return int(interval.low > 0) - int(interval.high < 0)
+
+
+def _order(results):
+    """Whether the paper's order of the embeddings holds, by the seeds that all of them have."""
+    compared = [result for result in results if result.row.run in FIGURE3]
+    seeds = set.intersection(*(set(result.seeds) for result in compared)) if compared else set()
+    if len(compared) < len(FIGURE3) or not seeds:
+        return []
+    sums = {of.row.run: sum(of.top1[of.seeds.index(seed)] for seed in seeds) for of in compared}
+    found = sorted(sums, key=sums.get, reverse=True)
+    verb = "holds" if found == ["stce", "conv", "patch"] else "does not hold"
+    order = " > ".join(found)
+    return [paragraph(f"The paper's order of the means, stce > conv > patch, {verb} here: {order}.")]
+
+
+def _costs(results, speed, count):
+    lines = []
+    for result in results:
+        row, counted = result.row, count(result.row.run)
+        line = {"row": row.label}
+        if "parameters" in row.paper:
+            line |= {"parameters, paper": row.paper["parameters"]}
+        line |= {"ours at the paper's size": f"{counted['papers_parameters']:,}"}
+        if row.scale != "paper" or row.more:
+            line |= {"here": f"{counted['parameters']:,}"}
+        line |= {"multiply-adds": f"{counted['multiply_adds'] / 1e6:,.1f}M"}
+        if "images_per_second" in {key for of in results for key in of.row.paper}:
+            line |= {"paper, images/s": str(row.paper.get("images_per_second", NONE))}
+        for what in ("inference", "training"):
+            line |= {f"{what}, images/s": _speed(row.run, speed, what)}
+        line |= {
+            "training with loading, images/s": _mean(result.images_per_second),
+            "minutes a run": _mean(result.seconds, unit=60, digits=1),
+        }
+        lines.append(line)
+    return lines
+
+
+def _count(row, classes):
+    """What `count_model` says of a row's model, and "papers_parameters": of its counterpart at the paper's size."""
+    config = row.config()
+    (papers,) = (found for found in load_rows(row.table, "paper") if found.run == row.run)
+    counted = count_model(runs.build_model(config, classes), config.image_size)
+    return counted | {"papers_parameters": count_parameters(_parameters(papers))}
+
+
+def _parameters(row):
+    """The shapes of the parameters of a row at the paper's size."""
+    config = row.config()
+    return abstract_variables(runs.build_model(config, PAPERS_CLASSES), config.image_size)["params"]
+
+
+def _speed(run, speed, what):
+    for measured in speed:
+        if measured["model"] == run and measured["what"] == what:
+            if measured["error"]:
+                return measured["error"]
+            margin = f" ± {100 * measured['ratio_margin']:.1f}%" if measured["ratio_margin"] else ""
+            ratio = "" if measured["ratio"] is None else f" ({100 * measured['ratio']:.1f}%{margin})"
+            return f"{measured['images_per_second']:,.0f}{ratio}"
+    return NONE
+
+
+def _closing(rows, results):
+    """What differs from the paper, what cannot be reconciled, and the commands."""
+    blocks = [heading("What differs from the paper")]
+    row = rows[0]
+    if row.scale != "paper":
+        papers = next(iter(load_rows("table6", "paper"))).config()
+        own = next(iter(load_rows("table6", row.scale, row.more))).config()
+        blocks += [
+            paragraph(
+                "This is the paper's experiment scaled down: its accuracies are not the paper's, and only their order "
+                "and differences can be held against it. Of the config of Table 6's first row this differs (the "
+                "paper's recipe -> here):"
+            ),
+            bullets(f"`{line}`" for line in configuration.differences(papers, own)),
+        ]
+    elif row.more:
+        blocks += [paragraph(f"Changed for every row, so that accuracies are not the paper's: `{' '.join(row.more)}`.")]
+    blocks += [paragraph("How the paper was read, where it leaves things open; figures are those of its own scale:")]
+    blocks += [bullets(NOTES["decisions"]), heading("Figures of the paper that cannot be reconciled")]
+    blocks += [bullets(NOTES["contradictions"]), heading("Commands")]
+    for result in results.values():
+        for seed, record in result.records.items():
+            title = f"`{result.row.run}`, seed {seed}: {record['seconds'] / 60:.1f} minutes on {record['place']}"
+            blocks.append(commands(title, record["commands"]))
+    return blocks
+
+
+def read_speed(workdir, tables):
+    """{table: rows of `stce benchmark`} of the tables that were measured."""
+    paths = {name: speed_file(workdir, name) for name in tables}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def speed_file(workdir, name):
+    """Where the speed of a table's models is kept."""
+    return workdir / "speed" / f"{name}.json"
+
+
+def _percent(interval, sign=""):
+    """An `Interval` of fractions in percent or points."""
+    mean, low, high = (f"{100 * value:{sign}.2f}" for value in interval)
+    return mean if math.isnan(interval.low) else f"{mean} [{low}, {high}]"
+
+
+def _range(interval):
+    return f"[{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
+
+
+def _p(value):
+    return f"{value:.2g}" if value >= 1e-4 else "< 0.0001"
+
+
+def _mean(values, *, unit=1, digits=0):
+    known = [value / unit for value in values if value is not None]
+    return f"{sum(known) / len(known):,.{digits}f}" if known else NONE

@@ -1,1 +1,0 @@
-"""Models timed in turn: `model_specs` (which) and `contenders` (compiled, warm, measured), on `turns`."""

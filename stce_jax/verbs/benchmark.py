@@ -1,0 +1,137 @@
+"""`stce benchmark`: images a second, latency and memory of models, timed in turn on one device.
+
+Shape letters: B batch, S image side.
+"""
+
+import itertools
+import math
+import statistics
+
+import jax
+import numpy as np
+
+from stce_jax.analysis.timing import contenders
+from stce_jax.analysis.timing.contenders import Contender
+from stce_jax.analysis.timing.model_specs import read_specs
+from stce_jax.analysis.timing.turns import in_turn, median_estimate
+from stce_jax.errors import ConfigError
+from stce_jax.training.mesh import make_mesh
+from stce_jax.training.step import check_accumulation
+from stce_jax.verbs.summary import count_model
+
+WHAT = ("inference", "training")
+DTYPES = ("float32", "bfloat16")
+
+
+def benchmark(
+    models,
+    *,
+    batch_sizes=None,
+    dtypes=None,
+    image_size=None,
+    num_classes=None,
+    what=WHAT,
+    rounds=10,
+    seconds=0.2,
+    accumulate=1,
+    on_rows=None,
+):
+    """Measures models against one another on the first device, every combination of batch size, dtype and `what`.
+
+    The models of one combination take turns, round by round, in an order drawn anew: what else the machine does hits
+    all of them, and the ratios within a round mean something where its clock drifts.
+
+    "inference" is uint8 pixels to logits. "training" is the whole step that `stce train` runs: forward, backward,
+    AdamW, with an augmentation that normalises and does nothing else, and without a moving average. Batches lie on the
+    device already: loading, augmentation and transfer from the host are not included, nor is compiling, which is
+    reported for itself. Weights are noise, whatever the model: speed does not depend on them.
+
+    Args:
+      models: names of models or shell patterns of them, workdirs of runs, or configs ("digits:patch", "my/config.py"),
+        each optionally with options: "vit_s_stce,iterations=1".
+      batch_sizes: images of a batch, each >= 1; None: 1, 8 and 32, for workdirs and configs their own.
+      dtypes: of the computation, "float32" or "bfloat16"; None: each model's own.
+      image_size: side in pixels; None: 224, for workdirs and configs their own.
+      num_classes: of the head; None: 100, for runs with a checkpoint their own.
+      what: "inference", "training" or both.
+      rounds: turns of each model, >= 1.
+      seconds: that each turn lasts at least, by several calls of quick models.
+      accumulate: micro-batches of a training step, see `make_train_step`.
+      on_rows: called with the rows of each combination once they are measured.
+
+    Returns:
+      A list of dicts, one for each model and combination:
+      "model" (as given), "dtype", "batch_size", "image_size", "what", "images_per_second" (median over rounds, calls
+      back to back), "latency_ms" and "latency_ms_p95" (of a batch: median and 95th percentile of calls one by one),
+      "compile_seconds" (tracing and compiling; less where a persistent compilation cache knows the program),
+      "peak_bytes" and "memory_kind" (see `contenders.peak_memory`), "parameters", "embedding_parameters",
+      "multiply_adds" (forward, an image),
+      "ratio" and "ratio_margin" (of images_per_second to that of the combination's first model: median over rounds and
+      half the width of its 95% interval), "device", and "error": "" or why there are no numbers. What was not measured
+      is None; a combination that fails, for want of memory say, does not keep the others from being measured.
+
+    Raises:
+      StceError: a model, option or number that cannot be; nothing was measured.
+
+    Example:
+      >>> rows = benchmark(["vit_s_patch", "vit_s_stce,iterations=1"], batch_sizes=[8], what=["inference"])
+    """
+    mesh = make_mesh(devices=jax.devices()[:1])
+    _check(batch_sizes, dtypes, image_size, num_classes, what, rounds, seconds)
+    specs = read_specs(models, image_size=image_size, num_classes=num_classes)
+    sizes = [batch_sizes or spec.batch_sizes for spec in specs]
+    counts = [count_model(spec.build(), spec.image_size) for spec in specs]
+    if "training" in what:
+        for size in itertools.chain(*sizes):
+            check_accumulation(size, accumulate, mesh)
+    rows = []
+    for size, dtype, task in itertools.product(sorted({*itertools.chain(*sizes)}), dtypes or (None,), what):
+        rivals = [
+            Contender(spec, own_counts, dtype, size, task)
+            for spec, own_sizes, own_counts in zip(specs, sizes, counts, strict=True)
+            if size in own_sizes
+        ]
+        rows += _measure(rivals, mesh, rounds=rounds, seconds=seconds, accumulate=accumulate)
+        if on_rows:
+            on_rows(rows[-len(rivals) :])
+    return rows
+
+
+def _check(batch_sizes, dtypes, image_size, num_classes, what, rounds, seconds):
+    for name, number in (
+        *(("batch size", size) for size in batch_sizes or ()),
+        ("image_size", 1 if image_size is None else image_size),
+        ("num_classes", 1 if num_classes is None else num_classes),
+        ("rounds", rounds),
+    ):
+        if number < 1:
+            raise ConfigError(f"{name} is {number}; it must be at least 1")
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f"seconds is {seconds}; it must be at least 0")
+    for name, choices, chosen in (("dtype", DTYPES, dtypes or ()), ("what", WHAT, what)):
+        for choice in chosen:
+            if choice not in choices:
+                raise ConfigError(f"{name} is {choice!r}; it must be one of {', '.join(choices)}")
+
+
+def _measure(rivals, mesh, *, rounds, seconds, accumulate):
+    """Measures the models of one combination against one another; their rows."""
+    for rival in rivals:
+        rival.attempt(contenders.prepare, mesh, seconds=seconds, accumulate=accumulate)
+    for place in in_turn(range(len(rivals)), rounds):
+        if rivals[place].call:
+            rivals[place].attempt(contenders.take_turn)
+    first = rivals[0]
+    for rival in rivals:
+        if rival.row["error"]:
+            continue
+        rival.row |= {
+            "images_per_second": statistics.median(rival.rates),
+            "latency_ms": 1e3 * statistics.median(rival.latencies),
+            "latency_ms_p95": 1e3 * float(np.percentile(rival.latencies, 95)),
+        }
+        if not first.row["error"]:
+            ratio = median_estimate(own / its for own, its in zip(rival.rates, first.rates, strict=True))
+            margin = None if math.isnan(ratio.margin) else ratio.margin
+            rival.row |= {"ratio": ratio.value, "ratio_margin": margin}
+    return [rival.row for rival in rivals]

@@ -1,0 +1,50 @@
+"""`stce predict`: the likeliest classes of image files."""
+
+import numpy as np
+
+from stce_jax.analysis import scores
+from stce_jax.errors import CheckpointError, ConfigError
+from stce_jax.training import assemble as runs
+from stce_jax.training import images
+
+
+def predict(paths, workdir, checkpoint="last", *, ema=False, topk=5, batch_size=64, unreadable=None):
+    """Classifies images with a run's model.
+
+    Args:
+      paths: image files and folders of them, see `images.list_images`.
+      workdir, checkpoint, ema: see `load_run`.
+      topk: how many classes to give of each image, >= 1; never more than there are.
+      batch_size: images that are computed at a time.
+      unreadable: function called with the DataError of each image that cannot be read, which is then left out; by
+        default the first is raised.
+
+    Returns:
+      An iterator over {"name": path, "classes": [{"id", "name", "probability"}, ...]}, in the order of the paths, the
+      likeliest class first. Images are read as it goes on.
+
+    Raises:
+      StceError: options or paths are wrong, or the run cannot be read; from the iterator: the weights give no numbers.
+
+    Example:
+      >>> for image in predict("photos", "runs/pets"):
+      ...     print(image["name"], image["classes"][0]["name"])
+    """
+    if topk < 1:
+        raise ConfigError(f"topk {topk} is no number of classes; give 1 or more")
+    files = images.list_images(paths)
+    run = runs.load_run(workdir, checkpoint, ema)
+    return _records(run, topk, images.apply(run, run.model, files, batch_size=batch_size, unreadable=unreadable))
+
+
+def _records(run, topk, batches):
+    for names, logits in batches:
+        if not np.isfinite(logits).all():
+            raise CheckpointError(f"the model of step {run.step} gives no finite numbers; take another --checkpoint")
+        for name, probabilities in zip(names, scores.softmax(logits), strict=True):
+            ranked = np.argsort(-probabilities, kind="stable")[:topk]
+            classes = [
+                {"id": run.class_ids[place], "name": run.class_names[place], "probability": float(probabilities[place])}
+                for place in ranked
+            ]
+            yield {"name": name, "classes": classes}

@@ -1,0 +1,173 @@
+"""`stce visualize`: the super tokens of images, iteration by iteration, and what the class token attends to."""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from stce_jax.analysis.drawing import pictures, sheets
+from stce_jax.analysis.drawing.introspection import (
+    check_class_token,
+    check_super_tokens,
+    class_attention,
+    iterated_affinities,
+)
+from stce_jax.data import catalog, decode
+from stce_jax.errors import CheckpointError, ConfigError, DataError
+from stce_jax.models.factory import create_model
+from stce_jax.paths import absolute, first_line, is_remote, open_path, write_bytes
+from stce_jax.recipe import augment
+from stce_jax.training import assemble as runs
+from stce_jax.training.images import list_images, read_image
+
+IMAGE_SIZE, CROP_FRACTION = 224, 0.875  # of models by name, as in configs/default.py
+SMALLEST_TILE = 160  # pixels; the captions need room
+
+
+class Subject(NamedTuple):
+    """A model to look into, and how it sees images."""
+
+    model: Any
+    variables: Any
+    size: int
+    fraction: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def visualize(paths, subject, output, *, attention=False, token=None, tile=448, unreadable=None, report=None):
+    """Draws what a model makes of images, as PNG files: the super tokens unless something else is asked for.
+
+    Args:
+      paths: image files and folders of them, see `images.list_images`.
+      subject: of `open_run` or `random_model`.
+      output: directory of the pictures, which is made.
+      attention: draw the class token's attention in each block, see `sheets.attention_sheet`.
+      token: (row, column) in the grid: draw the affinities to that super token, see `sheets.token_sheet`.
+      tile: side in pixels of an image on the pictures; it is cut from the file at this resolution, not the model's.
+      unreadable: function called with the DataError of each image that cannot be read, which is then left out; None:
+        the first is raised.
+      report: function called with the path of each picture once it is written.
+
+    Returns:
+      The paths of the pictures: NAME_super_tokens.png, NAME_attention.png, NAME_token_ROW_COLUMN.png. NAME is the
+      image's, with a number behind it where several are called alike.
+
+    Raises:
+      ConfigError: the model has no super tokens, no class token, or no such token; or a picture cannot be written.
+      DataError: an image is not there or cannot be read.
+      CheckpointError: the model gives no finite numbers.
+    """
+    _check(subject, attention, token, tile)
+    files = _named(list_images(paths))
+    draw = _drawer(subject, attention, token)
+    written = []
+    for name, file in files.items():
+        try:
+            image = read_image(file)
+        except DataError as error:
+            if unreadable is None:
+                raise
+            unreadable(error)
+            continue
+        seen, shown = (decode.center_crop(image, side, subject.fraction) for side in (subject.size, tile))
+        for kind, picture in draw(seen, shown).items():
+            written.append(_write(output, f"{name}_{kind}.png", picture))
+            if report:
+                report(written[-1])
+    return written
+
+
+def open_run(workdir, checkpoint="last", ema=False, image_size=None):
+    """The model of a run, see `load_run`; it sees images at its own size, or at sides of `image_size` pixels."""
+    run = runs.load_run(workdir, checkpoint, ema)
+    config = run.config
+    size = config.image_size if image_size is None else image_size
+    return Subject(run.model, run.variables, size, config.augment.eval_crop_fraction, run.mean, run.std)
+
+
+def random_model(name, image_size=IMAGE_SIZE, seed=0):
+    """A model of `list_models` with random weights."""
+    model = create_model(name, num_classes=0, image_size=image_size)
+    pixels = np.zeros((1, image_size, image_size, 3), np.float32)
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(seed), pixels)
+    return Subject(model, variables, image_size, CROP_FRACTION, catalog.IMAGENET_MEAN, catalog.IMAGENET_STD)
+
+
+def _check(subject, attention, token, tile):
+    """Refuses what cannot be drawn before anything is read or compiled."""
+    if tile < SMALLEST_TILE:
+        raise ConfigError(f"a picture of {tile} pixels is too small; give at least {SMALLEST_TILE}")
+    if subject.size < 1:
+        raise ConfigError(f"image_size is {subject.size}; an image has at least one pixel")
+    embedding = subject.model.embedding
+    if attention:
+        check_class_token(subject.model)
+    if token or not attention:
+        check_super_tokens(subject.model)
+    if token and not embedding.iterations:
+        raise ConfigError("the model averages its cells, with iterations=0: its super tokens have no affinities")
+    rows, columns = embedding.grid(subject.size, subject.size)  # refuses sizes that cannot be cut
+    if token and not (0 <= token[0] < rows and 0 <= token[1] < columns):
+        raise ConfigError(f"there is no token {token[0]},{token[1]}; the last of the grid is {rows - 1},{columns - 1}")
+
+
+def _drawer(subject, attention, token):
+    """A function that draws one image: (as the model sees it, as it is shown) -> {kind: `PIL.Image`}."""
+    model, embedding = subject.model, subject.model.embedding
+    find_attention = jax.jit(functools.partial(class_attention, model))
+    find_affinities = jax.jit(functools.partial(iterated_affinities, model))
+
+    def draw(seen, shown):
+        pixels = augment.normalize(seen, mean=subject.mean, std=subject.std)[None]  # [1, S, S, 3]
+        drawn = {}
+        if attention:
+            weights = np.asarray(find_attention(subject.variables, pixels))[:, 0]  # [depth, rows, columns]
+            _check_finite(weights)
+            drawn["attention"] = sheets.attention_sheet(shown, weights, embedding, subject.size)
+        if token or not attention:
+            affinities = [np.asarray(affinity)[0] for affinity in find_affinities(subject.variables, pixels)]
+            _check_finite(*affinities)
+        if token:
+            picture = sheets.token_sheet(shown, affinities, embedding, subject.size, token)
+            drawn[f"token_{token[0]}_{token[1]}"] = picture
+        if not drawn:
+            drawn["super_tokens"] = sheets.super_token_sheet(shown, seen, affinities, embedding)
+        return drawn
+
+    return draw
+
+
+def _check_finite(*arrays):
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise CheckpointError("the model gives no finite numbers; take another --checkpoint")
+
+
+def _named(files):
+    """{name: path}: each file once, and no name twice, not even where "A" and "a" are one."""
+    names, seen, taken = {}, set(), set()
+    for file in files:
+        if (place := absolute(file)) in seen:
+            continue
+        seen.add(place)
+        name, number = Path(file).stem, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{Path(file).stem}-{number}"
+        taken.add(name.casefold())
+        names[name] = file
+    return names
+
+
+def _write(folder, name, picture):
+    path = os.path.join(folder, name)
+    try:
+        if not is_remote(folder):
+            os.makedirs(absolute(folder), exist_ok=True)
+        write_bytes(open_path(path), pictures.png(picture))
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {first_line(error)}; give another --output") from error
+    return path

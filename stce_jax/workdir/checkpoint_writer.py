@@ -1,0 +1,221 @@
+"""Checkpoints, written: by Orbax in the background, then sealed with digests; the last few and the best are kept.
+
+A step's directory takes its name only when it is complete, digests and all. On object stores, which cannot rename, the
+digests are written last instead.
+"""
+
+import asyncio
+import json
+import shutil
+import threading
+
+import jax
+import orbax.checkpoint as ocp
+
+from stce_jax.errors import CheckpointError
+from stce_jax.paths import first_line, is_remote, write_text
+from stce_jax.processes import peers as processes
+from stce_jax.workdir import digests
+from stce_jax.workdir.checkpoints import DAMAGED, META_FILE, Checkpoints
+
+UNSEALED, DELETING = ".unsealed", ".deleting"  # follow the step in the name of a directory
+
+
+class CheckpointWriter(Checkpoints):
+    """Makes the directory if it is not there; a context manager that waits for what is being written when it closes.
+
+    Of several processes, all make the same calls; the first one writes and deletes what is not an array.
+
+    Args:
+      directory: where the steps are, local or remote.
+      keep: how many of the last steps are kept, beside the best; at least 1.
+      scheduled: function that says of a step whether it is saved in every run, or only because one was stopped there.
+        The last one that is saved in every run is kept, too.
+    """
+
+    def __init__(self, directory, *, keep, scheduled=lambda step: True):
+        super().__init__(directory)
+        self._keep, self._scheduled, self._main = keep, scheduled, jax.process_index() == 0
+        self._sealing = self._error = None
+        asyncio.set_event_loop_policy(_PatientPolicy())
+        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        if self._main:
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._remove_leftovers()
+            except OSError as error:
+                raise self._cannot_write(error) from error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *exception):
+        if kind is None:
+            self.wait()
+            self._writer.close()
+        elif self._sealing:
+            self._sealing.join()
+
+    def recover(self, *, scheduled=False):
+        """The newest step whose files are what was written, or None if there is none yet.
+
+        All steps are verified, and those that are damaged renamed to STEP.damaged.
+
+        Args:
+          scheduled: of the steps that are saved in every run; newer ones are deleted.
+
+        Raises:
+          CheckpointError: there are checkpoints, but none is whole.
+        """
+        self.wait()
+        return processes.share(self._recover(scheduled) if self._main else None)
+
+    def _recover(self, scheduled):
+        damages = {step: self._damage(step) for step in self.steps()}
+        whole = [step for step, damage in damages.items() if not damage]
+        if not whole:
+            self._refuse(damages)
+            return None
+        try:
+            for step, damage in damages.items():
+                if damage:
+                    where = self._set_aside(step)
+                    self._report(step, damage, f"it is called {where} now; going on from {whole[-1]}")
+            while scheduled and whole and not self._scheduled(whole[-1]):
+                self._delete(whole.pop())
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        return whole[-1] if whole else None
+
+    def _set_aside(self, step):
+        path, number = self._directory / f"{step}{DAMAGED}", 1
+        while path.exists():
+            number += 1
+            path = self._directory / f"{step}{DAMAGED}.{number}"
+        self._path(step).rename(path)
+        return path.name
+
+    def save(self, state, meta, metrics=None):
+        """Starts writing a TrainState under its step; returns once the arrays are copied off the devices.
+
+        A step that is there already is replaced once the new one is complete; in a remote directory, where it would be
+        lost meanwhile, it stays as it is.
+
+        Args:
+          state: TrainState.
+          meta: JSON-able dict.
+          metrics: {"top1": ...} of the evaluation of this step, if there was one: it decides what "best" means.
+
+        Raises:
+          CheckpointError: it cannot be written, or an earlier write failed.
+        """
+        self.wait()
+        step = int(jax.device_get(state.step))
+        if is_remote(self._directory) and self._path(step).exists():
+            return
+        items = {
+            "variables": ocp.args.StandardSave(state.variables),
+            "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.optimizer}),
+        }
+        if state.ema is not None:
+            items["ema"] = ocp.args.StandardSave(state.ema)
+        try:
+            with jax.transfer_guard("allow"):  # Orbax has its own way to copy arrays off the devices
+                self._writer.save(self._unsealed(step), args=ocp.args.Composite(**items), force=True)
+        except Exception as error:  # tensorstore and Orbax each have their own for a full disk
+            raise self._cannot_write(error) from error
+        arguments = (step, {**meta, "metrics": metrics})
+        self._sealing = threading.Thread(target=self._seal, args=arguments, name="stce checkpoint", daemon=True)
+        self._sealing.start()
+
+    def _seal(self, step, meta):
+        try:
+            self._writer.wait_until_finished()
+            if self._main:  # alone, while steps are computed: nothing here may ask the devices, or Orbax
+                unsealed = self._unsealed(step)
+                write_text(unsealed / META_FILE, json.dumps(meta))
+                digests.write_digests(unsealed)
+                if unsealed != self._path(step):
+                    self._take_its_place(unsealed, self._path(step))
+                self._delete_old()
+        except Exception as error:
+            self._error = error
+
+    def _take_its_place(self, unsealed, path):
+        """Renames a directory that is whole; at no time is there none that is."""
+        old = self._directory / f"{path.name}{DELETING}"
+        if path.exists():
+            path.rename(old)
+        unsealed.rename(path)
+        if old.exists():
+            shutil.rmtree(old)
+
+    def _delete_old(self):
+        steps = self.steps()
+        kept = {*steps[-self._keep :], self.best(steps), max(filter(self._scheduled, steps), default=None)}
+        for step in steps:
+            if step not in kept:
+                self._delete(step)
+
+    def _delete(self, step):
+        """Deletes a step, if it is there, so that at no time a part of it looks like a whole."""
+        path = self._path(step)
+        if not path.exists():
+            return
+        if is_remote(path):
+            (path / digests.FILE_NAME).unlink()
+            path.rmtree()
+        else:
+            path.rename(self._directory / f"{step}{DELETING}")
+            shutil.rmtree(self._directory / f"{step}{DELETING}")
+
+    def _remove_leftovers(self):
+        """Removes what a killed process left unfinished; what is whole but had not yet its name gets it."""
+        for ending in (UNSEALED, DELETING):
+            for path in self._directory.glob(f"*{ending}"):
+                final = self._directory / path.name.removesuffix(ending)
+                if final.name.isdecimal() and not final.exists() and not digests.find_damage(path):
+                    path.rename(final)
+        for path in self._directory.iterdir() if self._directory.exists() else ():
+            begun = is_remote(path) and path.name.isdecimal() and not (path / digests.FILE_NAME).exists()
+            if begun or UNSEALED in path.name or DELETING in path.name:
+                path.rmtree()
+
+    def check(self):
+        """Raises CheckpointError if a write in the background has failed; costs nothing."""
+        if self._sealing and not self._sealing.is_alive():
+            self._sealing = None
+            if self._error:
+                raise self._cannot_write(self._error) from self._error
+
+    def wait(self):
+        """Returns when everything is on disk; raises CheckpointError if a write failed."""
+        if self._sealing:
+            self._sealing.join()
+            self.check()
+
+    def _unsealed(self, step):
+        return self._path(step) if is_remote(self._directory) else self._directory / f"{step}{UNSEALED}"
+
+    def _cannot_write(self, error):
+        return CheckpointError(
+            f"cannot write a checkpoint in {self._directory}: {first_line(error)}; the last one stays. Make room, or "
+            "make it writable, and run again"
+        )
+
+
+class _PatientEventLoop(asyncio.SelectorEventLoop):
+    """Ends what still runs before it closes.
+
+    Orbax closes its event loop at the first failed write. The other writes, still under way, would then print dozens of
+    lines of tracebacks.
+    """
+
+    def close(self):
+        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        super().close()
+
+
+class _PatientPolicy(asyncio.DefaultEventLoopPolicy):
+    _loop_factory = _PatientEventLoop

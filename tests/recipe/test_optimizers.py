@@ -1,0 +1,173 @@
+"""AdamW, its mask, its schedule and its clipping, against formulas in plain NumPy, float64."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from stce_jax.models.factory import create_model, list_models
+from stce_jax.recipe.optimizers import decay_mask, make_optimizer, make_schedule, peak_learning_rate
+
+PEAK, WARMUP_FROM, FINAL, WARMUP, TOTAL = 1e-3, 1e-6, 1e-5, 5, 20
+SCHEDULE = {"peak": PEAK, "warmup_from": WARMUP_FROM, "final": FINAL, "warmup_steps": WARMUP, "total_steps": TOTAL}
+ADAMW = {"weight_decay": 0.05, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "clip_norm": 0.0}
+SHAPES = {
+    "class_token": (1, 1, 4),
+    "position_embedding": (1, 5, 4),
+    "block": {"norm": {"scale": (4,), "bias": (4,)}, "mlp": {"kernel": (4, 6), "bias": (6,)}},
+    "stem": {"convolution": {"kernel": (3, 3, 2, 4), "bias": (4,)}},
+}
+
+
+def random_tree(seed, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: (scale * rng.normal(size=shape)).astype(np.float32),
+        SHAPES,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def learning_rate(step):
+    """The schedule, written out."""
+    if step < WARMUP:
+        return WARMUP_FROM + (PEAK - WARMUP_FROM) * step / WARMUP
+    progress = min(1.0, (step - WARMUP) / (TOTAL - WARMUP))
+    return FINAL + (PEAK - FINAL) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def named_leaves(tree):
+    """{"block/mlp/kernel": leaf, ...}"""
+    return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+class NumpyAdamW:
+    """AdamW in torch's order of operations: decoupled decay, bias correction, epsilon outside the root."""
+
+    def __init__(self, params, *, weight_decay, beta1, beta2, epsilon, clip_norm):
+        self.params = {name: leaf.astype(np.float64) for name, leaf in named_leaves(params).items()}
+        self.decay, self.beta1, self.beta2, self.epsilon, self.clip = weight_decay, beta1, beta2, epsilon, clip_norm
+        self.first = {name: np.zeros_like(leaf) for name, leaf in self.params.items()}
+        self.second = {name: np.zeros_like(leaf) for name, leaf in self.params.items()}
+        self.count = 0
+
+    def step(self, gradients, rate):
+        gradients = {name: leaf.astype(np.float64) for name, leaf in named_leaves(gradients).items()}
+        if self.clip:
+            norm = math.sqrt(sum((leaf**2).sum() for leaf in gradients.values()))
+            gradients = {name: leaf * min(1.0, self.clip / norm) for name, leaf in gradients.items()}
+        self.count += 1
+        for name, gradient in gradients.items():
+            if name.endswith("kernel"):
+                self.params[name] *= 1.0 - rate * self.decay
+            self.first[name] = self.beta1 * self.first[name] + (1.0 - self.beta1) * gradient
+            self.second[name] = self.beta2 * self.second[name] + (1.0 - self.beta2) * gradient**2
+            first = self.first[name] / (1.0 - self.beta1**self.count)
+            second = self.second[name] / (1.0 - self.beta2**self.count)
+            self.params[name] = self.params[name] - rate * first / (np.sqrt(second) + self.epsilon)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 5.0, "beta1": 0.8, "beta2": 0.95},
+        {"epsilon": 0.1},  # large enough to show on which side of the root it stands
+        {"clip_norm": 1.0},
+    ],
+    ids=str,
+)
+def test_adamw_equals_numpy(options):
+    options = ADAMW | options
+    params = random_tree(0)
+    reference = NumpyAdamW(params, **options)
+    optimizer = make_optimizer(make_schedule(**SCHEDULE), **options)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for step in range(20):
+        gradients = random_tree(1 + step, scale=0.02 * 1.5**step)  # norms from well below to far above 1
+        changes, state = update(gradients, state, params)
+        params = optax.apply_updates(params, changes)
+        reference.step(gradients, learning_rate(step))
+        for name, actual in named_leaves(params).items():
+            expected = reference.params[name]
+            np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7, err_msg=f"{name} after step {step + 1}")
+
+
+def test_clipping_scales_the_global_norm_and_leaves_short_gradients_alone():
+    """Seen through an Adam that only takes differences of size into account: with epsilon huge, changes ~ gradients."""
+    optimizer = make_optimizer(1.0, **ADAMW | {"weight_decay": 0.0, "epsilon": 1e6, "clip_norm": 2.0})
+    params, update = random_tree(0), jax.jit(optimizer.update)
+    for scale in (0.01, 10.0):
+        gradients = random_tree(1, scale)
+        norm = math.sqrt(sum((leaf.astype(np.float64) ** 2).sum() for leaf in jax.tree.leaves(gradients)))
+        assert (norm > 2.0) == (scale == 10.0), "the test's gradients must lie on both sides of the limit"
+        changes, _ = update(gradients, optimizer.init(params), params)
+        for name, change in named_leaves(changes).items():
+            expected = -1e-6 * named_leaves(gradients)[name] * min(1.0, 2.0 / norm)
+            np.testing.assert_allclose(change, expected, rtol=1e-4, err_msg=f"{name} at gradient norm {norm:.2f}")
+
+
+# --- the mask
+
+
+@pytest.mark.parametrize("scan_layers", [False, True], ids=["blocks", "scan"])
+@pytest.mark.parametrize("name", list_models())
+def test_decay_is_for_kernels_and_nothing_else(name, scan_layers):
+    model = create_model(name, num_classes=7, image_size=32, depth=2, scan_layers=scan_layers)
+    images = jnp.zeros((1, 32, 32, 3))
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))["params"]
+    shapes, mask = named_leaves(params), named_leaves(decay_mask(params))
+    assert mask.keys() == shapes.keys()
+    decayed = {path for path, value in mask.items() if value is True}
+    assert decayed == {path for path in shapes if path.rpartition("/")[2] == "kernel"}
+    spared = {path.rpartition("/")[2] for path in shapes.keys() - decayed}
+    assert spared == {"bias", "scale", "class_token", "position_embedding"}, f"new kinds of parameters: {spared}"
+    if not scan_layers:  # DeiT's rule, which goes by rank: a scan stacks even biases into matrices
+        by_rank = {path for path, leaf in shapes.items() if leaf.ndim > 1}
+        assert decayed == by_rank - {"class_token", "position_embedding"}
+
+
+# --- the schedule
+
+
+@pytest.mark.parametrize("step", [0, 1, WARMUP - 1, WARMUP, WARMUP + 1, 12, TOTAL - 1, TOTAL, TOTAL + 1, 10 * TOTAL])
+def test_schedule_is_its_formula(step):
+    assert float(make_schedule(**SCHEDULE)(step)) == pytest.approx(learning_rate(step), rel=1e-5)
+
+
+def test_schedule_at_its_landmarks():
+    schedule = make_schedule(peak=1.0, warmup_from=0.1, final=0.2, warmup_steps=10, total_steps=30)
+    landmarks = {0: 0.1, 5: 0.55, 10: 1.0, 15: 0.2 + 0.8 * (2 + math.sqrt(2)) / 4, 20: 0.6, 30: 0.2, 31: 0.2, 999: 0.2}
+    for step, expected in landmarks.items():
+        assert float(schedule(step)) == pytest.approx(expected, rel=1e-6), f"learning rate of step {step}"
+    rates = [float(schedule(step)) for step in range(31)]
+    assert max(rates) == rates[10] and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_schedule_of_a_traced_step():
+    """As the optimizer calls it."""
+    schedule = make_schedule(**SCHEDULE)
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(schedule))(jnp.arange(25)), [learning_rate(step) for step in range(25)], rtol=1e-5
+    )
+
+
+def test_no_warmup_starts_at_the_peak():
+    schedule = make_schedule(peak=1.0, warmup_from=0.1, final=0.0, warmup_steps=0, total_steps=8)
+    expected = [0.5 * (1.0 + math.cos(math.pi * step / 8)) for step in range(9)]
+    np.testing.assert_allclose([float(schedule(step)) for step in range(9)], expected, atol=1e-6)
+
+
+def test_a_run_shorter_than_its_warmup_only_warms_up():
+    schedule = make_schedule(peak=1.0, warmup_from=0.0, final=0.5, warmup_steps=10, total_steps=4)
+    np.testing.assert_allclose([float(schedule(step)) for step in range(5)], [0.0, 0.1, 0.2, 0.3, 0.4], atol=1e-6)
+
+
+def test_linear_scaling_is_by_batches_of_512():
+    assert peak_learning_rate(1e-3, "none", 4096) == 1e-3
+    assert peak_learning_rate(1e-3, "linear", 512) == 1e-3
+    assert peak_learning_rate(1e-3, "linear", 128) == pytest.approx(2.5e-4)
+    assert peak_learning_rate(5e-4, "linear", 1024) == pytest.approx(1e-3)

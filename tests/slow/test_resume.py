@@ -1,0 +1,331 @@
+"""Runs that are killed, stopped and started again: they end bit for bit where the undisturbed one does."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY
+
+from stce_jax.training import assemble as runs
+from stce_jax.training.mesh import make_mesh
+from stce_jax.training.state import abstract_state
+from stce_jax.workdir.checkpoints import Checkpoints
+from stce_jax.workdir.config import load_config
+from stce_jax.workdir.metrics import read_metrics
+
+# 90 steps; an evaluation and a checkpoint after every ninth.
+WORDS = (*[word for word in TINY if "eval_every" not in word], "--config.eval_every=0.2")
+
+
+def start(workdir, data_dir, *words, devices=2, env=None):
+    command = [sys.executable, "-m", "stce_jax", "train", *WORDS, f"--workdir={workdir}", f"--data_dir={data_dir}"]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)} | (env or {})
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *words], env=environment, **options)
+
+
+def finish(process, code=0):
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == code, f"exit code {process.returncode}, not {code}: {errors}"
+    return output, errors
+
+
+def wait_for(process, condition, what, pause=0.0005):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, f"the run ended before {what}: {process.communicate()}"
+        assert time.monotonic() < deadline, f"no {what} after 60 s"
+        time.sleep(pause)
+
+
+def final_state(workdir, *words):
+    """Every array of the last checkpoint: parameters, statistics, optimizer, average, step."""
+    config = load_config("digits", [*WORDS[1:], *words])
+    model = runs.build_model(config, 10)
+    _, optimizer = runs.build_optimizer(config, runs.Timetable(1437 / 32, 90, 9))
+    blank = abstract_state(model, optimizer, image_size=16, with_ema=True)
+    checkpoints = Checkpoints(runs.checkpoints_in(workdir))
+    return checkpoints.restore(checkpoints.find("last"), blank, make_mesh(1, jax.devices()[:1]))
+
+
+def assert_same_run(workdir, undisturbed):
+    pairs = zip(jax.tree.leaves_with_path(final_state(workdir)), jax.tree.leaves(final_state(undisturbed)), strict=True)
+    for (path, left), right in pairs:
+        same = np.asarray(left).tobytes() == np.asarray(right).tobytes()
+        assert same, f"{jax.tree_util.keystr(path)} is not what it is in the undisturbed run"
+    seen, expected = (
+        {(line["step"], line["split"]): line for line in read_metrics(run)} for run in (workdir, undisturbed)
+    )
+    assert len(seen) == len(read_metrics(workdir)), "a line stands twice in metrics.jsonl"
+    for key, line in expected.items():
+        if key[1] == "eval":
+            assert seen[key] == line, f"another evaluation after step {key[0]}"
+    assert not list((workdir / "checkpoints").glob("*.*")), "something unfinished is left"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    finish(start(workdir, data_dir))
+    assert len([line for line in read_metrics(workdir) if line["split"] == "eval"]) == 10
+    return workdir
+
+
+class Moments:
+    """Waits until a run of a workdir is in the middle of something."""
+
+    def __init__(self, workdir, process, rng):
+        self.workdir, self.process, self.rng = workdir, process, rng
+        self.checkpoints = workdir / "checkpoints"
+
+    def steps(self):
+        return (
+            [int(name) for name in os.listdir(self.checkpoints) if name.isdecimal()]
+            if self.checkpoints.is_dir()
+            else []
+        )
+
+    def _until(self, condition, what):
+        wait_for(self.process, condition, what)
+
+    def starting(self):
+        """Importing, opening the data."""
+        time.sleep(self.rng.uniform(0, 1.5))
+
+    def compiling(self):
+        before = os.path.getmtime(self.workdir / "lock") if (self.workdir / "lock").exists() else None
+        self._until(
+            lambda: (self.workdir / "lock").exists() and os.path.getmtime(self.workdir / "lock") != before,
+            "compilation",
+        )
+        time.sleep(self.rng.uniform(0, 0.6))
+
+    def stepping(self):
+        """Between two checkpoints; the first of them is new."""
+        before = max(self.steps(), default=0)
+        self._until(lambda: max(self.steps(), default=0) > before, "new checkpoint")
+        time.sleep(self.rng.uniform(0, 0.05))
+
+    def saving(self):
+        self._until(
+            lambda: self.checkpoints.is_dir() and any("." in name for name in os.listdir(self.checkpoints)), "save"
+        )
+        time.sleep(self.rng.uniform(0, 0.02))
+
+    def evaluating(self):
+        """After the line of training that comes just before."""
+        due = {9 * number for number in range(1, 11)}
+
+        def begun():
+            seen = {(line["step"], line["split"]) for line in read_metrics(self.workdir)}
+            trained = max((step for step, split in seen if split == "train"), default=0)
+            return trained in due and (trained, "eval") not in seen
+
+        self._until(begun, "evaluation")
+
+
+def test_killed_twenty_times_a_run_ends_where_the_undisturbed_one_does(undisturbed, data_dir, tmp_path):
+    """By SIGKILL, at random moments of starting, compiling, stepping, saving and evaluating, four each."""
+    rng = np.random.default_rng(7)
+    moments = ["starting", "compiling", "saving", "evaluating", "stepping"] * 4
+    resumed = []
+    for moment in moments:
+        process = start(tmp_path, data_dir)
+        getattr(Moments(tmp_path, process, rng), moment)()
+        assert process.poll() is None, (
+            f"the run ended before it could be killed while {moment}: {process.communicate()}"
+        )
+        process.kill()
+        output, _ = process.communicate(timeout=60)
+        resumed += [line for line in output.splitlines() if line.startswith("resuming from step ")]
+    output, errors = finish(start(tmp_path, data_dir))
+    assert output.startswith("resuming from step "), output
+    assert "damaged" not in errors, f"a kill looks like damage: {errors}"
+    steps = [int(line.split()[3]) for line in [*resumed, output.splitlines()[0]]]
+    assert len(steps) > 5 and steps == sorted(steps), f"it went back: {steps}"
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("moment", ["stepping", "evaluating"])
+def test_a_stopped_run_saves_and_ends_where_the_undisturbed_one_does(undisturbed, data_dir, tmp_path, number, moment):
+    process = start(tmp_path, data_dir)
+    getattr(Moments(tmp_path, process, np.random.default_rng(0)), moment)()
+    process.send_signal(number)
+    output, errors = finish(process, 75)
+    assert errors.count("\n") == 1, errors
+    said = errors.split()
+    assert (
+        said[:6] == ["stce:", "stopped", "by", number.name, "at", "step"]
+        and "which is saved; run again to go on" in errors
+    )
+    step = int(said[6].rstrip(","))
+    assert (tmp_path / "checkpoints" / str(step)).is_dir(), "it says that it saved, and did not"
+    output, _ = finish(start(tmp_path, data_dir))
+    assert output.startswith(f"resuming from step {step} of 90\n"), output
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_in_the_first_compilation_ends_the_run_at_once(data_dir, tmp_path, number):
+    """Python itself hears of it only when XLA is done, for a large model minutes later."""
+    cold = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cold")}
+    process = start(tmp_path / "run", data_dir, "--config.model.depth=12", env=cold)
+    moments = Moments(tmp_path / "run", process, np.random.default_rng(0))
+    wait_for(process, moments.checkpoints.is_dir, "checkpoints")
+    time.sleep(3)
+    assert not read_metrics(tmp_path / "run"), "it is compiled already"
+    process.send_signal(number)
+    sent = time.monotonic()
+    _, errors = finish(process, 75)
+    assert time.monotonic() - sent < 3, "it waited for the compilation"
+    assert errors == f"stce: stopped by {number.name} before its first step; run again to go on\n"
+
+
+def test_a_signal_while_data_are_prepared(tmp_path):
+    process = start(tmp_path / "run", tmp_path / "data")
+    wait_for(process, lambda: list((tmp_path / "data").glob("digits/incomplete*")), "preparation")
+    process.terminate()
+    _, errors = finish(process, 75)
+    assert errors == "stce: stopped by SIGTERM before its first step; run again to go on\n"
+    assert not (tmp_path / "run").exists()
+    finish(start(tmp_path / "run", tmp_path / "data", "--config.epochs=0.1"))
+    assert {path.name for path in (tmp_path / "data" / "digits").iterdir()} == {"1.0.0"}, "leftovers"
+
+
+def catches(process, number):
+    with open(f"/proc/{process.pid}/status") as status:
+        [caught] = [line.split()[1] for line in status if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+def test_a_signal_while_jax_is_imported(data_dir, tmp_path):
+    process = start(tmp_path, data_dir)
+    wait_for(process, lambda: catches(process, signal.SIGTERM), "handler")  # the first thing that the command does
+    process.terminate()
+    _, errors = finish(process, 75)
+    assert errors == "stce: stopped by SIGTERM before its first step; run again to go on\n"
+
+
+def test_more_signals_during_the_save_corrupt_nothing(undisturbed, data_dir, tmp_path):
+    process = start(tmp_path, data_dir)
+    moments = Moments(tmp_path, process, np.random.default_rng(0))
+    moments.stepping()
+    process.terminate()
+    for number in (signal.SIGTERM, signal.SIGINT) * 10:
+        if process.poll() is None:
+            process.send_signal(number)
+            time.sleep(0.005)
+    finish(process, 75)
+    finish(start(tmp_path, data_dir))
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_second_job_on_the_same_workdir_is_refused(data_dir, tmp_path):
+    first = start(tmp_path, data_dir, "--config.epochs=30")
+    wait_for(first, lambda: read_metrics(tmp_path), "line of metrics")
+    _, errors = finish(start(tmp_path, data_dir, "--config.epochs=30"), 2)
+    assert f"workdir {tmp_path} is in use by process {first.pid} on " in errors and errors.count("\n") == 1, errors
+    first.terminate()
+    finish(first, 75)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_where_it_would_have(undisturbed, data_dir, tmp_path):
+    workdir = shutil.copytree(undisturbed, tmp_path / "copy")
+    path = max((workdir / "checkpoints" / "90" / "optimizer").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    output, errors = finish(start(workdir, data_dir))
+    assert (
+        "checkpoint 90 in " in errors
+        and f"{path.name} is damaged; it is called 90.damaged now; going on from 81" in errors
+    )
+    assert output.startswith("resuming from step 81 of 90\n")
+    shutil.rmtree(workdir / "checkpoints" / "90.damaged")
+    assert_same_run(workdir, undisturbed)
+
+
+def test_with_no_whole_checkpoint_left_it_is_exit_4(undisturbed, data_dir, tmp_path):
+    workdir = shutil.copytree(undisturbed, tmp_path / "copy")
+    for step in (workdir / "checkpoints").iterdir():
+        (step / "meta.json").unlink()
+    before = (workdir / "metrics.jsonl").read_bytes()
+    for _ in range(2):
+        _, errors = finish(start(workdir, data_dir), 4)
+        assert "is whole (" in errors and "meta.json is missing" in errors and errors.count("\n") == 1
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_config_is_refused_unless_told(undisturbed, data_dir, tmp_path):
+    workdir = shutil.copytree(undisturbed, tmp_path / "copy")
+    words = ("--config.epochs=2.1", "--config.optimizer.weight_decay=0.01")
+    _, errors = finish(start(workdir, data_dir, *words), 2)
+    assert "(epochs: 2.0 -> 2.1; optimizer.weight_decay: " in errors and "--allow_config_change" in errors
+    output, _ = finish(start(workdir, data_dir, *words, "--allow_config_change"))
+    assert "going on with another config: epochs: 2.0 -> 2.1; optimizer" in output
+    assert "resuming from step 90 of 94" in output
+    assert finish(start(workdir, data_dir, *words))[0].startswith("already finished at step 94")
+
+
+def test_a_deeper_model_names_the_first_parameter_that_does_not_fit(undisturbed, data_dir, tmp_path):
+    workdir = shutil.copytree(undisturbed, tmp_path / "copy")
+    _, errors = finish(start(workdir, data_dir, "--config.model.mlp_dim=48", "--allow_config_change"), 4)
+    assert "params/blocks_0/mlp/in/bias is (32,) in it, the model wants (48,)" in errors and errors.count("\n") == 1
+
+
+def per_step(workdir):
+    return np.array([line["loss"] for line in read_metrics(workdir) if line["split"] == "train"])
+
+
+def test_other_devices_and_workers_see_the_same_images_and_losses(data_dir, tmp_path):
+    """Fifty steps: on one device, and on two, then from a stop on, on four, with a loader process."""
+    # Wider, and trained more gently: the other tests' model doubles a difference in its last bit with every step.
+    words = ("--config.epochs=1.115", "--config.log_every=1", "--config.model.width=32", "--config.model.mlp_dim=64")
+    words += ("--config.optimizer.learning_rate=1e-3", "--config.optimizer.epsilon=1e-6")
+    finish(start(tmp_path / "one", data_dir, *words, devices=1))
+    process = start(tmp_path / "many", data_dir, *words, devices=2)
+    wait_for(process, lambda: len(read_metrics(tmp_path / "many")) > 15, "fifteen lines")
+    process.terminate()
+    finish(process, 75)
+    more = ("--config.fsdp_devices=2", "--config.loader_workers=1")
+    output, _ = finish(start(tmp_path / "many", data_dir, *words, *more, devices=4))
+    assert output.startswith("resuming from step ")
+    one, many = per_step(tmp_path / "one"), per_step(tmp_path / "many")
+    assert len(one) == 50
+    np.testing.assert_allclose(many, one, rtol=1e-5, err_msg="losses of fifty steps")
+
+
+def test_a_disk_that_fills_ends_the_run_and_costs_nothing_but_time(undisturbed, data_dir, small_disk):
+    process = start(small_disk / "run", data_dir)
+    moments = Moments(small_disk / "run", process, np.random.default_rng(0))
+    wait_for(process, moments.steps, "checkpoint")
+    with open(small_disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(b"x" * 2**12)
+    _, errors = process.communicate(timeout=60)
+    # Whichever comes first: a checkpoint that does not fit, or a line of metrics.
+    assert process.returncode in (2, 4) and errors.count("\n") == 1 and "stce: cannot write " in errors, errors
+    os.remove(small_disk / "filler")
+    output, errors = finish(start(small_disk / "run", data_dir))
+    assert output.startswith("resuming from step ") and not errors
+    assert_same_run(small_disk / "run", undisturbed)
+
+
+def test_a_signal_in_the_last_evaluation_leaves_that_one_to_be_done(undisturbed, data_dir, tmp_path):
+    process = start(tmp_path, data_dir)
+    moments = Moments(tmp_path, process, np.random.default_rng(0))
+    wait_for(process, lambda: any(line["step"] == 90 for line in read_metrics(tmp_path)), "step 90")
+    process.terminate()
+    process.communicate(timeout=60)
+    if process.returncode == 75:  # else the evaluation, which takes a moment, had ended
+        assert 90 in moments.steps()
+    finish(start(tmp_path, data_dir))
+    assert_same_run(tmp_path, undisturbed)
