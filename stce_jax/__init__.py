@@ -13,7 +13,7 @@ _HOMES = {
     "SuperTokenConvEmbed": "stce_jax.models.embeddings.stce",
     "cluster_super_tokens": "stce_jax.models.ops.supertoken",
     "load_run": "stce_jax.training.assemble",
-    "load_exported": "stce_jax.verbs.export",
+    "load_exported": "stce_jax.convert.program",
 }
 __all__ = list(_HOMES)
 

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 
+from stce_jax.analysis.costs import count_model, count_parameters
 from stce_jax.analysis.curves import curves
 from stce_jax.data import catalog
 from stce_jax.paths import write_text
@@ -16,7 +17,6 @@ from stce_jax.reproduce.notes import NOTES, SCALES, TITLES
 from stce_jax.reproduce.results import NOT_FINISHED, differences, read_result
 from stce_jax.training import assemble as runs
 from stce_jax.training.state import abstract_variables
-from stce_jax.verbs.summary import count_model, count_parameters
 from stce_jax.workdir import config as configuration
 
 PAPERS_CLASSES = 100

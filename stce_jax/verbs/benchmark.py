@@ -10,6 +10,7 @@ import statistics
 import jax
 import numpy as np
 
+from stce_jax.analysis.costs import count_model
 from stce_jax.analysis.timing import contenders
 from stce_jax.analysis.timing.contenders import Contender
 from stce_jax.analysis.timing.model_specs import read_specs
@@ -17,7 +18,6 @@ from stce_jax.analysis.timing.turns import in_turn, median_estimate
 from stce_jax.errors import ConfigError
 from stce_jax.training.mesh import make_mesh
 from stce_jax.training.step import check_accumulation
-from stce_jax.verbs.summary import count_model
 
 WHAT = ("inference", "training")
 DTYPES = ("float32", "bfloat16")

@@ -6,6 +6,7 @@ import os
 import numpy as np
 
 from stce_jax.analysis import files
+from stce_jax.analysis.costs import count_parameters
 from stce_jax.analysis.curves import curves
 from stce_jax.analysis.intervals import bootstrap_difference, mcnemar
 from stce_jax.errors import CheckpointError, ConfigError
@@ -13,7 +14,6 @@ from stce_jax.paths import first_line, open_path
 from stce_jax.training import assemble as runs
 from stce_jax.training.state import abstract_variables
 from stce_jax.training.timetable import is_last
-from stce_jax.verbs.summary import count_parameters
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.metrics import read_metrics, training_speed

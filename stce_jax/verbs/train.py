@@ -8,6 +8,8 @@ import contextlib
 import dataclasses
 import sys
 
+from stce_jax.analysis.curves import plot_curves
+from stce_jax.convert.initial import initialize, read_weights
 from stce_jax.errors import DivergedError
 from stce_jax.paths import first_line
 from stce_jax.processes import peers as processes
@@ -21,10 +23,9 @@ from stce_jax.training.state import abstract_state, abstract_variables, init_sta
 from stce_jax.training.step import check_accumulation, make_train_step, run_key
 from stce_jax.verbs import evaluate
 from stce_jax.workdir import config as configuration
-from stce_jax.workdir import weights
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.claim import Claim
-from stce_jax.workdir.metrics import MetricsLog, plot_curves
+from stce_jax.workdir.metrics import MetricsLog
 
 
 def train(config, workdir, *, allow_config_change=False, leave=None):
@@ -92,7 +93,7 @@ def train(config, workdir, *, allow_config_change=False, leave=None):
         position = _restore(job)
         if position is None:
             state = init_state(model, optimizer, seed=config.seed, mesh=mesh, **shape)
-            position = Position(weights.initialize(state, arrays) if arrays else state)
+            position = Position(initialize(state, arrays) if arrays else state)
         if processes.is_main():
             runs.write_config(workdir, config)
         step, final = int(position.state.step), position.metrics
@@ -112,7 +113,7 @@ def _initial_weights(config, workdir, model, dataset):
     if not config.init_from or runs.has_checkpoint(workdir):
         return {}
     expected = abstract_variables(model, config.image_size)
-    arrays, said = weights.read_weights(config.init_from, expected, model, dataset.class_ids)
+    arrays, said = read_weights(config.init_from, expected, model, dataset.class_ids)
     _say(said)
     return arrays
 

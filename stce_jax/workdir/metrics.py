@@ -1,4 +1,4 @@
-"""What a run measures: `metrics.jsonl` (one object a line), TensorBoard events, and the learning-curve plot."""
+"""What a run measures: `metrics.jsonl` (one object a line) and TensorBoard events."""
 
 import contextlib
 import errno
@@ -14,7 +14,6 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from stce_jax.analysis.curves import curves
 from stce_jax.errors import ConfigError
 from stce_jax.paths import first_line, is_remote, open_path, write_bytes, write_text
 from stce_jax.workdir.claim import LostClaimError
@@ -183,12 +182,3 @@ def log_skipped(workdir, *, step, salt, images, **values):
         raise ConfigError(
             f"cannot write {path}: {first_line(error)}; once that is mended, run again to go on"
         ) from error
-
-
-def plot_curves(workdir):
-    """Draws loss and top-1 over epochs, training and evaluation, to workdir/plots/curves.png; returns that path."""
-    workdir = open_path(workdir)
-    plots = workdir / "plots"
-    if not is_remote(plots):
-        plots.mkdir(exist_ok=True)
-    return curves({workdir.name: [read_metrics(workdir)]}, plots / "curves.png")

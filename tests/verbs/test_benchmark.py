@@ -11,6 +11,7 @@ import pytest
 import scipy.stats
 
 from stce_jax import cli
+from stce_jax.analysis.costs import count_model, count_multiply_adds, count_parameters
 from stce_jax.analysis.timing import contenders
 from stce_jax.analysis.timing.model_specs import read_specs
 from stce_jax.analysis.timing.turns import Estimate, calls_lasting, in_turn, median_estimate
@@ -18,7 +19,6 @@ from stce_jax.commands import benchmark as shown_words
 from stce_jax.training import assemble as runs
 from stce_jax.training.state import abstract_variables
 from stce_jax.verbs import benchmark as verb
-from stce_jax.verbs.summary import count_model, count_multiply_adds, count_parameters
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SMALL = "width=16,depth=1,heads=2,mlp_dim=24"
