@@ -11,6 +11,7 @@ import os
 import stat
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from stce_jax.data import loader
@@ -110,7 +111,8 @@ def _outputs(run, step, files, batch_size, sharding, unreadable):
     with contextlib.closing(_views(run.config, files, 2 * batch_size)) as views:
         for batch in predictions(step, run.variables, loader.to_devices(batches(views), sharding)):
             names = waiting.popleft()
-            yield names, batch["outputs"][: len(names)]
+            kept = len(names)
+            yield names, jax.tree.map(lambda rows, kept=kept: rows[:kept], batch["outputs"])
 
 
 def _batched(views, batch_size, unreadable):

@@ -21,7 +21,7 @@ SUFFIXES = (".safetensors", ".npz")
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """{"params/norm/scale": array, ...} of nested variables; arrays on this process's devices are copied to the host."""
+    """{"params/norm/scale": array, ...} of nested variables; arrays on this process's devices are copied off."""
     flat = traverse_util.flatten_dict(variables, sep="/")
     return {path: np.asarray(leaf, order="C") for path, leaf in flat.items()}
 

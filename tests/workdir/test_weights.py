@@ -46,5 +46,5 @@ def test_refusals(tmp_path):
         weights.save_weights(tmp_path / "missing" / "a.safetensors", VARIABLES, CLASSES)
     with pytest.raises(CheckpointError, match=r"others, such as \.pt, .* can run any code"):
         weights.read_file(tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="cannot read .*a.npz: FileNotFoundError"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*a\.npz: FileNotFoundError"):
         weights.read_file(tmp_path / "a.npz")
