@@ -187,7 +187,9 @@ def test_features_are_drawn_in_the_middle_of_what_they_see(embedding, stride, sh
 
     def features(variables):
         tokens, sown = embedding.apply(variables, images, train=False, mutable="intermediates")
-        found = sown.get("intermediates", {}).get("features", (tokens.values.reshape(len(images), -1, side // stride, 8),))
+        found = sown.get("intermediates", {}).get(
+            "features", (tokens.values.reshape(len(images), -1, side // stride, 8),)
+        )
         return found[0]  # [1 + side, H, W, C]
 
     found = np.asarray(jax.jit(lambda key: features(embedding.init(key, images[:1], train=False)))(jax.random.key(0)))
