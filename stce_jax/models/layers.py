@@ -1,61 +1,24 @@
-"""The transformer's parts but for attention: LayerNorm, MLP, drop path, position embedding.
+"""The parts that models are made of: LayerNorm, MLP, attention, drop path, position embedding, convolution modules.
 
-Shape letters: B batch, N tokens, D model width.
+Shape letters: B batch, H W feature height and width, C channels, N tokens, D model width.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from stce_jax.models.ops.activations import gelu
+from stce_jax.models.ops.attention import attention_weights, dot_product_attention
+from stce_jax.models.ops.convolution import halving_convolution
+from stce_jax.models.ops.linear import product
+from stce_jax.models.ops.norms import BATCH_NORM_EPSILON, gelu_batch_norm, layer_norm
+from stce_jax.models.ops.precision import widened
+
 # DeiT's initialisation: a normal of standard deviation 0.02 cut at +-2, which is at 100 standard deviations.
 truncated_normal = nn.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(inputs, scale, bias, dtype):
-    """LayerNorm over the last axis with the ViT's epsilon of 1e-6, computed in float32 at least.
-
-    The variance comes from differences to the mean: flax's default, the mean of squares minus the squared mean, loses
-    every digit on a patch of one colour. The gradient is written out because XLA's own, for this form, recomputes the
-    mean in every use and takes 1.7 times as long for a whole training step of ViT-S on a CPU. It keeps the inputs,
-    which the residual connection keeps anyway, and two numbers a row.
-
-    Args:
-      inputs: [..., D], any float dtype.
-      scale, bias: [D] float32.
-      dtype: of the result.
-
-    Returns:
-      [..., D].
-    """
-    return _layer_norm_forward(inputs, scale, bias, dtype)[0]
-
-
-def _layer_norm_forward(inputs, scale, bias, dtype):
-    wide = widened(inputs)
-    mean = wide.mean(axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + 1e-6)  # [..., 1]
-    outputs = (wide - mean) * inverse * scale + bias
-    return outputs.astype(dtype), (inputs, scale, mean, inverse)
-
-
-def _layer_norm_backward(dtype, saved, cotangent):
-    del dtype
-    inputs, scale, mean, inverse = saved
-    wide, cotangent = map(widened, recompute_from(inputs, cotangent))
-    normalized = (wide - mean) * inverse
-    rows = tuple(range(inputs.ndim - 1))
-    scale_gradient, bias_gradient = (cotangent * normalized).sum(axis=rows), cotangent.sum(axis=rows)
-    cotangent *= scale
-    along = (cotangent * normalized).mean(axis=-1, keepdims=True)
-    gradient = inverse * (cotangent - cotangent.mean(axis=-1, keepdims=True) - normalized * along)
-    return gradient.astype(inputs.dtype), scale_gradient, bias_gradient
-
-
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+MOMENTUM = 0.9  # of BatchNorm; PyTorch's default, whose momentum is the new statistics' share, 0.1
 
 
 class LayerNorm(nn.Module):
@@ -73,82 +36,6 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
         return layer_norm(inputs.reshape(-1, width), scale, bias, self.dtype).reshape(inputs.shape)
-
-
-@jax.custom_vjp
-def gelu(inputs):
-    """The exact GELU, x * Phi(x), by the error function, in float32 at least; keeps the dtype.
-
-    flax and JAX write it with erfc, which keeps digits of values that vanish beside all others, and for which XLA
-    computes two branches: an MLP of ViT-S takes a quarter longer to train on a CPU. The backward pass keeps the inputs
-    alone and computes the error function anew; XLA would keep it, too.
-    """
-    return (widened(inputs) * normal_distribution(widened(inputs))).astype(inputs.dtype)
-
-
-def _gelu_backward(inputs, cotangent):
-    wide, cotangent = map(widened, recompute_from(inputs, cotangent))
-    return ((cotangent * gelu_derivative(wide)).astype(inputs.dtype),)
-
-
-gelu.defvjp(lambda inputs: (gelu(inputs), inputs), _gelu_backward)
-
-
-def gelu_derivative(inputs):
-    """The derivative of `gelu`: Phi(x) + x * phi(x)."""
-    density = np.sqrt(0.5 / np.pi).item() * jnp.exp(-0.5 * jnp.square(inputs))
-    return normal_distribution(inputs) + inputs * density
-
-
-def normal_distribution(inputs):
-    """Phi(x), the share of a standard normal below x."""
-    return 0.5 * (1.0 + jax.lax.erf(inputs * np.sqrt(0.5).item()))
-
-
-def widened(inputs):
-    """As float32, or wider where they are wider."""
-    return inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
-
-
-def recompute_from(saved, cotangent):
-    """(saved, cotangent) of a backward pass, such that what is computed from `saved` is computed anew, and not before.
-
-    XLA would otherwise find that the forward pass has computed the same and keep that, or compute it long before the
-    cotangent is there; either takes memory. (For CPUs it orders the work without the barrier, and may still be early.)
-    """
-    return jax.lax.optimization_barrier((saved, cotangent))
-
-
-@jax.custom_vjp
-def product(inputs, kernel):
-    """A linear layer's product, [..., n] and [n, m] -> [..., m], with a kernel's gradient that suits CPUs.
-
-    JAX derives the kernel's gradient as its transpose, [m, n], and transposes that. With several devices, whose
-    gradients are summed in between, XLA for CPUs does so number by number, 2% of a training step of ViT-S. There it is
-    written as [n, m] from the start; other backends keep JAX's form.
-    """
-    return _product(inputs, kernel)
-
-
-def _product(inputs, kernel):
-    return jax.lax.dot_general(inputs, kernel, (((inputs.ndim - 1,), (0,)), ((), ())))
-
-
-def _product_backward(saved, cotangent):
-    inputs, kernel = saved
-    leading = tuple(range(inputs.ndim - 1))
-
-    def as_kernel(inputs, cotangent):
-        return jax.lax.dot_general(inputs, cotangent, ((leading, leading), ((), ())))
-
-    def transposed(inputs, cotangent):
-        return jax.linear_transpose(functools.partial(_product, inputs), kernel)(cotangent)[0]
-
-    (inputs_gradient,) = jax.linear_transpose(lambda inputs: _product(inputs, kernel), inputs)(cotangent)
-    return inputs_gradient, jax.lax.platform_dependent(inputs, cotangent, cpu=as_kernel, default=transposed)
-
-
-product.defvjp(lambda inputs, kernel: (_product(inputs, kernel), (inputs, kernel)), _product_backward)
 
 
 def _product_for_flax(inputs, kernel, *_, **__):
@@ -227,3 +114,119 @@ def resize_position_embedding(embedding, old_grid, new_grid):
     image = embedding.reshape(1, *old_grid, width)  # [1, rows, columns, D]
     image = jax.image.resize(image, (1, *new_grid, width), method="bicubic")
     return image.reshape(1, new_grid[0] * new_grid[1], width)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, [B, N, D] -> [B, N, D]; sows the weights [B, A, N, N] as "attention".
+
+    Attributes:
+      heads: number of heads; must divide D.
+      dropout: rate on the output, 0..1.
+      dtype: dtype of the computation; parameters are float32.
+    """
+
+    heads: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens, *, train, count=None, wanted=None):
+        """[B, N, D] -> the same for the first `wanted` tokens, or all of them: [B, wanted or N, D].
+
+        Of the N tokens the first `count` mean something, see `dot_product_attention`.
+        """
+        batch, given, width = tokens.shape
+        # As rows, for linear layers would otherwise have XLA for GPUs choose layouts that it must then transpose.
+        rows = tokens.reshape(-1, width)  # [B * N, D]
+        qkv = linear(3 * width, self.dtype, "qkv")(rows)
+        # Split first: the gradient of a split is one concatenation, that of indexing three padded arrays and their sum.
+        parts = jnp.split(qkv, 3, axis=-1)
+        query, key, value = (part.reshape(batch, given, self.heads, -1) for part in parts)  # each [B, N, A, E]
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "attention", attention_weights(query[:, :count], key[:, :count]))
+        outputs = dot_product_attention(query[:, :wanted], key, value, count).reshape(-1, width)  # as rows again
+        outputs = linear(width, self.dtype, "out")(outputs)
+        return nn.Dropout(self.dropout)(outputs, deterministic=not train).reshape(batch, -1, width)
+
+
+def _convolve_for_flax(inputs, kernel, strides, padding, **options):
+    """What flax.linen.Conv calls in place of `jax.lax.conv_general_dilated`."""
+    if kernel.shape[:2] == (3, 3) and strides == (2, 2):  # `convolution` has padded by 1
+        return halving_convolution(inputs, kernel)
+    return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **options)
+
+
+def convolution(features, kernel, stride, dtype, *, bias=True):
+    """A square convolution padded alike on all sides: "SAME" would shift strided ones by half a pixel."""
+    margin = kernel // 2
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=((margin, margin), (margin, margin)),
+        use_bias=bias,
+        kernel_init=he_normal_fan_out,
+        dtype=dtype,
+        conv_general_dilated=_convolve_for_flax,
+        name="convolution",
+    )
+
+
+class GeluBatchNorm(nn.Module):
+    """GELU -> BatchNorm, [B, H, W, C] -> the same shape; variables are called as those of flax.linen.BatchNorm.
+
+    PyTorch's defaults but for the running variance: here, as in flax, it is the biased batch variance, in PyTorch the
+    unbiased one, larger by n / (n - 1) with n = B * H * W.
+
+    Attributes:
+      dtype: dtype of the result; parameters and statistics are float32.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs, *, train):
+        width = inputs.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
+        running_variance = self.variable("batch_stats", "var", jnp.ones, (width,))
+        if not train:
+            activated = gelu(widened(inputs))
+            inverse = jax.lax.rsqrt(running_variance.value + BATCH_NORM_EPSILON)
+            return ((activated - running_mean.value) * (inverse * scale) + bias).astype(self.dtype)
+        outputs, mean, variance = gelu_batch_norm(inputs, scale, bias, self.dtype)
+        if not self.is_initializing():
+            for running, new in ((running_mean, mean), (running_variance, variance)):
+                running.value = MOMENTUM * running.value + (1.0 - MOMENTUM) * jax.lax.stop_gradient(new)
+        return outputs
+
+
+class ConvModule(nn.Module):
+    """Eq. 1: convolution -> GELU -> BatchNorm, [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+
+    features: int
+    stride: int
+    kernel: int = 3
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs, *, train):
+        outputs = convolution(self.features, self.kernel, self.stride, self.dtype)(inputs)
+        return GeluBatchNorm(self.dtype, name="norm")(outputs, train=train)
+
+
+class EarlyConvModule(nn.Module):
+    """EarlyConv's order (Xiao et al. 2021): convolution without bias -> BatchNorm -> ReLU; shapes as `ConvModule`."""
+
+    features: int
+    stride: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs, *, train):
+        outputs = convolution(self.features, 3, self.stride, self.dtype, bias=False)(inputs)
+        norm = nn.BatchNorm(
+            use_running_average=not train, momentum=MOMENTUM, epsilon=BATCH_NORM_EPSILON, dtype=self.dtype, name="norm"
+        )
+        return nn.relu(norm(outputs))

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from stce_jax.models.layers import (
     MLP,
+    Attention,
     LayerNorm,
     drop_path_scales,
     linear,
@@ -16,7 +17,7 @@ from stce_jax.models.layers import (
     sincos_position_embedding,
     truncated_normal,
 )
-from stce_jax.models.ops.attention import Attention, padding
+from stce_jax.models.ops.attention import padding
 
 
 class Block(nn.Module):

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from stce_jax.errors import ConfigError
-from stce_jax.models.layers import LayerNorm, linear
-from stce_jax.models.ops.convolution import ConvModule, EarlyConvModule, convolution
+from stce_jax.models.layers import ConvModule, EarlyConvModule, LayerNorm, convolution, linear
 from stce_jax.models.ops.supertoken import cluster_super_tokens, grid_shape, pool_cells
 
 
