@@ -1,0 +1,143 @@
+"""Configs of earlier versions: what their keys are called now.
+
+Form 1 (up to version 0.1) had all options of a model side by side, `model.width` and `model.cell`; form 2 has a section
+for each module. `FLAT_KEYS` says which sections have a key now. Config files that set flat keys need nothing from here:
+`config.model` takes them itself, see `configs/_flat.py`.
+"""
+
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stce_jax.configs._flat import FLAT_KEYS
+from stce_jax.errors import ConfigError
+from stce_jax.workdir import parts
+
+FORM = 2  # of the configs that this version writes
+_NAMES = ("name", *(f"{part}.name" for part in parts.TABLES))  # the keys that choose a model's modules
+
+
+def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as nested dicts in this version's form, without the entry "form".
+
+    Args:
+      values: what `config.json` or a checkpoint holds; without "form" it is of form 1.
+
+    Raises:
+      ConfigError: the form is newer than this version.
+    """
+    form, rest = values.get("form", 1), {key: value for key, value in values.items() if key != "form"}
+    if not isinstance(form, int) or form > FORM:
+        raise ConfigError(
+            f"config.json has form {form!r}, this version of stce_jax reads forms up to {FORM}; use the version that "
+            "wrote it"
+        )
+    if form < 2 and "model" in rest:
+        rest["model"] = _with_sections(rest["model"])
+    return rest
+
+
+def _with_sections(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.model` of form 2 from that of form 1."""
+    model = {key: value for key, value in flat.items() if key not in FLAT_KEYS}
+    names = parts.chosen(_choice({"name": flat["name"]})) if "name" in flat else dict.fromkeys(parts.TABLES)
+    for key in FLAT_KEYS:
+        section = _section(key, names) if flat.get(key) is not None else None
+        if section:
+            part, _, name = section.partition(".")
+            model.setdefault(part, {}).setdefault(name, {})[key] = flat[key]
+    return model
+
+
+def new_key(key: str, model: Mapping[str, Any]) -> str:
+    """The place of an option in `config.model`, such as "body.vit.width" of "width".
+
+    Args:
+      key: a flat key; any other is returned as it is.
+      model: `config.model`; of an option that several embeddings have the chosen one's is meant.
+
+    Raises:
+      ConfigError: the chosen module has no such option.
+    """
+    if key not in FLAT_KEYS:
+        return key
+    names = parts.chosen(model)
+    section = _section(key, names)
+    if section is None:
+        part = FLAT_KEYS[key][0].partition(".")[0]
+        raise ConfigError(
+            f"{model['name']} has no option {key!r}: its {part} is {names[part]!r}; configs/default.py lists the "
+            "options of each"
+        )
+    return f"{section}.{key}"
+
+
+def new_words(words: Sequence[str], model: Mapping[str, Any]) -> list[str]:
+    """Overrides of a command line with today's keys; the first use of an old key is noted on standard error.
+
+    Args:
+      words: such as "--config.model.width=96"; a value may be a word of its own.
+      model: `config.model` before the overrides.
+
+    Raises:
+      ConfigError: the chosen module has no such option.
+    """
+    flat = {f"model.{key}": key for key in FLAT_KEYS}
+    if not any(flag_key(word) in flat for word in words):
+        return list(words)
+    model = _choice({name: _last_value(words, f"model.{name}", _at(model, name)) for name in _NAMES})
+    changed = []
+    for word in words:
+        key = flag_key(word)
+        if key in flat:
+            if word.endswith("=None") and _section(flat[key], parts.chosen(model)) is None:
+                continue  # an option that the module does not have is not set
+            place = f"model.{new_key(flat[key], model)}"
+            start, _, rest = word.partition(key)
+            _note(f"{start}{key}", f"{start}{place}")
+            word = f"{start}{place}{rest}"
+        changed.append(word)
+    return changed
+
+
+def flag_key(word: str) -> str:
+    """The key that an override sets: "model.name" of "--config.model.name=vit_s_stce"."""
+    return word.lstrip("-").partition("=")[0].partition(".")[2]
+
+
+def _section(key: str, names: Mapping[str, str | None]) -> str | None:
+    """The section of a flat key among those of the chosen modules; None: none has it."""
+    sections = (f"{part}.{name}" for part, name in names.items())
+    return next((section for section in sections if section in FLAT_KEYS[key]), None)
+
+
+def _choice(names: Mapping[str, str | None]) -> dict[str, Any]:
+    """`config.model` of names alone."""
+    model: dict[str, Any] = {part: {"name": names.get(f"{part}.name")} for part in parts.TABLES}
+    return model | {"name": names["name"]}
+
+
+def _at(model: Mapping[str, Any], name: str) -> str | None:
+    part, _, key = name.rpartition(".")
+    return (model[part] if part else model)[key]
+
+
+def _last_value(words: Sequence[str], key: str, default: str | None) -> str | None:
+    """What overrides make of a key."""
+    for index in reversed(range(len(words))):
+        if flag_key(words[index]) == key:
+            _, equals, value = words[index].partition("=")
+            if not equals:
+                value = words[index + 1] if index + 1 < len(words) else ""
+            return None if value == "None" else value
+    return default
+
+
+@functools.cache
+def _note(old: str, new: str) -> None:
+    """Says once, and in one process of a run, how a key is spelled now."""
+    from stce_jax.processes import peers
+
+    if not peers.several() or peers.is_main():
+        print(f"stce: {old} is now {new}", file=sys.stderr, flush=True)

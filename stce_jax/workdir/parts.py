@@ -1,0 +1,82 @@
+"""The parts of `config.model`: which module each one chooses, and which sections nothing reads.
+
+JAX is imported only where a preset or a table of modules has to be looked up.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import config_dict
+
+from stce_jax.configs import default
+from stce_jax.errors import ConfigError
+
+# Part -> (module, name) of the table of the modules that it can be.
+TABLES = {
+    "body": ("stce_jax.models.bodies", "BODIES"),
+    "embedding": ("stce_jax.models.embeddings", "EMBEDDINGS"),
+    "reduction": ("stce_jax.models.reductions", "REDUCTIONS"),
+}
+
+
+def chosen(model: Mapping[str, Any]) -> dict[str, str | None]:
+    """The name of each part's module, by its own name or the preset's; None: no module, or an unknown preset."""
+    names = {part: model[part]["name"] for part in TABLES}
+    if None in names.values():
+        from stce_jax.models.factory import PRESETS
+
+        if model["name"] in PRESETS:
+            preset = PRESETS[model["name"]]
+            names = {part: name or getattr(preset, part) for part, name in names.items()}
+    return names
+
+
+def options(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What `factory.build_model` takes of `config.model`: of each part its name and the options that are set."""
+    built = {}
+    for part, name in chosen(model).items():
+        section = model[part][name] if name in model[part] else {}
+        built[part] = {"name": model[part]["name"]} | {key: section[key] for key in section if section[key] is not None}
+    return built
+
+
+def is_registered(part: str, name: str) -> bool:
+    """Whether a module has that name: the package's, or another's that a config file has added to the table."""
+    if name in default.get_config().model[part]:
+        return True
+    module, table = TABLES[part]
+    return name in getattr(importlib.import_module(module), table)
+
+
+def added_sections(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(part, name) of the sections that the package's own modules do not have."""
+    own = default.get_config().model
+    return [(part, name) for part in TABLES for name in model[part] if name not in own[part]]
+
+
+def unread(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """The prefixes, such as "model.embedding.conv.", of the options of modules that are not chosen."""
+    names = chosen(model)
+    if names["body"] is None:  # an unknown preset: who knows
+        return ()
+    sections = [(part, name) for part in TABLES for name in model[part] if name not in ("name", names[part])]
+    return tuple(f"model.{part}.{name}." for part, name in sections)
+
+
+def check_modules(config: config_dict.ConfigDict) -> None:
+    """Takes the sections of unknown modules out of a run's unlocked config, if the run does not use them.
+
+    Raises:
+      ConfigError: the run uses a module that is not part of the package, and no config file has registered it.
+    """
+    for part, name in added_sections(config.model):
+        if not is_registered(part, name) and config.model[part].name != name:
+            del config.model[part][name]
+    for part in TABLES:
+        name = config.model[part].name
+        if name is not None and not is_registered(part, name):
+            raise ConfigError(
+                f"the run uses the {part} {name!r}, which is not part of stce_jax; give the config file that registers "
+                "it: --config=FILE"
+            )
