@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stce_jax.configs import default
 from stce_jax.configs._flat import FLAT_KEYS
 from stce_jax.errors import ConfigError
 from stce_jax.workdir import parts
@@ -25,7 +26,7 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
       values: what `config.json` or a checkpoint holds; without "form" it is of form 1.
 
     Raises:
-      ConfigError: the form is newer than this version.
+      ConfigError: the form is newer than this version, or the options of a module that it uses are missing.
     """
     form, rest = values.get("form", 1), {key: value for key, value in values.items() if key != "form"}
     if not isinstance(form, int) or form > FORM:
@@ -33,9 +34,21 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
             f"config.json has form {form!r}, this version of stce_jax reads forms up to {FORM}; use the version that "
             "wrote it"
         )
-    if form < 2 and "model" in rest:
+    if form >= 2:
+        _check_sections(rest["model"])
+    elif "model" in rest:
         rest["model"] = _with_sections(rest["model"])
     return rest
+
+
+def _check_sections(model: Mapping[str, Any]) -> None:
+    """Lets a config lack the sections of modules that came later, as it cannot use them, and of no others."""
+    own = default.get_config().model
+    missing = [(part, name) for part in parts.TABLES for name in own[part] if name not in model[part]]
+    names = parts.chosen(model) if missing else {}
+    for part, name in missing:
+        if name == names[part]:
+            raise ConfigError(f"config.json is damaged: it lacks the options of the {part} {name!r}")
 
 
 def _with_sections(flat: Mapping[str, Any]) -> dict[str, Any]:

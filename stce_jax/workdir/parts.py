@@ -24,20 +24,20 @@ def chosen(model: Mapping[str, Any]) -> dict[str, str | None]:
     """The name of each part's module, by its own name or the preset's; None: no module, or an unknown preset."""
     names = {part: model[part]["name"] for part in TABLES}
     if None in names.values():
-        from stce_jax.models.factory import PRESETS
+        from stce_jax.models.factory import presets
 
-        if model["name"] in PRESETS:
-            preset = PRESETS[model["name"]]
-            names = {part: name or getattr(preset, part) for part, name in names.items()}
+        if model["name"] in presets():
+            preset = presets()[model["name"]]
+            names["body"] = names["body"] or preset.body
+            names["embedding"] = names["embedding"] or preset.embedding
     return names
 
 
 def options(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What `factory.build_model` takes of `config.model`: of each part its name and the options that are set."""
+    """The parts as `factory.build_model` takes them: of each its name and the options of the chosen module."""
     built = {}
     for part, name in chosen(model).items():
-        section = model[part][name] if name in model[part] else {}
-        built[part] = {"name": model[part]["name"]} | {key: section[key] for key in section if section[key] is not None}
+        built[part] = {"name": model[part]["name"], **(model[part][name] if name in model[part] else {})}
     return built
 
 
@@ -55,13 +55,12 @@ def added_sections(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(part, name) for part in TABLES for name in model[part] if name not in own[part]]
 
 
-def unread(model: Mapping[str, Any]) -> tuple[str, ...]:
-    """The prefixes, such as "model.embedding.conv.", of the options of modules that are not chosen."""
-    names = chosen(model)
-    if names["body"] is None:  # an unknown preset: who knows
-        return ()
-    sections = [(part, name) for part in TABLES for name in model[part] if name not in ("name", names[part])]
-    return tuple(f"model.{part}.{name}." for part, name in sections)
+def reads(key: str, names: Mapping[str, str | None]) -> bool:
+    """Whether a run reads a key such as "model.embedding.conv.stem_widths", if it has the chosen modules `names`."""
+    words = key.split(".")
+    if len(words) < 4 or words[1] not in TABLES or names["body"] is None:  # no body: an unknown preset
+        return True
+    return names[words[1]] == words[2]
 
 
 def check_modules(config: config_dict.ConfigDict) -> None:
@@ -70,13 +69,17 @@ def check_modules(config: config_dict.ConfigDict) -> None:
     Raises:
       ConfigError: the run uses a module that is not part of the package, and no config file has registered it.
     """
+    from stce_jax.models.factory import presets
+
+    used = {part: config.model[part].name for part in TABLES}
     for part, name in added_sections(config.model):
-        if not is_registered(part, name) and config.model[part].name != name:
+        if not is_registered(part, name) and name != used[part]:
             del config.model[part][name]
-    for part in TABLES:
-        name = config.model[part].name
-        if name is not None and not is_registered(part, name):
-            raise ConfigError(
-                f"the run uses the {part} {name!r}, which is not part of stce_jax; give the config file that registers "
-                "it: --config=FILE"
-            )
+    unknown = [(part, name) for part, name in used.items() if name is not None and not is_registered(part, name)]
+    if not unknown and config.model.name not in presets():
+        unknown = [("model", config.model.name)]
+    for part, name in unknown:
+        raise ConfigError(
+            f"the run uses the {part} {name!r}, which is not part of stce_jax; give the config file that registers it: "
+            "--config=FILE"
+        )
