@@ -41,8 +41,8 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> config_dict.ConfigD
     Args:
       name: a shipped config ("digits") or a path ("my/config.py"), optionally with an argument for its get_config
         after a colon ("digits:patch").
-      overrides: command-line words such as "--config.optimizer.learning_rate=3e-4"; "--config.model.body.vit.width=None"
-        takes a value away that the file gives. The flat keys of version 0.1 ("--config.model.width=96") work, too.
+      overrides: command-line words such as "--config.optimizer.learning_rate=3e-4". "--config.model.dtype=None" takes a
+        value away that the file gives. The flat keys of version 0.1 ("--config.model.width=96") work, too.
 
     Returns:
       A locked ConfigDict with exactly the keys of `stce_jax.configs.default`, and those of modules that the file has
@@ -170,11 +170,12 @@ def flatten(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 def _with_sections(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """A config whose `model` is a ConfigDict of flat keys, put together without `default`, with sections instead."""
-    if "model" not in config or not isinstance(config.model, Mapping) or not FLAT_KEYS.keys() & set(config.model):
+    flat = config.model if "model" in config else None
+    if not isinstance(flat, config_dict.ConfigDict) or not FLAT_KEYS.keys() & set(flat):
         return config
     model, changed = default.get_config().model, config.copy_and_resolve_references().unlock()
     try:
-        model.update(config.model.to_dict())
+        model.update(flat.to_dict())
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"config.model cannot be read: {_one_line(error)}") from error
     del changed.model

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ml_collections import config_dict
+
 from stce_jax.configs import default
 from stce_jax.configs._flat import FLAT_KEYS
 from stce_jax.errors import ConfigError
 from stce_jax.workdir import parts
 
 FORM = 2  # of the configs that this version writes
-_NAMES = ("name", *(f"{part}.name" for part in parts.TABLES))  # the keys that choose a model's modules
 
 
 def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def _check_sections(model: Mapping[str, Any]) -> None:
 def _with_sections(flat: Mapping[str, Any]) -> dict[str, Any]:
     """`config.model` of form 2 from that of form 1."""
     model = {key: value for key, value in flat.items() if key not in FLAT_KEYS}
-    names = parts.chosen(_choice({"name": flat["name"]})) if "name" in flat else dict.fromkeys(parts.TABLES)
+    names = parts.chosen({"name": model.get("name"), **{part: {"name": None} for part in parts.TABLES}})
     for key in FLAT_KEYS:
         section = _section(key, names) if flat.get(key) is not None else None
         if section:
@@ -63,30 +64,7 @@ def _with_sections(flat: Mapping[str, Any]) -> dict[str, Any]:
     return model
 
 
-def new_key(key: str, model: Mapping[str, Any]) -> str:
-    """The place of an option in `config.model`, such as "body.vit.width" of "width".
-
-    Args:
-      key: a flat key; any other is returned as it is.
-      model: `config.model`; of an option that several embeddings have the chosen one's is meant.
-
-    Raises:
-      ConfigError: the chosen module has no such option.
-    """
-    if key not in FLAT_KEYS:
-        return key
-    names = parts.chosen(model)
-    section = _section(key, names)
-    if section is None:
-        part = FLAT_KEYS[key][0].partition(".")[0]
-        raise ConfigError(
-            f"{model['name']} has no option {key!r}: its {part} is {names[part]!r}; configs/default.py lists the "
-            "options of each"
-        )
-    return f"{section}.{key}"
-
-
-def new_words(words: Sequence[str], model: Mapping[str, Any]) -> list[str]:
+def new_words(words: Sequence[str], model: config_dict.ConfigDict) -> list[str]:
     """Overrides of a command line with today's keys; the first use of an old key is noted on standard error.
 
     Args:
@@ -94,19 +72,21 @@ def new_words(words: Sequence[str], model: Mapping[str, Any]) -> list[str]:
       model: `config.model` before the overrides.
 
     Raises:
-      ConfigError: the chosen module has no such option.
+      ConfigError: the chosen modules have no such option.
     """
     flat = {f"model.{key}": key for key in FLAT_KEYS}
     if not any(flag_key(word) in flat for word in words):
         return list(words)
-    model = _choice({name: _last_value(words, f"model.{name}", _at(model, name)) for name in _NAMES})
+    model = model.copy_and_resolve_references()
+    for name in ("name", *(f"{part}.name" for part in parts.TABLES)):
+        model.update_from_flattened_dict({name: _last_value(words, f"model.{name}", model[name])})
     changed = []
     for word in words:
         key = flag_key(word)
         if key in flat:
             if word.endswith("=None") and _section(flat[key], parts.chosen(model)) is None:
-                continue  # an option that the module does not have is not set
-            place = f"model.{new_key(flat[key], model)}"
+                continue  # the module has no such option to be taken away
+            place = f"model.{parts.place(flat[key], model)}"
             start, _, rest = word.partition(key)
             _note(f"{start}{key}", f"{start}{place}")
             word = f"{start}{place}{rest}"
@@ -123,17 +103,6 @@ def _section(key: str, names: Mapping[str, str | None]) -> str | None:
     """The section of a flat key among those of the chosen modules; None: none has it."""
     sections = (f"{part}.{name}" for part, name in names.items())
     return next((section for section in sections if section in FLAT_KEYS[key]), None)
-
-
-def _choice(names: Mapping[str, str | None]) -> dict[str, Any]:
-    """`config.model` of names alone."""
-    model: dict[str, Any] = {part: {"name": names.get(f"{part}.name")} for part in parts.TABLES}
-    return model | {"name": names["name"]}
-
-
-def _at(model: Mapping[str, Any], name: str) -> str | None:
-    part, _, key = name.rpartition(".")
-    return (model[part] if part else model)[key]
 
 
 def _last_value(words: Sequence[str], key: str, default: str | None) -> str | None:

@@ -33,12 +33,30 @@ def chosen(model: Mapping[str, Any]) -> dict[str, str | None]:
     return names
 
 
-def options(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def options(model: Mapping[str, Any]) -> dict[str, Any]:
     """The parts as `factory.build_model` takes them: of each its name and the options of the chosen module."""
-    built = {}
+    built: dict[str, Any] = {}
     for part, name in chosen(model).items():
-        built[part] = {"name": model[part]["name"], **(model[part][name] if name in model[part] else {})}
+        built[part] = {"name": model[part]["name"]}
+        if name in model[part]:
+            built[part] |= model[part][name]
     return built
+
+
+def place(key: str, model: Mapping[str, Any]) -> str:
+    """Where `config.model` has an option of one of the chosen modules: "body.vit.width" for "width".
+
+    Raises:
+      ConfigError: none of them has such an option.
+    """
+    if key in ("name", "dtype"):
+        return key
+    sections = {f"{part}.{name}": model[part][name] for part, name in chosen(model).items() if name in model[part]}
+    for section, own in sections.items():
+        if key in own:
+            return f"{section}.{key}"
+    known = ", ".join(option for own in sections.values() for option in own)
+    raise ConfigError(f"{model['name']} has no option {key!r}; its options are {known}, dtype")
 
 
 def is_registered(part: str, name: str) -> bool:
