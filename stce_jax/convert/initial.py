@@ -12,8 +12,9 @@ from flax import linen as nn
 from flax import traverse_util
 
 from stce_jax.errors import CheckpointError, ConfigError, StceError
-from stce_jax.training.assemble import CONFIG_FILE, load_run
+from stce_jax.training.assemble import load_run
 from stce_jax.training.state import TrainState, abstract_variables, first_mismatch
+from stce_jax.workdir.layout import is_workdir
 from stce_jax.workdir.weights import flatten, read_file, unflatten
 
 
@@ -98,7 +99,7 @@ def _read(source: str, model: nn.Module) -> tuple[dict[str, np.ndarray], list[st
     path = epath.Path(source).expanduser()
     if not path.exists():
         raise ConfigError(f"there is no {source} to begin with; --init_from takes a workdir, a .safetensors or .npz")
-    if not (path / CONFIG_FILE).exists():
+    if not is_workdir(source):
         return *read_file(source), None
     try:
         run = load_run(str(path), "last")
