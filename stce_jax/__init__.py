@@ -4,6 +4,7 @@ The public names are imported when first used, so that importing the package sta
 """
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -18,11 +19,11 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return [*globals(), *__all__]

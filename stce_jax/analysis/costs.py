@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
+from stce_jax.models.bodies import Body
 from stce_jax.training.state import abstract_variables
 
 
-def count_model(model: nn.Module, image_size: int) -> dict[str, int]:
+def count_model(model: Body, image_size: int) -> dict[str, int]:
     """{"parameters", "embedding_parameters", "multiply_adds"} of a body for square images of `image_size` pixels.
 
     Multiply-adds are those of one image forward, of matrix products and convolutions, as executed: in the last block of

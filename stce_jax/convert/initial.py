@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from flax import linen as nn
 from flax import traverse_util
 
 from stce_jax.errors import CheckpointError, ConfigError, StceError
+from stce_jax.models.bodies import Body
 from stce_jax.training.assemble import load_run
 from stce_jax.training.state import TrainState, abstract_variables, first_mismatch
 from stce_jax.workdir.layout import is_workdir
@@ -19,7 +19,7 @@ from stce_jax.workdir.weights import flatten, read_file, unflatten
 
 
 def read_weights(
-    source: str, expected: Mapping[str, Any], model: nn.Module, class_ids: Sequence[str]
+    source: str, expected: Mapping[str, Any], model: Body, class_ids: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], str]:
     """Reads weights and fits them to a model, see the body's `fit_weights`.
 
@@ -41,10 +41,11 @@ def read_weights(
       CheckpointError: it is damaged, of no kind that is read, or of another model; names the first parameter that
         does not fit.
     """
-    found, found_ids, old_grid = _read(source, model)
+    read, found_ids, old_grid = _read(source, model)
     flat = traverse_util.flatten_dict(expected, sep="/")
+    module: Any = model
     try:
-        found, note = model.fit_weights(found, flat, old_grid)
+        found, note = module.fit_weights(read, flat, old_grid)
     except StceError as error:
         raise CheckpointError(f"{source} does not fit the model: {error}") from error
     classifier = _classifier_paths(model, flat)
@@ -94,7 +95,7 @@ def initialize(state: TrainState, arrays: Mapping[str, np.ndarray]) -> TrainStat
     return dataclasses.replace(state, variables=variables, ema=copy(variables))
 
 
-def _read(source: str, model: nn.Module) -> tuple[dict[str, np.ndarray], list[str] | None, tuple[int, int] | None]:
+def _read(source: str, model: Body) -> tuple[dict[str, np.ndarray], list[str] | None, tuple[int, int] | None]:
     """(arrays by path, class ids or None, grid of the image size it was trained at or None) of a run or a file."""
     path = epath.Path(source).expanduser()
     if not path.exists():
@@ -114,9 +115,10 @@ def _read(source: str, model: nn.Module) -> tuple[dict[str, np.ndarray], list[st
     return flatten(run.variables), list(run.class_ids), run.model.grid(*run.model.image_size)
 
 
-def _classifier_paths(model: nn.Module, flat: Mapping[str, Any]) -> Set[str]:
+def _classifier_paths(model: Body, flat: Mapping[str, Any]) -> Set[str]:
     """The paths of what depends on the number of classes; `flat` are the model's own variables by path."""
-    other = abstract_variables(model.clone(num_classes=model.num_classes + 1), model.image_size[0])
+    module: Any = model
+    other = abstract_variables(module.clone(num_classes=model.num_classes + 1), model.image_size[0])
     other = traverse_util.flatten_dict(other, sep="/")
     return {path for path, leaf in other.items() if path not in flat or flat[path].shape != leaf.shape}
 

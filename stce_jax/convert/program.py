@@ -21,10 +21,10 @@ from jaxtyping import Array, Float, UInt8
 from stce_jax.convert.initial import read_weights
 from stce_jax.data import decode
 from stce_jax.errors import CheckpointError, ConfigError
-from stce_jax.models.factory import model_options
 from stce_jax.paths import first_line, open_path, write_bytes, write_text
 from stce_jax.recipe import augment
 from stce_jax.training.assemble import Run
+from stce_jax.workdir import parts
 from stce_jax.workdir.digests import find_damage, write_digests
 from stce_jax.workdir.weights import flatten, save_weights, unflatten
 
@@ -144,13 +144,12 @@ def _describe(run: Run, program: jax.export.Exported, ema: bool) -> dict[str, An
     """What model.json says."""
     config, size = run.config, run.config.image_size
     fraction = config.augment.eval_crop_fraction
-    chosen = {key: value for key, value in config.model.items() if key != "name" and value is not None}
     pixels: Any
     logits: Any
     (pixels,), (logits,) = program.in_avals, program.out_avals
     packages = ("stce_jax", "jax", "jaxlib", "flax")
     return {
-        "model": {"name": config.model.name, **model_options(config.model.name, **chosen)},
+        "model": parts.all_options(config.model),
         "input": {
             "shape": _lengths(pixels),
             "dtype": pixels.dtype.name,

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from flax import linen as nn
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -22,6 +21,7 @@ from stce_jax.analysis.drawing.introspection import (
 )
 from stce_jax.data import catalog, decode
 from stce_jax.errors import CheckpointError, ConfigError, DataError
+from stce_jax.models.bodies import Body
 from stce_jax.models.factory import create_model
 from stce_jax.paths import absolute, is_remote, named_failures, open_path, write_bytes
 from stce_jax.recipe import augment
@@ -37,7 +37,7 @@ Draw = Callable[[UInt8[np.ndarray, "S S 3"], UInt8[np.ndarray, "Y Y 3"]], dict[s
 class Subject(NamedTuple):
     """A model to look into, and how it sees images: their side in pixels, the part of their short side, statistics."""
 
-    model: nn.Module
+    model: Body
     variables: Any
     size: int
     fraction: float

@@ -107,7 +107,7 @@ def test_speeds_are_kept_by_run_and_runs_of_one_model_are_timed_once(capsys, tmp
     assert run(capsys, tmp_path, *words)[0] == 0
     timed = [word.rpartition("/")[2] for word in commands["words"][-1][2:] if not word.startswith("--")]
     assert timed == ["patch_seed0", "stce_seed0"]
-    speed = report.read_speed(tmp_path / "sweep", ["table6", "table7"])
+    speed = costs.read_speed(tmp_path / "sweep", ["table6", "table7"])
     assert {row["model"] for row in speed["table6"]} == {"patch", "stce", "patch_500"} and "table7" not in speed
 
 

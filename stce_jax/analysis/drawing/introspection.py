@@ -19,6 +19,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Int, Int32
 
 from stce_jax.errors import ConfigError
+from stce_jax.models.bodies import Body
 from stce_jax.models.ops.supertoken import cell_shape, cluster_super_tokens
 from stce_jax.training.state import abstract_variables
 
@@ -33,7 +34,7 @@ Variables = Mapping[str, Any]
 Cell = int | tuple[int, int]
 
 
-def check_super_tokens(model: nn.Module, image_size: int, *, affinities: bool) -> None:
+def check_super_tokens(model: Body, image_size: int, *, affinities: bool) -> None:
     """Raises ConfigError for a body whose embedding has no super tokens; or, if asked for, no affinities to them."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     sown = jax.eval_shape(functools.partial(_sown_by_embedding, model), abstract_variables(model, image_size), images)
@@ -43,14 +44,14 @@ def check_super_tokens(model: nn.Module, image_size: int, *, affinities: bool) -
         raise ConfigError(NO_AFFINITIES)
 
 
-def check_class_attention(model: nn.Module, image_size: int) -> None:
+def check_class_attention(model: Body, image_size: int) -> None:
     """Raises ConfigError for a body without a class token, or without attention to draw."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     jax.eval_shape(functools.partial(class_attention, model), abstract_variables(model, image_size), images)
 
 
 def iterated_affinities(
-    model: nn.Module, variables: Variables, images: Float[Array, "B S S 3"]
+    model: Body, variables: Variables, images: Float[Array, "B S S 3"]
 ) -> list[Float[Array, "B H W 9"]]:
     """The affinities that each iteration of a model's clustering computes, see `cluster_super_tokens`.
 
@@ -77,9 +78,7 @@ def iterated_affinities(
     ]
 
 
-def class_attention(
-    model: nn.Module, variables: Variables, images: Float[Array, "B S S 3"]
-) -> Float[Array, "depth B h w"]:
+def class_attention(model: Body, variables: Variables, images: Float[Array, "B S S 3"]) -> Float[Array, "depth B h w"]:
     """What the class token, the first of the leading ones, attends to in each block, the mean over the heads.
 
     With its attention to the leading tokens, which is left out, it sums to one. Once tokens are reduced, they lie in no
@@ -108,7 +107,7 @@ def class_attention(
     return jnp.stack(drawn)
 
 
-def _sown_by_embedding(model: nn.Module, variables: Variables, images: Float[Array, "B S S 3"]) -> Variables:
+def _sown_by_embedding(model: Body, variables: Variables, images: Float[Array, "B S S 3"]) -> Variables:
     """{"features": (array,), ...}: what the embedding alone sows."""
     own = {kind: tree["embedding"] for kind, tree in variables.items() if "embedding" in tree}
     _, sown = model.embedding.apply(own, images.astype(model.dtype), train=False, mutable="intermediates")

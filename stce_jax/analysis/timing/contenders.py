@@ -91,7 +91,7 @@ def prepare(contender: Contender, mesh: jax.sharding.Mesh, *, seconds: float, ac
     state, batch = jax.device_put((state, batch), (replicated(mesh), batch_sharding(mesh)))
     if training:
 
-        def call():
+        def call() -> Any:
             nonlocal state
             state, metrics = compiled(state, batch, *key)  # the old state is donated
             return metrics

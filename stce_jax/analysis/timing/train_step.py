@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
-from flax import linen as nn
+import jax.numpy as jnp
 
+from stce_jax.models.bodies import Body
 from stce_jax.recipe.optimizers import make_optimizer
 from stce_jax.training.state import TrainState
 from stce_jax.training.step import make_train_step
@@ -15,7 +15,7 @@ WEIGHT_DECAY = 0.05
 
 
 def timed_train_step(
-    model: nn.Module,
+    model: Body,
     variables: Mapping[str, Any],
     augment: Callable[..., Any],
     mesh: jax.sharding.Mesh,
@@ -34,6 +34,6 @@ def timed_train_step(
     optimizer = make_optimizer(
         learning_rate, weight_decay=WEIGHT_DECAY, beta1=0.9, beta2=0.999, epsilon=1e-8, clip_norm=0.0
     )
-    state = TrainState(np.zeros((), np.int32), variables, optimizer.init(variables["params"]), None)
+    state = TrainState(jnp.zeros((), jnp.int32), variables, optimizer.init(variables["params"]), None)
     step = make_train_step(model, optimizer, augment, ema_decay=0.0, state=state, mesh=mesh, accumulate=accumulate)
     return step, state
