@@ -1,12 +1,17 @@
-"""The parts that models are made of: LayerNorm, MLP, attention, drop path, position embedding, convolution modules.
+"""Small linen modules, as a paper draws them; what they compute is in `ops`.
 
-Shape letters: B batch, H W feature height and width, C channels, N tokens, D model width.
+Shape letters: B batch, N tokens (M of them queries), D model width, A attention heads, E width of a head, H W feature
+height and width, C channels.
 """
+
+from collections.abc import Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from stce_jax.models.ops.activations import gelu
 from stce_jax.models.ops.attention import attention_weights, dot_product_attention
@@ -14,15 +19,26 @@ from stce_jax.models.ops.convolution import halving_convolution
 from stce_jax.models.ops.linear import product
 from stce_jax.models.ops.norms import BATCH_NORM_EPSILON, gelu_batch_norm, layer_norm
 from stce_jax.models.ops.precision import widened
+from stce_jax.models.tokens import Tokens
 
 # DeiT's initialisation: a normal of standard deviation 0.02 cut at +-2, which is at 100 standard deviations.
 truncated_normal = nn.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0)
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-MOMENTUM = 0.9  # of BatchNorm; PyTorch's default, whose momentum is the new statistics' share, 0.1
+BATCH_NORM_MOMENTUM = 0.9  # PyTorch's default; there it is the share of the new statistics, 0.1
+
+
+def linear(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
+    """A linear layer [..., n] -> [..., features], initialised as DeiT's; parameters are float32."""
+    return nn.Dense(features, dtype=dtype, kernel_init=truncated_normal, dot_general=_dense_product, name=name)
+
+
+def _dense_product(inputs: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """What flax.linen.Dense calls in place of `jax.lax.dot_general`."""
+    return product(inputs, kernel)
 
 
 class LayerNorm(nn.Module):
-    """`layer_norm` with its parameters "scale" and "bias", as in flax.
+    """LayerNorm over the last axis with the ViT's epsilon of 1e-6.
 
     Attributes:
       dtype: dtype of the result; parameters are float32.
@@ -31,25 +47,15 @@ class LayerNorm(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, inputs):
+    def __call__(self, inputs: Float[Array, "... D"]) -> Float[Array, "... D"]:
         width = inputs.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
         return layer_norm(inputs.reshape(-1, width), scale, bias, self.dtype).reshape(inputs.shape)
 
 
-def _product_for_flax(inputs, kernel, *_, **__):
-    """What flax.linen.Dense calls in place of `jax.lax.dot_general`."""
-    return product(inputs, kernel)
-
-
-def linear(features, dtype, name=None):
-    """A linear layer [..., n] -> [..., features], initialised as DeiT's; parameters are float32."""
-    return nn.Dense(features, dtype=dtype, kernel_init=truncated_normal, dot_general=_product_for_flax, name=name)
-
-
 class MLP(nn.Module):
-    """Two linear layers with a GELU between, [B, N, D] -> [B, N, D].
+    """Two linear layers with a GELU between.
 
     Attributes:
       hidden: width between the two.
@@ -62,62 +68,17 @@ class MLP(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens, *, train):
-        width = tokens.shape[-1]
-        rows = tokens.reshape(-1, width)  # [B * N, D]: see `Attention`
+    def __call__(self, values: Float[Array, "B N D"], *, train: bool) -> Float[Array, "B N D"]:
+        width = values.shape[-1]
+        rows = values.reshape(-1, width)  # [B N, D]: see `Attention`
         hidden = linear(self.hidden, self.dtype, "in")(rows)
         hidden = nn.Dropout(self.dropout)(gelu(hidden), deterministic=not train)
         outputs = linear(width, self.dtype, "out")(hidden)
-        return nn.Dropout(self.dropout)(outputs, deterministic=not train).reshape(tokens.shape)
-
-
-def drop_path_scales(key, rate, depth, batch):
-    """What stochastic depth multiplies each residual branch with: 0 where it drops it, 1 / (1 - its rate) elsewhere.
-
-    Source: Huang et al. 2016; the rate grows linearly with depth as in DeiT. Drawn for all blocks at once, so that
-    blocks in a loop and blocks in a scan see the same draws.
-
-    Args:
-      key: PRNG key.
-      rate: the last block's rate, 0 <= rate < 1; the first block's is 0.
-      depth, batch: numbers of blocks and of images.
-
-    Returns:
-      [depth, 2, B, 1, 1] float32, for the attention and the MLP branch of each block.
-    """
-    keep = 1.0 - np.linspace(0.0, rate, depth, dtype=np.float32).reshape(depth, 1, 1, 1, 1)
-    return jax.random.bernoulli(key, keep, (depth, 2, batch, 1, 1)) / keep
-
-
-def sincos_position_embedding(grid, width):
-    """The fixed two-dimensional sine-cosine position embedding of MoCo v3 (Chen et al. 2021).
-
-    Args:
-      grid: (rows, columns) of tokens.
-      width: D, a multiple of 4.
-
-    Returns:
-      [1, rows * columns, D] float32 in -1..1: sines and cosines of the column, then of the row.
-    """
-    frequency = 1.0 / 10000.0 ** (np.arange(width // 4) / (width // 4))  # [D/4]
-    row, column = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
-    angles = [position.reshape(-1, 1) * frequency for position in (column, row)]  # each [N, D/4]
-    parts = [function(angle) for angle in angles for function in (np.sin, np.cos)]
-    return np.concatenate(parts, axis=1)[None].astype(np.float32)
-
-
-def resize_position_embedding(embedding, old_grid, new_grid):
-    """Resamples [1, rows * columns, D] position embeddings to another grid (bicubic, antialiased)."""
-    if old_grid == new_grid:
-        return embedding
-    width = embedding.shape[-1]
-    image = embedding.reshape(1, *old_grid, width)  # [1, rows, columns, D]
-    image = jax.image.resize(image, (1, *new_grid, width), method="bicubic")
-    return image.reshape(1, new_grid[0] * new_grid[1], width)
+        return nn.Dropout(self.dropout)(outputs, deterministic=not train).reshape(values.shape)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, [B, N, D] -> [B, N, D]; sows the weights [B, A, N, N] as "attention".
+    """Multi-head attention; sows its weights [B, A, M, N] as "attention".
 
     Attributes:
       heads: number of heads; must divide D.
@@ -130,33 +91,76 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens, *, train, count=None, wanted=None):
-        """[B, N, D] -> the same for the first `wanted` tokens, or all of them: [B, wanted or N, D].
+    def __call__(
+        self, tokens: Tokens, context: Tokens | None = None, *, train: bool, give: Collection[str] = ()
+    ) -> tuple[Float[Array, "B M D"], dict[str, Array]]:
+        """Attention of tokens to a context, by default to themselves.
 
-        Of the N tokens the first `count` mean something, see `dot_product_attention`.
+        Tokens that are not real (`mask`) are seen by none. A token that stands for several (`sizes`) counts that many
+        times: the proportional attention of ToMe (Bolya et al. 2023).
+
+        Args:
+          tokens: the M queries.
+          context: the N tokens that are keys and values.
+          give: names of what to return besides: "query", "key", "value" ([B, N, A, E]), "weights" ([B, A, M, N]).
+
+        Returns:
+          (the branch that a block adds, {name: array} of what was to be given).
         """
-        batch, given, width = tokens.shape
+        width = tokens.shape[-1]
+        qkv = linear(3 * width, self.dtype, "qkv")
+        query, key, value = self._heads(qkv, tokens.values)
+        if context is None:
+            context = tokens
+        else:
+            _, key, value = self._heads(qkv, context.values)
+        bias = None if context.sizes is None else jnp.log(context.sizes)[:, None, None, :]  # [B, 1, 1, N]
+        sown = self.is_mutable_collection("intermediates")
+        given = {"query": query, "key": key, "value": value}
+        if sown or "weights" in give:
+            given["weights"] = attention_weights(query, key, bias=bias, mask=context.mask)  # [B, A, M, N]
+            self.sow("intermediates", "attention", given["weights"])
+        outputs = dot_product_attention(query, key, value, bias=bias, mask=context.mask)
+        rows = linear(width, self.dtype, "out")(outputs.reshape(-1, width))  # [B M, D]
+        outputs = nn.Dropout(self.dropout)(rows, deterministic=not train).reshape(tokens.shape)
+        return outputs, {name: given[name] for name in give}
+
+    def _heads(self, qkv: nn.Dense, values: Float[Array, "B N D"]) -> list[Float[Array, "B N A E"]]:
+        """Query, key and value of tokens."""
+        batch, count, width = values.shape
         # As rows, for linear layers would otherwise have XLA for GPUs choose layouts that it must then transpose.
-        rows = tokens.reshape(-1, width)  # [B * N, D]
-        qkv = linear(3 * width, self.dtype, "qkv")(rows)
+        rows = qkv(values.reshape(-1, width))  # [B N, 3 D]
         # Split first: the gradient of a split is one concatenation, that of indexing three padded arrays and their sum.
-        parts = jnp.split(qkv, 3, axis=-1)
-        query, key, value = (part.reshape(batch, given, self.heads, -1) for part in parts)  # each [B, N, A, E]
-        if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "attention", attention_weights(query[:, :count], key[:, :count]))
-        outputs = dot_product_attention(query[:, :wanted], key, value, count).reshape(-1, width)  # as rows again
-        outputs = linear(width, self.dtype, "out")(outputs)
-        return nn.Dropout(self.dropout)(outputs, deterministic=not train).reshape(batch, -1, width)
+        return [part.reshape(batch, count, self.heads, -1) for part in jnp.split(rows, 3, axis=-1)]
 
 
-def _convolve_for_flax(inputs, kernel, strides, padding, **options):
+def drop_path_scales(key: jax.Array, rate: float, depth: int, batch: int) -> Float[Array, "depth 2 B 1 1"]:
+    """What stochastic depth multiplies each residual branch with: 0 where it drops it, 1 / (1 - its rate) elsewhere.
+
+    Source: Huang et al. 2016; the rate grows linearly with depth as in DeiT. Drawn for all blocks at once, so that
+    blocks in a loop and blocks in a scan see the same draws.
+
+    Args:
+      key: PRNG key.
+      rate: the last block's rate, 0 <= rate < 1; the first block's is 0.
+      depth: number of blocks.
+      batch: number of images.
+
+    Returns:
+      float32, for the attention and the MLP branch of each block.
+    """
+    keep = 1.0 - np.linspace(0.0, rate, depth, dtype=np.float32).reshape(depth, 1, 1, 1, 1)
+    return jax.random.bernoulli(key, keep, (depth, 2, batch, 1, 1)) / keep
+
+
+def _convolve(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
     """What flax.linen.Conv calls in place of `jax.lax.conv_general_dilated`."""
     if kernel.shape[:2] == (3, 3) and strides == (2, 2):  # `convolution` has padded by 1
         return halving_convolution(inputs, kernel)
     return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **options)
 
 
-def convolution(features, kernel, stride, dtype, *, bias=True):
+def convolution(features: int, kernel: int, stride: int, dtype: Any, *, bias: bool = True) -> nn.Conv:
     """A square convolution padded alike on all sides: "SAME" would shift strided ones by half a pixel."""
     margin = kernel // 2
     return nn.Conv(
@@ -167,13 +171,13 @@ def convolution(features, kernel, stride, dtype, *, bias=True):
         use_bias=bias,
         kernel_init=he_normal_fan_out,
         dtype=dtype,
-        conv_general_dilated=_convolve_for_flax,
+        conv_general_dilated=_convolve,
         name="convolution",
     )
 
 
 class GeluBatchNorm(nn.Module):
-    """GELU -> BatchNorm, [B, H, W, C] -> the same shape; variables are called as those of flax.linen.BatchNorm.
+    """GELU -> BatchNorm; variables are called as those of flax.linen.BatchNorm.
 
     PyTorch's defaults but for the running variance: here, as in flax, it is the biased batch variance, in PyTorch the
     unbiased one, larger by n / (n - 1) with n = B * H * W.
@@ -185,7 +189,7 @@ class GeluBatchNorm(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, inputs, *, train):
+    def __call__(self, inputs: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B H W C"]:
         width = inputs.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
@@ -198,12 +202,20 @@ class GeluBatchNorm(nn.Module):
         outputs, mean, variance = gelu_batch_norm(inputs, scale, bias, self.dtype)
         if not self.is_initializing():
             for running, new in ((running_mean, mean), (running_variance, variance)):
-                running.value = MOMENTUM * running.value + (1.0 - MOMENTUM) * jax.lax.stop_gradient(new)
+                new = jax.lax.stop_gradient(new)
+                running.value = BATCH_NORM_MOMENTUM * running.value + (1.0 - BATCH_NORM_MOMENTUM) * new
         return outputs
 
 
 class ConvModule(nn.Module):
-    """Eq. 1: convolution -> GELU -> BatchNorm, [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+    """Eq. 1: convolution -> GELU -> BatchNorm, [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features].
+
+    Attributes:
+      features: channels of the result.
+      stride: of the convolution, in both directions.
+      kernel: side of the convolution's kernel.
+      dtype: dtype of the computation; parameters and statistics are float32.
+    """
 
     features: int
     stride: int
@@ -211,22 +223,32 @@ class ConvModule(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, inputs, *, train):
+    def __call__(self, inputs: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w features"]:
         outputs = convolution(self.features, self.kernel, self.stride, self.dtype)(inputs)
         return GeluBatchNorm(self.dtype, name="norm")(outputs, train=train)
 
 
 class EarlyConvModule(nn.Module):
-    """EarlyConv's order (Xiao et al. 2021): convolution without bias -> BatchNorm -> ReLU; shapes as `ConvModule`."""
+    """EarlyConv's order (Xiao et al. 2021): convolution without bias -> BatchNorm -> ReLU; shapes as `ConvModule`.
+
+    Attributes:
+      features: channels of the result.
+      stride: of the convolution, in both directions.
+      dtype: dtype of the computation; parameters and statistics are float32.
+    """
 
     features: int
     stride: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, inputs, *, train):
+    def __call__(self, inputs: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w features"]:
         outputs = convolution(self.features, 3, self.stride, self.dtype, bias=False)(inputs)
         norm = nn.BatchNorm(
-            use_running_average=not train, momentum=MOMENTUM, epsilon=BATCH_NORM_EPSILON, dtype=self.dtype, name="norm"
+            use_running_average=not train,
+            momentum=BATCH_NORM_MOMENTUM,
+            epsilon=BATCH_NORM_EPSILON,
+            dtype=self.dtype,
+            name="norm",
         )
         return nn.relu(norm(outputs))
