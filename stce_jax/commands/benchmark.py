@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stce_jax.commands import tables
+from stce_jax.commands import common, tables
 from stce_jax.errors import ConfigError
 
 HELP = "measure images a second, latency and memory of models against one another"
@@ -49,6 +49,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--rounds", type=int, default=10, help="turns of each model (10)")
     verb.add_argument("--seconds", type=float, default=0.2, help="minimum length of a turn (0.2)")
     verb.add_argument("--accumulate", type=int, default=1, help="micro-batches of a training step (1)")
+    common.add_modules(verb)
     verb.add_argument("--csv", default="", metavar="FILE", help="write the table there, too")
     verb.add_argument("--json", default="", metavar="FILE", help="write it as a list of objects, too")
 
@@ -63,6 +64,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     for file in filter(None, (arguments.csv, arguments.json)):
         if not open_path(file).parent.is_dir():  # before minutes of measuring
             raise ConfigError(f"cannot write {file}: there is no directory {open_path(file).parent}")
+    common.register_modules(arguments)
     printed: list[Any] = []
 
     def print_rows(rows: list[dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stce_jax.commands import tables
+from stce_jax.commands import common, tables
 
 HELP = "show runs side by side: curves, accuracies, what differs"
 EXAMPLES = """
@@ -22,11 +22,13 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--output", default="compare.png", help="picture of the curves (default: compare.png)")
     verb.add_argument("--checkpoint", default="last", help="whose loss and top-1: last (the default), best, or a step")
     verb.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    common.add_modules(verb)
 
 
 def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.verbs.compare import compare, short_names, to_json
 
+    common.register_modules(arguments)
     result = compare(arguments.workdirs, arguments.output, checkpoint=arguments.checkpoint)
     if arguments.json:
         print(to_json(result))

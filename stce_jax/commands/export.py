@@ -30,6 +30,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.verbs.export import export
 
+    common.register_modules(arguments)
     done = export(
         output=arguments.output, platforms=arguments.platforms, batch=arguments.batch, **common.of_run(arguments)
     )

@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.verbs.predict import predict
 
     files = list_images(arguments.paths)
+    common.register_modules(arguments)
     failures: list[Exception] = []
     records: Any = predict(
         files,
