@@ -175,7 +175,7 @@ def write_run(workdir, config):
 
 def test_its_protocol(entry):
     """Logits, features, tokens and their grid agree in shape and meaning."""
-    names, workdir = entry
+    _, workdir = entry
     run = stce_jax.load_run(workdir)
     model, images = run.model, jnp.asarray(np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)), jnp.float32)
 
@@ -202,7 +202,7 @@ def test_its_protocol(entry):
 
 
 def test_evaluate_predict_and_compare(entry, photos, data_dir):
-    names, workdir = entry
+    _, workdir = entry
     result = evaluate(workdir, output=str(workdir / "evaluation"))
     assert result["images"] > 300 and math.isfinite(result["loss"])
     records = list(predict(photos, workdir, batch_size=2, topk=3))
@@ -213,7 +213,7 @@ def test_evaluate_predict_and_compare(entry, photos, data_dir):
 
 
 def test_features(entry, photos):
-    names, workdir = entry
+    _, workdir = entry
     run = stce_jax.load_run(workdir)
     pooled, tokens = features(photos, workdir), features(photos, workdir, kind="tokens")
     images = np.stack([run.preprocess(photos / f"{number}.png") for number in range(3)])
@@ -263,7 +263,7 @@ def test_export(entry, photos, tmp_path):
 
 
 def test_benchmark(entry):
-    names, workdir = entry
+    _, workdir = entry
     rows = benchmark([str(workdir)], batch_sizes=[2], rounds=1, seconds=0)
     assert [row["what"] for row in rows] == ["inference", "training"]
     for row in rows:
@@ -272,7 +272,7 @@ def test_benchmark(entry):
 
 def test_its_weights_begin_another_run(entry):
     """At another image size, with other classes: all but what depends on the classes is taken over."""
-    names, workdir = entry
+    _, workdir = entry
     run = stce_jax.load_run(workdir)
     config = run.config.copy_and_resolve_references()
     with config.unlocked():
