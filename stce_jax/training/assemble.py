@@ -16,7 +16,7 @@ from stce_jax.paths import first_line, open_path, write_text
 from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
 from stce_jax.recipe import optimizers as optim
-from stce_jax.training.mesh import make_mesh
+from stce_jax.training.mesh import make_mesh, sharded_shapes
 from stce_jax.training.state import abstract_variables
 from stce_jax.training.timetable import Timetable
 from stce_jax.workdir import config as configuration
@@ -77,8 +77,8 @@ def load_run(workdir, checkpoint="last", ema=False):
     meta = checkpoints.restore_meta(step)
     config = configuration.from_dict(meta["config"])  # its own: the workdir's may have been changed since
     model = build_model(config, len(meta["class_names"]))
-    target = abstract_variables(model, config.image_size)
-    variables = checkpoints.restore_variables(step, target, make_mesh(), ema=ema)
+    target = sharded_shapes(abstract_variables(model, config.image_size), make_mesh())
+    variables = checkpoints.restore_variables(step, target, ema=ema)
     preprocess = functools.partial(
         _preprocess,
         size=config.image_size,

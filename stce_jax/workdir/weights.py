@@ -20,7 +20,7 @@ from stce_jax.errors import CheckpointError, ConfigError, StceError
 from stce_jax.models.layers import resize_position_embedding
 from stce_jax.paths import write_bytes
 from stce_jax.training import assemble as runs
-from stce_jax.training.state import first_mismatch
+from stce_jax.workdir.mismatch import first_mismatch
 
 SUFFIXES = (".safetensors", ".npz")
 HEAD = "params/head/"
