@@ -161,7 +161,7 @@ def test_a_full_disk_is_one_line(tmp_path):
         "  for step in range(9): log.write(step=step, epoch=0.0, split='train', loss=1.0)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True)
-    expected = f"stce_jax.errors.ConfigError: cannot write metrics in {tmp_path}: No space left on device; once"
+    expected = f"stce_jax.errors.ConfigError: cannot write metrics in {tmp_path}: No space left on device; repair"
     assert [line for line in done.stderr.splitlines() if line.startswith(expected)], done.stderr
 
 
