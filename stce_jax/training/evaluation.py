@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from stce_jax.data import loader
 from stce_jax.data.feeder import Feeder
 from stce_jax.data.views import Views
+from stce_jax.models.bodies import Body
 from stce_jax.processes.stop_flag import FLAG, flagged
 from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
@@ -26,7 +26,7 @@ from stce_jax.training.step import make_eval_step
 IN_FLIGHT = 3  # evaluation steps that are on the devices at a time
 
 
-def eval_step(model: nn.Module, dataset: Any, *, deterministic: bool = False) -> Any:
+def eval_step(model: Body, dataset: Any, *, deterministic: bool = False) -> Any:
     """The jitted evaluation step of a model on a dataset's pixels."""
     normalize = functools.partial(augment.normalize, mean=dataset.mean, std=dataset.std)
     return make_eval_step(model, normalize, deterministic=deterministic)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,7 +45,7 @@ class Setup:
     """
 
     config: Any
-    workdir: str | PurePath
+    workdir: str | Path
     dataset: Any
     mesh: Mesh
     timetable: Timetable
@@ -126,8 +126,8 @@ class TrainLoop:
         assert self._metrics, "the last step is always evaluated"
         return self._metrics, self._window.data_wait()
 
-    def _stop_requested(self) -> str:
-        return self._setup.stop.requested
+    def _stop_requested(self) -> bool:
+        return bool(self._setup.stop.requested)
 
     def _log_evaluate_save(self, step: int, stopping: bool) -> None:
         """Logs the window, evaluates and saves if it is time, and stops if requested."""
@@ -158,7 +158,7 @@ class TrainLoop:
             self._save(start)
 
     def _stopped(self, step: int) -> PreemptedError:
-        return stopped(self._stop_requested() or "a signal to another process", f"at step {step}, which is saved")
+        return stopped(self._setup.stop.requested or "a signal to another process", f"at step {step}, which is saved")
 
     def _next_batch(self, batches: Iterator[Any], step: int) -> Any:
         try:
@@ -175,7 +175,7 @@ class TrainLoop:
 
     def _check(self, finished: Iterable[tuple[int, dict[str, float]]]) -> bool:
         """Checks finished steps for divergence; returns whether to stop, the same in every process."""
-        stopping = self._alone and bool(self._stop_requested())
+        stopping = self._alone and self._stop_requested()
         for step, values in finished:
             stopping = stopping or bool(values[FLAG])
             if values["skipped"]:
@@ -195,7 +195,7 @@ class TrainLoop:
         """Evaluates and logs the state; returns its metrics, None if the run is to stop instead."""
         setup = self._setup
 
-        def stop_requested() -> str:
+        def stop_requested() -> bool:
             setup.watch.step(step, "the evaluation after step")  # a batch of it has ended
             return self._stop_requested()
 

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, UInt8
 
@@ -21,6 +20,7 @@ from stce_jax.data import loader
 from stce_jax.data.decode import center_crop
 from stce_jax.data.files import read_image
 from stce_jax.errors import ConfigError, DataError
+from stce_jax.models.bodies import Body
 from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated, round_up
@@ -31,7 +31,7 @@ Outputs = Float[np.ndarray, "b ..."]
 
 def apply(
     run: runs.Run,
-    model: nn.Module,
+    model: Body,
     files: Sequence[str],
     *,
     method: str = "__call__",
@@ -68,7 +68,7 @@ def apply(
 
 
 def make_predict_step(
-    model: nn.Module,
+    model: Body,
     normalize: Callable[[UInt8[Array, "B H W 3"]], Float[Array, "B H W 3"]],
     mesh: Mesh,
     *,
@@ -87,16 +87,16 @@ def make_predict_step(
       [B, ...] in the images' place, every array on all devices. See `predictions`.
     """
 
-    def predict_step(variables: Any, batch: dict[str, Array]) -> dict[str, Array]:
+    def predict_step(variables: Any, batch: dict[str, Array]) -> dict[str, Any]:
         images = normalize(batch["image"])
-        outputs: Any = model.apply(variables, images, train=False, method=method)
-        rest = {name: rows for name, rows in batch.items() if name != "image"}
-        return rest | {"outputs": outputs.astype(jnp.float32)}
+        outputs = model.apply(variables, images, train=False, method=method)
+        outputs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)  # of Tokens, too
+        return {name: rows for name, rows in batch.items() if name != "image"} | {"outputs": outputs}
 
     return jax.jit(predict_step, out_shardings=replicated(mesh))
 
 
-def predictions(step: Any, variables: Any, batches: Iterable[dict[str, Array]]) -> Iterator[dict[str, np.ndarray]]:
+def predictions(step: Any, variables: Any, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yields what a step of `make_predict_step` gives for each batch.
 
     One step runs at a time, for on CPUs those of several processes would wait for one another's collectives. The next

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from stce_jax.models.bodies import Body
 from stce_jax.platform import jax_settings
 from stce_jax.training.mesh import state_shardings
 
@@ -31,13 +31,13 @@ class TrainState(struct.PyTreeNode):
     ema: Any
 
 
-def abstract_variables(model: nn.Module, image_size: int) -> Any:
+def abstract_variables(model: Body, image_size: int) -> Any:
     """Shapes and dtypes of a model's variables, computing nothing."""
     return jax.eval_shape(lambda: _init_variables(model, jax.random.key(0), image_size))
 
 
 def init_state(
-    model: nn.Module,
+    model: Body,
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
@@ -63,14 +63,14 @@ def init_state(
 
 
 def abstract_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, *, image_size: int, with_ema: bool
+    model: Body, optimizer: optax.GradientTransformation, *, image_size: int, with_ema: bool
 ) -> TrainState:
     """Shapes and dtypes of what `init_state` makes, computing nothing."""
     return jax.eval_shape(_init_function(model, optimizer, image_size, with_ema), jax.random.key(0))
 
 
 def _init_function(
-    model: nn.Module, optimizer: optax.GradientTransformation, image_size: int, with_ema: bool
+    model: Body, optimizer: optax.GradientTransformation, image_size: int, with_ema: bool
 ) -> Callable[[jax.Array], TrainState]:
     def init(key: jax.Array) -> TrainState:
         variables = _init_variables(model, key, image_size)
@@ -80,6 +80,6 @@ def _init_function(
     return init
 
 
-def _init_variables(model: nn.Module, key: jax.Array, image_size: int) -> dict[str, Any]:
+def _init_variables(model: Body, key: jax.Array, image_size: int) -> dict[str, Any]:
     variables = model.init(key, jnp.zeros((1, image_size, image_size, 3), jnp.float32), train=False)
     return {name: variables[name] for name in ("params", "batch_stats") if name in variables}

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from stce_jax.errors import ConfigError
+from stce_jax.models.bodies import Body
 from stce_jax.platform import jax_settings
 from stce_jax.processes.stop_flag import carries_flag
 from stce_jax.recipe.losses import cross_entropy, soft_target_cross_entropy, top_hits
@@ -32,7 +32,7 @@ Normalize = Callable[[UInt8[Array, "B H W 3"]], Images]
 
 
 def make_train_step(
-    model: nn.Module,
+    model: Body,
     optimizer: optax.GradientTransformation,
     augment: Augment,
     *,
@@ -97,7 +97,7 @@ def make_train_step(
     )
 
 
-def make_eval_step(model: nn.Module, normalize: Normalize, *, deterministic: bool = False) -> Any:
+def make_eval_step(model: Body, normalize: Normalize, *, deterministic: bool = False) -> Any:
     """Compiles (variables, batch) -> sums over the batch: "loss", "top1", "top5" and "count", float32 scalars.
 
     Args:
@@ -150,7 +150,7 @@ def step_keys(key: Key[Array, ""]) -> Key[Array, "2"]:
 
 
 def _forward_backward(
-    model: nn.Module, variables: Any, images: Images, targets: Targets, key: Key[Array, ""]
+    model: Body, variables: Any, images: Images, targets: Targets, key: Key[Array, ""]
 ) -> tuple[Any, Any, Metrics]:
     """(gradients, {"batch_stats": updated} or {}, metrics) of the mean cross entropy over these images."""
 
@@ -180,7 +180,7 @@ def _split(batch: Any, count: int, mesh: Mesh) -> Any:
 
 
 def _accumulate(
-    model: nn.Module, variables: Any, micro_batches: tuple[Array, Array], key: Key[Array, ""]
+    model: Body, variables: Any, micro_batches: tuple[Array, Array], key: Key[Array, ""]
 ) -> tuple[Any, Any, Metrics]:
     """As `_forward_backward`, over micro-batches in turn: mean gradients and metrics, the last one's statistics."""
     params = variables["params"]

@@ -7,14 +7,14 @@ is refused before anything of the workdir is changed.
 import contextlib
 import dataclasses
 import sys
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from flax import linen as nn
 
 from stce_jax.analysis.curves import plot_curves
 from stce_jax.errors import DivergedError
+from stce_jax.models.bodies import Body
 from stce_jax.paths import first_line
 from stce_jax.processes import peers as processes
 from stce_jax.processes.stopping import Exit, StopSignals
@@ -27,14 +27,14 @@ from stce_jax.training.progress import TrainProgress
 from stce_jax.training.state import abstract_state, abstract_variables, init_state
 from stce_jax.training.step import check_accumulation, make_train_step, run_key
 from stce_jax.workdir import config as configuration
-from stce_jax.workdir import weights
+from stce_jax.workdir import layout, weights
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.claim import Claim
 from stce_jax.workdir.metrics import MetricsLog
 
 
 def train(
-    config: Any, workdir: str | PurePath, *, allow_config_change: bool = False, exit_process: Exit | None = None
+    config: Any, workdir: str | Path, *, allow_config_change: bool = False, exit_process: Exit | None = None
 ) -> dict[str, float]:
     """Trains the model of `config` in `workdir`; resumes if the same config was trained there before.
 
@@ -76,8 +76,8 @@ def train(
         check_claim = _no_claim
         if processes.is_main():
             check_claim = stack.enter_context(Claim(workdir)).check
-            runs.check_config(workdir, config, allow_change=allow_config_change)
-        directory, scheduled = runs.checkpoints_in(workdir), timetable.evaluates
+            layout.check_config(workdir, config, allow_change=allow_config_change)
+        directory, scheduled = layout.checkpoints_in(workdir), timetable.evaluates
         checkpoints = CheckpointWriter(directory, keep=config.keep_checkpoints, scheduled=scheduled)
         stack.enter_context(checkpoints)
         stack.enter_context(processes.together())  # innermost: what the others' contexts wait for may never come
@@ -116,7 +116,7 @@ def train(
             state = init_state(model, optimizer, seed=config.seed, mesh=mesh, **shape)
             start = StartingPoint(weights.initialize(state, initial_weights) if initial_weights else state)
         if processes.is_main():
-            runs.write_config(workdir, config)
+            layout.write_config(workdir, config)
         step, final = int(start.state.step), start.metrics
         if step >= timetable.total and final:
             _print(f"already finished at step {step}: top-1 {100 * final['top1']:.2f}%; nothing to do")
@@ -129,9 +129,9 @@ def train(
     return final
 
 
-def _initial_weights(config: Any, workdir: str | PurePath, model: nn.Module, dataset: Any) -> dict[str, np.ndarray]:
+def _initial_weights(config: Any, workdir: str | Path, model: Body, dataset: Any) -> dict[str, np.ndarray]:
     """The arrays of `init_from` that replace a new run's random ones; {} for a run that resumes."""
-    if not config.init_from or runs.has_checkpoint(workdir):
+    if not config.init_from or layout.has_checkpoint(workdir):
         return {}
     expected = abstract_variables(model, config.image_size)
     arrays, line = weights.read_weights(config.init_from, expected, model, dataset.class_ids)
@@ -195,7 +195,7 @@ def _roll_back(setup: Setup, rollbacks: int, reason: str, log: MetricsLog) -> St
     return dataclasses.replace(start, rollbacks=count, guard={**start.guard, "skipped": 0})
 
 
-def _plot(workdir: str | PurePath) -> str:
+def _plot(workdir: str | Path) -> str:
     """Draws the curves; a run that is finished does not fail for a picture."""
     if not processes.is_main():
         return ""
