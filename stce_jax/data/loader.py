@@ -16,6 +16,7 @@ from absl import flags
 
 from stce_jax.data.feeder import Feeder, prepare_worker
 from stce_jax.data.views import Stream
+from stce_jax.errors import check_range
 
 
 def train_batches(views, *, batch_size, repeats, seed, salt, start_step, threads, workers, timeout, stop=None):
@@ -83,17 +84,6 @@ def _read_options(threads, rows):
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * rows, threads))
 
 
-def with_asked(batches, asked):
-    """Adds to each batch whether this process is asked to stop, as "asked" int32 [B / processes]: the devices tell all.
-
-    Args:
-      batches: of NumPy arrays.
-      asked: function that says it, at the moment the batch is taken.
-    """
-    for batch in batches:
-        yield {**batch, "asked": np.full(len(batch["label"]), bool(asked()), np.int32)}
-
-
 def to_devices(batches, sharding):
     """Turns process-local NumPy batches into global device arrays.
 
@@ -104,3 +94,16 @@ def to_devices(batches, sharding):
         with jax.transfer_guard("allow"):  # of several processes, JAX does not see that this is asked for
             sent = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
         yield sent
+
+
+def check_options(
+    *, batch_size: int, eval_batch_size: int, threads: int | None, workers: int, timeout: float, cache_megabytes: int
+) -> None:
+    """Raises ConfigError if a config's options of loading cannot work."""
+    check_range("config.batch_size", batch_size, 1)
+    check_range("config.eval_batch_size", eval_batch_size, 1)
+    if threads is not None:
+        check_range("config.loader_threads", threads, 1)
+    check_range("config.loader_workers", workers, 0)
+    check_range("config.loader_timeout", timeout, 1)
+    check_range("config.cache_megabytes", cache_megabytes, 0)

@@ -53,24 +53,6 @@ def test_drop_path_keeps_the_mean_and_drops_at_its_rate():
     assert (scales[2, 0] != scales[2, 1]).any(), "attention and MLP branches share their draws"
 
 
-def test_sincos_positions():
-    embedding = layers.sincos_position_embedding((3, 4), 8)
-    assert embedding.shape == (1, 12, 8)
-    row, column = 2, 1
-    angles = [position / 10000.0 ** (i / 2) for position in (column, row) for i in range(2)]
-    expected = [*np.sin(angles[:2]), *np.cos(angles[:2]), *np.sin(angles[2:]), *np.cos(angles[2:])]
-    np.testing.assert_allclose(embedding[0, row * 4 + column], expected, rtol=1e-6)
-
-
-def test_resizing_positions_keeps_their_place():
-    """A linear ramp stays a linear ramp (but for the border), and the same grid is untouched."""
-    ramp = np.broadcast_to(np.arange(8.0)[None, :, None], (8, 8, 2)).reshape(1, 64, 2)
-    assert layers.resize_position_embedding(ramp, (8, 8), (8, 8)) is ramp
-    resized = np.asarray(layers.resize_position_embedding(ramp, (8, 8), (8, 16))).reshape(8, 16, 2)
-    expected = (np.arange(16) + 0.5) / 2 - 0.5
-    np.testing.assert_allclose(resized[4, 4:-4, 0], expected[4:-4], atol=1e-5)
-
-
 def test_initial_kernels_have_deits_spread():
     values = np.asarray(layers.truncated_normal(jax.random.key(0), (200, 500), jnp.float32))
     assert abs(values.std() - 0.02) < 2e-4 and abs(values.mean()) < 2e-4 and np.isfinite(values).all()

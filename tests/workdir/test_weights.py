@@ -13,18 +13,20 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
-from conftest import TINY
+from helpers import TINY
 from PIL import Image
 
 from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.models.factory import create_model
 from stce_jax.training import assemble as runs
+from stce_jax.training import evaluation
 from stce_jax.training.mesh import make_mesh, state_shardings
-from stce_jax.training.state import abstract_variables, first_mismatch, init_state
+from stce_jax.training.state import abstract_variables, init_state
 from stce_jax.training.step import make_train_step, run_key
 from stce_jax.verbs import evaluate
 from stce_jax.workdir import weights
 from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.mismatch import first_mismatch
 
 pytestmark = pytest.mark.usefixtures("everything_is_split", "quick_compilation")
 DIGITS, LETTERS = [str(digit) for digit in range(10)], list("abcdefg")
@@ -35,7 +37,7 @@ POSITIONS = "params/position_embedding"
 
 
 def tiny(embedding="stce", classes=10, image_size=16, **options):
-    """The model of conftest's TINY, or another one of its size."""
+    """The model of TINY, or another one of its size."""
     return create_model(
         f"vit_ti_{embedding}", num_classes=classes, image_size=image_size, **BODY | OWN[embedding] | options
     )
@@ -96,10 +98,10 @@ def test_the_first_evaluation_is_that_of_the_source(source, data_dir):
     config = runs.read_config(workdir)
     dataset, model = runs.open_dataset(config, data_dir), tiny()
     state = weights.initialize(new_state(model, make_mesh(), ema=False), read(workdir, model)[0])
-    step, views = evaluate.eval_step(model, dataset), runs.eval_views(config, dataset)
-    metrics = evaluate.mean_metrics(state.variables, step, views, config, make_mesh())
+    step, views = evaluation.eval_step(model, dataset), runs.eval_views(config, dataset)
+    metrics = evaluation.mean_metrics(state.variables, step, views, config, make_mesh())
     of_source = runs.load_run(workdir).variables
-    assert metrics == evaluate.mean_metrics(of_source, step, views, config, make_mesh())
+    assert metrics == evaluation.mean_metrics(of_source, step, views, config, make_mesh())
     result = evaluate.evaluate(workdir, data_dir=str(data_dir))  # which sums the losses up in float64
     assert metrics == {name: pytest.approx(result[name], rel=1e-6 if name == "loss" else 0) for name in metrics}
 
@@ -420,14 +422,14 @@ def test_fine_tuning_from_the_command_line(source, stce, data_dir, tmp_path):
     assert_same_bits(weights.flatten(runs.load_run(workdir).variables), ends)
 
 
-def test_weights_that_do_not_fit_end_with_exit_4_before_the_workdir_is_touched(source, stce, data_dir, tmp_path):
+def test_weights_that_do_not_fit_end_with_exit_4_before_the_workdir_is_touched(source, stce_here, data_dir, tmp_path):
     words = ("train", *TINY, "--config.model.depth=3", f"--data_dir={data_dir}", f"--workdir={tmp_path / 'run'}")
-    done = stce(*words, f"--init_from={source[0]}")
+    done = stce_here(*words, f"--init_from={source[0]}")
     assert done.returncode == 4, done.stderr
     assert done.stderr == (
-        f"stce: {source[0]} does not fit the model: "
+        f"stce_here: {source[0]} does not fit the model: "
         "params/blocks_2/attention/out/bias is not in it, the model wants (16,)\n"
     )
     assert not (tmp_path / "run").exists(), "the workdir is now that of a config that cannot begin"
-    done = stce(*words, f"--init_from={tmp_path / 'missing'}")
+    done = stce_here(*words, f"--init_from={tmp_path / 'missing'}")
     assert done.returncode == 2 and "there is no " in done.stderr, done.stderr
