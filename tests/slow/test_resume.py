@@ -264,7 +264,7 @@ def test_another_config_is_refused_unless_told(undisturbed, data_dir, tmp_path):
     _, errors = finish(start(workdir, data_dir, *words), 2)
     assert "(epochs: 2.0 -> 2.1; optimizer.weight_decay: " in errors and "--allow_config_change" in errors
     output, _ = finish(start(workdir, data_dir, *words, "--allow_config_change"))
-    assert "going on with another config: epochs: 2.0 -> 2.1; optimizer" in output
+    assert "continuing with another config: epochs: 2.0 -> 2.1; optimizer" in output
     assert "resuming from step 90 of 94" in output
     assert finish(start(workdir, data_dir, *words))[0].startswith("already finished at step 94")
 

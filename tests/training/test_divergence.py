@@ -97,11 +97,11 @@ def test_after_five_in_a_row_the_run_goes_back_and_on_with_other_images(poison, 
         np.testing.assert_array_equal(again, leaf, err_msg="going back is not the same every time")
     records = [json.loads(line) for line in (tmp_path / "a" / "skipped.jsonl").read_text().splitlines()]
     assert [(record["salt"], record["step"]) for record in records] == [(0, step) for step in range(50, 55)]
-    # The salt stays with the run: it goes on with an order of images in which the bad batches do not come.
+    # The count stays with the run: it resumes with an order of images in which the bad batches do not come.
     capfd.readouterr()
     train(config_of(data_dir, "--config.epochs=2.2"), tmp_path / "a", allow_config_change=True)
     assert final_state(tmp_path / "a")[0]["salt"] == 1
-    assert "going on with another config: epochs: 2.0 -> 2.2" in capfd.readouterr().out
+    assert "continuing with another config: epochs: 2.0 -> 2.2" in capfd.readouterr().out
 
 
 def test_a_loss_that_jumps_is_gone_back_from_if_the_config_says_so(poison, data_dir, tmp_path, capfd):
