@@ -3,6 +3,8 @@
 The message of such an error is one line: the cause, and what to do about it.
 """
 
+from collections.abc import Collection
+
 
 class StceError(Exception):
     """A user's mistake or an outside fault; `stce` prints its message alone and exits with `exit_code`."""
@@ -29,12 +31,25 @@ class CheckpointError(StceError):
 
 
 class DivergedError(StceError):
-    """The loss is no longer finite, or jumps, however often the run goes back."""
+    """The loss is no longer finite, or jumps, however often the run was rolled back."""
 
     exit_code = 5
 
 
 class PreemptedError(StceError):
-    """Asked to stop (SIGTERM or SIGINT): what there is to save is saved, and the same command goes on."""
+    """Stopped by SIGTERM or SIGINT with everything saved; the same command resumes."""
 
     exit_code = 75
+
+
+def check_choice(option: str, value: object, choices: Collection[object]) -> None:
+    """Raises ConfigError unless an option's value is one of the choices."""
+    if value not in choices:
+        raise ConfigError(f"{option} is {value!r}; it must be one of {', '.join(map(str, choices))}")
+
+
+def check_range(option: str, value: float, minimum: float, maximum: float | None = None) -> None:
+    """Raises ConfigError unless minimum <= value <= maximum (None: no bound); NaN is in no range."""
+    if not (minimum <= value and (maximum is None or value <= maximum)):
+        bounds = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
+        raise ConfigError(f"{option} is {value}; it must be {bounds}")
