@@ -1,5 +1,7 @@
 """How Sphinx builds the site: `bash launch/docs.sh`, or `python -m sphinx -W -b html docs site`."""
 
+import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -29,10 +31,33 @@ html_title = f"stce_jax {release}"
 
 def without_linens_own(app, what, name, obj, options, signature, returns):
     """Cuts `parent` and `name`, which linen adds to every module, out of a signature."""
-    if what == "class" and signature and ", parent:" in signature:
-        signature = signature.partition(", parent:")[0].replace("(parent:", "(") + ")"
+    if what == "class" and signature and re.search(r"[(,] ?\*?,? ?parent:", signature):
+        signature = re.sub(r"(, )?(\*, )?parent:.*\)$", ")", signature)
     return signature, returns
+
+
+def keep_columns(app, what, name, obj, options, lines):
+    """Makes the indented lists in the docstrings of modules literal: their columns have a meaning."""
+    if what != "module":
+        return
+    for index in range(len(lines) - 1, 0, -1):
+        if lines[index].startswith("  ") and not lines[index - 1]:
+            lines[index:index] = ["::", ""]
+
+
+def fill_in_tables(app, docname, source):
+    """Replaces `@TABLE@` of models, one on a line, by the documents of all that the table holds."""
+
+    def documents(match):
+        folder, table = match[1].lower(), match[1]
+        found = vars(importlib.import_module(f"stce_jax.models.{folder}"))[table].values()
+        names = [f"{module.__module__}.{module.__qualname__}" for module in found]
+        return "\n".join(f".. autoclass:: {name}\n   :members:\n   :special-members: __call__\n" for name in names)
+
+    source[0] = re.sub(r"^@(\w+)@$", documents, source[0], flags=re.MULTILINE)
 
 
 def setup(app):
     app.connect("autodoc-process-signature", without_linens_own)
+    app.connect("autodoc-process-docstring", keep_columns)
+    app.connect("source-read", fill_in_tables)

@@ -94,7 +94,7 @@ def test_a_wrong_command_line_would_be_found():
     for line, complete in [("stce trian", False), ("stce evaluate --workdir=W --chekpoint=best", True)]:
         with pytest.raises(AssertionError):
             check_command(line, complete)
-    with pytest.raises(AssertionError, match="takes no .--seed=1"):
+    with pytest.raises(AssertionError, match="takes no"):
         check_command("stce evaluate --seed=1", False)
     with pytest.raises(Exception, match="did you mean 'seed'"):
         check_command("stce train --config=digits --config.sed=1", False)
