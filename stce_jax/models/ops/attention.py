@@ -1,4 +1,4 @@
-"""Exact softmax attention, in the form that each backend computes fastest, and the transformer's module around it.
+"""Exact softmax attention, in the form that each backend computes fastest.
 
 Shape letters: B batch, N tokens, D model width, A attention heads, E width of a head.
 """
@@ -8,9 +8,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from stce_jax.models.layers import linear, widened
+from stce_jax.models.ops.precision import widened
 
 TOKENS_MULTIPLE = 8  # cuDNN's gradient wants an even number of tokens, products on GPUs a multiple of 8
 
@@ -31,7 +30,7 @@ def _has_fused_kernel(width, dtype):
     return float(capability) >= 8.0
 
 
-def dot_product_attention(query, key, value, count=None):
+def dot_product_attention(query, key, value, count=None, *, bias=None, mask=None):
     """Exact softmax attention: softmax(<q, k> / sqrt(E)) v, for each head.
 
     In 16 bits, on CUDA devices that have it, cuDNN's fused kernel; elsewhere, and where there are fewer queries than
@@ -120,41 +119,8 @@ def _product(subscripts, left, right):
     return jnp.einsum(subscripts, left, right, preferred_element_type=accumulate)
 
 
-def attention_weights(query, key):
+def attention_weights(query, key, *, bias=None, mask=None):
     """softmax(<q, k> / sqrt(E)): [B, N, A, E] twice -> [B, A, N, N], float32 or wider; each row sums to one."""
     query, key = (array.transpose(0, 2, 1, 3) for array in (query, key))
     weights, total = _unnormalized_weights(query, key)
     return weights / total
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention, [B, N, D] -> [B, N, D]; sows the weights [B, A, N, N] as "attention".
-
-    Attributes:
-      heads: number of heads; must divide D.
-      dropout: rate on the output, 0..1.
-      dtype: dtype of the computation; parameters are float32.
-    """
-
-    heads: int
-    dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, tokens, *, train, count=None, wanted=None):
-        """[B, N, D] -> the same for the first `wanted` tokens, or all of them: [B, wanted or N, D].
-
-        Of the N tokens the first `count` mean something, see `dot_product_attention`.
-        """
-        batch, given, width = tokens.shape
-        # As rows, for linear layers would otherwise have XLA for GPUs choose layouts that it must then transpose.
-        rows = tokens.reshape(-1, width)  # [B * N, D]
-        qkv = linear(3 * width, self.dtype, "qkv")(rows)
-        # Split first: the gradient of a split is one concatenation, that of indexing three padded arrays and their sum.
-        parts = jnp.split(qkv, 3, axis=-1)
-        query, key, value = (part.reshape(batch, given, self.heads, -1) for part in parts)  # each [B, N, A, E]
-        if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "attention", attention_weights(query[:, :count], key[:, :count]))
-        outputs = dot_product_attention(query[:, :wanted], key, value, count).reshape(-1, width)  # as rows again
-        outputs = linear(width, self.dtype, "out")(outputs)
-        return nn.Dropout(self.dropout)(outputs, deterministic=not train).reshape(batch, -1, width)
