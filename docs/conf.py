@@ -21,19 +21,25 @@ myst_heading_anchors = 3  # [text](page.md#a-heading) works for headings up to t
 
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature has the types
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False
+autodoc_default_options = {"exclude-members": "setup, dtype, replace"}  # linen's and flax.struct's own
 
 html_theme = "furo"
 html_title = f"stce_jax {release}"
 
 
-def without_linens_own(app, what, name, obj, options, signature, returns):
-    """Cuts `parent` and `name`, which linen adds to every module, out of a signature."""
-    if what == "class" and signature and re.search(r"[(,] ?\*?,? ?parent:", signature):
+def readable(app, what, name, obj, options, signature, returns):
+    """Cuts `parent` and `name`, which linen adds to every module, out of a signature, and shortens names of types."""
+    if what == "class" and signature:
         signature = re.sub(r"(, )?(\*, )?parent:.*\)$", ")", signature)
-    return signature, returns
+
+    def shorten(text):
+        return text and re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", text.replace("jaxlib._jax.Array", "Array"))
+
+    return shorten(signature), shorten(returns)
 
 
 def keep_columns(app, what, name, obj, options, lines):
@@ -58,6 +64,6 @@ def fill_in_tables(app, docname, source):
 
 
 def setup(app):
-    app.connect("autodoc-process-signature", without_linens_own)
+    app.connect("autodoc-process-signature", readable)
     app.connect("autodoc-process-docstring", keep_columns)
     app.connect("source-read", fill_in_tables)
