@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from flax import linen as nn
 
 from stce_jax.errors import ConfigError, check_choice
 from stce_jax.models.bodies import BODIES, Body, vit
 from stce_jax.models.embeddings import EMBEDDINGS
 from stce_jax.models.reductions import REDUCTIONS
 
-TABLES: dict[str, dict[str, type[nn.Module]]] = {"body": BODIES, "embedding": EMBEDDINGS, "reduction": REDUCTIONS}
+TABLES: dict[str, dict[str, Any]] = {"body": BODIES, "embedding": EMBEDDINGS, "reduction": REDUCTIONS}
 DTYPES = ("float32", "bfloat16")
 # Fields that are no options: what linen adds, and what `build_model` sets itself.
 NO_OPTIONS = {
@@ -42,7 +41,7 @@ class Preset(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """The three modules of a model by name, and every option of each."""
+    """The three modules of a model by name (no reduction: None or ""), and every option of each."""
 
     names: dict[str, str | None]
     options: dict[str, dict[str, Any]]
@@ -120,7 +119,7 @@ def build_model(
     """
     if num_classes < 0:
         raise ConfigError(f"num_classes is {num_classes}; it must be at least 0")
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
     if min(size) < 1:
         raise ConfigError(f"image_size is {size}; an image has at least one pixel")
     resolved = resolve(name, body=body, embedding=embedding, reduction=reduction)
@@ -138,23 +137,24 @@ def resolve(
     names["embedding"] = names["embedding"] or preset.embedding
     options: dict[str, dict[str, Any]] = {}
     for kind, table in TABLES.items():
-        if not names[kind]:
+        own = names[kind]
+        if not own:
             options[kind] = {}
             continue
-        if names[kind] not in table:
-            raise ConfigError(f"there is no {kind} {names[kind]!r}; there are {', '.join(table) or 'none'}")
-        options[kind] = _defaults(kind, table[names[kind]])
-        if kind == "body" and names[kind] == preset.body:
+        if own not in table:
+            raise ConfigError(f"there is no {kind} {own!r}; there are {', '.join(table) or 'none'}")
+        options[kind] = _defaults(kind, table[own])
+        if kind == "body" and own == preset.body:
             options[kind] |= preset.options
         chosen = {key: _as_tuple(value) for key, value in parts[kind].items() if value is not None}
         for key in chosen:
             if key not in options[kind]:
                 known = ", ".join(options[kind]) or "none"
-                raise ConfigError(f"the {kind} {names[kind]!r} has no option {key!r}; its options are {known}")
-        if kind == "embedding" and hasattr(table[names[kind]], "options_for_width"):
-            options[kind] |= table[names[kind]].options_for_width(options["body"]["width"])
+                raise ConfigError(f"the {kind} {own!r} has no option {key!r}; its options are {known}")
+        if kind == "embedding" and hasattr(table[own], "options_for_width"):
+            options[kind] |= table[own].options_for_width(options["body"]["width"])
         options[kind] |= chosen
-        _check_types(kind, table[names[kind]], chosen)
+        _check_types(kind, table[own], chosen)
     return Resolved(names, options)
 
 
@@ -165,13 +165,13 @@ def _assemble(resolved: Resolved, *, num_classes: int, image_size: tuple[int, in
     computed = jnp.dtype(dtype)
     names, options = resolved
     width = {"width": options["body"]["width"]} if "width" in options["body"] else {}
-    embedding: Any = TABLES["embedding"][names["embedding"]](**width, dtype=computed, **options["embedding"])
+    embedding = EMBEDDINGS[str(names["embedding"])](**width, dtype=computed, **options["embedding"])
     shared = {"embedding": embedding, "num_classes": num_classes, "dtype": computed}
     if names["reduction"]:
-        shared["reduction"] = TABLES["reduction"][names["reduction"]](**options["reduction"])
+        shared["reduction"] = REDUCTIONS[str(names["reduction"])](**options["reduction"])
     if image_size is not None:
         shared["image_size"] = image_size
-    body: Any = TABLES["body"][names["body"]](**shared, **options["body"])
+    body = BODIES[str(names["body"])](**shared, **options["body"])
     for module in (body, embedding):
         if hasattr(module, "check"):
             module.check()
@@ -184,8 +184,8 @@ def _parts(name: str, overrides: Options) -> tuple[dict[str, dict[str, Any]], st
     """Flat keywords sorted into the parts of `build_model`, and the dtype."""
     preset, rest = _preset(name), dict(overrides)
     dtype = rest.pop("dtype", None)
-    names = {"body": preset.body, "embedding": preset.embedding, "reduction": None}
-    names |= {kind: rest.pop(kind) for kind in TABLES if isinstance(rest.get(kind), str)}
+    names: dict[str, str | None] = {"body": preset.body, "embedding": preset.embedding, "reduction": None}
+    names |= {kind: own for kind in TABLES if (own := rest.pop(kind, None))}
     resolved = resolve(name, **{kind: {"name": names[kind]} for kind in TABLES})
     parts: dict[str, dict[str, Any]] = {kind: {"name": names[kind]} for kind in TABLES}
     for key, value in rest.items():
@@ -203,11 +203,11 @@ def _preset(name: str) -> Preset:
     return known[name]
 
 
-def _fields(kind: str, module: type[nn.Module]) -> list[dataclasses.Field[Any]]:
+def _fields(kind: str, module: Any) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(module) if field.name not in NO_OPTIONS[kind]]
 
 
-def _defaults(kind: str, module: type[nn.Module]) -> dict[str, Any]:
+def _defaults(kind: str, module: Any) -> dict[str, Any]:
     return {field.name: field.default for field in _fields(kind, module)}
 
 
@@ -216,7 +216,7 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _check_types(kind: str, module: type[nn.Module], chosen: Options) -> None:
+def _check_types(kind: str, module: Any, chosen: Options) -> None:
     """Refuses values of another type: 1.5 iterations, say, would run as one."""
     types = {field.name: field.type for field in _fields(kind, module)}
     for key, value in chosen.items():

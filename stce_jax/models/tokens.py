@@ -72,8 +72,9 @@ class Tokens:
 
     def first(self, count: int) -> Tokens:
         """The first `count` tokens alone; they lie in no grid."""
-        parts = {name: None if part is None else part[:, :count] for name, part in self._parts().items()}
-        return dataclasses.replace(self, **parts, grid=None, leading=min(self.leading, count))
+        sizes = None if self.sizes is None else self.sizes[:, :count]
+        mask = None if self.mask is None else self.mask[:, :count]
+        return Tokens(self.values[:, :count], sizes, mask, leading=min(self.leading, count))
 
     def pooled_mean(self) -> Float[Array, "B D"]:
         """Mean of the image's tokens, weighted by their sizes; those that are not real count nothing."""
@@ -85,6 +86,3 @@ class Tokens:
         weights = weights[:, self.leading :, None].astype(jnp.float32)  # [B, N, 1]
         values = values if self.mask is None else jnp.where(weights > 0, values, 0.0)  # what is masked may be anything
         return ((values * weights).sum(axis=1) / weights.sum(axis=1)).astype(values.dtype)
-
-    def _parts(self) -> dict[str, jax.Array | None]:
-        return {"values": self.values, "sizes": self.sizes, "mask": self.mask}

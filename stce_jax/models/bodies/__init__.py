@@ -20,13 +20,14 @@ A new body is one new file here, one line in the table, and its presets in `fact
 from typing import Any, Protocol
 
 import jax
-from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.models.bodies.vit import VisionTransformer
 from stce_jax.models.tokens import Tokens
 
-BODIES: dict[str, type[nn.Module]] = {"vit": VisionTransformer}
+BODIES: dict[str, Any] = {  # name -> linen module class
+    "vit": VisionTransformer,
+}
 
 
 class Body(Protocol):

@@ -15,6 +15,7 @@ from stce_jax.errors import ConfigError, check_choice, check_range
 from stce_jax.models.bodies.vit_weights import fit_weights
 from stce_jax.models.layers import MLP, Attention, LayerNorm, drop_path_scales, linear, truncated_normal
 from stce_jax.models.ops.positions import resize_position_embedding, sincos_position_embedding
+from stce_jax.models.reductions import Reduction
 from stce_jax.models.tokens import Tokens
 
 # S is EarlyConv's ViT-S, whose MLP ratio of 3 fits the paper's parameter counts at depth 12; Ti and B are the ViT
@@ -40,7 +41,7 @@ class Block(nn.Module):
     mlp_dim: int
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
-    reduction: nn.Module | None = None
+    reduction: Reduction | None = None
 
     @nn.compact
     def __call__(
@@ -99,7 +100,7 @@ class VisionTransformer(nn.Module):
       reduction: a module of `reductions`, or None.
     """
 
-    embedding: nn.Module
+    embedding: Any
     num_classes: int
     image_size: tuple[int, int] = (224, 224)
     width: int = 384
@@ -113,7 +114,7 @@ class VisionTransformer(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
     scan_layers: bool = False
-    reduction: nn.Module | None = None
+    reduction: Reduction | None = None
 
     def check(self) -> None:
         """Raises ConfigError if the options cannot work."""
@@ -129,19 +130,19 @@ class VisionTransformer(nn.Module):
         if self.position_embedding == "sincos2d" and self.width % 4:
             raise ConfigError(f"width {self.width} is no multiple of 4, which sincos2d positions need")
         if self.reduction is not None:
-            self._check_reduction()
+            self._check_reduction(self.reduction)
 
-    def _check_reduction(self) -> None:
+    def _check_reduction(self, reduction: Reduction) -> None:
         if self.scan_layers:
             raise ConfigError("scan_layers needs blocks of one shape, a token reduction changes it; leave one of them")
-        if self.reduction.needs_class_token and self.pooling != "class":
+        if reduction.needs_class_token and self.pooling != "class":
             raise ConfigError("the reduction reads the class token's attention; with pooling=mean there is none")
-        for block in self.reduction.blocks or ():
+        for block in reduction.blocks or ():
             check_range("each of the reduction's blocks", block, 0, self.depth - 1)
 
     def setup(self) -> None:
         self.check()
-        block = nn.remat(Block, static_argnums=(4,), prevent_cse=not self.scan_layers) if self.remat else Block
+        block: Any = nn.remat(Block, static_argnums=(4,), prevent_cse=not self.scan_layers) if self.remat else Block
         options = {"heads": self.heads, "mlp_dim": self.mlp_dim, "dropout": self.dropout, "dtype": self.dtype}
         if self.scan_layers:
             self.blocks = block(**options)
@@ -217,9 +218,10 @@ class VisionTransformer(nn.Module):
         rest = resize_position_embedding(rest, self.embedding.grid(*self.image_size), grid)
         return jnp.concatenate([first, rest], axis=1)
 
-    def _reduction_of(self, index: int) -> nn.Module | None:
-        reduces = self.reduction is not None and (self.reduction.blocks is None or index in self.reduction.blocks)
-        return self.reduction if reduces else None
+    def _reduction_of(self, index: int) -> Reduction | None:
+        if self.reduction is None or self.reduction.blocks is None or index in self.reduction.blocks:
+            return self.reduction
+        return None
 
     def _run_blocks(self, tokens: Tokens, train: bool, class_token_alone: bool = False) -> Tokens:
         """All blocks; where the class token alone is read, the last computes it from the others as keys and values."""

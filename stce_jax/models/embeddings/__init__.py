@@ -14,14 +14,14 @@ Every other field is an option, set by `create_model`, or in a config in the sec
 A new embedding is one new file here and one line in the table; one's own, outside the package, adds itself to it.
 """
 
-from flax import linen as nn
+from typing import Any
 
 from stce_jax.models.embeddings.conv import Conv1x1Embed, ConvEmbed
 from stce_jax.models.embeddings.earlyconv import EarlyConvEmbed
 from stce_jax.models.embeddings.patch import PatchEmbed
 from stce_jax.models.embeddings.stce import SuperTokenConvEmbed
 
-EMBEDDINGS: dict[str, type[nn.Module]] = {
+EMBEDDINGS: dict[str, Any] = {  # name -> linen module class
     "patch": PatchEmbed,
     "conv": ConvEmbed,
     "conv1x1": Conv1x1Embed,

@@ -17,6 +17,22 @@ Every field but `blocks` is an option of its own, set by `create_model`, or in a
 `model.reduction.NAME`. A new reduction is one new file here and one line in the table.
 """
 
-from flax import linen as nn
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
-REDUCTIONS: dict[str, type[nn.Module]] = {}
+from jaxtyping import Array
+
+from stce_jax.models.tokens import Tokens
+
+
+class Reduction(Protocol):
+    """The protocol above, for type checkers."""
+
+    blocks: tuple[int, ...] | None
+    needs: ClassVar[tuple[str, ...]]
+    needs_class_token: ClassVar[bool]
+
+    def __call__(self, tokens: Tokens, given: Mapping[str, Array], *, train: bool) -> Tokens: ...
+
+
+REDUCTIONS: dict[str, Any] = {}  # name -> linen module class
