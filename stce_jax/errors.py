@@ -3,7 +3,7 @@
 The message of such an error is one line: the cause, and what to do about it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 
 class StceError(Exception):
@@ -53,3 +53,11 @@ def check_range(option: str, value: float, minimum: float, maximum: float | None
     if not (minimum <= value and (maximum is None or value <= maximum)):
         bounds = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
         raise ConfigError(f"{option} is {value}; it must be {bounds}")
+
+
+def check_pair(option: str, pair: Sequence[object], maximum: float | None = None) -> None:
+    """Raises ConfigError unless a pair is two numbers, 0 < smaller <= larger <= maximum (None: no bound)."""
+    numbers = [number for number in pair if isinstance(number, int | float)]
+    ordered = len(pair) == len(numbers) == 2 and 0 < numbers[0] <= numbers[1]
+    if not (ordered and (maximum is None or numbers[1] <= maximum)):
+        raise ConfigError(f"{option} is {pair}; it must be two numbers above 0, the smaller first")

@@ -14,6 +14,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from stce_jax.errors import check_pair, check_range
 from stce_jax.recipe import pixels
 from stce_jax.recipe.pixels import (  # noqa: F401
     affine,
@@ -215,14 +216,24 @@ def make_augment(
       shift: most pixels that an image is moved, 0 or more.
       rand_augment: RandAugment's policy, see `parse_policy`.
       three_augment: whether to apply `three_augment`.
-      color_jitter: strength of `color_jitter`, 0 or more.
+      color_jitter: strength of `color_jitter`, 0..1.
       erase: probability of `random_erasing`, 0..1; erase_area, erase_ratio: least and most of its box.
       mixup, cutmix, switch_probability: see `mix`.
       label_smoothing: 0..1, see `soft_targets`.
 
     Raises:
-      ConfigError: RandAugment's policy cannot be read.
+      ConfigError: an option is out of its range, or RandAugment's policy cannot be read.
     """
+    check_range("config.augment.flip", flip, 0, 1)
+    check_range("config.augment.shift", shift, 0)
+    check_range("config.augment.color_jitter", color_jitter, 0, 1)
+    check_range("config.augment.erase", erase, 0, 1)
+    check_pair("config.augment.erase_area", erase_area, 1)
+    check_pair("config.augment.erase_ratio", erase_ratio)
+    check_range("config.augment.mixup", mixup, 0)
+    check_range("config.augment.cutmix", cutmix, 0)
+    check_range("config.augment.switch_probability", switch_probability, 0, 1)
+    check_range("config.augment.label_smoothing", label_smoothing, 0, 1)
     fill = tuple(round(255 * each) for each in mean)
     of_bytes = _parts_of_bytes(flip, shift, rand_augment, three_augment, color_jitter, fill)
     erasing = (

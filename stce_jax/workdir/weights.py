@@ -18,6 +18,7 @@ from stce_jax.errors import CheckpointError, ConfigError, StceError
 from stce_jax.paths import write_bytes
 from stce_jax.training import assemble as runs
 from stce_jax.training.state import first_mismatch
+from stce_jax.workdir import layout
 
 SUFFIXES = (".safetensors", ".npz")
 HEAD = "params/head/"
@@ -132,7 +133,7 @@ def _read(source, model):
     path = epath.Path(source).expanduser()
     if not path.exists():
         raise ConfigError(f"there is no {source} to begin with; --init_from takes a workdir, a .safetensors or .npz")
-    if (path / runs.CONFIG_FILE).exists():
+    if layout.is_workdir(path):
         return _read_run(source, path, model)
     if path.suffix not in SUFFIXES:
         raise CheckpointError(
