@@ -1,6 +1,5 @@
 """docs/extending.md: its files, copied from the page, train, and their runs open with --config=FILE alone."""
 
-import json
 import re
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from stce_jax.cli import main
 from stce_jax.models.bodies import BODIES
 from stce_jax.models.embeddings import EMBEDDINGS
 from stce_jax.models.reductions import REDUCTIONS
-from stce_jax.training.assemble import load_run
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 FILES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL))

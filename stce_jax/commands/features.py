@@ -27,7 +27,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     import numpy as np
 
-    from stce_jax.training.images import list_images
+    from stce_jax.data.files import list_images
     from stce_jax.verbs.features import features
 
     if arguments.output == "-":

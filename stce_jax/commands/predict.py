@@ -33,7 +33,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     if arguments.json and arguments.json == arguments.csv:
         raise ConfigError(f"--json and --csv would mix in {arguments.json}; give one of them another file")
-    from stce_jax.training.images import list_images
+    from stce_jax.data.files import list_images
     from stce_jax.verbs.predict import predict
 
     files = list_images(arguments.paths)

@@ -13,8 +13,9 @@ from flax import traverse_util
 from stce_jax.errors import CheckpointError, ConfigError, StceError
 from stce_jax.models.bodies import Body
 from stce_jax.training.assemble import load_run
-from stce_jax.training.state import TrainState, abstract_variables, first_mismatch
+from stce_jax.training.state import TrainState, abstract_variables
 from stce_jax.workdir.layout import is_workdir
+from stce_jax.workdir.mismatch import first_mismatch
 from stce_jax.workdir.weights import flatten, read_file, unflatten
 
 

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from etils import epath
 
+from stce_jax.data.files import list_images
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.training import assemble as runs
-from stce_jax.training import images
+from stce_jax.training import prediction
 
 METHODS = {"pooled": "features", "tokens": "tokens"}  # of a body, by the kind of features
 
@@ -27,7 +28,7 @@ def features(
     """Computes features of images with a run's model.
 
     Args:
-      paths: image files and folders of them, see `images.list_images`.
+      paths: image files and folders of them, see `list_images`.
       workdir, checkpoint, ema: see `load_run`.
       kind: "pooled": what the head reads, so that features @ kernel + bias are the logits; "tokens": the last block's
         tokens after the LayerNorm, the class token apart.
@@ -49,9 +50,11 @@ def features(
     """
     if kind not in METHODS:
         raise ConfigError(f"there is no kind of features {kind!r}; the kinds are {', '.join(METHODS)}")
-    files = images.list_images(paths)
+    files = list_images(paths)
     run = runs.load_run(workdir, checkpoint, ema)
-    batches = images.apply(run, run.model, files, method=METHODS[kind], batch_size=batch_size, unreadable=unreadable)
+    batches = prediction.apply(
+        run, run.model, files, method=METHODS[kind], batch_size=batch_size, unreadable=unreadable
+    )
     names: list[str] = []
     found: Any = None  # an array, or Tokens of arrays
     for paths_done, outputs in batches:
