@@ -130,8 +130,8 @@ def _outputs(
     with contextlib.closing(_views(run.config, files, 2 * batch_size)) as views:
         for batch in predictions(step, run.variables, loader.to_devices(batches(views), sharding)):
             names = sent.popleft()
-            # Tokens are a tree of arrays.
-            yield names, jax.tree.map(lambda rows, count=len(names): rows[:count], batch["outputs"])
+            count = len(names)
+            yield names, jax.tree.map(lambda rows, count=count: rows[:count], batch["outputs"])  # of Tokens, too
 
 
 def _batched(
