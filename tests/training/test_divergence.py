@@ -14,8 +14,7 @@ import stce_jax
 from stce_jax.data import catalog
 from stce_jax.errors import DivergedError, PreemptedError
 from stce_jax.training import assemble as runs
-from stce_jax.training import loop
-from stce_jax.verbs import evaluate
+from stce_jax.training import evaluation, loop
 from stce_jax.verbs.train import train
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoints import Checkpoints
@@ -85,10 +84,10 @@ def final_state(workdir):
 def test_after_five_in_a_row_the_run_goes_back_and_on_with_other_images(poison, data_dir, tmp_path, capfd):
     poison([50, 51, 52, 53, 54], np.nan)
     train(config_of(data_dir), tmp_path / "a")
-    said = capfd.readouterr().err.splitlines()
-    assert said[-1] == (
-        "stce: at step 54 5 steps in a row had no finite loss and gradient; went back to step 45, and on with other "
-        "images (1 of 3)"
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[-1] == (
+        "stce: at step 54 5 steps in a row had no finite loss and gradient; went back to step 45, continuing with "
+        "other images (1 of 3)"
     )
     lines = [(line["step"], line["split"]) for line in read_metrics(tmp_path / "a")]
     assert len(lines) == len(set(lines)) and lines[-1] == (90, "eval"), lines
@@ -99,7 +98,7 @@ def test_after_five_in_a_row_the_run_goes_back_and_on_with_other_images(poison, 
         np.testing.assert_array_equal(again, leaf, err_msg="going back is not the same every time")
     records = [json.loads(line) for line in (tmp_path / "a" / "skipped.jsonl").read_text().splitlines()]
     assert [(record["salt"], record["step"]) for record in records] == [(0, step) for step in range(50, 55)]
-    # The salt stays with the run: it goes on with an order of images in which the bad batches do not come.
+    # The count stays with the run: it resumes with an order of images in which the bad batches do not come.
     capfd.readouterr()
     train(config_of(data_dir, "--config.epochs=2.2"), tmp_path / "a", allow_config_change=True)
     assert final_state(tmp_path / "a")[0]["salt"] == 1
@@ -121,12 +120,12 @@ def test_a_stop_before_the_divergence_does_not_change_where_the_run_goes_back_to
     """To the checkpoint after step 45, not to that which the stop made in the midst of the bad steps."""
     poison([50, 51, 52, 53, 54], np.nan)
     train(config_of(data_dir), tmp_path / "undisturbed")
-    write, asked = loop.log_skipped, []
+    write, stopped = loop.log_skipped, []
 
     def write_and_stop(workdir, *, step, **record):
         write(workdir, step=step, **record)
-        if step == 50 and not asked:
-            asked.append(True)
+        if step == 50 and not stopped:
+            stopped.append(True)
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(loop, "log_skipped", write_and_stop)
@@ -139,8 +138,8 @@ def test_a_stop_before_the_divergence_does_not_change_where_the_run_goes_back_to
         np.testing.assert_array_equal(left, right)
 
 
-@pytest.mark.parametrize("most", [0, 2])
-def test_a_run_that_diverges_again_and_again_ends(poison, data_dir, tmp_path, monkeypatch, most):
+@pytest.mark.parametrize("limit", [0, 2])
+def test_a_run_that_diverges_again_and_again_ends(poison, data_dir, tmp_path, monkeypatch, limit):
     """The batches after the first checkpoint are all bad, whatever the order of images."""
     build = runs.build_augment
 
@@ -155,10 +154,10 @@ def test_a_run_that_diverges_again_and_again_ends(poison, data_dir, tmp_path, mo
 
     monkeypatch.setattr(runs, "build_augment", build_poisoned)
     with pytest.raises(DivergedError) as error:
-        train(config_of(data_dir, f"--config.divergence.max_rollbacks={most}"), tmp_path)
+        train(config_of(data_dir, f"--config.divergence.max_rollbacks={limit}"), tmp_path)
     assert error.value.exit_code == 5
     assert str(error.value).startswith(
-        f"at step 65 5 steps in a row had no finite loss and gradient, after the run had gone back {most} times; try a"
+        f"at step 65 5 steps in a row had no finite loss and gradient, after the run had gone back {limit} times; try a"
     )
     assert Checkpoints(layout.checkpoints_in(tmp_path)).find("last") == 45, "the last good checkpoint must stay"
 
@@ -174,7 +173,7 @@ def test_a_run_that_diverges_before_its_first_checkpoint_is_exit_5(stce, data_di
 
 def test_an_evaluation_without_a_finite_loss_is_exit_5(data_dir, tmp_path, monkeypatch):
     """Running statistics may overflow though every step was fine."""
-    monkeypatch.setattr(evaluate, "mean_metrics", lambda *_, **__: {"loss": np.inf, "top1": 0.0, "top5": 0.0})
+    monkeypatch.setattr(evaluation, "mean_metrics", lambda *_, **__: {"loss": np.inf, "top1": 0.0, "top5": 0.0})
     with pytest.raises(DivergedError, match="the evaluation's loss is not finite at step 45; try a lower"):
         train(config_of(data_dir), tmp_path)
     assert Checkpoints(layout.checkpoints_in(tmp_path)).steps() == []
