@@ -115,24 +115,8 @@ def open_dataset(config, data_dir=""):
 
 def build_augment(config, dataset):
     """The augmentation that the train step runs on the devices, see `augment.make_augment`."""
-    options = config.augment
-    return augment.make_augment(
-        len(dataset.class_names),
-        mean=dataset.mean,
-        std=dataset.std,
-        flip=options.flip,
-        shift=options.shift,
-        rand_augment=options.rand_augment,
-        three_augment=options.three_augment,
-        color_jitter=options.color_jitter,
-        erase=options.erase,
-        erase_area=options.erase_area,
-        erase_ratio=options.erase_ratio,
-        mixup=options.mixup,
-        cutmix=options.cutmix,
-        switch_probability=options.switch_probability,
-        label_smoothing=options.label_smoothing,
-    )
+    options = {name: config.augment[name] for name in augment.option_names()}
+    return augment.make_augment(len(dataset.class_names), mean=dataset.mean, std=dataset.std, **options)
 
 
 def build_timetable(config, dataset):

@@ -6,10 +6,11 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stce_jax.recipe import augment
+from stce_jax.recipe import augment, parts
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -30,7 +31,7 @@ OFF = {
     "switch_probability": 0.5,
     "label_smoothing": 0.0,
 }
-# The paper's recipe is DeiT's but for the mixing.
+# The paper's recipe is the same with other alphas.
 DEIT = OFF | {
     "flip": 0.5,
     "rand_augment": "rand-m9-mstd0.5-inc1",
@@ -41,11 +42,9 @@ DEIT = OFF | {
 }
 EVERY_SINGLE = DEIT | {"shift": 1, "three_augment": True, "color_jitter": 0.3, "erase": 0.5, "mixup": 0, "cutmix": 0}
 CONFIGS = {
-    "paper": DEIT | {"mixup": 1.0, "cutmix": 0.8},
     "deit": DEIT,
     "deit3": OFF | {"flip": 0.5, "three_augment": True, "color_jitter": 0.3, "mixup": 0.8, "cutmix": 1.0},
     "shift and mixup": OFF | {"shift": 1, "mixup": 0.2, "label_smoothing": 0.1},
-    "every single part": EVERY_SINGLE,
     "everything": EVERY_SINGLE | {"mixup": 1.0, "cutmix": 0.8},
 }
 
@@ -62,3 +61,53 @@ def test_the_streams_are_those_of_version_0_1(name):
     # Every other draw is a different pixel, hundreds of times as far off; compilers round the last bit differently.
     np.testing.assert_allclose(images, STORED[f"{name}/images"], atol=1e-6, err_msg=f"images of {name!r}")
     np.testing.assert_allclose(targets, STORED[f"{name}/targets"], atol=1e-6, err_msg=f"targets of {name!r}")
+
+
+OTHERS = EVERY_SINGLE | {"rand_augment": "", "mixup": 1.0, "cutmix": 0.8}  # RandAugment takes long to compile
+
+
+def toy(*, toy_rate):
+    """A part that draws as many numbers as it likes and sets values to 0 with probability `toy_rate`."""
+
+    def change(key, values, *others):
+        changed = jnp.where(jax.random.uniform(key, values.shape) < toy_rate, 0, values).astype(values.dtype)
+        return (changed, *others) if others else changed
+
+    return change
+
+
+def test_new_parts_change_no_others_draws(monkeypatch):
+    """Neither at the beginning nor in the midst nor at the end."""
+    expected = run(OTHERS)
+    table = [("first", parts.Part(toy, "bytes")), *parts.PARTS.items()]
+    table[3:3] = [("middle", parts.Part(toy, "bytes")), ("floats", parts.Part(toy, "pixels"))]
+    table += [("last", parts.Part(toy, "batch"))]
+    monkeypatch.setattr(augment, "PARTS", dict(table))
+    assert "toy_rate" in augment.option_names()
+    images, targets = run(OTHERS | {"toy_rate": 0.0})
+    np.testing.assert_allclose(images, expected[0], atol=1e-6, err_msg="images change, though the toys change nothing")
+    np.testing.assert_allclose(targets, expected[1], atol=1e-6, err_msg="targets change, though the toys leave them")
+
+
+def test_a_new_part_draws_by_its_name(monkeypatch):
+    drawn = []
+    for name in ("toy", "toy", "other"):
+        monkeypatch.setattr(augment, "PARTS", parts.PARTS | {name: parts.Part(toy, "pixels")})
+        drawn.append(run(OFF | {"toy_rate": 0.5})[0])
+    np.testing.assert_array_equal(drawn[0], drawn[1], err_msg="the same part draws differently")
+    assert (drawn[0] != drawn[2]).mean() > 0.3, "two names draw the same numbers"
+
+
+def test_the_keys_of_the_first_parts_are_those_of_one_split():
+    key = jax.random.key(3)
+    split = jax.random.key_data(jax.random.split(key, 6))
+    singles = [name for name, part in parts.PARTS.items() if part.takes != "batch"]
+    assert singles[:6] == ["flip", "shift", "rand_augment", "three_augment", "color_jitter", "erase"]
+    for number, name in enumerate(singles[:6]):
+        own = jax.random.key_data(jax.random.fold_in(key, augment.stream(name)))
+        np.testing.assert_array_equal(own, split[number], err_msg=f"another stream than version 0.1.0's: {name}")
+
+
+def test_every_part_has_a_stream_of_its_own():
+    numbers = [augment.stream(name) for name in [*parts.PARTS, "toy", "other"]]
+    assert len(set(numbers)) == len(numbers), "two parts share a stream"
