@@ -24,9 +24,8 @@ from flax import linen as nn
 from measure import Estimate, interleave, machine, markdown_table, median_estimate
 
 from stce_jax.models.factory import create_model
-from stce_jax.models.layers import MLP, LayerNorm
+from stce_jax.models.layers import MLP, ConvModule, LayerNorm, convolution
 from stce_jax.models.ops.attention import dot_product_attention
-from stce_jax.models.ops.convolution import ConvModule, convolution
 from stce_jax.models.ops.supertoken import cluster_super_tokens
 
 RATIOS = Path(__file__).with_name("ratios.json")

@@ -1,10 +1,12 @@
-"""Every key there is, with its unit and why it has its value. Other configs override; none adds a key.
+"""Every key, with its unit and the reason for its value. Other configs override; those of the package add none.
 
 The values are the paper's recipe (Tables 2 and 5, and DeiT's code where the paper says "as DeiT") for 224-pixel images.
-On the command line: --config.optimizer.learning_rate=5e-4 --config.model.iterations=1 --config.model.stem_widths=16,32
+On the command line: --config.optimizer.learning_rate=5e-4 --config.model.embedding.stce.stem_widths=16,32
 """
 
 from ml_collections import config_dict
+
+from . import _flat
 
 
 def get_config():
@@ -34,27 +36,49 @@ def get_config():
     config.loader_timeout = 120.0  # seconds after which a missing batch ends the run
     config.cache_megabytes = 1024  # for train and for val; images that fit are decoded once (workers share it out)
 
-    config.model = model = config_dict.ConfigDict()
-    model.name = "vit_s_stce"  # see `stce models`
-    # All below: None leaves what the name says. An option that the named model does not have is refused.
-    model.width = config_dict.placeholder(int)  # D, channels of a token
-    model.depth = config_dict.placeholder(int)  # transformer blocks
-    model.heads = config_dict.placeholder(int)  # attention heads; must divide the width
-    model.mlp_dim = config_dict.placeholder(int)  # hidden width of the MLPs
-    model.pooling = config_dict.placeholder(str)  # "class" token, or "mean" of the tokens
-    model.position_embedding = config_dict.placeholder(str)  # "learned" or "sincos2d"
-    model.drop_path = 0.1  # stochastic depth of the last block, growing from 0 (DeiT)
-    model.dropout = 0.0  # rate in attention outputs and MLPs (DeiT: none)
+    # A model is a preset, some parts of which may be others: a part's name chooses a module, and of the sections below
+    # it only the chosen module's is read. None, of a name or an option, leaves what the preset says.
+    config.model = model = _flat.ModelConfigDict()
+    model.name = "vit_s_stce"  # the preset, see `stce models`
     model.dtype = config_dict.placeholder(str)  # of the computation: "float32" or "bfloat16"; parameters are float32
-    model.remat = config_dict.placeholder(bool)  # recompute blocks in the backward pass: less memory, a third slower
-    model.scan_layers = config_dict.placeholder(bool)  # compile one block instead of all; stacks the parameters
-    model.patch_size = config_dict.placeholder(int)  # patch: side in pixels
-    model.stem_widths = config_dict.placeholder(tuple)  # conv, conv1x1, earlyconv, stce: channels of each module
-    model.stem_strides = config_dict.placeholder(tuple)  # and their strides (Table 7)
-    model.cell = config_dict.placeholder(tuple)  # stce: (rows, columns) of the stack's output in a super token's cell
-    model.iterations = config_dict.placeholder(int)  # stce: T of the clustering (Table 8); 0: average pooling
-    model.border = config_dict.placeholder(str)  # stce: neighbours beyond the border count as "zero", or "mask"
-    model.differentiable = config_dict.placeholder(bool)  # stce: gradients through the affinities
+
+    model.body = body = config_dict.ConfigDict()
+    body.name = config_dict.placeholder(str)  # "vit"
+    body.vit = vit = config_dict.ConfigDict()
+    vit.width = config_dict.placeholder(int)  # D, channels of a token
+    vit.depth = config_dict.placeholder(int)  # transformer blocks
+    vit.heads = config_dict.placeholder(int)  # attention heads; must divide the width
+    vit.mlp_dim = config_dict.placeholder(int)  # hidden width of the MLPs
+    vit.pooling = config_dict.placeholder(str)  # "class" token, or "mean" of the tokens
+    vit.position_embedding = config_dict.placeholder(str)  # "learned" or "sincos2d"
+    vit.drop_path = 0.1  # stochastic depth of the last block, growing from 0 (DeiT)
+    vit.dropout = 0.0  # rate in attention outputs and MLPs (DeiT: none)
+    vit.remat = config_dict.placeholder(bool)  # recompute blocks in the backward pass: less memory, a third slower
+    vit.scan_layers = config_dict.placeholder(bool)  # compile one block instead of all; stacks the parameters
+
+    model.embedding = embedding = config_dict.ConfigDict()
+    embedding.name = config_dict.placeholder(str)  # "patch", "conv", "conv1x1", "earlyconv" or "stce"
+    embedding.patch = patch = config_dict.ConfigDict()
+    patch.patch_size = config_dict.placeholder(int)  # side in pixels
+    embedding.conv = conv = config_dict.ConfigDict()
+    conv.stem_widths = config_dict.placeholder(tuple)  # channels of each 3x3 convolution; the last: the body's width
+    conv.stem_strides = config_dict.placeholder(tuple)  # and their strides (Table 4)
+    embedding.conv1x1 = conv1x1 = config_dict.ConfigDict()
+    conv1x1.stem_widths = config_dict.placeholder(tuple)  # as conv, but the last convolution is 1x1
+    conv1x1.stem_strides = config_dict.placeholder(tuple)  # and their strides
+    embedding.earlyconv = earlyconv = config_dict.ConfigDict()
+    earlyconv.stem_widths = config_dict.placeholder(tuple)  # channels of each convolution; a linear layer follows
+    earlyconv.stem_strides = config_dict.placeholder(tuple)  # and their strides
+    embedding.stce = stce = config_dict.ConfigDict()
+    stce.stem_widths = config_dict.placeholder(tuple)  # channels of each module of the stack (Table 5); (): none
+    stce.stem_strides = config_dict.placeholder(tuple)  # and their strides (Table 7)
+    stce.cell = config_dict.placeholder(tuple)  # (rows, columns) of the stack's output in a super token's cell
+    stce.iterations = config_dict.placeholder(int)  # T of the clustering (Table 8); 0: average pooling
+    stce.border = config_dict.placeholder(str)  # neighbours beyond the border count as "zero", or "mask"
+    stce.differentiable = config_dict.placeholder(bool)  # gradients through the affinities
+
+    model.reduction = reduction = config_dict.ConfigDict()
+    reduction.name = config_dict.placeholder(str)  # of a module that shortens the tokens; there is none yet
 
     config.optimizer = optimizer = config_dict.ConfigDict()
     optimizer.learning_rate = 1e-3  # peak (Table 2)

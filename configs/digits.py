@@ -20,21 +20,21 @@ def get_config(embedding="stce"):
     config.eval_every = 5.0
 
     config.model.name = f"vit_ti_{embedding}"
-    config.model.width = 64
-    config.model.depth = 3
-    config.model.heads = 2
-    config.model.mlp_dim = 192
-    config.model.drop_path = 0.0
+    body = config.model.body.vit
+    body.width = 64
+    body.depth = 3
+    body.heads = 2
+    body.mlp_dim = 192
+    body.drop_path = 0.0
     # Each embedding gives 4x4 tokens.
-    if embedding == "stce":
-        config.model.stem_widths = (16, 32, 32, 48)
-        config.model.stem_strides = (2, 1, 2, 1)
-        config.model.cell = (2, 2)
-    elif embedding == "conv":
-        config.model.stem_widths = (24, 48, 64)
-        config.model.stem_strides = (2, 2, 2)
-    else:
-        config.model.patch_size = 8
+    stce = config.model.embedding.stce
+    stce.stem_widths = (16, 32, 32, 48)
+    stce.stem_strides = (2, 1, 2, 1)
+    stce.cell = (2, 2)
+    for name in ("conv", "conv1x1", "earlyconv"):
+        config.model.embedding[name].stem_widths = (24, 48, 64)
+        config.model.embedding[name].stem_strides = (2, 2, 2)
+    config.model.embedding.patch.patch_size = 8
 
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_epochs = 3.0

@@ -18,21 +18,21 @@ def get_config(embedding="stce"):
     config.epochs = 20.0
 
     config.model.name = f"vit_ti_{embedding}"
-    config.model.width = 128
-    config.model.depth = 4
-    config.model.heads = 4
-    config.model.mlp_dim = 384
-    config.model.drop_path = 0.0
+    body = config.model.body.vit
+    body.width = 128
+    body.depth = 4
+    body.heads = 4
+    body.mlp_dim = 384
+    body.drop_path = 0.0
     # Each embedding gives 8x8 tokens.
-    if embedding == "stce":
-        config.model.stem_widths = (32, 64)
-        config.model.stem_strides = (2, 1)
-        config.model.cell = (2, 2)
-    elif embedding == "conv":
-        config.model.stem_widths = (32, 64, 128)
-        config.model.stem_strides = (2, 2, 1)
-    else:
-        config.model.patch_size = 4
+    stce = config.model.embedding.stce
+    stce.stem_widths = (32, 64)
+    stce.stem_strides = (2, 1)
+    stce.cell = (2, 2)
+    for name in ("conv", "conv1x1", "earlyconv"):
+        config.model.embedding[name].stem_widths = (32, 64, 128)
+        config.model.embedding[name].stem_strides = (2, 2, 1)
+    config.model.embedding.patch.patch_size = 4
 
     config.optimizer.warmup_epochs = 1.0
     config.optimizer.ema_decay = 0.0

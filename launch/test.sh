@@ -1,12 +1,23 @@
 #!/usr/bin/env bash
-# Installs stce_jax with its test tools into .venv and runs the tests; arguments go to pytest.
+# Installs stce_jax with its test tools into .venv, checks the style and runs tests.
 #
-#   bash launch/test.sh
-#   bash launch/test.sh tests/models/ops/test_supertoken.py -k golden
-# STCE_TEST_DATA may name a folder with golden vectors and real images; tests that want them are skipped without it.
+#   bash launch/test.sh                                     the quick tier: every module, no process but its own
+#   bash launch/test.sh --all                               everything
+#   bash launch/test.sh tests/models/ops -k golden          arguments of pytest: what they name, quick or slow
+# Further arguments of --all go to pytest, too. Set STCE_TEST_DATA to a folder with golden vectors and real images;
+# tests that need them are skipped without it.
 set -euo pipefail
 # shellcheck source=SCRIPTDIR/install.sh
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+
+# Two workers; the tests of one file run in one worker, in order, and share what the file prepares.
+workers=(-n 2 --dist loadfile)
+if [ $# = 0 ]; then
+  set -- "${workers[@]}" -m 'not slow'
+elif [ "$1" = --all ]; then
+  shift
+  set -- "${workers[@]}" "$@"
+fi
 
 install_stce dev
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,10 +1,9 @@
 """What can go wrong for a user, each kind with the exit code that `stce` ends with.
 
-The message of such an error is one line: the cause, and what to do about it. The checks of config values are here, too:
-every package makes them for its own options.
+The message of such an error is one line: the cause, and what to do about it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 class StceError(Exception):
@@ -32,44 +31,33 @@ class CheckpointError(StceError):
 
 
 class DivergedError(StceError):
-    """The loss is no longer finite, or jumps, however often the run goes back."""
+    """The loss is no longer finite, or jumps, however often the run was rolled back."""
 
     exit_code = 5
 
 
 class PreemptedError(StceError):
-    """Asked to stop (SIGTERM or SIGINT): what there is to save is saved, and the same command goes on."""
+    """Stopped by SIGTERM or SIGINT with everything saved; the same command resumes."""
 
     exit_code = 75
 
 
-def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
-    """Refuses a config value that is none of the choices.
-
-    Raises:
-      ConfigError: it is not.
-    """
+def check_choice(option: str, value: object, choices: Collection[object]) -> None:
+    """Raises ConfigError unless an option's value is one of the choices."""
     if value not in choices:
-        raise ConfigError(f"config.{key} is {value!r}; it must be one of {', '.join(choices)}")
+        raise ConfigError(f"{option} is {value!r}; it must be one of {', '.join(map(str, choices))}")
 
 
-def check_range(key: str, value: float | None, low: float, high: float | None = None) -> None:
-    """Refuses a config value outside of low..high, NaN included; None, a value that is not set, passes.
-
-    Raises:
-      ConfigError: it is outside.
-    """
-    if value is not None and not (low <= value and (high is None or value <= high)):
-        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ConfigError(f"config.{key} is {value}; it must be {bounds}")
+def check_range(option: str, value: float, minimum: float, maximum: float | None = None) -> None:
+    """Raises ConfigError unless minimum <= value <= maximum (None: no bound); NaN is in no range."""
+    if not (minimum <= value and (maximum is None or value <= maximum)):
+        bounds = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
+        raise ConfigError(f"{option} is {value}; it must be {bounds}")
 
 
-def check_pair(key: str, pair: Sequence[float], high: float) -> None:
-    """Refuses a config value that is not (minimum, maximum), both above 0 and at most `high`.
-
-    Raises:
-      ConfigError: it is not.
-    """
-    numbers = len(pair) == 2 and all(isinstance(number, int | float) for number in pair)
-    if not (numbers and 0 < pair[0] <= pair[1] <= high):
-        raise ConfigError(f"config.{key} is {pair}; it must be two numbers above 0, the smaller first")
+def check_pair(option: str, pair: Sequence[object], maximum: float | None = None) -> None:
+    """Raises ConfigError unless a pair is two numbers, 0 < smaller <= larger <= maximum (None: no bound)."""
+    numbers = [number for number in pair if isinstance(number, int | float)]
+    ordered = len(pair) == len(numbers) == 2 and 0 < numbers[0] <= numbers[1]
+    if not (ordered and (maximum is None or numbers[1] <= maximum)):
+        raise ConfigError(f"{option} is {pair}; it must be two numbers above 0, the smaller first")

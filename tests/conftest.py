@@ -1,7 +1,10 @@
 """Eight CPU devices, a compilation cache shared with the processes that tests start, and a tiny trained run."""
 
+import contextlib
+import fcntl
+import io
 import os
-import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +17,19 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis
 import pytest
+from tiers import (  # noqa: F401
+    pytest_collection_finish,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_runtest_protocol,
+    pytest_runtest_teardown,
+    pytest_sessionfinish,
+    pytest_testnodedown,
+)
 
 # The first example of a property compiles; no deadline makes sense. Derandomised: every run tries the same examples.
 hypothesis.settings.register_profile("stce", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("stce")
-
-_GLOO = {"Gloo", "Rank", "is", "connected", "to", "peer", "ranks", "Expected", "number", "of"}
-
-
-def without_gloo(output):
-    """The lines of a process's output but for Gloo's, which its threads may write into each other."""
-    return [line for line in output.splitlines() if not set(re.findall("[A-Za-z]+", line)) <= _GLOO]
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +42,19 @@ def test_data():
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
+def shared(tmp_path_factory):
+    """A directory that the workers of pytest-xdist share."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def data_dir(shared):
     """A data directory, shared by all tests, in which the digits are prepared once."""
-    return tmp_path_factory.mktemp("data")
+    (shared / "data").mkdir(exist_ok=True)
+    return shared / "data"
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +65,21 @@ def stce():
         environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"} | (env or {})
         command = [sys.executable, "-m", "stce_jax", *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def stce_here():
+    """Runs `stce WORDS...` in this process, which has eight devices; returns it completed, as `stce` does."""
+
+    def run(*words):
+        from stce_jax import cli
+
+        output, errors = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as end:
+            cli.main([str(word) for word in words])
+        return subprocess.CompletedProcess(words, end.value.code, output.getvalue(), errors.getvalue())
 
     return run
 
@@ -85,27 +115,46 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-TINY = (
-    "--config=digits",
-    "--config.epochs=2",
-    "--config.eval_every=1",
-    "--config.batch_size=32",
-    "--config.log_every=20",
-    "--config.image_size=16",
-    "--config.model.width=16",
-    "--config.model.depth=2",
-    "--config.model.mlp_dim=32",
-    "--config.model.stem_widths=8,16",
-    "--config.model.stem_strides=2,2",
-    "--config.optimizer.ema_decay=0.9",
-    "--config.optimizer.warmup_epochs=0.5",
-)
+def made_once(directory, make):
+    """What `make(directory)` printed; one worker makes it, the others wait."""
+    with open(f"{directory}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        printed = directory.with_suffix(".txt")
+        if not printed.exists():
+            text = make(directory)
+            printed.write_text(text)
+        return printed.read_text()
 
 
 @pytest.fixture(scope="session")
-def tiny_run(stce, data_dir, tmp_path_factory):
-    """(workdir, output) of a finished run of a tiny STCE-ViT on the digits, made through the command line."""
-    workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    done = stce("train", *TINY, f"--workdir={workdir}", f"--data_dir={data_dir}")
-    assert done.returncode == 0, done.stderr
-    return workdir, done.stdout
+def tiny_run(stce_here, shared, data_dir, tmp_path_factory):
+    """(workdir, output) of a finished run of a tiny STCE-ViT on the digits, made in this process by the command."""
+
+    def make(directory):
+        import jax
+        from helpers import TINY
+
+        before = jax.config.read("jax_disable_most_optimizations")
+        jax.config.update("jax_disable_most_optimizations", True)  # whichever test needs it first
+        done = stce_here("train", *TINY, f"--workdir={directory}", f"--data_dir={data_dir}")
+        jax.config.update("jax_disable_most_optimizations", before)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    output = made_once(shared / "tiny", make)
+    return shutil.copytree(shared / "tiny", tmp_path_factory.mktemp("runs") / "tiny"), output
+
+
+@pytest.fixture(scope="session")
+def tiny_process_run(stce, shared, data_dir, tmp_path_factory):
+    """The same in a process of its own with two devices, optimized: other processes are compared with it to the bit."""
+
+    def make(directory):
+        from helpers import TINY
+
+        done = stce("train", *TINY, f"--workdir={directory}", f"--data_dir={data_dir}")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    output = made_once(shared / "tiny_process", make)
+    return shutil.copytree(shared / "tiny_process", tmp_path_factory.mktemp("runs") / "tiny"), output

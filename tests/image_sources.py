@@ -7,6 +7,8 @@ import csv
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 
@@ -15,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.io
 from PIL import Image
+
+from stce_jax.data import places
 
 WNIDS = ("n01440764", "n02012849", "n03126707", "n02979186")  # two of them are called "crane"
 OTHERS = ("n01443537", "n07753592")  # also in the archives, and not wanted
@@ -194,3 +198,31 @@ def parquet(root, images, names=None, paths=True, row_group_size=3, shards=2):
             path = root / "data" / f"{called}-{shard:05d}-of-{shards:05d}.parquet"
             pq.write_table(table, path, row_group_size=row_group_size)
     return root
+
+
+SLOW = """
+import sys, time
+from stce_jax.verbs import prepare
+from stce_jax.prepare import inspection
+def slowly(*arguments, inspect=inspection._inspect):
+    time.sleep(0.3)
+    return inspect(*arguments)
+inspection._inspect = slowly
+from stce_jax.cli import main
+main(sys.argv[1:])
+"""
+
+
+def left_in(directory):
+    """What lies in a data directory and should not: anything but finished data sets and their lock files."""
+    return [
+        str(path.relative_to(directory))
+        for path in directory.rglob("*")
+        if path.is_file() and path.suffix != ".lock" and path.parent.name != places.VERSION
+    ] + [str(path) for path in directory.rglob("incomplete*")]
+
+
+def start_slowly(*words):
+    """The command in a process of its own, at about 0.3 s an image and thread; stopped before it can end."""
+    command = [sys.executable, "-c", SLOW, *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

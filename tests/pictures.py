@@ -1,4 +1,4 @@
-"""Sources of pictures that tell what happened to them; apart from the tests, for loader processes import it, too."""
+"""Sources of pictures that tell what happened to them, and loaders of them. Loader processes import this, too."""
 
 import functools
 import io
@@ -7,7 +7,8 @@ import time
 import numpy as np
 from PIL import Image
 
-from stce_jax.data.views import SAMPLES
+from stce_jax.data import loader
+from stce_jax.data.views import SAMPLES, Views
 
 COUNT = 10  # images of the usual source; no batch size of the tests divides it but 2
 
@@ -69,3 +70,23 @@ class UnevenSource(Source):
         small, large = Source(count, side=4), Source(count, side=24)
         looked_at = np.linspace(0, count - 1, SAMPLES).astype(int)
         self.images = [(small if index in looked_at else large).images[index] for index in range(count)]
+
+
+SOURCE = Source()
+VIEWS = {"size": 6, "crop": "random_resized", "area": (0.2, 0.8), "ratio": (0.75, 4 / 3), "fraction": 1.0}
+OPTIONS = {
+    "batch_size": 4,
+    "repeats": 1,
+    "seed": 3,
+    "salt": 0,
+    "start_step": 0,
+    "threads": 2,
+    "workers": 0,
+    "timeout": 60.0,
+}
+
+
+def feeder(source=SOURCE, **options):
+    """The training batches of a source; options of the views and of the loader in one."""
+    views = Views(source, **(VIEWS | {name: options.pop(name) for name in [*VIEWS, "cache_bytes"] if name in options}))
+    return loader.train_batches(views, **(OPTIONS | options))

@@ -1,11 +1,10 @@
 """The house: which package may import which, how large each is, and what importing costs."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import modules_after
 
 ROOT = Path(__file__).parents[1] / "stce_jax"
 LONGEST = 300  # lines of a file
@@ -105,12 +104,7 @@ def test_configs_import_ml_collections_alone(path):
         assert not isinstance(node, ast.Import), ast.unparse(node)
 
 
-def modules_after(code):
-    program = f"import sys\n{code}\nprint(' '.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
-
-
+@pytest.mark.slow
 def test_importing_the_package_and_the_help_start_no_jax():
     loaded = modules_after("import stce_jax")
     assert not {"jax", "flax", "tensorflow_datasets"} & loaded
@@ -118,6 +112,7 @@ def test_importing_the_package_and_the_help_start_no_jax():
     assert not {"jax", "flax", "ml_collections", "tensorflow_datasets"} & loaded
 
 
+@pytest.mark.slow
 def test_importing_everything_computes_nothing_and_needs_no_tensorflow():
     names = [f"stce_jax.{module_name(path)}" for path in SOURCES if path.stem not in ("__main__", "__init__")]
     code = f"import {', '.join(names)}\nfrom jax._src import xla_bridge\nassert not xla_bridge._backends, 'JAX started'"

@@ -5,19 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers import run_cli
 from PIL import Image
 
-from stce_jax import cli
 from stce_jax.data import catalog
 from stce_jax.errors import DataError
-
-
-def run(capsys, *words):
-    """(exit code, standard output, standard error) of the command in this process, which has eight devices."""
-    with pytest.raises(SystemExit) as end:
-        cli.main([str(word) for word in words])
-    captured = capsys.readouterr()
-    return end.value.code, captured.out, captured.err
 
 
 @pytest.fixture
@@ -35,7 +27,7 @@ def folder(tmp_path):
 
 def refuse_folder(capsys, folder, *words):
     workdir = folder.parent / "run"
-    code, _, error = run(
+    code, _, error = run_cli(
         capsys,
         "train",
         "--config=small_folder",
@@ -80,7 +72,7 @@ def refuse_folder(capsys, folder, *words):
 def test_refusals(capsys, tmp_path, data_dir, monkeypatch, words, code, named):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_DATA_HOME", str(data_dir))
-    found, out, error = run(capsys, *words)
+    found, out, error = run_cli(capsys, *words)
     assert found == code, error
     assert named in error
     assert re.fullmatch(r"stce: .*\n", error), f"not one line: {error!r}"
@@ -126,24 +118,24 @@ def test_evaluating_on_other_classes_is_refused(folder):
 
 def test_a_checkpoint_that_is_not_there(capsys, tiny_run):
     workdir, _ = tiny_run
-    code, _, error = run(capsys, "evaluate", f"--workdir={workdir}", "--checkpoint=17")
+    code, _, error = run_cli(capsys, "evaluate", f"--workdir={workdir}", "--checkpoint=17")
     assert code == 4 and "there is no checkpoint '17'" in error
 
 
 def test_a_workdir_without_checkpoints(capsys, tiny_run, tmp_path):
     shutil.copy(tiny_run[0] / "config.json", tmp_path)
-    code, _, error = run(capsys, "evaluate", f"--workdir={tmp_path}")
+    code, _, error = run_cli(capsys, "evaluate", f"--workdir={tmp_path}")
     assert code == 4 and "there is no checkpoint in" in error
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"], "evaluate wrote something"
 
 
 def test_debug_shows_the_traceback(capsys):
-    code, _, error = run(capsys, "evaluate", "--workdir=/no/where", "--debug")
+    code, _, error = run_cli(capsys, "evaluate", "--workdir=/no/where", "--debug")
     assert code == 2 and "Traceback" in error and error.splitlines()[-1].startswith("stce: ")
 
 
 def test_models_prints_counts(capsys):
-    code, out, _ = run(capsys, "models", "vit_s_*")
+    code, out, _ = run_cli(capsys, "models", "vit_s_*")
     assert code == 0
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
     assert rows["vit_s_stce"][:2] == ["17,997,508", "132,192"]
@@ -152,7 +144,7 @@ def test_models_prints_counts(capsys):
 
 @pytest.mark.parametrize("verb", [(), ("train",), ("evaluate",), ("models",)])
 def test_help_shows_examples_and_exit_codes(capsys, verb):
-    code, out, _ = run(capsys, *verb, "--help")
+    code, out, _ = run_cli(capsys, *verb, "--help")
     assert code == 0 and "exit codes" in out
     if verb:
         assert f"stce {verb[0]} " in out and "examples" in out

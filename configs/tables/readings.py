@@ -16,8 +16,9 @@ def sweep(scale="paper"):
     first = scales.stack_widths(scale)[:1]
     decided = ("stce",)
     yield scales.row("stce", "super-token convolution, as decided", {})
-    yield scales.row("border_mask", "neighbours beyond the border masked", {"model.border": "mask"}, decided)
-    yield scales.row("differentiable", "gradients through the affinities", {"model.differentiable": True}, decided)
+    mask, gradients = scales.super_tokens(border="mask"), scales.super_tokens(differentiable=True)
+    yield scales.row("border_mask", "neighbours beyond the border masked", mask, decided)
+    yield scales.row("differentiable", "gradients through the affinities", gradients, decided)
     if scale == "paper":  # elsewhere nothing is mixed
         mixing = {"augment.mixup": 0.8, "augment.cutmix": 1.0}
         yield scales.row("deit_mixing", "DeiT's mixup 0.8, CutMix 1.0", mixing, decided)

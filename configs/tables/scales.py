@@ -19,23 +19,28 @@ def get_config(scale="paper"):
     if scale == "paper":
         return stce_vit_s.get_config()
     config = small_folder.get_config() if scale == "small" else digits.get_config()
-    with config.unlocked():
-        config.model.heads = 3
-        config.model.stem_strides = (2, 1, 2, 1)  # 32 -> 8x8 pixels, then cells of 2x2: 4x4 tokens
-        config.model.cell = (2, 2)
-        config.optimizer.warmup_epochs = 1.0
-        if scale == "small":
-            config.epochs = 15.0
-            config.model.width = 96
-            config.model.mlp_dim = 288
-            config.model.stem_widths = (16, 32, 32, 48)
-        else:
-            config.epochs = 6.0
-            config.eval_every = 2.0
-            config.model.width = 48
-            config.model.depth = 2
-            config.model.mlp_dim = 96
-            config.model.stem_widths = (8, 16, 16, 24)
+    body, parts = config.model.body.vit, config.model.embedding
+    body.heads = 3
+    config.optimizer.warmup_epochs = 1.0
+    if scale == "small":
+        config.epochs = 15.0
+        body.width = 96
+        body.mlp_dim = 288
+        parts.stce.stem_widths = (16, 32, 32, 48)
+    else:
+        config.epochs = 6.0
+        config.eval_every = 2.0
+        body.width = 48
+        body.depth = 2
+        body.mlp_dim = 96
+        parts.stce.stem_widths = (8, 16, 16, 24)
+    # Each embedding takes 32 pixels to 4x4 tokens.
+    parts.stce.stem_strides = (2, 1, 2, 1)
+    parts.stce.cell = (2, 2)
+    parts.patch.patch_size = 8
+    for name, divisors in (("conv", (4, 2, 1, 1)), ("conv1x1", (4, 2, 1, 1)), ("earlyconv", (4, 2, 1))):
+        parts[name].stem_widths = tuple(body.width // divisor for divisor in divisors)
+        parts[name].stem_strides = (2, 2, 2, 1)[: len(divisors)]
     return config
 
 
@@ -46,20 +51,17 @@ def row(run, label, overrides, against=(), **paper):
 
 def embedding(name, scale):
     """Overrides that put another embedding ("patch", "conv", ...) in the place of the super tokens."""
-    if scale == "paper":
-        return {"model.name": f"vit_s_{name}"}
-    own = {"model.stem_widths": None, "model.stem_strides": None, "model.cell": None}
-    own |= {"model.name": f"vit_ti_{name}"}
-    if name == "patch":
-        return own | {"model.patch_size": 8}
-    if name == "earlyconv":
-        return own | {"model.stem_strides": (2, 2, 2), "model.stem_widths": _fractions(scale, 4, 2, 1)}
-    return own | {"model.stem_strides": (2, 2, 2, 1), "model.stem_widths": _fractions(scale, 4, 2, 1, 1)}
+    return {"model.name": f"vit_s_{name}" if scale == "paper" else f"vit_ti_{name}"}
+
+
+def super_tokens(**options):
+    """Overrides of the super-token embedding's options."""
+    return {f"model.embedding.stce.{key}": value for key, value in options.items()}
 
 
 def stack_widths(scale):
     """Channels of all modules of the convolution stack; the paper's (Table 5) are the model's own."""
-    return get_config(scale).model.stem_widths or (16, 32, 32, 64, 64, 64)
+    return get_config(scale).model.embedding.stce.stem_widths or (16, 32, 32, 64, 64, 64)
 
 
 def stack(widths, strides, scale):
@@ -67,13 +69,9 @@ def stack(widths, strides, scale):
     cell = 16 if scale == "paper" else 8  # pixels of the image, side of a token's cell
     for stride in strides:
         cell //= stride
-    return {"model.stem_widths": widths, "model.stem_strides": strides, "model.cell": (cell, cell)}
+    return super_tokens(stem_widths=widths, stem_strides=strides, cell=(cell, cell))
 
 
 def longer(scale):
     """Overrides of the length that stands for the paper's 500 epochs."""
     return {"epochs": get_config(scale).epochs * 5 / 3}
-
-
-def _fractions(scale, *divisors):
-    return tuple(get_config(scale).model.width // divisor for divisor in divisors)

@@ -17,7 +17,7 @@ def add_config(verb):
 
 def load_config(arguments, overrides):
     """The ConfigDict that the words of `add_config` give."""
-    from stce_jax.workdir.config import load_config
+    from stce_jax.training.assemble import load_config
 
     if arguments.data_dir:
         overrides = [*overrides, f"--config.data_dir={arguments.data_dir}"]

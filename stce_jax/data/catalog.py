@@ -28,7 +28,7 @@ from stce_jax.data.places import (
     raw_short_side_of,
 )
 from stce_jax.data.records import FolderSource, TfdsSource, damaged
-from stce_jax.errors import ConfigError, DataError
+from stce_jax.errors import ConfigError, DataError, check_choice, check_range
 from stce_jax.paths import absolute, is_remote, open_path
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -268,3 +268,9 @@ def _hash_of(lines):
     for line in lines:
         total.update(line.encode(errors="surrogateescape") + b"\n")
     return total.hexdigest()
+
+
+def check_options(*, dataset: str, raw_short_side: int) -> None:
+    """Raises ConfigError if a config's options of datasets cannot work, whatever is there."""
+    check_choice("config.dataset", dataset, DATASETS)
+    check_range("config.raw_short_side", raw_short_side, 0)

@@ -16,6 +16,7 @@ from absl import flags
 
 from stce_jax.data.feeder import Feeder, prepare_worker
 from stce_jax.data.views import Stream
+from stce_jax.errors import check_range
 
 
 def train_batches(views, *, batch_size, repeats, seed, salt, start_step, threads, workers, timeout, stop=None):
@@ -104,3 +105,16 @@ def to_devices(batches, sharding):
         with jax.transfer_guard("allow"):  # of several processes, JAX does not see that this is asked for
             sent = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
         yield sent
+
+
+def check_options(
+    *, batch_size: int, eval_batch_size: int, threads: int | None, workers: int, timeout: float, cache_megabytes: int
+) -> None:
+    """Raises ConfigError if a config's options of loading cannot work."""
+    check_range("config.batch_size", batch_size, 1)
+    check_range("config.eval_batch_size", eval_batch_size, 1)
+    if threads is not None:
+        check_range("config.loader_threads", threads, 1)
+    check_range("config.loader_workers", workers, 0)
+    check_range("config.loader_timeout", timeout, 1)
+    check_range("config.cache_megabytes", cache_megabytes, 0)

@@ -10,7 +10,10 @@ import time
 import numpy as np
 
 from stce_jax.data.decode import center_crop, decode_image, random_resized_crop, simd_resize
+from stce_jax.errors import check_choice, check_pair, check_range
 
+CROPS = ("random_resized", "center")
+RESIZES = ("pillow", "simd")
 SAMPLES = 8  # images that are decoded to tell whether all of them fit into the cache
 _at_work = {}  # thread of this process -> (name of the image it reads, since when)
 
@@ -148,3 +151,21 @@ def _order(seed, salt, epoch, count):
     """The order of `count` images in an epoch."""
     # Another counter than the crops': they have the same keys.
     return np.random.Generator(np.random.Philox(key=(seed, epoch), counter=(0, 0, salt, 1))).permutation(count)
+
+
+def check_options(
+    *,
+    crop: str,
+    crop_area: tuple[float, ...],
+    crop_ratio: tuple[float, ...],
+    resize: str,
+    eval_crop_fraction: float,
+    repeats: int,
+) -> None:
+    """Raises ConfigError if these options of `config.augment` cannot work."""
+    check_choice("config.augment.crop", crop, CROPS)
+    check_pair("config.augment.crop_area", crop_area, 1)
+    check_pair("config.augment.crop_ratio", crop_ratio)
+    check_choice("config.augment.resize", resize, RESIZES)
+    check_range("config.augment.eval_crop_fraction", eval_crop_fraction, 0.01, 1)
+    check_range("config.augment.repeats", repeats, 1)

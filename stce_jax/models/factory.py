@@ -1,93 +1,79 @@
-"""Models by name: `vit_{ti,s,b}_{patch,conv,conv1x1,earlyconv,stce}`, every option a plain dict entry.
+"""Models by name: `BODY_SIZE_EMBEDDING`, such as vit_s_stce, every option overridable.
 
-Sizes: S is EarlyConv's ViT-S, whose MLP ratio of 3 fits the paper's parameter counts at depth 12; Ti and B are the ViT
-family's. Stems follow the model's width except the super-token embedding's, which stays at 16-64.
+A model is a body over an embedding, with a token reduction or without. The three tables `BODIES`, `EMBEDDINGS` and
+`REDUCTIONS` find the modules by name; their options are the modules' own fields, checked by the modules themselves.
 """
 
+import dataclasses
 import fnmatch
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from stce_jax.errors import ConfigError
-from stce_jax.models.bodies.vit import VisionTransformer
-from stce_jax.models.embeddings.stce import ConvEmbed, EarlyConvEmbed, PatchEmbed, SuperTokenConvEmbed
-from stce_jax.models.ops.supertoken import BORDERS, cell_shape
+from stce_jax.errors import ConfigError, check_choice
+from stce_jax.models.bodies import BODIES, Body, vit
+from stce_jax.models.embeddings import EMBEDDINGS
+from stce_jax.models.reductions import REDUCTIONS
 
-SIZES = {
-    "ti": {"width": 192, "depth": 12, "heads": 3, "mlp_dim": 576},
-    "s": {"width": 384, "depth": 12, "heads": 6, "mlp_dim": 1152},
-    "b": {"width": 768, "depth": 12, "heads": 12, "mlp_dim": 3072},
+TABLES: dict[str, dict[str, Any]] = {"body": BODIES, "embedding": EMBEDDINGS, "reduction": REDUCTIONS}
+DTYPES = ("float32", "bfloat16")
+# Fields that are no options: what linen adds, and what `build_model` sets itself.
+NO_OPTIONS = {
+    "body": {"parent", "name", "embedding", "num_classes", "image_size", "dtype", "reduction"},
+    "embedding": {"parent", "name", "width", "dtype"},
+    "reduction": {"parent", "name"},
 }
-BODY_OPTIONS = {
-    "pooling": "class",
-    "position_embedding": "learned",
-    "drop_path": 0.0,
-    "dropout": 0.0,
-    "dtype": "float32",
-    "remat": False,
-    "scan_layers": False,
-}
-# stem_widths None: derived from the model's width, see `_stem_widths`.
-EMBEDDING_OPTIONS = {
-    "patch": {"patch_size": 16},
-    "conv": {"stem_widths": None, "stem_strides": (2, 2, 2, 2, 1)},
-    "conv1x1": {"stem_widths": None, "stem_strides": (2, 2, 2, 2, 1)},
-    "earlyconv": {"stem_widths": None, "stem_strides": (2, 2, 2, 2)},
-    "stce": {
-        "stem_widths": (16, 32, 32, 64, 64, 64),
-        "stem_strides": (2, 1, 2, 1, 2, 1),
-        "cell": 2,
-        "iterations": 3,
-        "border": "zero",
-        "differentiable": False,
-    },
-}
-CHOICES = {
-    "pooling": ("class", "mean"),
-    "position_embedding": ("learned", "sincos2d"),
-    "dtype": ("float32", "bfloat16"),
-    "border": BORDERS,
-}
+Options = Mapping[str, Any]
 
 
-def list_models(pattern="*"):
-    """The names that `create_model` knows, optionally only those that fit a shell pattern such as "*_s_*"."""
-    names = [f"vit_{size}_{embedding}" for size in SIZES for embedding in EMBEDDING_OPTIONS]
-    return fnmatch.filter(names, pattern)
+class Preset(NamedTuple):
+    """What a model's name stands for.
 
-
-def model_options(name, **overrides):
-    """Every option of the named model as one flat dict, overrides applied and checked.
-
-    Raises:
-      ConfigError: an unknown name, an option that the model does not have, or a value out of range.
+    Attributes:
+      body, embedding: names in `BODIES` and `EMBEDDINGS`.
+      options: the body's options that differ from its defaults.
     """
-    if name not in list_models():
-        raise ConfigError(f"there is no model {name!r}; the models are {', '.join(list_models())}")
-    _, size, embedding = name.split("_")
-    options = {**SIZES[size], **BODY_OPTIONS, **EMBEDDING_OPTIONS[embedding]}
-    for key in overrides:
-        if key not in options:
-            raise ConfigError(f"{name} has no option {key!r}; its options are {', '.join(options)}")
-    options |= overrides
-    if "stem_widths" in options and options["stem_widths"] is None:
-        options["stem_widths"] = _stem_widths(embedding, options["width"])
-    _check(name, options)
-    return options
+
+    body: str
+    embedding: str
+    options: Options
 
 
-def create_model(name, *, num_classes, image_size=224, **overrides):
-    """Builds a named vision transformer.
+class Resolved(NamedTuple):
+    """The three modules of a model by name (no reduction: None or ""), and every option of each."""
+
+    names: dict[str, str | None]
+    options: dict[str, dict[str, Any]]
+
+
+def presets() -> dict[str, Preset]:
+    """All models by name: every size of the ViT with every embedding of the table."""
+    return {
+        f"vit_{size}_{embedding}": Preset("vit", embedding, options)
+        for size, options in vit.SIZES.items()
+        for embedding in EMBEDDINGS
+    }
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names that `create_model` knows, optionally only those that fit a shell pattern such as "*_s_*"."""
+    return fnmatch.filter(presets(), pattern)
+
+
+def create_model(name: str, *, num_classes: int, image_size: int | tuple[int, int] = 224, **overrides: Any) -> Body:
+    """Builds a named model.
 
     Args:
       name: one of `list_models()`.
       num_classes: classes of the head, >= 0; with 0 the model returns its pooled features.
       image_size: side of the (square) images in pixels, or (height, width).
-      **overrides: any key of `model_options(name)`, such as depth=6, iterations=1 or dtype="bfloat16".
+      **overrides: any key of `model_options(name)`, such as depth=6, iterations=1 or dtype="bfloat16"; or another
+        module by name: body, embedding or reduction.
 
     Returns:
-      A `VisionTransformer`: `model.init(key, images, train=False)` gives variables, and
-      `model.apply(variables, images, train=False)` logits [B, num_classes].
+      A body: `model.init(key, images, train=False)` gives variables, and `model.apply(variables, images, train=False)`
+      logits [B, num_classes]. See `bodies` for what else it gives.
 
     Raises:
       ConfigError: an unknown name or option, a value out of range, or an image size the embedding cannot divide.
@@ -95,58 +81,148 @@ def create_model(name, *, num_classes, image_size=224, **overrides):
     Example:
       >>> model = create_model("vit_s_stce", num_classes=100, iterations=1)
     """
-    options = model_options(name, **overrides)
+    parts, dtype = _parts(name, overrides)
+    return build_model(name, num_classes=num_classes, image_size=image_size, dtype=dtype, **parts)
+
+
+def model_options(name: str, **overrides: Any) -> dict[str, Any]:
+    """Every option of a named model as one flat dict, overrides applied and checked; raises as `create_model`."""
+    parts, dtype = _parts(name, overrides)
+    resolved = resolve(name, **parts)
+    model = _assemble(resolved, num_classes=1, image_size=None, dtype=dtype)
+    del model  # built for its checks
+    own = resolved.options
+    return {**own["body"], "dtype": dtype or DTYPES[0], **own["embedding"], **own["reduction"]}
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int | tuple[int, int] = 224,
+    dtype: str | None = None,
+    body: Options | None = None,
+    embedding: Options | None = None,
+    reduction: Options | None = None,
+) -> Body:
+    """Builds a model of parts, as configs name them.
+
+    Args:
+      name: a preset, one of `list_models()`.
+      num_classes, image_size: see `create_model`.
+      dtype: of the computation, "float32" (also None) or "bfloat16".
+      body, embedding, reduction: {"name": of another module than the preset's, OPTION: value, ...}; None, for the name
+        or an option, leaves the preset's.
+
+    Raises:
+      ConfigError: see `create_model`.
+    """
     if num_classes < 0:
         raise ConfigError(f"num_classes is {num_classes}; it must be at least 0")
-    image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if min(image_size) < 1:
-        raise ConfigError(f"image_size is {image_size}; an image has at least one pixel")
-    embedding_name = name.split("_")[2]
-    own = {key: options.pop(key) for key in EMBEDDING_OPTIONS[embedding_name]}
-    options["dtype"] = own["dtype"] = jnp.dtype(options["dtype"])
-    width = options["width"]
-    if embedding_name == "patch":
-        embedding = PatchEmbed(width, **own)
-    elif embedding_name == "earlyconv":
-        embedding = EarlyConvEmbed(width, **own)
-    elif embedding_name == "stce":
-        embedding = SuperTokenConvEmbed(width, **own)
-    else:
-        embedding = ConvEmbed(last_kernel=1 if embedding_name == "conv1x1" else 3, **own)
-    embedding.grid(*image_size)  # refuses sizes that cannot be cut, before anything compiles
-    return VisionTransformer(embedding, num_classes, image_size, **options)
+    size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+    if min(size) < 1:
+        raise ConfigError(f"image_size is {size}; an image has at least one pixel")
+    resolved = resolve(name, body=body, embedding=embedding, reduction=reduction)
+    return _assemble(resolved, num_classes=num_classes, image_size=size, dtype=dtype)
 
 
-def _stem_widths(embedding, width):
-    """A convolution stem's channels at model width D: D/4, D/2, D, D, D, or EarlyConv's D/8, D/4, D/2, D."""
-    divisors = (8, 4, 2, 1) if embedding == "earlyconv" else (4, 2, 1, 1, 1)
-    return tuple(width // divisor for divisor in divisors)
+def resolve(
+    name: str, *, body: Options | None = None, embedding: Options | None = None, reduction: Options | None = None
+) -> Resolved:
+    """The modules and options that a preset and the parts of `build_model` come to; unknown ones raise ConfigError."""
+    preset = _preset(name)
+    parts = {"body": dict(body or {}), "embedding": dict(embedding or {}), "reduction": dict(reduction or {})}
+    names = {kind: part.pop("name", None) for kind, part in parts.items()}
+    names["body"] = names["body"] or preset.body
+    names["embedding"] = names["embedding"] or preset.embedding
+    options: dict[str, dict[str, Any]] = {}
+    for kind, table in TABLES.items():
+        own = names[kind]
+        if not own:
+            options[kind] = {}
+            continue
+        if own not in table:
+            raise ConfigError(f"there is no {kind} {own!r}; there are {', '.join(table) or 'none'}")
+        options[kind] = _defaults(kind, table[own])
+        if kind == "body" and own == preset.body:
+            options[kind] |= preset.options
+        chosen = {key: _as_tuple(value) for key, value in parts[kind].items() if value is not None}
+        for key in chosen:
+            if key not in options[kind]:
+                known = ", ".join(options[kind]) or "none"
+                raise ConfigError(f"the {kind} {own!r} has no option {key!r}; its options are {known}")
+        if kind == "embedding" and hasattr(table[own], "options_for_width"):
+            options[kind] |= table[own].options_for_width(options["body"]["width"])
+        options[kind] |= chosen
+        _check_types(kind, table[own], chosen)
+    return Resolved(names, options)
 
 
-def _check(name, options):
-    for key, choices in CHOICES.items():
-        if key in options and options[key] not in choices:
-            raise ConfigError(f"model option {key} is {options[key]!r}; it must be one of {', '.join(choices)}")
-    for key, least in {"width": 1, "depth": 1, "heads": 1, "mlp_dim": 1, "patch_size": 1, "iterations": 0}.items():
-        if key in options and options[key] < least:
-            raise ConfigError(f"model option {key} is {options[key]}; it must be at least {least}")
-    for key in ("drop_path", "dropout"):
-        if not 0.0 <= options[key] < 1.0:
-            raise ConfigError(f"model option {key} is {options[key]}; it must be at least 0 and below 1")
-    if options["width"] % options["heads"]:
-        raise ConfigError(f"width {options['width']} cannot be divided among {options['heads']} heads")
-    if options["position_embedding"] == "sincos2d" and options["width"] % 4:
-        raise ConfigError(f"width {options['width']} is no multiple of 4, which sincos2d positions need")
-    if "cell" in options:
-        cell_shape(options["cell"])
-    if "stem_widths" in options:
-        _check_stem(name, options)
+def _assemble(resolved: Resolved, *, num_classes: int, image_size: tuple[int, int] | None, dtype: str | None) -> Body:
+    """Builds the modules, each checking its options; without an image size that is all."""
+    dtype = dtype or DTYPES[0]
+    check_choice("model option dtype", dtype, DTYPES)
+    computed = jnp.dtype(dtype)
+    names, options = resolved
+    width = {"width": options["body"]["width"]} if "width" in options["body"] else {}
+    embedding = EMBEDDINGS[str(names["embedding"])](**width, dtype=computed, **options["embedding"])
+    shared = {"embedding": embedding, "num_classes": num_classes, "dtype": computed}
+    if names["reduction"]:
+        shared["reduction"] = REDUCTIONS[str(names["reduction"])](**options["reduction"])
+    if image_size is not None:
+        shared["image_size"] = image_size
+    body = BODIES[str(names["body"])](**shared, **options["body"])
+    for module in (body, embedding):
+        if hasattr(module, "check"):
+            module.check()
+    if image_size is not None:
+        body.grid(*image_size)  # refuses sizes that cannot be cut, before anything compiles
+    return body
 
 
-def _check_stem(name, options):
-    widths, strides = options["stem_widths"], options["stem_strides"]
-    positive = all(isinstance(entry, int) and entry > 0 for entry in (*widths, *strides))
-    if len(widths) != len(strides) or not positive:
-        raise ConfigError(f"stem_widths {widths} and stem_strides {strides} need one positive entry a module each")
-    if name.split("_")[2] in ("conv", "conv1x1") and (not widths or widths[-1] != options["width"]):
-        raise ConfigError(f"stem_widths {widths} must end with the model's width, {options['width']}")
+def _parts(name: str, overrides: Options) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """Flat keywords sorted into the parts of `build_model`, and the dtype."""
+    preset, rest = _preset(name), dict(overrides)
+    dtype = rest.pop("dtype", None)
+    names: dict[str, str | None] = {"body": preset.body, "embedding": preset.embedding, "reduction": None}
+    names |= {kind: own for kind in TABLES if (own := rest.pop(kind, None))}
+    resolved = resolve(name, **{kind: {"name": names[kind]} for kind in TABLES})
+    parts: dict[str, dict[str, Any]] = {kind: {"name": names[kind]} for kind in TABLES}
+    for key, value in rest.items():
+        owner = next((kind for kind in TABLES if key in resolved.options[kind]), None)
+        if owner is None:
+            known = ", ".join(key for options in resolved.options.values() for key in options)
+            raise ConfigError(f"{name} has no option {key!r}; its options are {known}, dtype")
+        parts[owner][key] = value
+    return parts, dtype
+
+
+def _preset(name: str) -> Preset:
+    if name not in (known := presets()):
+        raise ConfigError(f"there is no model {name!r}; the models are {', '.join(known)}")
+    return known[name]
+
+
+def _fields(kind: str, module: Any) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(module) if field.name not in NO_OPTIONS[kind]]
+
+
+def _defaults(kind: str, module: Any) -> dict[str, Any]:
+    return {field.name: field.default for field in _fields(kind, module)}
+
+
+def _as_tuple(value: Any) -> Any:
+    """A list as a tuple: linen freezes lists, and modules are compared by value."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_types(kind: str, module: Any, chosen: Options) -> None:
+    """Refuses values of another type: 1.5 iterations, say, would run as one."""
+    types = {field.name: field.type for field in _fields(kind, module)}
+    for key, value in chosen.items():
+        expected: Any = types[key]
+        if expected not in (bool, int, float, str):
+            continue
+        accepted = (int, float) if expected is float else expected
+        if not isinstance(value, accepted) or (expected is not bool and isinstance(value, bool)):
+            raise ConfigError(f"model option {key} is {value!r}; it must be of type {expected.__name__}")

@@ -1,65 +1,44 @@
-"""The transformer's parts but for attention: LayerNorm, MLP, drop path, position embedding.
+"""Small linen modules, as a paper draws them; what they compute is in `ops`.
 
-Shape letters: B batch, N tokens, D model width.
+Shape letters: B batch, N tokens (M of them queries), D model width, A attention heads, E width of a head, H W feature
+height and width, C channels.
 """
 
-import functools
+from collections.abc import Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
+
+from stce_jax.models.ops.activations import gelu
+from stce_jax.models.ops.attention import attention_weights, dot_product_attention
+from stce_jax.models.ops.convolution import halving_convolution
+from stce_jax.models.ops.linear import product
+from stce_jax.models.ops.norms import BATCH_NORM_EPSILON, gelu_batch_norm, layer_norm
+from stce_jax.models.ops.precision import widened
+from stce_jax.models.tokens import Tokens
 
 # DeiT's initialisation: a normal of standard deviation 0.02 cut at +-2, which is at 100 standard deviations.
 truncated_normal = nn.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0)
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+BATCH_NORM_MOMENTUM = 0.9  # PyTorch's default; there it is the share of the new statistics, 0.1
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(inputs, scale, bias, dtype):
-    """LayerNorm over the last axis with the ViT's epsilon of 1e-6, computed in float32 at least.
-
-    The variance comes from differences to the mean: flax's default, the mean of squares minus the squared mean, loses
-    every digit on a patch of one colour. The gradient is written out because XLA's own, for this form, recomputes the
-    mean in every use and takes 1.7 times as long for a whole training step of ViT-S on a CPU. It keeps the inputs,
-    which the residual connection keeps anyway, and two numbers a row.
-
-    Args:
-      inputs: [..., D], any float dtype.
-      scale, bias: [D] float32.
-      dtype: of the result.
-
-    Returns:
-      [..., D].
-    """
-    return _layer_norm_forward(inputs, scale, bias, dtype)[0]
+def linear(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
+    """A linear layer [..., n] -> [..., features], initialised as DeiT's; parameters are float32."""
+    return nn.Dense(features, dtype=dtype, kernel_init=truncated_normal, dot_general=_dense_product, name=name)
 
 
-def _layer_norm_forward(inputs, scale, bias, dtype):
-    wide = widened(inputs)
-    mean = wide.mean(axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + 1e-6)  # [..., 1]
-    outputs = (wide - mean) * inverse * scale + bias
-    return outputs.astype(dtype), (inputs, scale, mean, inverse)
-
-
-def _layer_norm_backward(dtype, saved, cotangent):
-    del dtype
-    inputs, scale, mean, inverse = saved
-    wide, cotangent = map(widened, recompute_from(inputs, cotangent))
-    normalized = (wide - mean) * inverse
-    rows = tuple(range(inputs.ndim - 1))
-    scale_gradient, bias_gradient = (cotangent * normalized).sum(axis=rows), cotangent.sum(axis=rows)
-    cotangent *= scale
-    along = (cotangent * normalized).mean(axis=-1, keepdims=True)
-    gradient = inverse * (cotangent - cotangent.mean(axis=-1, keepdims=True) - normalized * along)
-    return gradient.astype(inputs.dtype), scale_gradient, bias_gradient
-
-
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+def _dense_product(inputs: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """What flax.linen.Dense calls in place of `jax.lax.dot_general`."""
+    return product(inputs, kernel)
 
 
 class LayerNorm(nn.Module):
-    """`layer_norm` with its parameters "scale" and "bias", as in flax.
+    """LayerNorm over the last axis with the ViT's epsilon of 1e-6.
 
     Attributes:
       dtype: dtype of the result; parameters are float32.
@@ -68,101 +47,15 @@ class LayerNorm(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, inputs):
+    def __call__(self, inputs: Float[Array, "... D"]) -> Float[Array, "... D"]:
         width = inputs.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
         return layer_norm(inputs.reshape(-1, width), scale, bias, self.dtype).reshape(inputs.shape)
 
 
-@jax.custom_vjp
-def gelu(inputs):
-    """The exact GELU, x * Phi(x), by the error function, in float32 at least; keeps the dtype.
-
-    flax and JAX write it with erfc, which keeps digits of values that vanish beside all others, and for which XLA
-    computes two branches: an MLP of ViT-S takes a quarter longer to train on a CPU. The backward pass keeps the inputs
-    alone and computes the error function anew; XLA would keep it, too.
-    """
-    return (widened(inputs) * normal_distribution(widened(inputs))).astype(inputs.dtype)
-
-
-def _gelu_backward(inputs, cotangent):
-    wide, cotangent = map(widened, recompute_from(inputs, cotangent))
-    return ((cotangent * gelu_derivative(wide)).astype(inputs.dtype),)
-
-
-gelu.defvjp(lambda inputs: (gelu(inputs), inputs), _gelu_backward)
-
-
-def gelu_derivative(inputs):
-    """The derivative of `gelu`: Phi(x) + x * phi(x)."""
-    density = np.sqrt(0.5 / np.pi).item() * jnp.exp(-0.5 * jnp.square(inputs))
-    return normal_distribution(inputs) + inputs * density
-
-
-def normal_distribution(inputs):
-    """Phi(x), the share of a standard normal below x."""
-    return 0.5 * (1.0 + jax.lax.erf(inputs * np.sqrt(0.5).item()))
-
-
-def widened(inputs):
-    """As float32, or wider where they are wider."""
-    return inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
-
-
-def recompute_from(saved, cotangent):
-    """(saved, cotangent) of a backward pass, such that what is computed from `saved` is computed anew, and not before.
-
-    XLA would otherwise find that the forward pass has computed the same and keep that, or compute it long before the
-    cotangent is there; either takes memory. (For CPUs it orders the work without the barrier, and may still be early.)
-    """
-    return jax.lax.optimization_barrier((saved, cotangent))
-
-
-@jax.custom_vjp
-def product(inputs, kernel):
-    """A linear layer's product, [..., n] and [n, m] -> [..., m], with a kernel's gradient that suits CPUs.
-
-    JAX derives the kernel's gradient as its transpose, [m, n], and transposes that. With several devices, whose
-    gradients are summed in between, XLA for CPUs does so number by number, 2% of a training step of ViT-S. There it is
-    written as [n, m] from the start; other backends keep JAX's form.
-    """
-    return _product(inputs, kernel)
-
-
-def _product(inputs, kernel):
-    return jax.lax.dot_general(inputs, kernel, (((inputs.ndim - 1,), (0,)), ((), ())))
-
-
-def _product_backward(saved, cotangent):
-    inputs, kernel = saved
-    leading = tuple(range(inputs.ndim - 1))
-
-    def as_kernel(inputs, cotangent):
-        return jax.lax.dot_general(inputs, cotangent, ((leading, leading), ((), ())))
-
-    def transposed(inputs, cotangent):
-        return jax.linear_transpose(functools.partial(_product, inputs), kernel)(cotangent)[0]
-
-    (inputs_gradient,) = jax.linear_transpose(lambda inputs: _product(inputs, kernel), inputs)(cotangent)
-    return inputs_gradient, jax.lax.platform_dependent(inputs, cotangent, cpu=as_kernel, default=transposed)
-
-
-product.defvjp(lambda inputs, kernel: (_product(inputs, kernel), (inputs, kernel)), _product_backward)
-
-
-def _product_for_flax(inputs, kernel, *_, **__):
-    """What flax.linen.Dense calls in place of `jax.lax.dot_general`."""
-    return product(inputs, kernel)
-
-
-def linear(features, dtype, name=None):
-    """A linear layer [..., n] -> [..., features], initialised as DeiT's; parameters are float32."""
-    return nn.Dense(features, dtype=dtype, kernel_init=truncated_normal, dot_general=_product_for_flax, name=name)
-
-
 class MLP(nn.Module):
-    """Two linear layers with a GELU between, [B, N, D] -> [B, N, D].
+    """Two linear layers with a GELU between.
 
     Attributes:
       hidden: width between the two.
@@ -175,16 +68,73 @@ class MLP(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens, *, train):
-        width = tokens.shape[-1]
-        rows = tokens.reshape(-1, width)  # [B * N, D]: see `Attention`
+    def __call__(self, values: Float[Array, "B N D"], *, train: bool) -> Float[Array, "B N D"]:
+        width = values.shape[-1]
+        rows = values.reshape(-1, width)  # [B N, D]: see `Attention`
         hidden = linear(self.hidden, self.dtype, "in")(rows)
         hidden = nn.Dropout(self.dropout)(gelu(hidden), deterministic=not train)
         outputs = linear(width, self.dtype, "out")(hidden)
-        return nn.Dropout(self.dropout)(outputs, deterministic=not train).reshape(tokens.shape)
+        return nn.Dropout(self.dropout)(outputs, deterministic=not train).reshape(values.shape)
 
 
-def drop_path_scales(key, rate, depth, batch):
+class Attention(nn.Module):
+    """Multi-head attention; sows its weights [B, A, M, N] as "attention".
+
+    Attributes:
+      heads: number of heads; must divide D.
+      dropout: rate on the output, 0..1.
+      dtype: dtype of the computation; parameters are float32.
+    """
+
+    heads: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Tokens, context: Tokens | None = None, *, train: bool, give: Collection[str] = ()
+    ) -> tuple[Float[Array, "B M D"], dict[str, Array]]:
+        """Attention of tokens to a context, by default to themselves.
+
+        Tokens that are not real (`mask`) are seen by none. A token that stands for several (`sizes`) counts that many
+        times: the proportional attention of ToMe (Bolya et al. 2023).
+
+        Args:
+          tokens: the M queries.
+          context: the N tokens that are keys and values.
+          give: names of what to return besides: "query", "key", "value" ([B, N, A, E]), "weights" ([B, A, M, N]).
+
+        Returns:
+          (the branch that a block adds, {name: array} of what was to be given).
+        """
+        width = tokens.shape[-1]
+        qkv = linear(3 * width, self.dtype, "qkv")
+        query, key, value = self._heads(qkv, tokens.values)
+        if context is None:
+            context = tokens
+        else:
+            _, key, value = self._heads(qkv, context.values)
+        bias = None if context.sizes is None else jnp.log(context.sizes)[:, None, None, :]  # [B, 1, 1, N]
+        sown = self.is_mutable_collection("intermediates")
+        given = {"query": query, "key": key, "value": value}
+        if sown or "weights" in give:
+            given["weights"] = attention_weights(query, key, bias=bias, mask=context.mask)  # [B, A, M, N]
+            self.sow("intermediates", "attention", given["weights"])
+        outputs = dot_product_attention(query, key, value, bias=bias, mask=context.mask)
+        rows = linear(width, self.dtype, "out")(outputs.reshape(-1, width))  # [B M, D]
+        outputs = nn.Dropout(self.dropout)(rows, deterministic=not train).reshape(tokens.shape)
+        return outputs, {name: given[name] for name in give}
+
+    def _heads(self, qkv: nn.Dense, values: Float[Array, "B N D"]) -> list[Float[Array, "B N A E"]]:
+        """Query, key and value of tokens."""
+        batch, count, width = values.shape
+        # As rows, for linear layers would otherwise have XLA for GPUs choose layouts that it must then transpose.
+        rows = qkv(values.reshape(-1, width))  # [B N, 3 D]
+        # Split first: the gradient of a split is one concatenation, that of indexing three padded arrays and their sum.
+        return [part.reshape(batch, count, self.heads, -1) for part in jnp.split(rows, 3, axis=-1)]
+
+
+def drop_path_scales(key: jax.Array, rate: float, depth: int, batch: int) -> Float[Array, "depth 2 B 1 1"]:
     """What stochastic depth multiplies each residual branch with: 0 where it drops it, 1 / (1 - its rate) elsewhere.
 
     Source: Huang et al. 2016; the rate grows linearly with depth as in DeiT. Drawn for all blocks at once, so that
@@ -193,37 +143,112 @@ def drop_path_scales(key, rate, depth, batch):
     Args:
       key: PRNG key.
       rate: the last block's rate, 0 <= rate < 1; the first block's is 0.
-      depth, batch: numbers of blocks and of images.
+      depth: number of blocks.
+      batch: number of images.
 
     Returns:
-      [depth, 2, B, 1, 1] float32, for the attention and the MLP branch of each block.
+      float32, for the attention and the MLP branch of each block.
     """
     keep = 1.0 - np.linspace(0.0, rate, depth, dtype=np.float32).reshape(depth, 1, 1, 1, 1)
     return jax.random.bernoulli(key, keep, (depth, 2, batch, 1, 1)) / keep
 
 
-def sincos_position_embedding(grid, width):
-    """The fixed two-dimensional sine-cosine position embedding of MoCo v3 (Chen et al. 2021).
+def _convolve(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
+    """What flax.linen.Conv calls in place of `jax.lax.conv_general_dilated`."""
+    if kernel.shape[:2] == (3, 3) and strides == (2, 2):  # `convolution` has padded by 1
+        return halving_convolution(inputs, kernel)
+    return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **options)
 
-    Args:
-      grid: (rows, columns) of tokens.
-      width: D, a multiple of 4.
 
-    Returns:
-      [1, rows * columns, D] float32 in -1..1: sines and cosines of the column, then of the row.
+def convolution(features: int, kernel: int, stride: int, dtype: Any, *, bias: bool = True) -> nn.Conv:
+    """A square convolution padded alike on all sides: "SAME" would shift strided ones by half a pixel."""
+    margin = kernel // 2
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=((margin, margin), (margin, margin)),
+        use_bias=bias,
+        kernel_init=he_normal_fan_out,
+        dtype=dtype,
+        conv_general_dilated=_convolve,
+        name="convolution",
+    )
+
+
+class GeluBatchNorm(nn.Module):
+    """GELU -> BatchNorm; variables are called as those of flax.linen.BatchNorm.
+
+    PyTorch's defaults but for the running variance: here, as in flax, it is the biased batch variance, in PyTorch the
+    unbiased one, larger by n / (n - 1) with n = B * H * W.
+
+    Attributes:
+      dtype: dtype of the result; parameters and statistics are float32.
     """
-    frequency = 1.0 / 10000.0 ** (np.arange(width // 4) / (width // 4))  # [D/4]
-    row, column = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
-    angles = [position.reshape(-1, 1) * frequency for position in (column, row)]  # each [N, D/4]
-    parts = [function(angle) for angle in angles for function in (np.sin, np.cos)]
-    return np.concatenate(parts, axis=1)[None].astype(np.float32)
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B H W C"]:
+        width = inputs.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
+        running_variance = self.variable("batch_stats", "var", jnp.ones, (width,))
+        if not train:
+            activated = gelu(widened(inputs))
+            inverse = jax.lax.rsqrt(running_variance.value + BATCH_NORM_EPSILON)
+            return ((activated - running_mean.value) * (inverse * scale) + bias).astype(self.dtype)
+        outputs, mean, variance = gelu_batch_norm(inputs, scale, bias, self.dtype)
+        if not self.is_initializing():
+            for running, new in ((running_mean, mean), (running_variance, variance)):
+                new = jax.lax.stop_gradient(new)
+                running.value = BATCH_NORM_MOMENTUM * running.value + (1.0 - BATCH_NORM_MOMENTUM) * new
+        return outputs
 
 
-def resize_position_embedding(embedding, old_grid, new_grid):
-    """Resamples [1, rows * columns, D] position embeddings to another grid (bicubic, antialiased)."""
-    if old_grid == new_grid:
-        return embedding
-    width = embedding.shape[-1]
-    image = embedding.reshape(1, *old_grid, width)  # [1, rows, columns, D]
-    image = jax.image.resize(image, (1, *new_grid, width), method="bicubic")
-    return image.reshape(1, new_grid[0] * new_grid[1], width)
+class ConvModule(nn.Module):
+    """Eq. 1: convolution -> GELU -> BatchNorm, [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features].
+
+    Attributes:
+      features: channels of the result.
+      stride: of the convolution, in both directions.
+      kernel: side of the convolution's kernel.
+      dtype: dtype of the computation; parameters and statistics are float32.
+    """
+
+    features: int
+    stride: int
+    kernel: int = 3
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w features"]:
+        outputs = convolution(self.features, self.kernel, self.stride, self.dtype)(inputs)
+        return GeluBatchNorm(self.dtype, name="norm")(outputs, train=train)
+
+
+class EarlyConvModule(nn.Module):
+    """EarlyConv's order (Xiao et al. 2021): convolution without bias -> BatchNorm -> ReLU; shapes as `ConvModule`.
+
+    Attributes:
+      features: channels of the result.
+      stride: of the convolution, in both directions.
+      dtype: dtype of the computation; parameters and statistics are float32.
+    """
+
+    features: int
+    stride: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w features"]:
+        outputs = convolution(self.features, 3, self.stride, self.dtype, bias=False)(inputs)
+        norm = nn.BatchNorm(
+            use_running_average=not train,
+            momentum=BATCH_NORM_MOMENTUM,
+            epsilon=BATCH_NORM_EPSILON,
+            dtype=self.dtype,
+            name="norm",
+        )
+        return nn.relu(norm(outputs))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
+from stce_jax.errors import check_range
 from stce_jax.recipe.erasing import random_erasing
 from stce_jax.recipe.geometry import affine, rotate, shear_x, shear_y, translate_x, translate_y
 from stce_jax.recipe.mixing import mix, soft_targets
@@ -118,9 +119,10 @@ def make_augment(
       options: all options of the parts and no other, see `option_names`.
 
     Raises:
-      ConfigError: RandAugment's policy cannot be read.
+      ConfigError: an option is out of its range, or RandAugment's policy cannot be read.
       TypeError: an option is missing or unknown.
     """
+    check_range("config.augment.label_smoothing", label_smoothing, 0, 1)
     unknown = options.keys() - set(option_names())
     if unknown:
         raise TypeError(f"no part of the augmentation has an option {sorted(unknown)[0]!r}")

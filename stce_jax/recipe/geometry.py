@@ -70,7 +70,7 @@ def affine(image: UInt8[Array, "H W 3"], *, matrix: Matrix, fill: Color) -> UInt
     height, width, _ = image.shape
     a, b, c, d, e, f = matrix
     columns, rows = jnp.arange(width) + 0.5, jnp.arange(height)[:, None] + 0.5
-    x, y = a * columns + b * rows + c, d * columns + e * rows + f  # [H, W]
+    x, y = jnp.asarray(a * columns + b * rows + c), jnp.asarray(d * columns + e * rows + f)  # [H, W]
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
     right_share, bottom_share = (x - 0.5 - left)[:, :, None], (y - 0.5 - top)[:, :, None]

@@ -3,6 +3,8 @@
 import jax
 import optax
 
+from stce_jax.errors import check_choice, check_range
+
 DEIT_BATCH_SIZE = 512  # the batch for which DeiT's learning rate is given
 
 
@@ -35,3 +37,27 @@ def decay_mask(params):
     even biases into matrices).
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def check_options(
+    *,
+    learning_rate: float,
+    learning_rate_scaling: str,
+    warmup_epochs: float,
+    warmup_learning_rate: float,
+    final_learning_rate: float,
+    weight_decay: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    clip_norm: float,
+    ema_decay: float,
+) -> None:
+    """Raises ConfigError if the options of `config.optimizer` cannot work."""
+    del warmup_learning_rate, final_learning_rate, beta1, beta2, epsilon  # any will do
+    check_range("config.optimizer.learning_rate", learning_rate, 0)
+    check_choice("config.optimizer.learning_rate_scaling", learning_rate_scaling, ("none", "linear"))
+    check_range("config.optimizer.warmup_epochs", warmup_epochs, 0)
+    check_range("config.optimizer.weight_decay", weight_decay, 0)
+    check_range("config.optimizer.clip_norm", clip_norm, 0)
+    check_range("config.optimizer.ema_decay", ema_decay, 0, 1)

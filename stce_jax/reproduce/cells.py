@@ -10,8 +10,8 @@ from pathlib import Path
 
 from stce_jax.analysis.files import IN_RUN, PREDICTIONS, SCORES
 from stce_jax.errors import ConfigError
+from stce_jax.training.assemble import load_config
 from stce_jax.training.timetable import is_last
-from stce_jax.workdir.config import load_config
 
 TABLES = ("table1", "table6", "table7", "table8", "readings")
 TRAINED = TABLES[1:]  # of the others no row needs a run

@@ -1,29 +1,39 @@
-"""Opening a workdir: its config, model, parameters, class names and preprocessing."""
+"""From a config to what it names: dataset, model, augmentation, optimizer, batches; from a workdir to a trained model.
+
+The only file that knows the config and everything that is made of it. Each section is handed to the one function that
+reads, checks and uses it.
+"""
 
 import dataclasses
 import functools
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from ml_collections import config_dict
 
-from stce_jax.data import catalog, decode, loader
+from stce_jax.data import catalog, decode, loader, views
+from stce_jax.data.catalog import Dataset
+from stce_jax.data.feeder import Feeder
 from stce_jax.data.views import Views, image_index
-from stce_jax.errors import ConfigError, DataError
-from stce_jax.models.factory import create_model
-from stce_jax.paths import first_line, open_path, write_text
+from stce_jax.errors import ConfigError, DataError, check_range
+from stce_jax.models import factory
+from stce_jax.models.bodies import Body
 from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
 from stce_jax.recipe import optimizers as optim
+from stce_jax.training import guard
 from stce_jax.training.mesh import make_mesh
 from stce_jax.training.state import abstract_variables
 from stce_jax.training.timetable import Timetable
 from stce_jax.workdir import config as configuration
+from stce_jax.workdir import parts
 from stce_jax.workdir.checkpoints import Checkpoints
-
-CONFIG_FILE = "config.json"
-CHECKPOINTS = "checkpoints"
+from stce_jax.workdir.layout import checkpoints_in, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,62 +42,66 @@ class Run:
 
     Attributes:
       config: the run's ConfigDict.
-      model: `VisionTransformer`; `model.apply(variables, images, train=False)` gives logits [B, classes].
+      model: a body, see `models.bodies`; `model.apply(variables, images, train=False)` gives logits [B, classes].
       variables: parameters and BatchNorm statistics.
       class_ids: the classes in the order of the logits: names of folders, WordNet ids.
       class_names: the same for people.
       preprocess: path, encoded bytes, or uint8 array [H, W, 3] -> float32 [S, S, 3], S = config.image_size.
       mean, std: of the training pixels scaled to 0..1, a number a channel.
-      step: the checkpoint's.
-      epoch: passes over the training images it had seen.
+      step: that of the checkpoint.
+      epoch: passes over the training images until then.
     """
 
-    config: Any
-    model: Any
+    config: config_dict.ConfigDict
+    model: Body
     variables: Any
     class_ids: tuple[str, ...]
     class_names: tuple[str, ...]
-    preprocess: Callable
+    preprocess: Callable[[Any], Float[np.ndarray, "S S 3"]]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     step: int
     epoch: float
 
 
-def load_run(workdir, checkpoint="last", ema=False):
+def load_run(workdir: str | Path, checkpoint: str | int = "last", ema: bool = False, config: str = "") -> Run:
     """Loads a run that `stce train` made.
 
     Args:
       workdir: its directory.
       checkpoint: "last", "best" (by top-1 on the validation images), or a step.
       ema: load the weights' moving average instead of the weights.
+      config: the config file that registers the run's modules, if they are not part of the package. It is run, and
+        nothing else is read from it. A workdir names modules and never makes anything be imported.
 
     Raises:
-      ConfigError: the workdir is none of a run.
+      ConfigError: the workdir is none of a run, or the run uses a module that is not registered.
       CheckpointError: the checkpoint is missing or damaged.
 
     Example:
       >>> run = load_run("runs/digits")
       >>> logits = run.model.apply(run.variables, run.preprocess("seven.png")[None], train=False)
     """
-    read_config(workdir)  # says if it is none
+    if config:
+        configuration.run_config_file(config)
+    read_config(workdir)  # refuses what is no workdir of a run
     checkpoints = Checkpoints(checkpoints_in(workdir))
     alone_or_first = not processes.several() or processes.is_main()
     step = processes.share(checkpoints.find(checkpoint) if alone_or_first else None)
     meta = checkpoints.restore_meta(step)
-    config = configuration.from_dict(meta["config"])  # its own: the workdir's may have been changed since
-    model = build_model(config, len(meta["class_names"]))
-    target = abstract_variables(model, config.image_size)
+    own = configuration.from_dict(meta["config"])  # the checkpoint's: that of the workdir may have changed since
+    model = build_model(own, len(meta["class_names"]))
+    target = abstract_variables(model, own.image_size)
     variables = checkpoints.restore_variables(step, target, make_mesh(), ema=ema)
     preprocess = functools.partial(
         _preprocess,
-        size=config.image_size,
-        fraction=config.augment.eval_crop_fraction,
+        size=own.image_size,
+        fraction=own.augment.eval_crop_fraction,
         mean=meta["mean"],
         std=meta["std"],
     )
     return Run(
-        config=config,
+        config=own,
         model=model,
         variables=variables,
         class_ids=tuple(meta["class_ids"]),
@@ -100,28 +114,69 @@ def load_run(workdir, checkpoint="last", ema=False):
     )
 
 
-def build_model(config, num_classes):
-    """The model that a config names; options that are None stay the named model's."""
-    options = {key: value for key, value in config.model.items() if key != "name" and value is not None}
-    return create_model(config.model.name, num_classes=num_classes, image_size=config.image_size, **options)
+def load_config(name: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
+    """`workdir.config.load_config`, and its values checked; raises ConfigError for one that cannot work."""
+    config = configuration.load_config(name, overrides)
+    check_options(config)
+    return config
 
 
-def open_dataset(config, data_dir=""):
+def check_options(config: config_dict.ConfigDict) -> None:
+    """Raises ConfigError for values that cannot work, before anything is opened or changed.
+
+    The functions that use an option check it. `build_model` checks the model's.
+    """
+    check_range("config.seed", config.seed, 0, 2**32 - 1)
+    check_range("config.image_size", config.image_size, 1)
+    for key in ("log_every", "keep_checkpoints", "accumulate", "fsdp_devices", "step_timeout"):
+        check_range(f"config.{key}", config[key], 1)
+    for key in ("epochs", "eval_every"):
+        if not 0 < config[key] < math.inf:
+            raise ConfigError(f"config.{key} is {config[key]}; it must be above 0")
+    catalog.check_options(dataset=config.dataset, raw_short_side=config.raw_short_side)
+    loader.check_options(
+        batch_size=config.batch_size,
+        eval_batch_size=config.eval_batch_size,
+        threads=config.loader_threads,
+        workers=config.loader_workers,
+        timeout=config.loader_timeout,
+        cache_megabytes=config.cache_megabytes,
+    )
+    on_devices = _on_devices(config)
+    views.check_options(**{key: value for key, value in config.augment.items() if key not in on_devices})
+    augment.make_augment(1, mean=catalog.IMAGENET_MEAN, std=catalog.IMAGENET_STD, **on_devices)
+    optim.check_options(**config.optimizer)
+    guard.check_options(**config.divergence)
+
+
+def build_model(config: config_dict.ConfigDict, num_classes: int) -> Body:
+    """The model that a config names; options that are None stay the preset's."""
+    model, options = config.model, parts.options(config.model)
+    options |= {"num_classes": num_classes, "image_size": config.image_size, "dtype": model.dtype}
+    return factory.build_model(model.name, **options)
+
+
+def open_dataset(config: config_dict.ConfigDict, data_dir: str = "") -> Dataset:
     """The dataset that a config names, in `data_dir` or where the config says."""
     return catalog.open_dataset(
         config.dataset, data_dir or config.data_dir, config.classes, raw_short_side=config.raw_short_side
     )
 
 
-def build_augment(config, dataset):
+def build_augment(config: config_dict.ConfigDict, dataset: Dataset) -> Callable[..., Any]:
     """The augmentation that the train step runs on the devices, see `augment.make_augment`."""
-    options = {name: config.augment[name] for name in augment.option_names()}
-    return augment.make_augment(len(dataset.class_names), mean=dataset.mean, std=dataset.std, **options)
+    classes = len(dataset.class_names)
+    return augment.make_augment(classes, mean=dataset.mean, std=dataset.std, **_on_devices(config))
 
 
-def build_timetable(config, dataset):
+def _on_devices(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """The options of `config.augment` that act on the devices; the others act while images are loaded."""
+    return {name: config.augment[name] for name in augment.option_names()}
+
+
+def build_timetable(config: config_dict.ConfigDict, dataset: Dataset) -> Timetable:
     """The run's length in steps, and when it is evaluated."""
-    images = len(dataset.train)
+    images = len(_train(dataset))
     epoch = images / config.batch_size
     total = round(config.epochs * epoch)
     if total < 1:
@@ -129,7 +184,7 @@ def build_timetable(config, dataset):
     return Timetable(epoch, total, max(1.0, config.eval_every * epoch))
 
 
-def build_optimizer(config, timetable):
+def build_optimizer(config: config_dict.ConfigDict, timetable: Timetable) -> tuple[Any, Any]:
     """(schedule, optimizer) of a config."""
     options = config.optimizer
     schedule = optim.make_schedule(
@@ -150,10 +205,16 @@ def build_optimizer(config, timetable):
     return schedule, optimizer
 
 
-def train_batches(config, dataset, start_step, salt=0, stop=None):
+def train_batches(
+    config: config_dict.ConfigDict,
+    dataset: Dataset,
+    start_step: int,
+    salt: int = 0,
+    stop: Callable[[], bool] | None = None,
+) -> Feeder:
     """The training batches of a config from a step on, on the host; to be closed. For `stop` see `Feeder`."""
-    views = Views(
-        dataset.train,
+    of_train = Views(
+        _train(dataset),
         size=config.image_size,
         crop=config.augment.crop,
         fraction=config.augment.eval_crop_fraction,
@@ -163,7 +224,7 @@ def train_batches(config, dataset, start_step, salt=0, stop=None):
         cache_bytes=config.cache_megabytes * 2**20 // max(1, config.loader_workers),
     )
     return loader.train_batches(
-        views,
+        of_train,
         batch_size=config.batch_size,
         repeats=config.augment.repeats,
         seed=config.seed,
@@ -176,15 +237,15 @@ def train_batches(config, dataset, start_step, salt=0, stop=None):
     )
 
 
-def batch_names(config, dataset, step, salt):
+def batch_names(config: config_dict.ConfigDict, dataset: Dataset, step: int, salt: int) -> list[str]:
     """The names of the images of a global batch, step counted from 0."""
-    first, count = step * config.batch_size, len(dataset.train)
-    order = {"count": count, "seed": config.seed, "salt": salt, "repeats": config.augment.repeats}
+    first, images = step * config.batch_size, _train(dataset)
+    order = {"count": len(images), "seed": config.seed, "salt": salt, "repeats": config.augment.repeats}
     positions = range(first, first + config.batch_size)
-    return [dataset.train.name(image_index(position, **order)) for position in positions]
+    return [images.name(image_index(position, **order)) for position in positions]
 
 
-def eval_views(config, dataset, split="val"):
+def eval_views(config: config_dict.ConfigDict, dataset: Dataset, split: str = "val") -> Views:
     """The images of a split as evaluation sees them; kept from one evaluation to the next where they are few."""
     return Views(
         getattr(dataset, split),
@@ -195,15 +256,15 @@ def eval_views(config, dataset, split="val"):
     )
 
 
-def loader_threads(config):
-    """Threads that decode in this process: as many as it has cores, unless the config says otherwise."""
+def loader_threads(config: config_dict.ConfigDict) -> int:
+    """Threads that decode in this process: one a core, unless the config gives a number."""
     return config.loader_threads or len(os.sched_getaffinity(0))
 
 
-def checkpoint_meta(config, dataset):
+def checkpoint_meta(config: config_dict.ConfigDict, dataset: Dataset) -> dict[str, Any]:
     """What a checkpoint says besides arrays and its epoch, so that it can be used by itself."""
     return {
-        "config": config.to_dict(),
+        "config": configuration.to_dict(config),
         "class_ids": list(dataset.class_ids),
         "class_names": list(dataset.class_names),
         "fingerprint": dataset.fingerprint,
@@ -212,8 +273,8 @@ def checkpoint_meta(config, dataset):
     }
 
 
-def check_fingerprint(meta, dataset):
-    """Refuses to go on with other images than a checkpoint was trained on.
+def check_fingerprint(meta: dict[str, Any], dataset: Dataset) -> None:
+    """Refuses to resume with other images than a checkpoint was trained on.
 
     Raises:
       DataError: the fingerprints differ.
@@ -225,50 +286,13 @@ def check_fingerprint(meta, dataset):
         )
 
 
-def checkpoints_in(workdir):
-    """Where a workdir's checkpoints are."""
-    return open_path(workdir) / CHECKPOINTS
+def _train(dataset: Dataset) -> Any:
+    """The training images: `open_dataset` was asked for them."""
+    assert dataset.train is not None
+    return dataset.train
 
 
-def has_checkpoint(workdir):
-    """Whether a run has got so far that it would be resumed."""
-    return bool(Checkpoints(checkpoints_in(workdir)).steps())
-
-
-def read_config(workdir):
-    """The config of a workdir."""
-    path = open_path(workdir) / CONFIG_FILE
-    try:
-        return configuration.from_json(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{workdir} is no workdir of a run: cannot read {path.name}: {first_line(error)}") from error
-
-
-def check_config(workdir, config, *, allow_change=False):
-    """Refuses a workdir that belongs to another config; if `allow_change`, only says what differs.
-
-    Raises:
-      ConfigError: it does, or its config cannot be read.
-    """
-    if not (open_path(workdir) / CONFIG_FILE).exists():
-        return
-    changed = "; ".join(configuration.differences(read_config(workdir), config))
-    if changed and not allow_change:
-        raise ConfigError(
-            f"{workdir} belongs to another config ({changed}); use another workdir, that config, or "
-            "--allow_config_change to go on with this one"
-        )
-    if changed:
-        print(f"going on with another config: {changed}", flush=True)
-
-
-def write_config(workdir, config):
-    """Makes a workdir a config's; raises ConfigError if it cannot be written."""
-    try:
-        write_text(open_path(workdir) / CONFIG_FILE, configuration.to_json(config))
-    except OSError as error:
-        raise ConfigError(f"cannot write to workdir {workdir}: {first_line(error)}; give another --workdir") from error
-
-
-def _preprocess(image, *, size, fraction, mean, std):
+def _preprocess(
+    image: Any, *, size: int, fraction: float, mean: Sequence[float], std: Sequence[float]
+) -> Float[np.ndarray, "S S 3"]:
     return np.asarray(augment.normalize(decode.read_view(image, size=size, fraction=fraction), mean=mean, std=std))

@@ -3,6 +3,8 @@
 import math
 import statistics
 
+from stce_jax.errors import check_range
+
 REMEMBERED = 100  # losses whose median a spike is measured by
 
 
@@ -49,3 +51,10 @@ class DivergenceGuard:
         if math.isfinite(loss):
             self._losses = [*self._losses, loss][-REMEMBERED:]
         return ""
+
+
+def check_options(*, max_skipped: int, loss_spike: float, max_rollbacks: int) -> None:
+    """Raises ConfigError if the options of `config.divergence` cannot work."""
+    check_range("config.divergence.max_skipped", max_skipped, 1)
+    check_range("config.divergence.loss_spike", loss_spike, 0)
+    check_range("config.divergence.max_rollbacks", max_rollbacks, 0)

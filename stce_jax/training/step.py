@@ -151,7 +151,8 @@ def make_predict_step(model, normalize, mesh, *, method="__call__"):
 
     def predict_step(variables, batch):
         images = normalize(batch["image"])
-        outputs = model.apply(variables, images, train=False, method=method).astype(jnp.float32)
+        outputs = model.apply(variables, images, train=False, method=method)
+        outputs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)  # of Tokens, too
         return {name: rows for name, rows in batch.items() if name != "image"} | {"outputs": outputs}
 
     return jax.jit(predict_step, out_shardings=replicated(mesh))

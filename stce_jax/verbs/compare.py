@@ -15,6 +15,7 @@ from stce_jax.training.state import abstract_variables
 from stce_jax.training.timetable import is_last
 from stce_jax.verbs.summary import count_parameters
 from stce_jax.workdir import config as configuration
+from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.metrics import read_metrics, training_speed
 
@@ -80,7 +81,7 @@ def short_names(workdirs):
 
 def _read_config(workdir):
     try:
-        return runs.read_config(workdir)
+        return layout.read_config(workdir)
     except ConfigError as error:
         raise error if workdir in str(error) else ConfigError(f"{workdir}: {error}") from error
 
@@ -114,7 +115,7 @@ def _row(workdir, config, lines, checkpoint, counts):
 
 def _count_parameters(workdir, config, counts):
     """None before the first checkpoint: that knows how many classes the head has."""
-    checkpoints = Checkpoints(runs.checkpoints_in(workdir))
+    checkpoints = Checkpoints(layout.checkpoints_in(workdir))
     try:
         classes = len(checkpoints.restore_meta(checkpoints.steps()[-1])["class_names"])
     except (IndexError, CheckpointError):  # none yet, or deleted meanwhile by the run that writes them

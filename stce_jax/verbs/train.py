@@ -21,7 +21,7 @@ from stce_jax.training.state import abstract_state, abstract_variables, init_sta
 from stce_jax.training.step import check_accumulation, make_train_step, run_key
 from stce_jax.verbs import evaluate
 from stce_jax.workdir import config as configuration
-from stce_jax.workdir import weights
+from stce_jax.workdir import layout, weights
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.claim import Claim
 from stce_jax.workdir.metrics import MetricsLog, plot_curves
@@ -62,8 +62,8 @@ def train(config, workdir, *, allow_config_change=False, leave=None):
         check_claim = _nothing
         if processes.is_main():
             check_claim = stack.enter_context(Claim(workdir)).check
-            runs.check_config(workdir, config, allow_change=allow_config_change)
-        directory, scheduled = runs.checkpoints_in(workdir), timetable.evaluates
+            layout.check_config(workdir, config, allow_change=allow_config_change)
+        directory, scheduled = layout.checkpoints_in(workdir), timetable.evaluates
         checkpoints = CheckpointWriter(directory, keep=config.keep_checkpoints, scheduled=scheduled)
         stack.enter_context(checkpoints)
         stack.enter_context(processes.together())  # innermost: what the others' contexts wait for may never come
@@ -94,7 +94,7 @@ def train(config, workdir, *, allow_config_change=False, leave=None):
             state = init_state(model, optimizer, seed=config.seed, mesh=mesh, **shape)
             position = Position(weights.initialize(state, arrays) if arrays else state)
         if processes.is_main():
-            runs.write_config(workdir, config)
+            layout.write_config(workdir, config)
         step, final = int(position.state.step), position.metrics
         if step >= timetable.total and final:
             _say(f"already finished at step {step}: top-1 {100 * final['top1']:.2f}%; nothing to do")
@@ -109,7 +109,7 @@ def train(config, workdir, *, allow_config_change=False, leave=None):
 
 def _initial_weights(config, workdir, model, dataset):
     """The arrays that a new run is to begin with in place of random ones; {} for a run that goes on."""
-    if not config.init_from or runs.has_checkpoint(workdir):
+    if not config.init_from or layout.has_checkpoint(workdir):
         return {}
     expected = abstract_variables(model, config.image_size)
     arrays, said = weights.read_weights(config.init_from, expected, model, dataset.class_ids)

@@ -1,19 +1,26 @@
-"""Configs: finding and running a config file, command-line overrides, checking, and JSON."""
+"""Configs: finding and running a config file, command-line overrides, what differs, and JSON.
+
+Keys and types are checked here; each value is checked by the function that uses it, see `training.assemble`.
+"""
 
 import difflib
 import importlib.util
 import inspect
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_dict, config_flags
 
 from stce_jax import configs
 from stce_jax.configs import default
+from stce_jax.configs._flat import FLAT_KEYS
 from stce_jax.errors import ConfigError
+from stce_jax.workdir import migration, parts
 
-SHIPPED = Path(configs.__file__).parent
+SHIPPED = Path(str(configs.__file__)).parent
 # Keys that say where and how fast a run computes, never what: they may change between a run and its resumption, and
 # between the processes of a run.
 PLACE_KEYS = (
@@ -26,92 +33,48 @@ PLACE_KEYS = (
     "step_timeout",
     "keep_checkpoints",
 )
-CHOICES = {
-    "dataset": ("digits", "folder", "imagenet100", "imagenet2012"),
-    "optimizer.learning_rate_scaling": ("none", "linear"),
-    "augment.crop": ("random_resized", "center"),
-    "augment.resize": ("pillow", "simd"),
-}
-# (least, most) of what must lie in a range; None: no bound.
-RANGES = {
-    "seed": (0, 2**32 - 1),
-    "raw_short_side": (0, None),
-    "image_size": (1, None),
-    "batch_size": (1, None),
-    "eval_batch_size": (1, None),
-    "log_every": (1, None),
-    "keep_checkpoints": (1, None),
-    "accumulate": (1, None),
-    "fsdp_devices": (1, None),
-    "step_timeout": (1, None),
-    "loader_threads": (1, None),
-    "loader_workers": (0, None),
-    "loader_timeout": (1, None),
-    "cache_megabytes": (0, None),
-    "optimizer.learning_rate": (0, None),
-    "optimizer.warmup_epochs": (0, None),
-    "optimizer.weight_decay": (0, None),
-    "optimizer.clip_norm": (0, None),
-    "optimizer.ema_decay": (0, 1),
-    "divergence.max_skipped": (1, None),
-    "divergence.loss_spike": (0, None),
-    "divergence.max_rollbacks": (0, None),
-    "augment.eval_crop_fraction": (0.01, 1),
-    "augment.repeats": (1, None),
-    "augment.flip": (0, 1),
-    "augment.shift": (0, None),
-    "augment.color_jitter": (0, 1),
-    "augment.erase": (0, 1),
-    "augment.mixup": (0, None),
-    "augment.cutmix": (0, None),
-    "augment.switch_probability": (0, 1),
-    "augment.label_smoothing": (0, 1),
-}
-# Most of what is a pair (least, most) of numbers above 0.
-PAIRS = {
-    "augment.crop_area": 1.0,
-    "augment.crop_ratio": float("inf"),
-    "augment.erase_area": 1.0,
-    "augment.erase_ratio": float("inf"),
-}
 
 
-def load_config(name, overrides=()):
+def load_config(name: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
     """Runs a config file and applies overrides.
 
     Args:
       name: a shipped config ("digits") or a path ("my/config.py"), optionally with an argument for its get_config
         after a colon ("digits:patch").
-      overrides: command-line words such as "--config.optimizer.learning_rate=3e-4"; "--config.model.cell=None" takes
-        a value away that the file gives.
+      overrides: command-line words such as "--config.optimizer.learning_rate=3e-4". "--config.model.dtype=None" takes a
+        value away that the file gives. The flat keys of version 0.1 ("--config.model.width=96") work, too.
 
     Returns:
-      A locked ConfigDict with exactly the keys of `stce_jax.configs.default`, checked.
+      A locked ConfigDict with exactly the keys of `stce_jax.configs.default`, and those of modules that the file has
+      registered. Types are checked; values are not, see `training.assemble.load_config`.
 
     Raises:
-      ConfigError: no such file, an error in it, a missing or unknown key, a wrong type, a value out of range.
+      ConfigError: no such file, an error in it, a missing or unknown key, or a wrong type.
     """
-    config = _run_config_file(name)
-    expected, found = _flatten(default.get_config()), _flatten(config)
-    for key in found:
-        if key not in expected:
-            raise ConfigError(f"config {name} sets an unknown key {key!r}{_nearest(key, expected)}")
+    config = _with_sections(run_config_file(name))
+    expected, found = flatten(default.get_config()), flatten(config)
     for key in expected:
         if key not in found:
             raise ConfigError(f"config {name} lacks the key {key!r}; start it from default.get_config()")
-    unset = [word for word in overrides if _unsets(word, expected)]
-    config.update_from_flattened_dict({_flag_key(word): None for word in unset})
-    config = _override(config.lock(), [word for word in overrides if word not in unset], list(expected))
-    _check(config)
-    return config
+    added = _registered_prefixes(config.model)
+    for key in found:
+        if key not in expected and not key.startswith(added):
+            raise ConfigError(f"config {name} sets an unknown key {key!r}{_nearest(key, expected)}")
+    words = migration.new_words(overrides, config.model)
+    unset = [word for word in words if _unsets(word, expected)]
+    config.update_from_flattened_dict({migration.flag_key(word): None for word in unset})
+    return _override(config.lock(), [word for word in words if word not in unset], list(found))
 
 
-def _unsets(word, defaults):
-    """Whether an override is `--config.KEY=None`, for a key that has no value unless it is given one."""
-    return word.endswith("=None") and defaults.get(_flag_key(word), word) is None
+def run_config_file(name: str) -> config_dict.ConfigDict:
+    """What a config file returns, unchecked; modules that it registers are then known to this process.
 
+    Args:
+      name: see `load_config`.
 
-def _run_config_file(name):
+    Raises:
+      ConfigError: no such file, an error in it, or it returns no ConfigDict.
+    """
     path_name, _, argument = str(name).partition(":")
     path = Path(path_name).expanduser()
     shipped = SHIPPED / f"{path_name}.py"
@@ -123,6 +86,7 @@ def _run_config_file(name):
     # As a member of stce_jax.configs, so that `from . import default` means the shipped defaults in any file.
     words = path.relative_to(SHIPPED).parts[:-1] if path == shipped else ()  # of tables/table6.py: tables
     spec = importlib.util.spec_from_file_location(".".join((configs.__name__, *words, path.stem)), path)
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -142,15 +106,103 @@ def _run_config_file(name):
     return config
 
 
-def _override(config, overrides, keys):
+def differences(old: config_dict.ConfigDict, new: config_dict.ConfigDict) -> list[str]:
+    """What differs between two configs: lines such as "seed: 0 -> 1".
+
+    `PLACE_KEYS` are left out, and sections of modules that neither of them uses.
+    """
+    before, after = flatten(old), flatten(new)
+    names = [parts.chosen(config.model) for config in (old, new)]
+    keys = [key for key in {**before, **after} if key not in PLACE_KEYS and any(parts.reads(key, n) for n in names)]
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+
+
+def to_dict(config: config_dict.ConfigDict, *, places: bool = True) -> dict[str, Any]:
+    """The config as nested dicts that say their form, for JSON. Without `places` it lacks the `PLACE_KEYS`."""
+    values = {key: value for key, value in config.to_dict().items() if places or key not in PLACE_KEYS}
+    return {"form": migration.FORM, **values}
+
+
+def to_json(config: config_dict.ConfigDict, *, places: bool = True) -> str:
+    """`to_dict` as JSON text; tuples become lists."""
+    return json.dumps(to_dict(config, places=places), indent=2) + "\n"
+
+
+def from_json(text: str) -> config_dict.ConfigDict:
+    """Reads what `to_json` wrote, in this version or an earlier one.
+
+    Raises:
+      ConfigError: no JSON, a newer form, other keys than this version has, or a module that is not registered.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"config.json is damaged: {_one_line(error)}") from error
+    return from_dict(values)
+
+
+def from_dict(values: Mapping[str, Any]) -> config_dict.ConfigDict:
+    """A config of `to_dict`, lists where a config has tuples; raises ConfigError as `from_json` does."""
+    config = default.get_config().unlock()
+    try:
+        config.update(migration.upgrade(_tuples(values)))
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ConfigError(f"config.json is damaged: {_one_line(error)}") from error
+    parts.check_modules(config)
+    added = _registered_prefixes(config.model)
+    if [key for key in flatten(config) if not key.startswith(added)] != list(flatten(default.get_config())):
+        raise ConfigError("config.json has other keys than this version of stce_jax; use the version that wrote it")
+    return config.lock()
+
+
+def flatten(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """{"model.name": ..., ...} of a ConfigDict, in its order."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, config_dict.ConfigDict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _with_sections(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """A config whose `model` is a ConfigDict of flat keys, put together without `default`, with sections instead."""
+    flat = config.model if "model" in config else None
+    if not isinstance(flat, config_dict.ConfigDict) or not FLAT_KEYS.keys() & set(flat):
+        return config
+    model, changed = default.get_config().model, config.copy_and_resolve_references().unlock()
+    try:
+        model.update(flat.to_dict())
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"config.model cannot be read: {_one_line(error)}") from error
+    del changed.model
+    changed.model = model
+    return changed
+
+
+def _registered_prefixes(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """The prefixes, such as "model.embedding.toy.", of the options of modules that a config file has registered."""
+    sections = parts.added_sections(model)
+    return tuple(f"model.{part}.{name}." for part, name in sections if parts.is_registered(part, name))
+
+
+def _unsets(word: str, defaults: Mapping[str, Any]) -> bool:
+    """Whether an override is `--config.KEY=None`, for a key that has no value unless it is given one."""
+    return word.endswith("=None") and defaults.get(migration.flag_key(word), word) is None
+
+
+def _override(config: config_dict.ConfigDict, overrides: list[str], keys: list[str]) -> config_dict.ConfigDict:
     argv = ["stce", *overrides]
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(argv)[1:]
     except (AttributeError, KeyError) as error:
-        unknown = next((word for word in overrides if _flag_key(word) not in keys), overrides[0])
-        raise ConfigError(f"unknown config key in {unknown!r}{_nearest(_flag_key(unknown), keys)}") from error
+        unknown = next((word for word in overrides if migration.flag_key(word) not in keys), overrides[0])
+        raise ConfigError(f"unknown config key in {unknown!r}{_nearest(migration.flag_key(unknown), keys)}") from error
     except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(f"bad value in {' '.join(overrides)!r}: {_one_line(error)}") from error
     if rest:
@@ -158,94 +210,20 @@ def _override(config, overrides, keys):
     return values.config
 
 
-def _flag_key(word):
-    return word.lstrip("-").partition("=")[0].partition(".")[2]
-
-
-def _check(config):
-    values = _flatten(config)
-    for key, choices in CHOICES.items():
-        if values[key] not in choices:
-            raise ConfigError(f"config.{key} is {values[key]!r}; it must be one of {', '.join(choices)}")
-    for key, (least, most) in RANGES.items():
-        if values[key] is not None and not (least <= values[key] and (most is None or values[key] <= most)):
-            bounds = f"at least {least}" if most is None else f"between {least} and {most}"
-            raise ConfigError(f"config.{key} is {values[key]}; it must be {bounds}")
-    for key in ("epochs", "eval_every"):
-        if not 0 < values[key] < float("inf"):
-            raise ConfigError(f"config.{key} is {values[key]}; it must be above 0")
-    for key, most in PAIRS.items():
-        pair = values[key]
-        numbers = len(pair) == 2 and all(isinstance(number, int | float) for number in pair)
-        if not (numbers and 0 < pair[0] <= pair[1] <= most):
-            raise ConfigError(f"config.{key} is {pair}; it must be two numbers above 0, the smaller first")
-
-
-def differences(old, new):
-    """What differs between two configs, but for `PLACE_KEYS`: lines such as "seed: 0 -> 1"."""
-    old, new = _flatten(old), _flatten(new)
-    keys = [key for key in {**old, **new} if key not in PLACE_KEYS and old.get(key) != new.get(key)]
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
-
-
-def to_json(config, *, places=True):
-    """The config as JSON text; tuples become lists. Without `places` it lacks the `PLACE_KEYS`."""
-    values = config.to_dict()
-    if not places:
-        values = {key: value for key, value in values.items() if key not in PLACE_KEYS}
-    return json.dumps(values, indent=2) + "\n"
-
-
-def from_json(text):
-    """Reads what `to_json` wrote.
-
-    Raises:
-      ConfigError: no JSON, or not exactly the keys of this version.
-    """
-    try:
-        return from_dict(json.loads(text))
-    except ValueError as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"config.json is damaged: {_one_line(error)}") from error
-
-
-def from_dict(values):
-    """A config of nested dicts, lists where a config has tuples; raises ConfigError as `from_json` does."""
-    try:
-        config = default.get_config().unlock()
-        config.update(_tuples(values))
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ConfigError(f"config.json is damaged: {_one_line(error)}") from error
-    if list(_flatten(config)) != list(_flatten(default.get_config())):
-        raise ConfigError("config.json has other keys than this version of stce_jax; use the version that wrote it")
-    return config.lock()
-
-
-def _tuples(value):
+def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _flatten(config, prefix=""):
-    """{"model.name": ..., ...} of a ConfigDict, in its order."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, config_dict.ConfigDict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _nearest(key, keys):
-    last_words = {known.rpartition(".")[2]: known for known in keys}
-    near = difflib.get_close_matches(key, keys, 1) or [
-        last_words[word] for word in difflib.get_close_matches(key.rpartition(".")[2], last_words, 1)
-    ]
+def _nearest(key: str, keys: Iterable[str]) -> str:
+    """A suggestion: of the keys whose last word is nearest, the one that is nearest as a whole."""
+    last_words = {known.rpartition(".")[2] for known in keys}
+    words = difflib.get_close_matches(key.rpartition(".")[2], last_words, 1)
+    alike = [known for known in keys if known.rpartition(".")[2] in words]
+    near = difflib.get_close_matches(key, alike, 1, cutoff=0.0) or difflib.get_close_matches(key, keys, 1)
     return f"; did you mean {near[0]!r}?" if near else "; configs/default.py lists every key"
 
 
-def _one_line(error):
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())

@@ -6,8 +6,6 @@ A file holds arrays under their path in the model's variables, such as "params/e
 
 import io
 import json
-import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +15,13 @@ from etils import epath
 from flax import traverse_util
 
 from stce_jax.errors import CheckpointError, ConfigError, StceError
-from stce_jax.models.layers import resize_position_embedding
 from stce_jax.paths import write_bytes
 from stce_jax.training import assemble as runs
 from stce_jax.training.state import first_mismatch
+from stce_jax.workdir import layout
 
 SUFFIXES = (".safetensors", ".npz")
 HEAD = "params/head/"
-CLASS_TOKEN = "params/class_token"
-POSITIONS = "params/position_embedding"
-STACKED_BLOCKS = "params/blocks/"  # of a model with scan_layers; the others have params/blocks_0/ and so on
 
 
 def flatten(variables):
@@ -83,8 +78,10 @@ def read_weights(source, expected, model, class_ids):
     """
     found, found_ids, old_grid = _read(source, model)
     expected = traverse_util.flatten_dict(expected, sep="/")
-    found = _stack_as(expected, found)
-    found, positions = _fit_positions(source, found, expected, old_grid, model.embedding.grid(*model.image_size))
+    try:
+        found, note = model.fit_weights(found, expected, old_grid)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source} does not fit the model: {error}") from error
     old_head, new_head = ({path for path in tree if path.startswith(HEAD)} for tree in (found, expected))
     same_head = found_ids == list(class_ids) and not first_mismatch(_only(expected, new_head), _only(found, old_head))
     if not same_head:
@@ -98,7 +95,7 @@ def read_weights(source, expected, model, class_ids):
     if not same_head:
         why = "of other classes" if found_ids is not None else "of classes that it does not name"
         head = f"new head for {len(class_ids)} classes (there: {why if old_head else 'none'})"
-    return found, f"begins with {len(found)} arrays of {source}{positions}, {head}"
+    return found, f"begins with {len(found)} arrays of {source}{note and f', {note}'}, {head}"
 
 
 def initialize(state, arrays):
@@ -136,7 +133,7 @@ def _read(source, model):
     path = epath.Path(source).expanduser()
     if not path.exists():
         raise ConfigError(f"there is no {source} to begin with; --init_from takes a workdir, a .safetensors or .npz")
-    if (path / runs.CONFIG_FILE).exists():
+    if layout.is_workdir(path):
         return _read_run(source, path, model)
     if path.suffix not in SUFFIXES:
         raise CheckpointError(
@@ -183,48 +180,3 @@ def _read_npz(content):
 
 def _only(tree, paths):
     return {path: tree[path] for path in tree if path in paths}
-
-
-def _stack_as(expected, found):
-    """Brings the blocks' parameters into the form of `expected`, stacked along axis 0 or one by one, if they can be."""
-    wants_stacked = any(path.startswith(STACKED_BLOCKS) for path in expected)
-    fitted, groups = {}, {}
-    for path, array in found.items():
-        block = re.fullmatch(r"params/blocks_(\d+)/(.*)", path)
-        if wants_stacked and block:
-            groups.setdefault(STACKED_BLOCKS + block[2], {})[int(block[1])] = array
-        elif not wants_stacked and path.startswith(STACKED_BLOCKS) and array.ndim:
-            name = path.removeprefix(STACKED_BLOCKS)
-            fitted |= {f"params/blocks_{index}/{name}": part for index, part in enumerate(array)}
-        else:
-            fitted[path] = array
-    for path, blocks in groups.items():
-        if sorted(blocks) != list(range(len(blocks))) or len({array.shape for array in blocks.values()}) > 1:
-            return found
-        fitted[path] = np.stack([blocks[index] for index in range(len(blocks))])
-    return fitted
-
-
-def _fit_positions(source, found, expected, old_grid, new_grid):
-    """(arrays, what to say of it): the position embedding interpolated, where all but its grid fits."""
-    if POSITIONS not in found or POSITIONS not in expected:
-        return found, ""
-    old, prefix = found[POSITIONS], int(CLASS_TOKEN in found)
-    same_width = old.ndim == 3 and (old.shape[0], old.shape[2]) == (1, expected[POSITIONS].shape[2])
-    if not same_width or prefix != (CLASS_TOKEN in expected):
-        return found, ""
-    count = old.shape[1] - prefix
-    if old_grid is None and count != math.prod(new_grid):
-        old_grid = (math.isqrt(max(0, count)),) * 2
-        if count < 1 or math.prod(old_grid) != count:
-            raise CheckpointError(
-                f"{source} does not fit the model: {POSITIONS} {old.shape} is of {count} tokens, "
-                f"no square grid that could be interpolated to {new_grid[0]}x{new_grid[1]}"
-            )
-    if old_grid in (None, new_grid):
-        return found, ""
-    # On the host's device in float32: every process gets the same array.
-    rest = resize_position_embedding(jnp.asarray(old[:, prefix:], jnp.float32), old_grid, new_grid)
-    resized = np.concatenate([old[:, :prefix], np.asarray(rest)], axis=1)
-    sizes = " to ".join(f"{rows}x{columns}" for rows, columns in (old_grid, new_grid))
-    return found | {POSITIONS: resized}, f", position embedding interpolated from {sizes}"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from test_cli import run
+from helpers import run_cli
 
 from stce_jax.cli import VERBS, make_parser
 from stce_jax.workdir.config import load_config
@@ -28,7 +28,7 @@ FUNCTIONS = {"models": ("summary", "summarize")}  # where the module or the func
 def test_every_help_has_examples_of_its_verb(capsys, verb):
     examples = [line for name, line in EXAMPLES if name == verb]
     assert examples and all(line.startswith(f"stce {verb} ") or line == f"stce {verb}" for line in examples)
-    code, out, _ = run(capsys, verb, "--help")
+    code, out, _ = run_cli(capsys, verb, "--help")
     assert code == 0 and all(line in out.partition("examples:")[2] for line in examples)
 
 
@@ -69,6 +69,7 @@ def test_a_documented_function_does_what_the_verb_does(verb):
         assert name in documentation, f"{function}: {name} is not explained"
 
 
+@pytest.mark.slow
 def test_the_help_is_quick():
     """Seconds of processor time, the best of three: other processes do not count."""
     seconds = []

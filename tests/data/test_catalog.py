@@ -88,6 +88,7 @@ def refusal(call, *args, kind=DataError):
 # --- digits
 
 
+@pytest.mark.slow
 def test_processes_that_come_at_the_same_time_make_one_dataset(preparation):
     directory, outputs = preparation
     for output in outputs:

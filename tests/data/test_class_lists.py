@@ -133,6 +133,7 @@ def test_lists_are_part_of_the_package():
     assert build["package-data"]["stce_jax.data.classes"] == ["*.txt"]
 
 
+@pytest.mark.slow
 def test_lists_need_nothing_heavy():
     code = "import sys; from stce_jax.data import class_lists; class_lists.load_class_ids('cmc'); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -220,6 +220,7 @@ def test_headers_that_claim_too_many_pixels_are_refused_before_anything_is_decod
     assert "pixels" in message and f"{MAX_PIXELS:,}" in message
 
 
+@pytest.mark.slow
 def test_pillow_does_not_warn_besides():
     """In a process of its own, for pytest has its own filters of warnings."""
     code = f"from stce_jax.data.decode import decode_image; decode_image({claiming('PNG', 9460, 9460)!r}, 'x')"

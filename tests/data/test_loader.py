@@ -19,7 +19,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import COUNT, CountingSource, DamagedSource, SlowSource, Source, UnevenSource
+from pictures import (
+    COUNT,
+    SOURCE,
+    CountingSource,
+    DamagedSource,
+    SlowSource,
+    Source,
+    UnevenSource,
+    feeder,
+)
 
 from stce_jax.data import feeder as feeding
 from stce_jax.data import loader
@@ -27,25 +36,6 @@ from stce_jax.data.catalog import open_dataset
 from stce_jax.data.views import Views
 from stce_jax.errors import DataError, PreemptedError
 from stce_jax.training.mesh import batch_sharding, make_mesh
-
-SOURCE = Source()
-VIEWS = {"size": 6, "crop": "random_resized", "area": (0.2, 0.8), "ratio": (0.75, 4 / 3), "fraction": 1.0}
-OPTIONS = {
-    "batch_size": 4,
-    "repeats": 1,
-    "seed": 3,
-    "salt": 0,
-    "start_step": 0,
-    "threads": 2,
-    "workers": 0,
-    "timeout": 60.0,
-}
-
-
-def feeder(source=SOURCE, **options):
-    """The training batches of a source; options of the views and of the loader in one."""
-    views = Views(source, **(VIEWS | {name: options.pop(name) for name in [*VIEWS, "cache_bytes"] if name in options}))
-    return loader.train_batches(views, **(OPTIONS | options))
 
 
 def train(steps, source=SOURCE, **options):
@@ -108,6 +98,7 @@ def test_order_and_crops_belong_to_the_position_not_to_the_batch(batch_size):
     assert_equal(stream(48 // batch_size, batch_size=batch_size), expected, f"batches of {batch_size}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 8])
 def test_the_number_of_worker_processes_changes_nothing(workers):
     expected = {name: values[3:9] for name, values in undisturbed().items()}
@@ -200,6 +191,7 @@ def test_a_damaged_image_ends_training_by_name(threads):
         train(3, source=DamagedSource(), threads=threads)
 
 
+@pytest.mark.slow
 def test_a_damaged_image_ends_training_by_name_from_a_worker_process():
     with pytest.raises(DataError, match=r"picture 7\b"):
         train(3, source=DamagedSource(), workers=2)
@@ -232,6 +224,7 @@ def test_nobody_waits_who_is_to_stop():
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_before_it_was_looked_at_is_reported():
     with feeder(workers=1) as batches:
         while not loader_processes():
@@ -241,6 +234,7 @@ def test_a_worker_that_dies_before_it_was_looked_at_is_reported():
             next(batches)
 
 
+@pytest.mark.slow
 def test_loaders_leave_each_other_s_workers_alone():
     with feeder(workers=1) as first:
         expected = next(first)
@@ -251,6 +245,7 @@ def test_loaders_leave_each_other_s_workers_alone():
         assert len(loader_processes()) == 1
 
 
+@pytest.mark.slow
 def test_a_stuck_worker_process_is_reported():
     with feeder(workers=2) as batches:
         next(batches)
@@ -265,6 +260,7 @@ def test_a_stuck_worker_process_is_reported():
     assert not loader_processes()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_process_is_reported():
     with feeder(workers=2) as batches:
         next(batches)
@@ -284,7 +280,7 @@ def loader_processes():
 
 PARENT = """
 import multiprocessing, time
-from test_loader import feeder
+from pictures import feeder
 
 if __name__ == "__main__":
     batches = feeder(workers=2)
@@ -299,6 +295,7 @@ def shared_memory():
     return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, group", [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGKILL, True)])
 def test_a_killed_run_leaves_no_process_and_no_shared_memory(number, group, tmp_path):
     """Killed alone, or with all of its group, so that nobody is left to clean up."""

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import wait_for
 from hypothesis import given
 from hypothesis import strategies as st
-from image_sources import WANTED, WNIDS, tree, write
+from image_sources import WANTED, WNIDS, left_in, start_slowly, tree, write
 from PIL import Image
-from test_prepare import left_in, start_slowly, wait_for
 
 from stce_jax import cli
 from stce_jax.data import catalog, places
@@ -206,11 +206,12 @@ def test_the_command_says_how_much_it_takes_and_is_not_done_twice(tmp_path, stce
     assert "already prepared" in stce(*words).stdout
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_started_again(tmp_path, both):
     source, out = tree(tmp_path / "in", WANTED), tmp_path / "out"
     words = ("prepare", "imagenet100", f"--source={source}", f"--classes={both[3]}", f"--data_dir={out}")
     process = start_slowly(*words, f"--raw_short_side={SIDE}", "--workers=1")
-    wait_for(lambda: list(out.rglob("*array_record*")), process)
+    wait_for(lambda: list(out.rglob("*array_record*")), "shard", process)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     assert not places.prepared(out, "imagenet100"), "half a data set under the final name"
@@ -325,6 +326,7 @@ def test_data_sets_prepared_before_there_were_raw_ones_still_open(both):
     assert json.loads((Path(both[1].directory) / "metadata.json").read_text())["raw_short_side"] == SIDE
 
 
+@pytest.mark.slow
 def test_worker_processes_read_them(both):
     """Sources are sent to them, pickled."""
     code = (

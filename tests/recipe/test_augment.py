@@ -22,7 +22,6 @@ from pillow_reference import assert_equal_or_close, pillow, synthetic_images
 from stce_jax.errors import ConfigError
 from stce_jax.recipe import (
     augment,
-    augment_options,
     erasing,
     geometry,
     mixing,
@@ -83,7 +82,7 @@ def assert_share(hits, probability, what):
 
 # --- signatures
 
-MODULES = (augment, augment_options, erasing, geometry, mixing, parts, pixels, policy, rand_augment, transforms)
+MODULES = (augment, erasing, geometry, mixing, parts, pixels, policy, rand_augment, transforms)
 ARRAYS = ["key", "image", "images", "targets", "labels", "degenerate", "table", "counts", "operation"]
 SHAPES = ["num_classes", "keep", "height", "width", "text", "options"]
 FUNCTIONS = {
@@ -126,9 +125,8 @@ def test_it_computes_nothing_when_imported():
 # --- options
 
 
-def test_options_are_those_of_the_config_and_no_other():
-    config = {key.removeprefix("augment.") for key in (*augment_options.RANGES, *augment_options.PAIRS)}
-    assert set(augment.option_names()) == config | {"rand_augment", "three_augment"}
+def test_options_are_those_of_the_parts_and_no_other():
+    assert set(augment.option_names()) == OFF.keys() - {"mean", "std"}
     options = {name: value for name, value in OFF.items() if name != "erase_ratio"}
     with pytest.raises(TypeError, match="'erase' needs the option 'erase_ratio'"):
         augment.make_augment(5, **options)
@@ -147,15 +145,14 @@ def test_options_are_those_of_the_config_and_no_other():
             "config.augment.erase_area is (0.5,); it must be two numbers above 0, the smaller first",
         ),
         ("erase_area", (0.5, 1.5), "must be two numbers above 0"),
+        ("label_smoothing", 1.1, "config.augment.label_smoothing is 1.1; it must be between 0 and 1"),
         ("erase_ratio", (3, 2), "must be two numbers above 0"),
         ("rand_augment", "rand-q3", "'q3'"),
     ],
 )
 def test_values_out_of_range_are_refused(key, value, message):
-    options = {f"augment.{name}": value for name, value in OFF.items()}
-    augment_options.check_options(options)
     with pytest.raises(ConfigError, match=re.escape(message)):
-        augment_options.check_options(options | {f"augment.{key}": value})
+        augment.make_augment(5, **(OFF | {key: value}))
 
 
 # --- normalisation

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY
+from helpers import TINY, wait_for
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -295,19 +295,12 @@ def test_slurm_passes_sigterm_on_and_sees_how_the_step_ends(slurm):
     path = f"{slurm.folder / 'bin'}:{os.environ['PATH']}"
     environment = os.environ | slurm.environment | {"PATH": path, "VENV": str(slurm.folder / "venv")}
     job = subprocess.Popen(["bash", slurm.script, "--workdir=w"], env=environment, cwd=slurm.folder)
-    wait_for(slurm.folder / "started")
+    wait_for((slurm.folder / "started").exists, "start of the job")
     time.sleep(0.2)  # from the step's start until the script waits for it
     job.send_signal(signal.SIGTERM)
     assert job.wait(30) == 75
     assert ["scancel", "--signal=TERM", "7"] in lines_of(slurm.calls)
     assert REQUEUE in lines_of(slurm.calls)
-
-
-def wait_for(path, seconds=30):
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path.name} was not made within {seconds} s"
-        time.sleep(0.02)
 
 
 def test_slurm_dry_run_runs_nothing(slurm):
@@ -361,7 +354,7 @@ def test_slurm_starts_each_process_with_its_number(slurm):
     assert code == 3 and REQUEUE not in calls, "the highest exit code decides"
 
 
-def test_slurm_starts_two_processes_that_train_together(slurm, tiny_run, data_dir):
+def test_slurm_starts_two_processes_that_train_together(slurm, tiny_process_run, data_dir):
     stand_in(slurm.folder / "venv" / "bin" / "python", f'exec {sys.executable} "$@"')
     slurm.srun(TWO_TASKS)
     workdir = slurm.folder / "run"
@@ -370,7 +363,7 @@ def test_slurm_starts_two_processes_that_train_together(slurm, tiny_run, data_di
     code, _ = slurm.run(*words, SLURM_JOB_ID=job, JAX_NUM_CPU_DEVICES="2", PYTHONPATH=str(ROOT))
     assert code == 0, slurm.done.stderr
     together, alone = [
-        {(line["step"], line["split"]): line["loss"] for line in metrics(run)} for run in (workdir, tiny_run[0])
+        {(line["step"], line["split"]): line["loss"] for line in metrics(run)} for run in (workdir, tiny_process_run[0])
     ]
     assert len(together) == len(metrics(workdir)), "both processes write metrics"
     # Later the tiny model's last bits grow; test_train_processes.py compares fifty steps of a larger one.
@@ -390,7 +383,7 @@ def test_a_detached_command_outlives_its_connection_and_is_followed(tmp_path):
     waits = "echo begun; touch started; while [ ! -e go ]; do sleep 0.05; done; echo ended; exit 3"
     command = ["bash", LAUNCH / "detached.sh", "run", "bash", "-c", waits]
     first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, start_new_session=True)
-    wait_for(tmp_path / "started")
+    wait_for((tmp_path / "started").exists, "start of the job")
     os.killpg(first.pid, signal.SIGKILL)  # as sshd does with what is left of a connection
     first.communicate()
 

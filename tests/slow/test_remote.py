@@ -11,15 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import image_sources
-import jax
 import numpy as np
 import pytest
 import standin_storage
-from conftest import TINY
 from etils import epath
-from test_train import wait_for
+from helpers import TINY, leaves, wait_for
 
-import stce_jax
 from stce_jax.data import catalog, mirror
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.verbs.prepare import prepare
@@ -30,6 +27,7 @@ NO_ROOM = """
 import os, resource, sys
 import pytest, standin_storage
 from etils import epath
+from helpers import TINY, leaves, wait_for
 from stce_jax.data import mirror
 standin_storage.install(pytest.MonkeyPatch(), os.environ["STCE_STANDIN_STORAGE"])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -64,7 +62,7 @@ class Remote:
 
 
 @pytest.fixture(scope="module")
-def killed_and_resumed(tiny_run, data_dir, tmp_path_factory):
+def killed_and_resumed(tiny_process_run, data_dir, tmp_path_factory):
     """(Remote, outcome of each of two commands): a tiny run that is killed as it finishes a checkpoint, and goes on.
 
     It begins with data from the storage, and goes on with the same data from a disk.
@@ -96,10 +94,6 @@ def storage(monkeypatch, tmp_path):
     return storage
 
 
-def leaves(workdir):
-    return jax.tree.leaves(jax.tree.map(np.asarray, stce_jax.load_run(workdir).variables))
-
-
 def refusal(function, *arguments, kind=DataError, **options):
     with pytest.raises(kind) as caught:
         function(*arguments, **options)
@@ -115,7 +109,7 @@ def contents(source):
 # --- runs
 
 
-def test_a_run_killed_on_remote_storage_ends_like_a_local_one(killed_and_resumed, tiny_run, monkeypatch):
+def test_a_run_killed_on_remote_storage_ends_like_a_local_one(killed_and_resumed, tiny_process_run, monkeypatch):
     remote, (code, output, errors), lock, resumed = killed_and_resumed
     assert code == -signal.SIGKILL, errors
     assert "copying gs://bucket/data/digits/1.0.0 to " in output
@@ -124,14 +118,14 @@ def test_a_run_killed_on_remote_storage_ends_like_a_local_one(killed_and_resumed
     assert "resuming from step 45 of 90" in resumed[1]
     assert "watching" not in resumed[1], "it waited for a process that is dead"
     standin_storage.install(monkeypatch, remote.bucket.parent)
-    for expected, actual in zip(leaves(tiny_run[0]), leaves("gs://bucket/run"), strict=True):
+    for expected, actual in zip(leaves(tiny_process_run[0]), leaves("gs://bucket/run"), strict=True):
         np.testing.assert_array_equal(actual, expected)
-    of_local, of_remote = read_metrics(tiny_run[0]), read_metrics("gs://bucket/run")
+    of_local, of_remote = read_metrics(tiny_process_run[0]), read_metrics("gs://bucket/run")
     for key in ("step", "split", "loss", "top1", "learning_rate"):
         assert [line.get(key) for line in of_remote] == [line.get(key) for line in of_local], key
 
 
-def test_a_remote_workdir_holds_what_a_local_one_does(killed_and_resumed, tiny_run):
+def test_a_remote_workdir_holds_what_a_local_one_does(killed_and_resumed, tiny_process_run):
     remote, *_ = killed_and_resumed
     run = remote.bucket / "run"
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"45", "90"}
@@ -176,7 +170,7 @@ def test_a_second_job_on_a_remote_workdir_in_use_refuses(killed_and_resumed):
 # --- data
 
 
-def test_every_process_may_have_a_data_dir_of_its_own(storage, data_dir, tiny_run):
+def test_every_process_may_have_a_data_dir_of_its_own(storage, data_dir, tiny_process_run):
     assert "data_dir" in configuration.PLACE_KEYS, "processes with another data_dir would be refused"
     shutil.copytree(data_dir / "digits", storage.bucket / "data" / "digits")
     local, remote = (catalog.open_dataset("digits", place) for place in (data_dir, "gs://bucket/data"))

@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import types
 from pathlib import Path
 
 import pytest
+from helpers import wait_for
 from sweep_cells import finish
 
 from stce_jax import cli
@@ -294,14 +294,6 @@ def children(workdir):
     return [line for line in listed.splitlines() if f"--workdir={workdir}/cells/" in line]
 
 
-def wait_for(condition, what):
-    for _ in range(1200):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"no {what} after two minutes")
-
-
 def test_a_killed_sweep_leaves_no_process_and_goes_on_where_it_was(stce, tmp_path, data_dir):
     workdir = tmp_path / "sweep"
     words = ["reproduce", "table8", "--scale=smoke", "--runs=stce,pooling", "--seeds=0", *TINY]
@@ -310,7 +302,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on_where_it_was(stce, tmp_pat
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, cwd=ROOT, text=True)
     first = workdir / "cells" / "pooling_seed0"
-    wait_for(lambda: read_metrics(first), "line of metrics")
+    wait_for(lambda: read_metrics(first), "line of metrics", seconds=120)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     wait_for(lambda: not children(workdir), "end of the child")

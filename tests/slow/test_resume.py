@@ -1,6 +1,7 @@
 """Runs that are killed, stopped and started again: they end bit for bit where the undisturbed one does."""
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import TINY
+from helpers import TINY, wait_for
 
 from stce_jax.training import assemble as runs
 from stce_jax.training.mesh import make_mesh
@@ -22,6 +23,7 @@ from stce_jax.workdir.metrics import read_metrics
 
 # 90 steps; an evaluation and a checkpoint after every ninth.
 WORDS = (*[word for word in TINY if "eval_every" not in word], "--config.eval_every=0.2")
+soon = functools.partial(wait_for, pause=0.0005)  # moments between two files that a run writes
 
 
 def start(workdir, data_dir, *words, devices=2, env=None):
@@ -35,14 +37,6 @@ def finish(process, code=0):
     output, errors = process.communicate(timeout=120)
     assert process.returncode == code, f"exit code {process.returncode}, not {code}: {errors}"
     return output, errors
-
-
-def wait_for(process, condition, what, pause=0.0005):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, f"the run ended before {what}: {process.communicate()}"
-        assert time.monotonic() < deadline, f"no {what} after 60 s"
-        time.sleep(pause)
 
 
 def final_state(workdir, *words):
@@ -93,7 +87,7 @@ class Moments:
         )
 
     def _until(self, condition, what):
-        wait_for(self.process, condition, what)
+        soon(condition, what, self.process)
 
     def starting(self):
         """Importing, opening the data."""
@@ -179,7 +173,7 @@ def test_a_signal_in_the_first_compilation_ends_the_run_at_once(data_dir, tmp_pa
     cold = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cold")}
     process = start(tmp_path / "run", data_dir, "--config.model.depth=12", env=cold)
     moments = Moments(tmp_path / "run", process, np.random.default_rng(0))
-    wait_for(process, moments.checkpoints.is_dir, "checkpoints")
+    soon(moments.checkpoints.is_dir, "checkpoints", process)
     time.sleep(3)
     assert not read_metrics(tmp_path / "run"), "it is compiled already"
     process.send_signal(number)
@@ -191,7 +185,7 @@ def test_a_signal_in_the_first_compilation_ends_the_run_at_once(data_dir, tmp_pa
 
 def test_a_signal_while_data_are_prepared(tmp_path):
     process = start(tmp_path / "run", tmp_path / "data")
-    wait_for(process, lambda: list((tmp_path / "data").glob("digits/incomplete*")), "preparation")
+    soon(lambda: list((tmp_path / "data").glob("digits/incomplete*")), "preparation", process)
     process.terminate()
     _, errors = finish(process, 75)
     assert errors == "stce: stopped by SIGTERM before its first step; run again to go on\n"
@@ -208,7 +202,7 @@ def catches(process, number):
 
 def test_a_signal_while_jax_is_imported(data_dir, tmp_path):
     process = start(tmp_path, data_dir)
-    wait_for(process, lambda: catches(process, signal.SIGTERM), "handler")  # the first thing that the command does
+    soon(lambda: catches(process, signal.SIGTERM), "handler", process)  # the first thing that the command does
     process.terminate()
     _, errors = finish(process, 75)
     assert errors == "stce: stopped by SIGTERM before its first step; run again to go on\n"
@@ -230,7 +224,7 @@ def test_more_signals_during_the_save_corrupt_nothing(undisturbed, data_dir, tmp
 
 def test_a_second_job_on_the_same_workdir_is_refused(data_dir, tmp_path):
     first = start(tmp_path, data_dir, "--config.epochs=30")
-    wait_for(first, lambda: read_metrics(tmp_path), "line of metrics")
+    soon(lambda: read_metrics(tmp_path), "line of metrics", first)
     _, errors = finish(start(tmp_path, data_dir, "--config.epochs=30"), 2)
     assert f"workdir {tmp_path} is in use by process {first.pid} on " in errors and errors.count("\n") == 1, errors
     first.terminate()
@@ -292,7 +286,7 @@ def test_other_devices_and_workers_see_the_same_images_and_losses(data_dir, tmp_
     words += ("--config.optimizer.learning_rate=1e-3", "--config.optimizer.epsilon=1e-6")
     finish(start(tmp_path / "one", data_dir, *words, devices=1))
     process = start(tmp_path / "many", data_dir, *words, devices=2)
-    wait_for(process, lambda: len(read_metrics(tmp_path / "many")) > 15, "fifteen lines")
+    soon(lambda: len(read_metrics(tmp_path / "many")) > 15, "fifteen lines", process)
     process.terminate()
     finish(process, 75)
     more = ("--config.fsdp_devices=2", "--config.loader_workers=1")
@@ -306,7 +300,7 @@ def test_other_devices_and_workers_see_the_same_images_and_losses(data_dir, tmp_
 def test_a_disk_that_fills_ends_the_run_and_costs_nothing_but_time(undisturbed, data_dir, small_disk):
     process = start(small_disk / "run", data_dir)
     moments = Moments(small_disk / "run", process, np.random.default_rng(0))
-    wait_for(process, moments.steps, "checkpoint")
+    soon(moments.steps, "checkpoint", process)
     with open(small_disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
         while True:
             filler.write(b"x" * 2**12)
@@ -322,7 +316,7 @@ def test_a_disk_that_fills_ends_the_run_and_costs_nothing_but_time(undisturbed, 
 def test_a_signal_in_the_last_evaluation_leaves_that_one_to_be_done(undisturbed, data_dir, tmp_path):
     process = start(tmp_path, data_dir)
     moments = Moments(tmp_path, process, np.random.default_rng(0))
-    wait_for(process, lambda: any(line["step"] == 90 for line in read_metrics(tmp_path)), "step 90")
+    soon(lambda: any(line["step"] == 90 for line in read_metrics(tmp_path)), "step 90", process)
     process.terminate()
     process.communicate(timeout=60)
     if process.returncode == 75:  # else the evaluation, which takes a moment, had ended

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import TINY
+from helpers import TINY
 
 from stce_jax.platform import compile_cache
 

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import TINY, without_gloo
+from helpers import TINY, without_gloo
 from PIL import Image
 
 from stce_jax.workdir.metrics import read_metrics

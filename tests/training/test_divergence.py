@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY
+from helpers import TINY
 
 import stce_jax
 from stce_jax.data import catalog

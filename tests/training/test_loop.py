@@ -4,7 +4,7 @@ import jax
 import jax.monitoring
 import numpy as np
 import pytest
-from conftest import TINY
+from helpers import TINY
 
 from stce_jax.training import loop
 from stce_jax.verbs import evaluate

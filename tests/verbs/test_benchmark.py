@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from stce_jax import cli
 from stce_jax.analysis.timing import contenders
 from stce_jax.analysis.timing.model_specs import read_specs
 from stce_jax.analysis.timing.turns import Estimate, calls_lasting, in_turn, median_estimate
@@ -24,14 +23,6 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 SMALL = "width=16,depth=1,heads=2,mlp_dim=24"
 PATCH, STCE = f"vit_ti_patch,{SMALL}", f"vit_ti_stce,{SMALL},stem_widths=4,8,stem_strides=2,2"
 TOO_LARGE = 10**13  # images: more bytes than any address space has
-
-
-def run(capsys, *words):
-    """(exit code, standard output, standard error) of the command in this process."""
-    with pytest.raises(SystemExit) as end:
-        cli.main([str(word) for word in words])
-    captured = capsys.readouterr()
-    return end.value.code, captured.out, captured.err
 
 
 # --- what is counted
@@ -200,7 +191,7 @@ def test_the_interval_of_a_median_is_the_sign_tests():
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")  # JAX's of so many images
 def test_table_csv_and_json_agree_and_a_failing_row_stops_no_other(capsys, tmp_path):
     files = tmp_path / "a.csv", tmp_path / "a.json"
-    code, out, error = run(
+    code, out, error = run_cli(
         capsys,
         "benchmark",
         PATCH,
@@ -256,7 +247,7 @@ def test_training_steps_and_accumulation(monkeypatch):
 
 def test_nothing_measured_is_an_error_but_the_rows_are_written(capsys, tmp_path):
     words = (PATCH, "--image_size=16", f"--batch_sizes={TOO_LARGE}", "--what=inference", f"--csv={tmp_path / 'a.csv'}")
-    code, out, error = run(capsys, "benchmark", *words)
+    code, out, error = run_cli(capsys, "benchmark", *words)
     assert code == 2 and "nothing could be measured" in error and error.count("\n") == 1
     assert "RESOURCE_EXHAUSTED" in out and "RESOURCE_EXHAUSTED" in (tmp_path / "a.csv").read_text()
 
@@ -335,7 +326,7 @@ def test_patterns_configs_and_options():
     ],
 )
 def test_refusals(capsys, words, named):
-    code, out, error = run(capsys, "benchmark", *words)
+    code, out, error = run_cli(capsys, "benchmark", *words)
     assert code == 2 and out == "", error
     assert named in error and error.startswith("stce: ") and error.count("\n") == 1, error
 
@@ -345,6 +336,6 @@ def test_a_file_that_cannot_be_written(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(contenders, "_make_inference", lambda *_: fake_inference(clock, lambda: 0.5, 1.0))
     (tmp_path / "taken").mkdir()
     words = (PATCH, "--image_size=32", "--batch_sizes=1", "--what=inference", f"--json={tmp_path / 'taken'}")
-    code, out, error = run(capsys, "benchmark", *words)
+    code, out, error = run_cli(capsys, "benchmark", *words)
     assert code == 2 and "cannot write" in error and error.count("\n") == 1
     assert "vit_ti_patch" in out, "the table is lost with the file"

@@ -8,11 +8,11 @@ import types
 import jax
 import numpy as np
 import pytest
+from helpers import run_cli
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
-from test_cli import run
 
 from stce_jax.analysis.curves import COLOURS
 from stce_jax.errors import CheckpointError, ConfigError, DataError
@@ -222,7 +222,7 @@ def test_damaged_predictions_are_refused(pair, capsys, damage):
         np.savez(path, labels=labels, logits=np.zeros(16), class_ids=labels)
     with pytest.raises(DataError, match=r"predictions\.npz: .*write it anew: stce evaluate --workdir="):
         compare(pair)
-    code, out, error = run(capsys, "compare", *pair)
+    code, out, error = run_cli(capsys, "compare", *pair)
     assert code == 3 and out == "" and re.fullmatch(r"stce: .*\n", error), error
 
 
@@ -270,7 +270,7 @@ def test_names_are_short_and_differ(workdirs, names):
 def test_the_table(pair, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "patch", config="digits:patch")
-    code, out, error = run(capsys, "compare", "finished", "going_on", "patch")
+    code, out, error = run_cli(capsys, "compare", "finished", "going_on", "patch")
     assert (code, error) == (0, ""), error
     header, first, second, third, note, *rest = out.splitlines()
     columns = re.split(r"  +", header.strip())
@@ -292,19 +292,19 @@ def test_the_table(pair, tmp_path, capsys, monkeypatch):
 
 
 def test_one_run_is_shown_alone(finished, tmp_path, capsys):
-    code, out, _ = run(capsys, "compare", finished, f"--output={tmp_path / 'one.svg'}", "--checkpoint=best")
+    code, out, _ = run_cli(capsys, "compare", finished, f"--output={tmp_path / 'one.svg'}", "--checkpoint=best")
     assert code == 0 and "top-1, best" in out and "predictions" not in out
     assert (tmp_path / "one.svg").read_bytes().startswith(b"<?xml")
 
 
 def test_json_is_what_the_function_returns(pair, tmp_path, capsys):
-    code, out, _ = run(capsys, "compare", *pair, "--json", f"--output={tmp_path / 'out.png'}")
+    code, out, _ = run_cli(capsys, "compare", *pair, "--json", f"--output={tmp_path / 'out.png'}")
     assert code == 0 and json.loads(out) == compare(pair) and (tmp_path / "out.png").exists()
 
 
 def test_what_evaluate_writes_is_compared(tiny_run, data_dir, tmp_path, capsys):
     workdir = shutil.copytree(tiny_run[0], tmp_path / "run")
-    code, _, error = run(
+    code, _, error = run_cli(
         capsys, "evaluate", f"--workdir={workdir}", f"--data_dir={data_dir}", f"--output={workdir / 'evaluation'}"
     )
     assert code == 0, error
@@ -336,7 +336,7 @@ def test_refusals(finished, tmp_path, capsys, monkeypatch, words, code, cause):
     for name, text in (("torn", config[:100]), ("older", config.replace('"seed"', '"sed"'))):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(text)
-    found, out, error = run(capsys, *words)
+    found, out, error = run_cli(capsys, *words)
     assert found == code and cause in error, error
     assert re.fullmatch(r"stce: .*\n", error) and out == "", f"not one line: {error!r}"
     assert {path.name for path in tmp_path.iterdir()} == {"finished", "torn", "older"}, "something was written"

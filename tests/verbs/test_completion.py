@@ -8,8 +8,7 @@ import subprocess
 import time
 
 import pytest
-from test_architecture import modules_after
-from test_cli import run
+from helpers import modules_after, run_cli
 
 from stce_jax.cli import VERBS, make_parser
 from stce_jax.configs.tables import scales
@@ -51,15 +50,17 @@ def offered(script, tmp_path, monkeypatch):
     return offer
 
 
+@pytest.mark.slow
 def test_verbs(offered):
     assert offered("stce ") == sorted(VERBS)
     assert offered("stce ev") == ["evaluate"]
     assert offered("stce xyz") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_options_are_those_of_the_help(capsys, offered, verb):
-    code, out, _ = run(capsys, verb, "--help")
+    code, out, _ = run_cli(capsys, verb, "--help")
     assert code == 0
     found = offered(f"stce {verb} --")
     assert {"--help", "--debug"} <= set(found) and all(option in out for option in found)
@@ -68,12 +69,14 @@ def test_options_are_those_of_the_help(capsys, offered, verb):
     assert found == sorted(option for option in options if option.startswith("--")), "one is missing"
 
 
+@pytest.mark.slow
 def test_options_after_others(offered):
     assert offered("stce evaluate --workdir=runs --ema --chec") == ["--checkpoint"]
     assert offered("stce evaluate --workdir runs --ema --chec") == ["--checkpoint"]
     assert offered("stce train --config=digits --config.seed=1 --workd") == ["--workdir"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", [" ", "="])
 @pytest.mark.parametrize(
     "start, expected",
@@ -103,6 +106,7 @@ def test_values(offered, start, between, expected):
         assert offered(line, equals_splits=False) == sorted(f"{option}={value}" for value in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line, expected",
     [
@@ -170,6 +174,7 @@ LINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_the_tabulator_key(script, offered, tmp_path, shell):
     if not shutil.which(shell):
@@ -202,12 +207,13 @@ def test_the_script_for_zsh_is_made_without_zsh():
 
 
 def test_the_command_prints_the_script(capsys, script):
-    code, out, error = run(capsys, "completion", "bash")
+    code, out, error = run_cli(capsys, "completion", "bash")
     assert (code, out, error) == (0, script.read_text() + "\n", "")
-    code, out, error = run(capsys, "completion", "fish")
+    code, out, error = run_cli(capsys, "completion", "fish")
     assert code == 2 and out == "" and "'fish'" in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_printing_it_starts_no_jax():
     loaded = modules_after(
         "from stce_jax.cli import main\ntry:\n    main(['completion', 'bash'])\nexcept SystemExit: pass"

@@ -12,9 +12,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import without_gloo
+from helpers import run_cli, without_gloo
 from PIL import Image
-from test_cli import run as run_cli
 
 import stce_jax
 from stce_jax.analysis import files, scores
@@ -115,6 +114,7 @@ def test_the_training_images_can_be_evaluated(tiny_run):
     assert (result["images"], result["split"], result["checkpoint"], result["ema"]) == (1437, "train", "45", True)
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(tiny_run, data_dir, written, tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

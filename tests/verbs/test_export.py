@@ -16,7 +16,6 @@ import safetensors.numpy
 from PIL import Image
 
 import stce_jax
-from stce_jax import cli
 from stce_jax.errors import CheckpointError, ConfigError, DataError
 from stce_jax.models.factory import create_model
 from stce_jax.paths import open_path
@@ -31,20 +30,12 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 FILES = ("model.jaxexport", "model.json", "weights.safetensors")
 
 
-def command(capsys, *words):
-    """(exit code, standard output, standard error) of the command in this process, which has eight devices."""
-    with pytest.raises(SystemExit) as end:
-        cli.main([str(word) for word in words])
-    captured = capsys.readouterr()
-    return end.value.code, captured.out, captured.err
-
-
 @pytest.fixture(scope="module")
-def exported(stce, tiny_run, tmp_path_factory):
+def exported(stce_here, tiny_run, tmp_path_factory):
     """(directory, output of the command): an export whose run is gone."""
     directory = tmp_path_factory.mktemp("exports")
     shutil.copytree(tiny_run[0], directory / "run")
-    done = stce("export", f"--workdir={directory / 'run'}", f"--output={directory / 'deep' / 'model'}")
+    done = stce_here("export", f"--workdir={directory / 'run'}", f"--output={directory / 'deep' / 'model'}")
     assert done.returncode == 0, done.stderr
     shutil.rmtree(directory / "run")
     assert os.listdir(directory / "deep") == ["model"], "something was left beside it"
@@ -100,6 +91,7 @@ def test_any_number_of_images_gives_the_runs_logits(exported, seven):
     assert "logits of 1 and 3 images differ" in exported[1] and "cpu, cuda, tpu" in exported[1]
 
 
+@pytest.mark.slow
 def test_the_artifact_is_for_three_platforms_and_says_what_goes_in(exported):
     program = jax.export.deserialize(bytearray((exported[0] / FILES[0]).read_bytes()))
     assert program.platforms == ("cpu", "cuda", "tpu")
@@ -138,6 +130,7 @@ def test_the_safetensors_are_the_runs_weights_to_the_bit(exported, seven):
         assert written[name].tobytes() == array.tobytes(), f"{name} has other bits"
 
 
+@pytest.mark.slow
 def test_a_process_that_never_saw_the_run(exported, seven, tmp_path):
     _, pixels, expected = seven
     np.save(tmp_path / "pixels.npy", pixels)
@@ -206,7 +199,7 @@ def test_other_models(tiny_run, tmp_path, monkeypatch, name, options, batch):
 def test_the_moving_average_and_a_checkpoint_of_ones_choice(capsys, tiny_run, tmp_path):
     workdir, directory = tiny_run[0], tmp_path / "average"
     words = ("--ema", "--checkpoint=best", "--platforms=cpu", "--batch=1")
-    code, out, error = command(capsys, "export", f"--workdir={workdir}", f"--output={directory}", *words)
+    code, out, error = run_cli(capsys, "export", f"--workdir={workdir}", f"--output={directory}", *words)
     assert code == 0 and "1 images a call" in out, error
     written = safetensors.numpy.load_file(directory / FILES[2])
     average, plain = (weights.flatten(runs.load_run(workdir, "best", ema).variables) for ema in (True, False))
@@ -271,7 +264,7 @@ def test_a_program_that_differs_from_the_run_is_not_exported(capsys, tiny_run, t
 
     monkeypatch.setattr(verb, "_program", wrong)
     words = (f"--workdir={tiny_run[0]}", f"--output={tmp_path / 'out'}", "--batch=2")
-    code, _, error = command(capsys, "export", *words)
+    code, _, error = run_cli(capsys, "export", *words)
     assert code == 4 and "the exported model differs from the run" in error and error.count("\n") == 1, error
     assert os.listdir(tmp_path) == [], "something was left"
 
@@ -284,7 +277,7 @@ def test_weights_that_are_read_back_otherwise_are_not_exported(capsys, tiny_run,
 
     monkeypatch.setattr(weights, "save_weights", rounding)
     words = (f"--workdir={tiny_run[0]}", f"--output={tmp_path / 'out'}", "--batch=2")
-    code, _, error = command(capsys, "export", *words)
+    code, _, error = run_cli(capsys, "export", *words)
     assert code == 4 and "was read back with another " in error and error.count("\n") == 1, error
     assert os.listdir(tmp_path) == [], "something was left"
 
@@ -312,7 +305,7 @@ def test_refusals(capsys, monkeypatch, tiny_run, tmp_path, words, code, named):
     (tmp_path / "FULL").mkdir()
     (tmp_path / "FULL" / "file").write_text("mine")
     words = [word.replace("=RUN", f"={tiny_run[0]}") for word in words]
-    found, out, error = command(capsys, "export", *words)
+    found, out, error = run_cli(capsys, "export", *words)
     assert found == code, error
     assert named in error and error.count("\n") == 1 and out == "", error
     assert (os.listdir(tmp_path), os.listdir(tmp_path / "FULL")) == (["FULL"], ["file"]), "something was left"
@@ -320,7 +313,7 @@ def test_refusals(capsys, monkeypatch, tiny_run, tmp_path, words, code, named):
 
 def test_a_full_disk_leaves_nothing(capsys, tiny_run, small_disk):
     (small_disk / "other").write_bytes(bytes(3 * 2**20 - 60_000))
-    code, _, error = command(capsys, "export", f"--workdir={tiny_run[0]}", f"--output={small_disk / 'out'}")
+    code, _, error = run_cli(capsys, "export", f"--workdir={tiny_run[0]}", f"--output={small_disk / 'out'}")
     assert code == 2 and "No space left on device" in error and error.count("\n") == 1, error
     assert os.listdir(small_disk) == ["other"], "something was left"
 

@@ -6,8 +6,8 @@ import functools
 import jax
 import numpy as np
 import pytest
+from helpers import run_cli
 from PIL import Image
-from test_cli import run as run_cli
 
 import stce_jax
 from stce_jax.errors import ConfigError, DataError

@@ -13,9 +13,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import run_cli
 from PIL import Image
 from scipy.special import softmax
-from test_cli import run as run_cli
 
 import stce_jax
 from stce_jax import paths
@@ -234,6 +234,7 @@ def test_a_terminal_of_another_encoding(monkeypatch):
     assert tables.aligned([["猫", "1"], ["cat", "2"]]) == ["猫   1", "cat  2"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_gone(tiny_run, files):
     """As in `stce predict ... | head`: no complaint."""
     read, write = os.pipe()

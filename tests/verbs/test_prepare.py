@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import wait_for
 from image_sources import (
     IMAGES,
     OTHERS,
@@ -27,16 +28,18 @@ from image_sources import (
     flat_tree,
     kaggle_tree,
     kaggle_zip,
+    left_in,
     make_images,
     parquet,
     picture,
+    start_slowly,
     tars,
     tree,
     write,
 )
 from PIL import Image
 
-from stce_jax.data import catalog, class_lists, places
+from stce_jax.data import catalog, class_lists
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.prepare import inspection
 from stce_jax.prepare import writer as imagenet100
@@ -68,15 +71,6 @@ def config_of(wnids, name="four"):
 
 def contents(source):
     return [(record["label"], record["image"]) for record in (source[index] for index in range(len(source)))]
-
-
-def left_in(directory):
-    """What lies in a data directory and should not: anything but finished data sets and their lock files."""
-    return [
-        str(path.relative_to(directory))
-        for path in directory.rglob("*")
-        if path.is_file() and path.suffix != ".lock" and path.parent.name != places.VERSION
-    ] + [str(path) for path in directory.rglob("incomplete*")]
 
 
 def refusal(*arguments, kind=DataError, **options):
@@ -309,40 +303,14 @@ def test_what_is_there_and_damaged_is_refused(tmp_path, monkeypatch, classes, da
 
 SHARD = "imagenet100-train.array_record-00000-of-00003"  # not the last one
 
-SLOW = """
-import sys, time
-from stce_jax.verbs import prepare
-from stce_jax.prepare import inspection
-def slowly(*arguments, inspect=inspection._inspect):
-    time.sleep(0.3)
-    return inspect(*arguments)
-inspection._inspect = slowly
-from stce_jax.cli import main
-main(sys.argv[1:])
-"""
 
-
-def start_slowly(*words):
-    """The command in a process of its own, at about 0.3 s an image and thread; stopped before it can end."""
-    command = [sys.executable, "-c", SLOW, *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(condition, process):
-    for _ in range(600):
-        if condition():
-            return
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    raise AssertionError("nothing happened for 30 s")
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_run_that_is_stopped_leaves_nothing_that_looks_finished(tmp_path, prepared, classes, number):
     source, out = tree(tmp_path / "in", IMAGES), tmp_path / "out"
     words = ("prepare", "imagenet100", f"--source={source}", f"--classes={classes}", f"--data_dir={out}")
     process = start_slowly(*words, "--workers=1")
-    wait_for(lambda: list(out.rglob("*array_record*")), process)
+    wait_for(lambda: list(out.rglob("*array_record*")), "shard", process)
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert not (out / "imagenet100" / config_of(WNIDS)).exists(), "half a data set under the final name"
@@ -357,6 +325,7 @@ def test_a_run_that_is_stopped_leaves_nothing_that_looks_finished(tmp_path, prep
     assert report.fingerprint == prepared["tree"][0].fingerprint and left_in(out) == []
 
 
+@pytest.mark.slow
 def test_two_at_once_make_one_data_set(tmp_path, prepared, classes):
     source, out = tree(tmp_path / "in", IMAGES), tmp_path / "out"
     words = ("prepare", "imagenet100", f"--source={source}", f"--classes={classes}", f"--data_dir={out}")
@@ -371,6 +340,7 @@ def test_two_at_once_make_one_data_set(tmp_path, prepared, classes):
     assert all(prepared["tree"][0].fingerprint in output for output in said) and left_in(out) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["tree", "parquet"])
 def test_a_full_disk_is_said_in_one_line(tmp_path, classes, form):
     """A limit on the size of files stands for it. Parquet's images are copied first."""
@@ -637,6 +607,7 @@ def test_reading_does_not_run_ahead_of_writing():
         assert [inspected.reference for inspected in stream] == images[1:]
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_with_bounded_memory(tmp_path, classes):
     """Headers that claim gigabytes of pixels, and members of a zip that unpack to 300 MB, or say they do not."""
     path = kaggle_zip(tmp_path / "images.zip", IMAGES)
@@ -658,6 +629,7 @@ def test_bombs_are_refused_with_bounded_memory(tmp_path, classes):
     assert grown < 100, f"memory grew by {grown} MiB"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["tree", "tars", "kaggle zip", "parquet"])
 def test_memory_does_not_grow_with_the_data(tmp_path, classes, form):
     """130 MB of images, of which 110 MB in one shard."""
@@ -736,6 +708,7 @@ def test_the_command(tmp_path, stce, classes):
     assert usage.returncode == 2 and "--source" in usage.stderr
 
 
+@pytest.mark.slow
 def test_preparing_starts_no_jax_and_needs_no_tensorflow(tmp_path, classes):
     words = ["prepare", "imagenet100", f"--source={tree(tmp_path / 'in', IMAGES)}", f"--classes={classes}"]
     words.append(f"--data_dir={tmp_path / 'out'}")

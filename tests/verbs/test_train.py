@@ -10,17 +10,13 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import TINY
+from helpers import TINY, leaves, wait_for
 from PIL import Image
 
 import stce_jax
 from stce_jax.workdir.metrics import read_metrics
 
 TOTAL = 90  # steps: 2 epochs of 1437 images in batches of 32
-
-
-def leaves(workdir, checkpoint="last"):
-    return jax.tree.leaves(jax.tree.map(np.asarray, stce_jax.load_run(workdir, checkpoint).variables))
 
 
 def test_workdir_holds_what_is_documented(tiny_run):
@@ -59,20 +55,20 @@ def test_output_is_plain_lines_without_a_terminal(tiny_run):
     assert last.startswith("finished: top-1 ") and "  waited for data " in last
 
 
-def test_a_finished_run_says_so_and_changes_nothing(tiny_run, stce, data_dir):
+def test_a_finished_run_says_so_and_changes_nothing(tiny_run, stce_here, data_dir):
     workdir, _ = tiny_run
     before = (workdir / "metrics.jsonl").read_bytes()
-    done = stce("train", *TINY, f"--workdir={workdir}", f"--data_dir={data_dir}")
+    done = stce_here("train", *TINY, f"--workdir={workdir}", f"--data_dir={data_dir}")
     assert done.returncode == 0 and "already finished at step 90" in done.stdout
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-def test_evaluate_reproduces_the_logged_accuracy(tiny_run, stce):
+def test_evaluate_reproduces_the_logged_accuracy(tiny_run, stce_here):
     workdir, _ = tiny_run
     logged = {line["step"]: line for line in read_metrics(workdir) if line["split"] == "eval"}
     best = max(logged.values(), key=lambda line: line["top1"])["step"]
     for checkpoint, step in (("last", 90), ("45", 45), ("best", best)):
-        done = stce("evaluate", f"--workdir={workdir}", f"--checkpoint={checkpoint}")
+        done = stce_here("evaluate", f"--workdir={workdir}", f"--checkpoint={checkpoint}")
         assert done.returncode == 0, done.stderr
         line = logged[step]
         assert f"step {step} " in done.stdout
@@ -82,9 +78,9 @@ def test_evaluate_reproduces_the_logged_accuracy(tiny_run, stce):
         ), done.stdout
 
 
-def test_evaluate_the_moving_average(tiny_run, stce):
+def test_evaluate_the_moving_average(tiny_run, stce_here):
     workdir, _ = tiny_run
-    raw, ema = (stce("evaluate", f"--workdir={workdir}", *flag) for flag in ((), ("--ema",)))
+    raw, ema = (stce_here("evaluate", f"--workdir={workdir}", *flag) for flag in ((), ("--ema",)))
     assert ema.returncode == 0, ema.stderr
     assert ema.stdout != raw.stdout
 
@@ -112,17 +108,10 @@ def start(workdir, data_dir):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, what):
-    for _ in range(16000):
-        if condition():
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"no {what} after 80 s")
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 75), (signal.SIGKILL, -9)])
 def test_a_stopped_run_ends_bit_for_bit_where_the_undisturbed_one_does(
-    tiny_run, stce, data_dir, tmp_path, signal_number, code
+    tiny_process_run, stce, data_dir, tmp_path, signal_number, code
 ):
     """SIGTERM and SIGINT save where they strike; SIGKILL falls back to the last checkpoint."""
     process = start(tmp_path, data_dir)
@@ -139,13 +128,13 @@ def test_a_stopped_run_ends_bit_for_bit_where_the_undisturbed_one_does(
     done = stce("train", *TINY, f"--workdir={tmp_path}", f"--data_dir={data_dir}")
     assert done.returncode == 0, done.stderr
     assert "resuming from step " in done.stdout
-    for expected, actual in zip(leaves(tiny_run[0]), leaves(tmp_path), strict=True):
+    for expected, actual in zip(leaves(tiny_process_run[0]), leaves(tmp_path), strict=True):
         np.testing.assert_array_equal(actual, expected)
     lines = [(line["step"], line["split"]) for line in read_metrics(tmp_path)]
     assert len(lines) == len(set(lines)), f"a line stands twice: {lines}"
     undisturbed, resumed = (
         [{key: line[key] for key in ("step", "loss", "top1")} for line in read_metrics(run) if line["split"] == "eval"]
-        for run in (tiny_run[0], tmp_path)
+        for run in (tiny_process_run[0], tmp_path)
     )
     assert resumed == undisturbed
 
@@ -162,6 +151,7 @@ def stuck_folder(root):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigterm", [False, True])
 def test_a_disk_that_does_not_answer_ends_the_run_with_its_state_saved(tmp_path, sigterm):
     """By itself after the timeout (3), or by SIGTERM while it waits (75)."""
@@ -185,10 +175,10 @@ def test_a_disk_that_does_not_answer_ends_the_run_with_its_state_saved(tmp_path,
     assert saved == read_metrics(workdir)[-1]["step"]
 
 
-def test_another_config_in_the_same_workdir_is_refused(tiny_run, stce, data_dir):
+def test_another_config_in_the_same_workdir_is_refused(tiny_run, stce_here, data_dir):
     workdir, _ = tiny_run
     before = sorted(path.name for path in workdir.rglob("*"))
-    done = stce("train", *TINY, "--config.seed=1", f"--workdir={workdir}", f"--data_dir={data_dir}")
+    done = stce_here("train", *TINY, "--config.seed=1", f"--workdir={workdir}", f"--data_dir={data_dir}")
     assert done.returncode == 2
     assert "belongs to another config (seed: 0 -> 1)" in done.stderr
     assert sorted(path.name for path in workdir.rglob("*")) == before

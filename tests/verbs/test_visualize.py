@@ -6,9 +6,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from helpers import run_cli
 from matplotlib import colormaps
 from PIL import Image
-from test_cli import run as run_cli
 
 import stce_jax
 from stce_jax.analysis.drawing import introspection, pictures

@@ -93,6 +93,7 @@ def left_by(owner, bucket):
 # --- a local workdir
 
 
+@pytest.mark.slow
 def test_a_workdir_in_use_is_refused_until_its_owner_dies(tmp_path, holding):
     process, _ = holding(tmp_path / "new" / "run")
     message = refusal(tmp_path / "new" / "run")
@@ -106,6 +107,7 @@ def test_a_workdir_in_use_is_refused_until_its_owner_dies(tmp_path, holding):
         assert str(os.getpid()) in refusal(tmp_path / "new" / "run"), "it names the job that is dead"
 
 
+@pytest.mark.slow
 def test_children_do_not_inherit_a_claim(tmp_path, holding):
     """Or a worker process that outlives its parent would keep everybody out."""
     process, (_, *children) = holding(tmp_path, HOLD_WITH_CHILDREN)
@@ -128,6 +130,7 @@ def test_a_claim_ends_with_its_block(tmp_path):
         claim.check()
 
 
+@pytest.mark.slow
 def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     message = refusal(tmp_path / "file" / "run")
@@ -151,6 +154,7 @@ def test_a_remote_workdir_in_use_is_refused_and_free_afterwards(bucket, capsys):
     assert time.monotonic() - start < 0.9, "it waited, though the last job had ended"
 
 
+@pytest.mark.slow
 def test_an_owner_killed_on_this_machine_is_noticed_at_once(bucket, monkeypatch):
     monkeypatch.setattr(workdir, "PATIENCE", 60.0)
     process = subprocess.Popen(["true"])
@@ -268,6 +272,7 @@ def test_paths_that_nothing_opens_are_refused_in_one_line(monkeypatch):
         assert "\n" not in str(caught.value) and path in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     program = (
         "import resource, sys; from stce_jax.paths import write_bytes\n"

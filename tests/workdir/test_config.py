@@ -6,9 +6,9 @@ import pytest
 
 from stce_jax.configs import default
 from stce_jax.errors import ConfigError
-from stce_jax.training.assemble import build_model
+from stce_jax.training.assemble import build_model, load_config
 from stce_jax.workdir import config as configuration
-from stce_jax.workdir.config import SHIPPED, load_config
+from stce_jax.workdir.config import SHIPPED
 
 PAPERS = ["stce_vit_s", "conv_vit_s", "patch_vit_s"]
 TABLES = [f"tables/{table}" for table in ("scales", "table1", "table6", "table7", "table8", "readings")]
@@ -23,7 +23,7 @@ NAMES = [
 def test_every_shipped_config_is_complete_locked_and_builds_its_model(name):
     config = load_config(name)
     assert config.is_locked
-    assert list(configuration._flatten(config)) == list(configuration._flatten(default.get_config()))
+    assert list(configuration.flatten(config)) == list(configuration.flatten(default.get_config()))
     assert build_model(config, 10).num_classes == 10
 
 
@@ -39,12 +39,12 @@ def test_default_is_the_papers_recipe():
     assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.clip_norm) == (1e-3, 0.05, 0)
     assert (optimizer.warmup_epochs, optimizer.warmup_learning_rate, optimizer.final_learning_rate) == (5, 1e-6, 1e-5)
     assert (config.augment.mixup, config.augment.cutmix, config.augment.label_smoothing) == (1.0, 0.8, 0.1)
-    assert config.model.drop_path == 0.1 and optimizer.ema_decay == 0.99996
+    assert config.model.body.vit.drop_path == 0.1 and optimizer.ema_decay == 0.99996
 
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_the_papers_configs_are_its_recipe_on_imagenet100(name):
-    config, recipe = (configuration._flatten(load_config(name)) for name in (name, "default"))
+    config, recipe = (configuration.flatten(load_config(name)) for name in (name, "default"))
     changed = {key: value for key, value in config.items() if value != recipe[key]}
     model = "vit_s_" + name.partition("_")[0]
     assert changed == {"dataset": "imagenet100"} | ({} if model == "vit_s_stce" else {"model.name": model})
@@ -66,7 +66,7 @@ def test_every_key_of_default_has_a_comment():
         "optimizer.beta2 = 0.999",
         "optimizer.epsilon = 1e-8",
     }
-    assert len(keys) == len(configuration._flatten(default.get_config()))
+    assert len(keys) == len(configuration.flatten(default.get_config()))
 
 
 @pytest.mark.parametrize(
@@ -77,16 +77,16 @@ def test_every_key_of_default_has_a_comment():
         (["--config.epochs=2"], "epochs", 2.0),
         (["--config.epochs=0.5"], "epochs", 0.5),
         (["--config.optimizer.learning_rate=3e-4"], "optimizer.learning_rate", 3e-4),
-        (["--config.model.stem_widths=8,16"], "model.stem_widths", (8, 16)),
-        (["--config.model.stem_widths=(8, 16)"], "model.stem_widths", (8, 16)),
-        (["--config.model.remat"], "model.remat", True),
-        (["--noconfig.model.remat"], "model.remat", False),
-        (["--config.model.cell=None", "--config.seed=1"], "model.cell", None),
-        (["--config.model.depth=4", "--config.model.depth=5"], "model.depth", 5),
+        (["--config.model.embedding.stce.stem_widths=8,16"], "model.embedding.stce.stem_widths", (8, 16)),
+        (["--config.model.embedding.stce.stem_widths=(8, 16)"], "model.embedding.stce.stem_widths", (8, 16)),
+        (["--config.model.body.vit.remat"], "model.body.vit.remat", True),
+        (["--noconfig.model.body.vit.remat"], "model.body.vit.remat", False),
+        (["--config.model.embedding.stce.cell=None", "--config.seed=1"], "model.embedding.stce.cell", None),
+        (["--config.model.body.vit.depth=4", "--config.model.body.vit.depth=5"], "model.body.vit.depth", 5),
     ],
 )
 def test_overrides(words, key, value):
-    found = configuration._flatten(load_config("digits", words))[key]
+    found = configuration.flatten(load_config("digits", words))[key]
     assert found == value and type(found) is type(value)
 
 
@@ -99,15 +99,17 @@ def test_overrides(words, key, value):
         ("default:x", [], "takes no argument"),
         ("tables/table6:big", [], "no variant 'big'; it has paper, small, smoke"),
         ("digits", ["--config.seed=None"], "bad value in '--config.seed=None'"),
-        ("digits", ["--config.model.cel=None"], "did you mean 'model.cell'?"),
+        ("digits", ["--config.model.embedding.stce.cel=None"], "did you mean 'model.embedding.stce.cell'?"),
+        ("digits", ["--config.model.cel=None"], "did you mean 'model.embedding.stce.cell'?"),
+        ("digits", ["--config.model.embedding.conv.stem_width=8"], "did you mean 'model.embedding.conv.stem_widths'?"),
         ("digits", ["--config.optimizer.learning_rat=1"], "did you mean 'optimizer.learning_rate'?"),
         ("digits", ["--config.optimiser.learning_rate=1"], "did you mean 'optimizer.learning_rate'?"),
-        ("digits", ["--config.model.dept=3"], "did you mean 'model.depth'?"),
+        ("digits", ["--config.model.dept=3"], "did you mean 'model.body.vit.depth'?"),
         ("digits", ["--config.learning_rate=3"], "did you mean 'optimizer.learning_rate'?"),
         ("digits", ["--config.zzz=3"], "configs/default.py lists every key"),
         ("digits", ["--config.epochs=many"], "could not convert string to float: 'many'"),
         ("digits", ["--config.seed=1.5"], "--config.seed=1.5"),
-        ("digits", ["--config.model.remat=maybe"], "maybe"),
+        ("digits", ["--config.model.body.vit.remat=maybe"], "maybe"),
         ("digits", ["--config.model=3"], "--config.model=3"),
         ("digits", ["--confg.seed=3"], "--confg.seed=3"),
         ("digits", ["epochs=3"], "unknown argument 'epochs=3'"),
@@ -174,9 +176,9 @@ def test_config_files_of_users(tmp_path, case):
 
 
 def test_json_round_trip():
-    config = load_config("digits", ["--config.model.depth=4"])
+    config = load_config("digits", ["--config.model.body.vit.depth=4"])
     text = configuration.to_json(config)
-    assert json.loads(text)["model"]["depth"] == 4
+    assert json.loads(text)["model"]["body"]["vit"]["depth"] == 4 and json.loads(text)["form"] == 2
     assert configuration.differences(config, configuration.from_json(text)) == []
     assert configuration.from_json(text).to_dict() == config.to_dict()
 
@@ -192,5 +194,16 @@ def test_damaged_json_is_refused(text):
 
 def test_differences_leave_out_where_a_run_computes():
     old = load_config("digits")
-    new = load_config("digits", ["--config.loader_threads=9", "--config.data_dir=/x", "--config.model.depth=4"])
-    assert configuration.differences(old, new) == ["model.depth: 3 -> 4"]
+    words = ["--config.loader_threads=9", "--config.data_dir=/x", "--config.model.body.vit.depth=4"]
+    assert configuration.differences(old, load_config("digits", words)) == ["model.body.vit.depth: 3 -> 4"]
+
+
+def test_differences_leave_out_what_no_chosen_module_reads():
+    old = load_config("digits", ["--config.model.embedding.conv.stem_widths=8,64"])
+    assert configuration.differences(old, load_config("digits")) == []
+    conv = load_config("digits:conv")
+    assert configuration.differences(load_config("digits"), conv) == ["model.name: vit_ti_stce -> vit_ti_conv"]
+    assert configuration.differences(old, conv) == [
+        "model.embedding.conv.stem_widths: (8, 64) -> (24, 48, 64)",
+        "model.name: vit_ti_stce -> vit_ti_conv",
+    ]

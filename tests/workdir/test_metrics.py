@@ -152,6 +152,7 @@ def test_nothing_is_written_by_those_who_do_not_write(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(tmp_path):
     program = (
         "import resource, sys; from stce_jax.workdir.metrics import MetricsLog\n"

@@ -13,7 +13,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
-from conftest import TINY
+from helpers import TINY
 from PIL import Image
 
 from stce_jax.errors import CheckpointError, ConfigError
@@ -35,7 +35,7 @@ POSITIONS = "params/position_embedding"
 
 
 def tiny(embedding="stce", classes=10, image_size=16, **options):
-    """The model of conftest's TINY, or another one of its size."""
+    """The model of TINY, or another one of its size."""
     return create_model(
         f"vit_ti_{embedding}", num_classes=classes, image_size=image_size, **BODY | OWN[embedding] | options
     )
@@ -420,14 +420,14 @@ def test_fine_tuning_from_the_command_line(source, stce, data_dir, tmp_path):
     assert_same_bits(weights.flatten(runs.load_run(workdir).variables), ends)
 
 
-def test_weights_that_do_not_fit_end_with_exit_4_before_the_workdir_is_touched(source, stce, data_dir, tmp_path):
+def test_weights_that_do_not_fit_end_with_exit_4_before_the_workdir_is_touched(source, stce_here, data_dir, tmp_path):
     words = ("train", *TINY, "--config.model.depth=3", f"--data_dir={data_dir}", f"--workdir={tmp_path / 'run'}")
-    done = stce(*words, f"--init_from={source[0]}")
+    done = stce_here(*words, f"--init_from={source[0]}")
     assert done.returncode == 4, done.stderr
     assert done.stderr == (
-        f"stce: {source[0]} does not fit the model: "
+        f"stce_here: {source[0]} does not fit the model: "
         "params/blocks_2/attention/out/bias is not in it, the model wants (16,)\n"
     )
     assert not (tmp_path / "run").exists(), "the workdir is now that of a config that cannot begin"
-    done = stce(*words, f"--init_from={tmp_path / 'missing'}")
+    done = stce_here(*words, f"--init_from={tmp_path / 'missing'}")
     assert done.returncode == 2 and "there is no " in done.stderr, done.stderr

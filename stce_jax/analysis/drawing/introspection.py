@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stce_jax.errors import ConfigError
-from stce_jax.models.embeddings.stce import PatchEmbed, SuperTokenConvEmbed
+from stce_jax.models.embeddings import PatchEmbed, SuperTokenConvEmbed
 from stce_jax.models.ops.supertoken import cell_shape, cluster_super_tokens
 
 OWN = 4  # the neighbour k at offset (0, 0)

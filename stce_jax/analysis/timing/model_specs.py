@@ -8,10 +8,10 @@ from typing import Any
 
 from stce_jax.errors import ConfigError
 from stce_jax.models.factory import create_model, list_models, model_options
-from stce_jax.paths import first_line, open_path
+from stce_jax.paths import first_line
 from stce_jax.training import assemble as runs
 from stce_jax.training.state import abstract_variables
-from stce_jax.workdir import config as configuration
+from stce_jax.workdir import layout, parts
 from stce_jax.workdir.checkpoints import Checkpoints
 
 IMAGE_SIZE, NUM_CLASSES, BATCH_SIZES = 224, 100, (1, 8, 32)  # of models by name
@@ -101,7 +101,9 @@ def _of_config(word, name, options, image_size, num_classes):
 
     def build(**dtype):
         changed = config.copy_and_resolve_references()
-        changed.model.update(options | dtype)
+        with changed.unlocked():
+            for key, value in (options | dtype).items():
+                changed.update_from_flattened_dict({f"model.{parts.place(key, changed.model)}": value})
         return runs.build_model(changed, classes)
 
     return _spec(word, build, config.image_size, classes, (config.batch_size,))
@@ -109,12 +111,12 @@ def _of_config(word, name, options, image_size, num_classes):
 
 def _open(name):
     """(config, number of classes or None) of a workdir, or of a config."""
-    if (open_path(name) / runs.CONFIG_FILE).exists():
-        config, checkpoints = runs.read_config(name), Checkpoints(runs.checkpoints_in(name))
+    if layout.is_workdir(name):
+        config, checkpoints = layout.read_config(name), Checkpoints(layout.checkpoints_in(name))
         steps = checkpoints.steps()
         return config, len(checkpoints.restore_meta(steps[-1])["class_ids"]) if steps else None
     try:
-        return configuration.load_config(name), None
+        return runs.load_config(name), None
     except ConfigError as error:
         if "there is no config" not in str(error):
             raise

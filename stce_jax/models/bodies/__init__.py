@@ -1,1 +1,57 @@
-"""Bodies, one file each."""
+"""Bodies, a file each, and the table that finds them by name.
+
+A body is a linen module from images to logits. What every verb knows of a model is this protocol, and nothing else:
+
+  embedding, num_classes, image_size, dtype   fields that the model is built with; image_size is (height, width)
+  __call__(images, *, train)       -> logits [B, classes] float32; with 0 classes the pooled features
+  features(images, *, train)       -> what the head reads, pooled [B, D] float32
+  tokens(images, *, train)         -> `Tokens` after the last norm, leading tokens (a class token) first
+  grid(height, width)              -> (h, w), how the last image tokens of such an image lie
+  check()                          raises ConfigError if its options cannot work
+  unshaped_options()               -> {option: value} of those that change the logits and no parameter's shape
+  fit_weights(found, expected, old_grid)
+                                   -> (arrays, note): weights of the same body in another form brought to this one's
+
+Blocks sow their attention weights [B, A, N, N] as "attention", which `stce visualize` draws where there are any.
+Every field but those above is an option, set by `create_model`, or in a config in the section `model.body.NAME`.
+A new body is one new file here, one line in the table, and its presets in `factory`.
+"""
+
+from typing import Any, Protocol
+
+import jax
+from jaxtyping import Array, Float
+
+from stce_jax.models.bodies.vit import VisionTransformer
+from stce_jax.models.tokens import Tokens
+
+BODIES: dict[str, Any] = {  # name -> linen module class
+    "vit": VisionTransformer,
+}
+
+
+class Body(Protocol):
+    """The protocol above, for type checkers."""
+
+    embedding: Any
+    num_classes: int
+    image_size: tuple[int, int]
+    dtype: Any
+
+    def init(self, rngs: Any, images: Any, *, train: bool) -> Any: ...
+
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
+
+    def __call__(self, images: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B classes"]: ...
+
+    def features(self, images: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B D"]: ...
+
+    def tokens(self, images: Float[Array, "B H W 3"], *, train: bool) -> Tokens: ...
+
+    def grid(self, height: int, width: int) -> tuple[int, int]: ...
+
+    def unshaped_options(self) -> dict[str, Any]: ...
+
+    def fit_weights(
+        self, found: dict[str, Any], expected: dict[str, Any], old_grid: tuple[int, int] | None
+    ) -> tuple[dict[str, jax.Array], str]: ...

@@ -1,48 +1,82 @@
-"""The vision transformer that every embedding is put before: ViT-S as EarlyConv and the STCE paper use it.
+"""The vision transformer of plain blocks: ViT-S as EarlyConv and the STCE paper use it, over any embedding.
 
-Shape letters: B batch, H W image height and width, N tokens, D model width.
+Shape letters: B batch, H W image height and width, N tokens, D model width, h w grid.
 """
 
+from typing import Any
+
 import chex
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
-from stce_jax.models.layers import (
-    MLP,
-    LayerNorm,
-    drop_path_scales,
-    linear,
-    resize_position_embedding,
-    sincos_position_embedding,
-    truncated_normal,
-)
-from stce_jax.models.ops.attention import Attention, padding
+from stce_jax.errors import ConfigError, check_choice, check_range
+from stce_jax.models.bodies.vit_weights import fit_weights
+from stce_jax.models.layers import MLP, Attention, LayerNorm, drop_path_scales, linear, truncated_normal
+from stce_jax.models.ops.positions import resize_position_embedding, sincos_position_embedding
+from stce_jax.models.reductions import Reduction
+from stce_jax.models.tokens import Tokens
+
+# S is EarlyConv's ViT-S, whose MLP ratio of 3 fits the paper's parameter counts at depth 12; Ti and B are the ViT
+# family's.
+SIZES: dict[str, dict[str, int]] = {
+    "ti": {"width": 192, "depth": 12, "heads": 3, "mlp_dim": 576},
+    "s": {"width": 384, "depth": 12, "heads": 6, "mlp_dim": 1152},
+    "b": {"width": 768, "depth": 12, "heads": 12, "mlp_dim": 3072},
+}
+POOLINGS = ("class", "mean")
+POSITION_EMBEDDINGS = ("learned", "sincos2d")
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block, [B, N, D] -> ([B, N, D], None): the body of a loop or of a scan.
+    """A pre-norm transformer block: attention, a token reduction if there is one, MLP.
 
-    Of the N tokens the first `count` mean something; None: all of them. Of those the first `wanted` alone are computed
-    and returned, from all that mean something; None: all N.
-
-    `scales` [2, B, 1, 1] multiplies the two residual branches (stochastic depth); None leaves them as they are.
+    Attributes:
+      heads, mlp_dim, dropout, dtype: see `VisionTransformer`.
+      reduction: a module of `reductions`, or None.
     """
 
     heads: int
     mlp_dim: int
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    reduction: Reduction | None = None
 
     @nn.compact
-    def __call__(self, tokens, scales, train, count=None, wanted=None):
-        normed = LayerNorm(self.dtype, name="attention_norm")(tokens)
+    def __call__(
+        self,
+        tokens: Tokens,
+        context: Tokens | None,
+        scales: Float[Array, "2 B 1 1"] | None,
+        train: bool,
+    ) -> Tokens:
+        """Computes tokens that attend to a context, by default to themselves.
+
+        Args:
+          tokens: those that are computed.
+          context: those that they attend to, before this block; None: themselves.
+          scales: what multiplies the two residual branches (stochastic depth); None leaves them as they are.
+          train: whether dropout acts.
+        """
+        norm = LayerNorm(self.dtype, name="attention_norm")
+        if context is not None:
+            context = context.with_values(norm(context.values))
         attention = Attention(self.heads, self.dropout, self.dtype, name="attention")
-        branch = attention(normed, train=train, count=count, wanted=wanted)
-        tokens = tokens[:, :wanted] + (branch if scales is None else branch * scales[0].astype(branch.dtype))
-        normed = LayerNorm(self.dtype, name="mlp_norm")(tokens)
+        needs = () if self.reduction is None else self.reduction.needs
+        branch, given = attention(tokens.with_values(norm(tokens.values)), context, train=train, give=needs)
+        tokens = _add_branch(tokens, branch, scales, 0)
+        if self.reduction is not None:
+            tokens = self.reduction(tokens, given, train=train)
+        normed = LayerNorm(self.dtype, name="mlp_norm")(tokens.values)
         branch = MLP(self.mlp_dim, self.dropout, self.dtype, name="mlp")(normed, train=train)
-        tokens = tokens + (branch if scales is None else branch * scales[1].astype(branch.dtype))
-        return tokens, None
+        return _add_branch(tokens, branch, scales, 1)
+
+
+def _add_branch(tokens: Tokens, branch: Float[Array, "B N D"], scales: jax.Array | None, index: int) -> Tokens:
+    """The residual connection."""
+    branch = branch if scales is None else branch * scales[index].astype(branch.dtype)
+    return tokens.with_values(tokens.values + branch)
 
 
 class VisionTransformer(nn.Module):
@@ -51,7 +85,7 @@ class VisionTransformer(nn.Module):
     Images of another size than `image_size` work too: the position embedding follows their grid.
 
     Attributes:
-      embedding: linen module, images -> tokens [B, N, D], with a method `grid(height, width)`.
+      embedding: a module of `embeddings`.
       num_classes: classes of the linear head; 0 leaves the head out and returns the pooled features [B, D].
       image_size: (height, width) in pixels for which the learned position embedding is made.
       width, depth, heads, mlp_dim: D, number of blocks, attention heads, hidden width of the MLPs.
@@ -62,10 +96,11 @@ class VisionTransformer(nn.Module):
       dtype: dtype of the computation; parameters are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
       scan_layers: one compiled block run `depth` times over stacked parameters [depth, ...]; compiles faster, but the
-        last block then computes all tokens even where the class token alone is read.
+        last block then computes all tokens even where the class token alone is read. Not with a reduction.
+      reduction: a module of `reductions`, or None.
     """
 
-    embedding: nn.Module
+    embedding: Any
     num_classes: int
     image_size: tuple[int, int] = (224, 224)
     width: int = 384
@@ -79,21 +114,40 @@ class VisionTransformer(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
     scan_layers: bool = False
+    reduction: Reduction | None = None
 
-    def setup(self):
-        block = nn.remat(Block, static_argnums=(3, 4, 5), prevent_cse=not self.scan_layers) if self.remat else Block
+    def check(self) -> None:
+        """Raises ConfigError if the options cannot work."""
+        for option, choices in (("pooling", POOLINGS), ("position_embedding", POSITION_EMBEDDINGS)):
+            check_choice(f"model option {option}", getattr(self, option), choices)
+        for option in ("width", "depth", "heads", "mlp_dim"):
+            check_range(f"model option {option}", getattr(self, option), 1)
+        for option in ("drop_path", "dropout"):
+            if not 0.0 <= (rate := getattr(self, option)) < 1.0:
+                raise ConfigError(f"model option {option} is {rate}; it must be at least 0 and below 1")
+        if self.width % self.heads:
+            raise ConfigError(f"width {self.width} cannot be divided among {self.heads} heads")
+        if self.position_embedding == "sincos2d" and self.width % 4:
+            raise ConfigError(f"width {self.width} is no multiple of 4, which sincos2d positions need")
+        if self.reduction is not None:
+            self._check_reduction(self.reduction)
+
+    def _check_reduction(self, reduction: Reduction) -> None:
+        if self.scan_layers:
+            raise ConfigError("scan_layers needs blocks of one shape, a token reduction changes it; leave one of them")
+        if reduction.needs_class_token and self.pooling != "class":
+            raise ConfigError("the reduction reads the class token's attention; with pooling=mean there is none")
+        for block in reduction.blocks or ():
+            check_range("each of the reduction's blocks", block, 0, self.depth - 1)
+
+    def setup(self) -> None:
+        self.check()
+        block: Any = nn.remat(Block, static_argnums=(4,), prevent_cse=not self.scan_layers) if self.remat else Block
         options = {"heads": self.heads, "mlp_dim": self.mlp_dim, "dropout": self.dropout, "dtype": self.dtype}
         if self.scan_layers:
-            scan = nn.scan(
-                block,
-                variable_axes={"params": 0, "intermediates": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-                length=self.depth,
-            )
-            self.blocks = scan(**options)
+            self.blocks = block(**options)
         else:
-            self.blocks = [block(**options) for _ in range(self.depth)]
+            self.blocks = [block(**options, reduction=self._reduction_of(index)) for index in range(self.depth)]
         if self.pooling == "class":
             self.class_token = self.param("class_token", truncated_normal, (1, 1, self.width))
         if self.position_embedding == "learned":
@@ -104,52 +158,94 @@ class VisionTransformer(nn.Module):
         if self.num_classes:
             self.head = linear(self.num_classes, self.dtype)
 
-    def __call__(self, images, *, train):
-        """images [B, H, W, 3], normalised -> logits [B, classes] (or features [B, D] without classes), float32."""
-        # Where the head reads the class token alone, the others are but keys and values to it in the last block.
-        tokens = self._tokens(images, train, wanted=1 if self.pooling == "class" else None)
-        features = tokens[:, 0] if self.pooling == "class" else tokens.mean(axis=1)  # [B, D]
+    def __call__(self, images: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B classes"]:
+        """Normalised images -> logits (or pooled features without classes), float32."""
+        features = self._pooled(images, train)
         outputs = self.head(features) if self.num_classes else features
         return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
 
-    def tokens(self, images, *, train):
-        """images [B, H, W, 3], normalised -> the last block's tokens after LayerNorm [B, N, D], class token first."""
-        return self._tokens(images, train)
+    def features(self, images: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B D"]:
+        """Normalised images -> what the head reads, float32."""
+        features = self._pooled(images, train)
+        return features.astype(jnp.promote_types(features.dtype, jnp.float32))
 
-    def _tokens(self, images, train, wanted=None):
-        """As `tokens`, or only the first of them, at least `wanted`."""
+    def tokens(self, images: Float[Array, "B H W 3"], *, train: bool) -> Tokens:
+        """Normalised images -> the last block's tokens after LayerNorm, class token first."""
+        return self._normed(self._run_blocks(self._embed(images, train), train))
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """How the tokens of an image of this size lie, (rows, columns); ConfigError if it cannot be cut."""
+        return self.embedding.grid(height, width)
+
+    def unshaped_options(self) -> dict[str, Any]:
+        """Options that change the logits and show in no parameter's shape: all heads lie in one matrix."""
+        return {"heads": self.heads}
+
+    def fit_weights(
+        self, found: dict[str, Any], expected: dict[str, Any], old_grid: tuple[int, int] | None
+    ) -> tuple[dict[str, Any], str]:
+        """Brings a vision transformer's weights of another form to this one's, see `vit_weights.fit_weights`."""
+        return fit_weights(found, expected, old_grid, self.embedding.grid(*self.image_size))
+
+    def _pooled(self, images: jax.Array, train: bool) -> Float[Array, "B D"]:
+        tokens = self._embed(images, train)
+        if self.pooling == "mean":
+            return self._normed(self._run_blocks(tokens, train)).pooled_mean()
+        return self._normed(self._run_blocks(tokens, train, class_token_alone=True)).values[:, 0]
+
+    def _normed(self, tokens: Tokens) -> Tokens:
+        return tokens.with_values(self.norm(tokens.values))
+
+    def _embed(self, images: jax.Array, train: bool) -> Tokens:
+        """Images -> the first block's tokens."""
         chex.assert_shape(images, (None, None, None, 3))
         batch, height, width, _ = images.shape
-        tokens = self.embedding(images.astype(self.dtype), train=train)  # [B, N, D]
+        tokens = self.embedding(images.astype(self.dtype), train=train)
         rows, columns = self.embedding.grid(height, width)
-        chex.assert_shape(tokens, (batch, rows * columns, self.width))
+        chex.assert_shape(tokens.values, (batch, rows * columns, self.width))
         if self.pooling == "class":
             class_tokens = jnp.broadcast_to(self.class_token, (batch, 1, self.width)).astype(self.dtype)
-            tokens = jnp.concatenate([class_tokens, tokens], axis=1)  # [B, 1 + N, D]
-        tokens = tokens + self._positions((rows, columns)).astype(self.dtype)
-        return self.norm(self._run_blocks(tokens, train, wanted))
+            tokens = tokens.prepend(class_tokens)  # [B, 1 + N, D]
+        return tokens.with_values(tokens.values + self._positions((rows, columns)).astype(self.dtype))
 
-    def _positions(self, grid):
-        """The position embedding of a grid, [1, N, D]; the class token's, where there is one, comes first."""
-        prefix = int(self.pooling == "class")
+    def _positions(self, grid: tuple[int, int]) -> Float[Array, "1 N D"]:
+        """The position embedding of a grid; the class token's, where there is one, comes first."""
+        leading = int(self.pooling == "class")
         if self.position_embedding == "sincos2d":
             positions = sincos_position_embedding(grid, self.width)
-            return jnp.pad(positions, ((0, 0), (prefix, 0), (0, 0)))
-        first, rest = self.learned_positions[:, :prefix], self.learned_positions[:, prefix:]
+            return jnp.pad(positions, ((0, 0), (leading, 0), (0, 0)))
+        first, rest = self.learned_positions[:, :leading], self.learned_positions[:, leading:]
         rest = resize_position_embedding(rest, self.embedding.grid(*self.image_size), grid)
         return jnp.concatenate([first, rest], axis=1)
 
-    def _run_blocks(self, tokens, train, wanted):
-        batch, count, _ = tokens.shape
-        scales = [None] * self.depth
+    def _reduction_of(self, index: int) -> Reduction | None:
+        if self.reduction is None or self.reduction.blocks is None or index in self.reduction.blocks:
+            return self.reduction
+        return None
+
+    def _run_blocks(self, tokens: Tokens, train: bool, class_token_alone: bool = False) -> Tokens:
+        """All blocks; where the class token alone is read, the last computes it from the others as keys and values."""
+        scales: Any = [None] * self.depth
         if train and self.drop_path:
-            scales = drop_path_scales(self.make_rng("dropout"), self.drop_path, self.depth, batch)
-        extra = padding(count, self.heads, self.width, self.dtype)
-        tokens = jnp.pad(tokens, ((0, 0), (0, extra), (0, 0))) if extra else tokens
+            scales = drop_path_scales(self.make_rng("dropout"), self.drop_path, self.depth, tokens.shape[0])
         if self.scan_layers:
-            tokens, _ = self.blocks(tokens, None if scales[0] is None else scales, train, count, None)
-        else:
-            wanted_of_each = [None] * (self.depth - 1) + [wanted]
-            for block, block_scales, wanted_of_it in zip(self.blocks, scales, wanted_of_each, strict=True):
-                tokens, _ = block(tokens, block_scales, train, count, wanted_of_it)
-        return tokens[:, :count]
+            return self._scan_blocks(tokens, scales if train and self.drop_path else None, train)
+        for index, (block, block_scales) in enumerate(zip(self.blocks, scales, strict=True)):
+            last_alone = class_token_alone and index == self.depth - 1 and self._reduction_of(index) is None
+            if last_alone:
+                tokens = block(tokens.first(1), tokens, block_scales, train)
+            else:
+                tokens = block(tokens, None, block_scales, train)
+        return tokens
+
+    def _scan_blocks(self, tokens: Tokens, scales: Float[Array, "depth 2 B 1 1"] | None, train: bool) -> Tokens:
+        def run(block: Block, tokens: Tokens, block_scales: jax.Array | None) -> tuple[Tokens, None]:
+            return block(tokens, None, block_scales, train), None
+
+        scan = nn.scan(
+            run,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=self.depth,
+        )
+        return scan(self.blocks, tokens, scales)[0]

@@ -1,29 +1,82 @@
-"""Exact softmax attention, in the form that each backend computes fastest, and the transformer's module around it.
+"""Exact softmax attention, in the form that each backend computes fastest.
 
-Shape letters: B batch, N tokens, D model width, A attention heads, E width of a head.
+Shape letters: B batch, M queries, N keys, A attention heads, E width of a head.
 """
 
-import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
-from stce_jax.models.layers import linear, widened
+from stce_jax.models.ops.precision import widened
 
-TOKENS_MULTIPLE = 8  # cuDNN's gradient wants an even number of tokens, products on GPUs a multiple of 8
+TOKENS_MULTIPLE = 8  # cuDNN's gradient needs an even number of tokens, products on GPUs prefer a multiple of 8
+Operands = tuple[Array, Array, Array, Array | None, Array | None]  # query, key, value, bias, mask
 
 
-def padding(count, heads, width, dtype):
-    """How many tokens that mean nothing to append to `count`, so that attention of `heads` over [B, N, D] is fastest.
+def dot_product_attention(
+    query: Float[Array, "B M A E"],
+    key: Float[Array, "B N A E"],
+    value: Float[Array, "B N A E"],
+    *,
+    bias: Float[Array, "#B #A #M #N"] | None = None,
+    mask: Bool[Array, "B N"] | None = None,
+) -> Float[Array, "B M A E"]:
+    """Exact softmax attention: softmax(<q, k> / sqrt(E) + bias) v, for each head.
 
-    Those who append them once, before the first block, spare every block from it.
+    In 16 bits, on CUDA devices that have it and with as many queries as keys, cuDNN's fused kernel; elsewhere
+    `attention_by_products`.
+
+    Args:
+      query, key, value: of one dtype, which is the result's.
+      bias: finite numbers, added to the scaled logits; axes may be 1, leading ones missing. The gradient is summed over
+        them. The fused kernel rounds it to the query's dtype.
+      mask: keys that may be seen; None: all. Images without any get zeros.
     """
-    return -count % TOKENS_MULTIPLE if _has_fused_kernel(width // heads, dtype) else 0
+    operands = (query, key, value, _with_four_axes(bias), mask)
+    if query.shape == key.shape and _has_fused_kernel(query.shape[-1], query.dtype):
+        return jax.lax.platform_dependent(*operands, cuda=_by_cudnn, default=attention_by_products)
+    return jax.lax.platform_dependent(*operands, default=attention_by_products)
 
 
-def _has_fused_kernel(width, dtype):
+def attention_weights(
+    query: Float[Array, "B M A E"],
+    key: Float[Array, "B N A E"],
+    *,
+    bias: Float[Array, "#B #A #M #N"] | None = None,
+    mask: Bool[Array, "B N"] | None = None,
+) -> Float[Array, "B A M N"]:
+    """The weights of `dot_product_attention`, float32 or wider; rows sum to one, or are zeros if no key may be seen."""
+    query, key = (array.transpose(0, 2, 1, 3) for array in (query, key))
+    weights, total = _unnormalized_weights(query, key, _with_four_axes(bias), mask)
+    return weights / total
+
+
+def attention_plain(
+    query: Float[Array, "B M A E"],
+    key: Float[Array, "B N A E"],
+    value: Float[Array, "B N A E"],
+    *,
+    bias: Float[Array, "#B #A #M #N"] | None = None,
+    mask: Bool[Array, "B N"] | None = None,
+) -> Float[Array, "B M A E"]:
+    """The plain form of `dot_product_attention`."""
+    dtype = value.dtype
+    query, key, value = map(widened, (query, key, value))
+    logits = jnp.einsum("bmae,bnae->bamn", query, key) / _scale(query)
+    logits = logits if bias is None else logits + bias
+    if mask is None:
+        weights = jax.nn.softmax(logits)
+    else:
+        seen = mask[:, None, None, :]
+        weights = jnp.where(seen, jax.nn.softmax(jnp.where(seen, logits, jnp.finfo(logits.dtype).min)), 0.0)
+    return jnp.einsum("bamn,bnae->bmae", weights, value).astype(dtype)
+
+
+def _has_fused_kernel(width: int, dtype: DTypeLike) -> bool:
     """Whether this process's GPUs have cuDNN's attention for such heads: Ampere or newer, 16 bits, not too wide."""
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16) or width % 8 or width > 128:
         return False
@@ -31,130 +84,124 @@ def _has_fused_kernel(width, dtype):
     return float(capability) >= 8.0
 
 
-def dot_product_attention(query, key, value, count=None):
-    """Exact softmax attention: softmax(<q, k> / sqrt(E)) v, for each head.
+def _by_cudnn(
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None,
+    mask: Array | None,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Array:
+    """By the fused kernel, for M = N: tokens are padded to a multiple of 8, and padded keys hidden.
 
-    In 16 bits, on CUDA devices that have it, cuDNN's fused kernel; elsewhere, and where there are fewer queries than
-    keys, products and their written-out gradient.
-
-    Args:
-      query: [B, N, A, E], or fewer of the N, the first.
-      key, value: [B, N, A, E] in the query's dtype.
-      count: tokens that mean something, the first of N; None: all of them. The others are seen by none.
-
-    Returns:
-      As the query in shape and dtype; for the tokens beyond `count`, zeros.
+    For CUDA devices; saves time and the memory of the weights. `implementation` is for tests on other devices.
     """
-    count = key.shape[1] if count is None else count
-    forms = {"default": functools.partial(_by_products, count=count)}
-    if query.shape == key.shape and _has_fused_kernel(query.shape[-1], query.dtype):
-        forms["cuda"] = functools.partial(_by_cudnn, count=count)
-    return jax.lax.platform_dependent(query, key, value, **forms)
-
-
-def _by_products(query, key, value, *, count):
-    extra = max(0, query.shape[1] - count)
-    outputs = attention_by_products(*(array[:, :count] for array in (query, key, value)))
-    return jnp.pad(outputs, ((0, 0), (0, extra), (0, 0), (0, 0))) if extra else outputs
-
-
-def _by_cudnn(query, key, value, *, count):
-    batch, given, _, _ = query.shape
-    if extra := -given % TOKENS_MULTIPLE:
+    batch, tokens, _, _ = query.shape
+    extra = -tokens % TOKENS_MULTIPLE
+    lengths = seen = None
+    if bias is None and mask is None:
+        lengths = jnp.full((batch,), tokens, jnp.int32) if extra else None
+    else:
+        # The kernel takes one bias of [B or 1, A or 1, N, N] in the operands' dtype. Keys are hidden by large negative
+        # numbers in it, padded ones too, not by lengths: so what padding gives to the bias's gradient is zero for sure.
+        if bias is not None:
+            bias = jnp.broadcast_to(bias, (*bias.shape[:2], tokens, tokens)).astype(query.dtype)
+            bias = jnp.pad(bias, ((0, 0), (0, 0), (0, extra), (0, extra)))
+        if mask is not None or extra:
+            seen = jnp.pad(jnp.ones((1, tokens), bool) if mask is None else mask, ((0, 0), (0, extra)))
+            seen = jnp.broadcast_to(seen[:, None, None, :], (len(seen), 1, tokens + extra, tokens + extra))
+    if extra:
         query, key, value = (jnp.pad(array, ((0, 0), (0, extra), (0, 0), (0, 0))) for array in (query, key, value))
-    lengths = jnp.full((batch,), count, jnp.int32) if count < given + extra else None
-    options = {"query_seq_lengths": lengths, "key_value_seq_lengths": lengths, "implementation": "cudnn"}
-    return jax.nn.dot_product_attention(query, key, value, **options)[:, :given]
+    outputs = jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        bias,
+        seen,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation=implementation,
+    )[:, :tokens]
+    return outputs if mask is None else jnp.where(mask.any(axis=1)[:, None, None, None], outputs, 0)
 
 
 @jax.custom_vjp
-def attention_by_products(query, key, value):
-    """As `dot_product_attention`, where all tokens mean something.
+def attention_by_products(
+    query: Float[Array, "B M A E"],
+    key: Float[Array, "B N A E"],
+    value: Float[Array, "B N A E"],
+    bias: Float[Array, "#B #A #M #N"] | None = None,
+    mask: Bool[Array, "B N"] | None = None,
+) -> Float[Array, "B M A E"]:
+    """As `dot_product_attention`, by two products; accumulates in float32 at least.
 
-    On any backend, in any float dtype; accumulates in float32 at least.
+    Gradient: for every backend; saves memory and time: it keeps the weights in the operands' dtype, and no outputs.
 
-    Heads come before tokens in the products, and the product with `value` before the normalisation: N x E numbers are
-    divided instead of N x N. The backward pass keeps the weights, and no outputs.
+    Heads come before tokens in the products, and the product with `value` before the normalisation: M x E numbers are
+    divided instead of M x N.
     """
-    return _attention_forward(query, key, value)[0]
+    return _attention_forward(query, key, value, bias, mask)[0]
 
 
-def _attention_forward(query, key, value):
-    query, key, value = (array.transpose(0, 2, 1, 3) for array in (query, key, value))  # each [B, A, N, E]
-    weights, total = _unnormalized_weights(query, key)
+Saved = tuple[Array, Array, Array, Array | None, Array, Array]  # query, key, value, bias, weights, total
+
+
+def _attention_forward(
+    query: Array, key: Array, value: Array, bias: Array | None, mask: Array | None
+) -> tuple[Array, Saved]:
+    query, key, value = (array.transpose(0, 2, 1, 3) for array in (query, key, value))  # each [B, A, M or N, E]
+    weights, total = _unnormalized_weights(query, key, bias, mask)
     weights = weights.astype(value.dtype)
-    outputs = _product("banm,bame->bane", weights, value) / total
-    outputs = outputs.transpose(0, 2, 1, 3).astype(value.dtype)  # [B, N, A, E]
-    return outputs, (query, key, value, weights, total)
+    outputs = _product("bamn,bane->bame", weights, value) / total
+    outputs = outputs.transpose(0, 2, 1, 3).astype(value.dtype)  # [B, M, A, E]
+    return outputs, (query, key, value, bias, weights, total)
 
 
-def _unnormalized_weights(query, key):
-    """[B, A, N, E] twice -> (weights [B, A, N, N], their sums [B, A, N, 1])."""
-    logits = _product("bane,bame->banm", query / _scale(query), key)
+def _unnormalized_weights(
+    query: Float[Array, "B A M E"], key: Float[Array, "B A N E"], bias: Array | None, mask: Array | None
+) -> tuple[Float[Array, "B A M N"], Float[Array, "B A M 1"]]:
+    """(weights, their sums); the sum is 1 for images without any key that may be seen."""
+    logits = _product("bame,bane->bamn", query / _scale(query), key)
+    logits = logits if bias is None else logits + bias.astype(logits.dtype)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weights, weights.sum(axis=-1, keepdims=True)
+    if mask is not None:
+        weights = jnp.where(mask[:, None, None, :], weights, 0.0)
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights, total if mask is None else jnp.where(total == 0.0, 1.0, total)
 
 
-def _attention_backward(saved, cotangent):
-    query, key, value, weights, total = saved
+def _attention_backward(saved: Saved, cotangent: Array) -> Operands:
+    query, key, value, bias, weights, total = saved
     dtype, scale = value.dtype, _scale(query)
-    cotangent = (widened(cotangent).transpose(0, 2, 1, 3) / total).astype(dtype)  # of the weighted sums, [B, A, N, E]
-    of_value = _product("banm,bane->bame", weights, cotangent)
-    of_weights = _product("bane,bame->banm", cotangent, value)  # [B, A, N, N]
-    along = (of_weights * weights).sum(axis=-1, keepdims=True) / total  # [B, A, N, 1]
-    of_logits = ((of_weights - along) * weights).astype(dtype)
-    of_query = _product("banm,bame->bane", of_logits, key) / scale
-    of_key = _product("banm,bane->bame", of_logits, query) / scale
-    return tuple(array.transpose(0, 2, 1, 3).astype(dtype) for array in (of_query, of_key, of_value))
+    cotangent = (widened(cotangent).transpose(0, 2, 1, 3) / total).astype(dtype)  # of the weighted sums, [B, A, M, E]
+    dvalue = _product("bamn,bame->bane", weights, cotangent)
+    dweights = _product("bame,bane->bamn", cotangent, value)  # [B, A, M, N]
+    along = (dweights * weights).sum(axis=-1, keepdims=True) / total  # [B, A, M, 1]
+    dlogits = (dweights - along) * weights
+    dbias = None
+    if bias is not None:
+        broadcast = tuple(axis for axis, size in enumerate(bias.shape) if size == 1)
+        dbias = dlogits.sum(axis=broadcast, keepdims=True).astype(bias.dtype)
+    dlogits = dlogits.astype(dtype)
+    dquery = _product("bamn,bane->bame", dlogits, key) / scale
+    dkey = _product("bamn,bame->bane", dlogits, query) / scale
+    dquery, dkey, dvalue = (array.transpose(0, 2, 1, 3).astype(dtype) for array in (dquery, dkey, dvalue))
+    return dquery, dkey, dvalue, dbias, None
 
 
 attention_by_products.defvjp(_attention_forward, _attention_backward)
 
 
-def _scale(query):
+def _with_four_axes(bias: Array | None) -> Array | None:
+    return None if bias is None else bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
+
+
+def _scale(query: Float[Array, "*axes E"]) -> float:
     return np.sqrt(query.shape[-1]).item()
 
 
-def _product(subscripts, left, right):
+def _product(subscripts: str, left: Array, right: Array) -> Array:
     accumulate = jnp.promote_types(left.dtype, jnp.float32)
     return jnp.einsum(subscripts, left, right, preferred_element_type=accumulate)
-
-
-def attention_weights(query, key):
-    """softmax(<q, k> / sqrt(E)): [B, N, A, E] twice -> [B, A, N, N], float32 or wider; each row sums to one."""
-    query, key = (array.transpose(0, 2, 1, 3) for array in (query, key))
-    weights, total = _unnormalized_weights(query, key)
-    return weights / total
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention, [B, N, D] -> [B, N, D]; sows the weights [B, A, N, N] as "attention".
-
-    Attributes:
-      heads: number of heads; must divide D.
-      dropout: rate on the output, 0..1.
-      dtype: dtype of the computation; parameters are float32.
-    """
-
-    heads: int
-    dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, tokens, *, train, count=None, wanted=None):
-        """[B, N, D] -> the same for the first `wanted` tokens, or all of them: [B, wanted or N, D].
-
-        Of the N tokens the first `count` mean something, see `dot_product_attention`.
-        """
-        batch, given, width = tokens.shape
-        # As rows, for linear layers would otherwise have XLA for GPUs choose layouts that it must then transpose.
-        rows = tokens.reshape(-1, width)  # [B * N, D]
-        qkv = linear(3 * width, self.dtype, "qkv")(rows)
-        # Split first: the gradient of a split is one concatenation, that of indexing three padded arrays and their sum.
-        parts = jnp.split(qkv, 3, axis=-1)
-        query, key, value = (part.reshape(batch, given, self.heads, -1) for part in parts)  # each [B, N, A, E]
-        if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "attention", attention_weights(query[:, :count], key[:, :count]))
-        outputs = dot_product_attention(query[:, :wanted], key, value, count).reshape(-1, width)  # as rows again
-        outputs = linear(width, self.dtype, "out")(outputs)
-        return nn.Dropout(self.dropout)(outputs, deterministic=not train).reshape(batch, -1, width)

@@ -73,7 +73,7 @@ def test_the_last_block_computes_what_the_head_reads_and_no_more(pooling):
     def by_all_tokens(params):
         rngs = {"dropout": jax.random.key(1)}
         tokens = model.apply({"params": params}, IMAGES, train=True, rngs=rngs, method="tokens")
-        pooled = tokens[:, 0] if pooling == "class" else tokens.mean(axis=1)
+        pooled = tokens[:, 0] if pooling == "class" else tokens.values.mean(axis=1)
         return pooled @ params["head"]["kernel"] + params["head"]["bias"]
 
     found, work = {}, {}
@@ -159,7 +159,7 @@ def test_drop_path_and_dropout_act_in_training_alone():
 
 def test_intermediates_hold_affinities_and_attention_of_every_block():
     model = small()
-    _, sown = apply(model, init(model), IMAGES, mutable=["intermediates"])
+    _, sown = apply(model, init(model), IMAGES, mutable=["intermediates"], method="tokens")
     sown = sown["intermediates"]
     assert sown["embedding"]["affinity"][0].shape == (3, 8, 8, 9)
     assert [sown[f"blocks_{i}"]["attention"]["attention"][0].shape for i in range(3)] == [(3, 2, 17, 17)] * 3

@@ -9,13 +9,14 @@ import pytest
 from flax import linen as nn
 
 from stce_jax.errors import ConfigError
-from stce_jax.models.embeddings.stce import ConvEmbed, ConvModule, EarlyConvEmbed, PatchEmbed, SuperTokenConvEmbed
+from stce_jax.models.embeddings import Conv1x1Embed, ConvEmbed, EarlyConvEmbed, PatchEmbed, SuperTokenConvEmbed
+from stce_jax.models.layers import ConvModule
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 17, 14, 3)).astype(np.float32)
 SMALL = {
     "patch": PatchEmbed(8, patch_size=4),
     "conv": ConvEmbed((4, 6, 8), (2, 2, 1)),
-    "conv1x1": ConvEmbed((4, 6, 8), (2, 2, 1), last_kernel=1),
+    "conv1x1": Conv1x1Embed((4, 6, 8), (2, 2, 1)),
     "earlyconv": EarlyConvEmbed(8, (4, 6), (2, 2)),
     "stce": SuperTokenConvEmbed(8, (4, 6), (2, 1), cell=2),
 }
@@ -45,7 +46,7 @@ def randomized(variables, seed=0):
     [
         (PatchEmbed(), 297_600),
         (ConvEmbed(), 3_490_560),
-        (ConvEmbed(last_kernel=1), 2_310_912),
+        (Conv1x1Embed(), 2_310_912),
         (EarlyConvEmbed(), 1_021_488),
         (SuperTokenConvEmbed(), 132_192),
     ],

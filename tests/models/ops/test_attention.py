@@ -9,6 +9,7 @@ import pytest
 
 from stce_jax.models.bodies import vit
 from stce_jax.models.factory import create_model
+from stce_jax.models.layers import Attention
 from stce_jax.models.ops import attention
 
 TOKENS = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32)
@@ -19,7 +20,7 @@ def draw(*shape, seed=1):
 
 
 def test_attention_equals_numpy_and_sows_its_weights():
-    module = attention.Attention(heads=3)
+    module = Attention(heads=3)
     variables = module.init(jax.random.key(0), TOKENS, train=False)
     assert set(variables) == {"params"}, "initialising keeps what is only sown"
     actual, sown = module.apply(variables, TOKENS, train=False, mutable=["intermediates"])

@@ -1,0 +1,54 @@
+"""EarlyConv's own stem (Xiao et al. 2021), beside which the paper's Table 4 is read.
+
+Shape letters: B batch, H W image height and width, N tokens, D model width, h w grid.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from stce_jax.models.embeddings.stem import check_stem, stem_places, strided_grid
+from stce_jax.models.layers import EarlyConvModule, convolution
+from stce_jax.models.tokens import Tokens
+
+
+class EarlyConvEmbed(nn.Module):
+    """Modules of stride 2, then a bare 1x1 convolution to the model's width.
+
+    Attributes:
+      width: D.
+      stem_widths, stem_strides: channels and stride of each module before the 1x1 convolution.
+      dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
+    """
+
+    width: int = 384
+    stem_widths: Sequence[int] = (48, 96, 192, 384)
+    stem_strides: Sequence[int] = (2, 2, 2, 2)
+    dtype: jnp.dtype = jnp.float32
+
+    @staticmethod
+    def options_for_width(width: int) -> dict[str, Any]:
+        return {"stem_widths": (width // 8, width // 4, width // 2, width)}
+
+    def check(self) -> None:
+        check_stem(self.stem_widths, self.stem_strides)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return strided_grid(height, width, self.stem_strides)
+
+    def feature_places(self) -> tuple[int, float]:
+        return stem_places(self.stem_strides)
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W 3"], *, train: bool) -> Tokens:
+        self.check()
+        features = images
+        for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
+            module = EarlyConvModule(width, stride, dtype=self.dtype, name=f"module_{index + 1}")
+            features = module(features, train=train)
+        features = convolution(self.width, 1, 1, self.dtype)(features)
+        batch, rows, columns, width = features.shape  # [B, h, w, D]
+        return Tokens(features.reshape(batch, rows * columns, width), grid=(rows, columns))

@@ -1,0 +1,88 @@
+"""The one value that flows through a model: embeddings give it, blocks pass it on, reductions shrink it, heads read it.
+
+Shape letters: B batch, N tokens, D model width, h w grid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float
+
+
+@struct.dataclass
+class Tokens:
+    """Tokens and what blocks, reductions and heads must know of them. A pytree; grid and leading are static.
+
+    Attributes:
+      values: the tokens, leading ones first, then the image's, row by row of the grid.
+      sizes: how many original tokens each stands for; None: one each.
+      mask: which tokens are real; None: all. The others are seen by none and count nowhere.
+      grid: (h, w) in which the image's tokens lie; None once they lie in no grid.
+      leading: number of tokens at the front that are no image tokens (a class token, registers).
+    """
+
+    values: Float[Array, "B N D"]
+    sizes: Float[Array, "B N"] | None = None
+    mask: Bool[Array, "B N"] | None = None
+    grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
+    leading: int = struct.field(pytree_node=False, default=0)
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever an array has (shape, dtype, mean, ...) is that of the values: tokens may stand for an array."""
+        if name.startswith("__") or name == "values":
+            raise AttributeError(name)
+        return getattr(self.values, name)
+
+    def __getitem__(self, index: Any) -> jax.Array:
+        """Indexes the values."""
+        return self.values[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The values as a NumPy array, so that tokens may stand where an array is expected."""
+        return np.array(self.values, dtype=dtype, copy=copy)
+
+    def __jax_array__(self) -> jax.Array:
+        """The values, where jax.numpy expects an array."""
+        return jnp.asarray(self.values)
+
+    def with_values(self, values: Float[Array, "B N D"]) -> Tokens:
+        """The same tokens with other values."""
+        return dataclasses.replace(self, values=values)
+
+    def image_values(self) -> Float[Array, "B n D"]:
+        """The image's tokens, without the leading ones."""
+        return self.values[:, self.leading :]
+
+    def prepend(self, values: Float[Array, "B n D"]) -> Tokens:
+        """Puts leading tokens in front; each stands for one and is real."""
+        batch, count, _ = values.shape
+        sizes, mask = self.sizes, self.mask
+        if sizes is not None:
+            sizes = jnp.concatenate([jnp.ones((batch, count), sizes.dtype), sizes], axis=1)  # [B, n + N]
+        if mask is not None:
+            mask = jnp.concatenate([jnp.ones((batch, count), bool), mask], axis=1)  # [B, n + N]
+        joined = jnp.concatenate([values, self.values], axis=1)  # [B, n + N, D]
+        return dataclasses.replace(self, values=joined, sizes=sizes, mask=mask, leading=self.leading + count)
+
+    def first(self, count: int) -> Tokens:
+        """The first `count` tokens alone; they lie in no grid."""
+        sizes = None if self.sizes is None else self.sizes[:, :count]
+        mask = None if self.mask is None else self.mask[:, :count]
+        return Tokens(self.values[:, :count], sizes, mask, leading=min(self.leading, count))
+
+    def pooled_mean(self) -> Float[Array, "B D"]:
+        """Mean of the image's tokens, weighted by their sizes; those that are not real count nothing."""
+        values = self.image_values()
+        if self.sizes is None and self.mask is None:
+            return values.mean(axis=1)
+        weights = jnp.ones(self.values.shape[:2], jnp.float32) if self.sizes is None else self.sizes
+        weights = weights if self.mask is None else jnp.where(self.mask, weights, 0.0)
+        weights = weights[:, self.leading :, None].astype(jnp.float32)  # [B, N, 1]
+        values = values if self.mask is None else jnp.where(weights > 0, values, 0.0)  # what is masked may be anything
+        return ((values * weights).sum(axis=1) / weights.sum(axis=1)).astype(values.dtype)

@@ -1,0 +1,103 @@
+"""The parts of `config.model`: which module each one chooses, and which sections nothing reads.
+
+JAX is imported only where a preset or a table of modules has to be looked up.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import config_dict
+
+from stce_jax.configs import default
+from stce_jax.errors import ConfigError
+
+# Part -> (module, name) of the table of the modules that it can be.
+TABLES = {
+    "body": ("stce_jax.models.bodies", "BODIES"),
+    "embedding": ("stce_jax.models.embeddings", "EMBEDDINGS"),
+    "reduction": ("stce_jax.models.reductions", "REDUCTIONS"),
+}
+
+
+def chosen(model: Mapping[str, Any]) -> dict[str, str | None]:
+    """The name of each part's module, by its own name or the preset's; None: no module, or an unknown preset."""
+    names = {part: model[part]["name"] for part in TABLES}
+    if None in names.values():
+        from stce_jax.models.factory import presets
+
+        if model["name"] in presets():
+            preset = presets()[model["name"]]
+            names["body"] = names["body"] or preset.body
+            names["embedding"] = names["embedding"] or preset.embedding
+    return names
+
+
+def options(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts as `factory.build_model` takes them: of each its name and the options of the chosen module."""
+    built: dict[str, Any] = {}
+    for part, name in chosen(model).items():
+        built[part] = {"name": model[part]["name"]}
+        if name in model[part]:
+            built[part] |= model[part][name]
+    return built
+
+
+def place(key: str, model: Mapping[str, Any]) -> str:
+    """Where `config.model` has an option of one of the chosen modules: "body.vit.width" for "width".
+
+    Raises:
+      ConfigError: none of them has such an option.
+    """
+    if key in ("name", "dtype"):
+        return key
+    sections = {f"{part}.{name}": model[part][name] for part, name in chosen(model).items() if name in model[part]}
+    for section, own in sections.items():
+        if key in own:
+            return f"{section}.{key}"
+    known = ", ".join(option for own in sections.values() for option in own)
+    raise ConfigError(f"{model['name']} has no option {key!r}; its options are {known}, dtype")
+
+
+def is_registered(part: str, name: str) -> bool:
+    """Whether a module has that name: the package's, or another's that a config file has added to the table."""
+    if name in default.get_config().model[part]:
+        return True
+    module, table = TABLES[part]
+    return name in getattr(importlib.import_module(module), table)
+
+
+def added_sections(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(part, name) of the sections that the package's own modules do not have."""
+    own = default.get_config().model
+    return [(part, name) for part in TABLES for name in model[part] if name not in own[part]]
+
+
+def reads(key: str, names: Mapping[str, str | None]) -> bool:
+    """Whether a run reads a key such as "model.embedding.conv.stem_widths", if it has the chosen modules `names`."""
+    words = key.split(".")
+    if len(words) < 4 or words[1] not in TABLES or names["body"] is None:  # no body: an unknown preset
+        return True
+    return names[words[1]] == words[2]
+
+
+def check_modules(config: config_dict.ConfigDict) -> None:
+    """Takes the sections of unknown modules out of a run's unlocked config, if the run does not use them.
+
+    Raises:
+      ConfigError: the run uses a module that is not part of the package, and no config file has registered it.
+    """
+    from stce_jax.models.factory import presets
+
+    used = {part: config.model[part].name for part in TABLES}
+    for part, name in added_sections(config.model):
+        if not is_registered(part, name) and name != used[part]:
+            del config.model[part][name]
+    unknown = [(part, name) for part, name in used.items() if name is not None and not is_registered(part, name)]
+    if not unknown and config.model.name not in presets():
+        unknown = [("model", config.model.name)]
+    for part, name in unknown:
+        raise ConfigError(
+            f"the run uses the {part} {name!r}, which is not part of stce_jax; give the config file that registers it: "
+            "--config=FILE"
+        )

@@ -1,0 +1,67 @@
+"""What several test files need: the command in this process, a tiny run's words, waiting, reading output."""
+
+import re
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import stce_jax
+from stce_jax import cli
+
+# A tiny STCE-ViT on the digits: 90 steps, less than a second without compilation.
+TINY = (
+    "--config=digits",
+    "--config.epochs=2",
+    "--config.eval_every=1",
+    "--config.batch_size=32",
+    "--config.log_every=20",
+    "--config.image_size=16",
+    "--config.model.width=16",
+    "--config.model.depth=2",
+    "--config.model.mlp_dim=32",
+    "--config.model.stem_widths=8,16",
+    "--config.model.stem_strides=2,2",
+    "--config.optimizer.ema_decay=0.9",
+    "--config.optimizer.warmup_epochs=0.5",
+)
+
+_GLOO = {"Gloo", "Rank", "is", "connected", "to", "peer", "ranks", "Expected", "number", "of"}
+
+
+def run_cli(capsys, *words):
+    """(exit code, standard output, standard error) of the command in this process, which has eight devices."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return end.value.code, captured.out, captured.err
+
+
+def wait_for(condition, what, process=None, seconds=80, pause=0.005):
+    """Waits until the condition holds; fails after so many seconds, or as soon as the process has ended."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"the process ended without {what}: {process.communicate()[1]}")
+        assert time.monotonic() < deadline, f"no {what} after {seconds} s"
+        time.sleep(pause)
+
+
+def leaves(workdir, checkpoint="last"):
+    """The arrays of a run's checkpoint, in order."""
+    return jax.tree.leaves(jax.tree.map(np.asarray, stce_jax.load_run(workdir, checkpoint).variables))
+
+
+def without_gloo(output):
+    """The lines of a process's output but for Gloo's, which its threads may write into each other."""
+    return [line for line in output.splitlines() if not set(re.findall("[A-Za-z]+", line)) <= _GLOO]
+
+
+def modules_after(code):
+    """The names of the modules that are loaded after some code, in a process of its own."""
+    program = f"import sys\n{code}\nprint(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())

@@ -1,0 +1,41 @@
+"""GELU against NumPy, flax and its plain form, with its gradient."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_reference
+import pytest
+from flax import linen as nn
+
+from stce_jax.models.ops.activations import gelu, gelu_derivative, gelu_plain
+
+INPUTS = np.linspace(-6, 6, 1001, dtype=np.float32)
+
+
+def slopes(form, inputs):
+    return jax.vmap(jax.grad(form))(inputs)
+
+
+def test_gelu_is_the_exact_one_with_its_gradient():
+    np.testing.assert_allclose(gelu(INPUTS), numpy_reference.gelu(INPUTS.astype(np.float64)), atol=1e-6)
+    flaxs = functools.partial(nn.gelu, approximate=False)
+    np.testing.assert_allclose(slopes(gelu, INPUTS), slopes(flaxs, INPUTS), atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 1e-2)])
+def test_equals_its_plain_form_with_its_gradient(dtype, tolerance):
+    inputs = jnp.asarray(INPUTS, dtype)
+    for ours, plain in ((gelu(inputs), gelu_plain(inputs)), (slopes(gelu, inputs), slopes(gelu_plain, inputs))):
+        assert ours.dtype == plain.dtype == dtype
+        np.testing.assert_allclose(ours.astype(jnp.float32), plain.astype(jnp.float32), atol=tolerance)
+    np.testing.assert_allclose(gelu_derivative(INPUTS), slopes(gelu_plain, INPUTS), atol=1e-6)
+
+
+def test_gelu_of_bfloat16_is_rounded_once():
+    inputs = jnp.asarray(INPUTS, jnp.bfloat16)
+    exact = gelu(inputs.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(gelu(inputs).astype(jnp.float32), exact.astype(jnp.float32))
+    exact = slopes(gelu, inputs.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(slopes(gelu, inputs).astype(jnp.float32), exact.astype(jnp.float32))
