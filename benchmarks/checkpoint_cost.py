@@ -24,7 +24,7 @@ from measure import machine, markdown_table
 
 from stce_jax.data.catalog import IMAGENET_MEAN, IMAGENET_STD
 from stce_jax.training import assemble as runs
-from stce_jax.training.mesh import batch_sharding, make_mesh
+from stce_jax.training.mesh import batch_sharding, make_mesh, sharded_shapes
 from stce_jax.training.state import abstract_state, init_state
 from stce_jax.training.step import make_train_step, run_key
 from stce_jax.verbs.summary import count_parameters
@@ -100,7 +100,7 @@ def measure(config, batch_size, rounds, folder):
             written = folder / "checkpoints" / str(int(state.step))
             size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
             timed(VERIFIED, digests.find_damage, written)
-            timed(RESTORED, checkpoints.restore, int(state.step), blank, mesh)
+            timed(RESTORED, checkpoints.restore, int(state.step), sharded_shapes(blank, mesh))
             again = shutil.copytree(written, folder / "again", copy_function=os.link)
             (again / digests.FILE_NAME).unlink()
             timed(DIGESTS, digests.write_digests, again)

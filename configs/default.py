@@ -81,6 +81,7 @@ def get_config():
     reduction.name = config_dict.placeholder(str)  # of a module that shortens the tokens; there is none yet
 
     config.optimizer = optimizer = config_dict.ConfigDict()
+    optimizer.name = "adamw"  # the one there is; see recipe/optimizers.py
     optimizer.learning_rate = 1e-3  # peak (Table 2)
     optimizer.learning_rate_scaling = "none"  # "linear": the peak times batch_size / 512 (DeiT)
     optimizer.warmup_epochs = 5.0  # epochs from warmup_learning_rate up to the peak, in a straight line

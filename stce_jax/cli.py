@@ -1,6 +1,6 @@
-"""The `stce` command: errors to one line and an exit code. `commands` says what words each verb takes.
+"""The `stce` command: errors to one line and an exit code. `commands` has the arguments of each verb.
 
-JAX is imported by the verbs, not here: `stce --help` answers at once.
+The verbs import JAX, not this module: `stce --help` answers at once.
 """
 
 import argparse
@@ -8,6 +8,8 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
+from typing import NoReturn
 
 from stce_jax.commands import (
     benchmark,
@@ -26,6 +28,7 @@ from stce_jax.commands import (
 )
 from stce_jax.errors import ConfigError, PreemptedError, StceError
 from stce_jax.platform import compile_cache, freed_memory
+from stce_jax.processes import peers as processes
 
 EXIT_CODES = """exit codes:
   0 done   2 bad config or arguments   3 bad data   4 bad checkpoint   5 diverged   75 stopped and saved: run again"""
@@ -47,74 +50,72 @@ VERBS = {  # in the order of `stce --help`
 }
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits with its code.
 
     Args:
-      argv: its words; by default the process's own, which then may be ended without a return to Python.
+      argv: its words; by default the process's own, which may then be ended without a return to Python.
     """
-    own = argv is None
-    argv = sys.argv[1:] if own else argv
-    debug = "--debug" in argv
+    own_process = argv is None
+    words = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in words
     try:
-        arguments, rest = make_parser().parse_known_args([word for word in argv if word != "--debug"])
+        arguments, rest = make_parser().parse_known_args([word for word in words if word != "--debug"])
         if rest and not arguments.takes_overrides:
             raise ConfigError(f"unknown argument {rest[0]!r}; see stce {arguments.verb} --help")
-        arguments.own, arguments.leave, arguments.make_parser = own, _leave_at_once, make_parser
-        if own:
+        arguments.own_process, arguments.exit_process = own_process, _exit_at_once
+        arguments.make_parser = make_parser
+        if own_process:
             compile_cache.turn_on()
             freed_memory.keep()
         arguments.run(arguments, rest)
     except StceError as error:
         if debug:
             traceback.print_exc()
-        if isinstance(error, PreemptedError) and (processes := _several()):
+        if isinstance(error, PreemptedError):
             processes.leave()  # all have stopped at the same step, but not all may have finished saving it
-        _leave(" ".join(str(error).split()), error.exit_code, own)
+        _exit(_one_line(error), error.exit_code, own_process)
     except BrokenPipeError:  # of `stce ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it exits
         sys.exit(141)  # as shells do
     except KeyboardInterrupt:
-        _leave("interrupted", 130, own)  # as shells do
+        _exit("interrupted", 130, own_process)  # as shells do
     except Exception as error:
-        if not _several():
+        if not processes.several():
             raise
         traceback.print_exc()
-        _leave(f"{type(error).__name__}: {' '.join(str(error).split())}", 1, own)
+        _exit(f"{type(error).__name__}: {_one_line(error)}", 1, own_process)
     sys.exit(0)
 
 
-def _leave(message, exit_code, own):
-    """Ends the process; its own at once if it is one of several, or if something may keep Python from ending."""
-    waited_for = [thread for thread in threading.enumerate()[1:] if not thread.daemon]
-    views = sys.modules.get("stce_jax.data.views")
-    if own and (waited_for or (views and views.slowest()) or _several()):
-        _leave_at_once(message, exit_code)
+def _exit(message: str, exit_code: int, own_process: bool) -> NoReturn:
+    """Exits with a message; at once if this process is one of several, or if something may keep Python from exiting."""
+    blocking = [thread for thread in threading.enumerate()[1:] if not thread.daemon]
+    views = sys.modules.get("stce_jax.data.views")  # whose threads may hang in a file that cannot be read
+    if own_process and (blocking or (views and views.slowest()) or processes.several()):
+        _exit_at_once(message, exit_code)
     print(f"stce: {message}", file=sys.stderr, flush=True)
     sys.exit(exit_code)
 
 
-def _leave_at_once(message, exit_code):
+def _exit_at_once(message: str, exit_code: int) -> NoReturn:
     sys.stdout.flush()
-    if processes := _several():
+    if processes.several():
         processes.fail(message, exit_code)
     print(f"stce: {message}", file=sys.stderr, flush=True)
     os._exit(exit_code)
 
 
-def _several():
-    """The module of that name if this process is one of several."""
-    processes = sys.modules.get("stce_jax.processes.peers")
-    several = getattr(processes, "several", bool)  # a signal may come while the module is being imported
-    return processes if several() else None
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-def make_parser():
+def make_parser() -> argparse.ArgumentParser:
     """The argparse parser of the whole command line."""
     parser = _Parser(
         prog="stce",

@@ -16,6 +16,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis
+import jax
 import pytest
 from tiers import (  # noqa: F401
     pytest_collection_finish,
@@ -27,6 +28,9 @@ from tiers import (  # noqa: F401
     pytest_testnodedown,
 )
 
+# Compiled code runs once or twice in a test; LLVM without its optimizations compiles it in a third of the time. The
+# processes that tests start compile as users do.
+jax.config.update("jax_disable_most_optimizations", True)
 # The first example of a property compiles; no deadline makes sense. Derandomised: every run tries the same examples.
 hypothesis.settings.register_profile("stce", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("stce")
@@ -107,12 +111,15 @@ def everything_is_split():
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """Half the time to compile, for slower code. Whole runs are tested as users compile them, in test_train.py."""
-    import jax
+    """Nothing: it is the rule by now."""
 
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+
+@pytest.fixture(scope="module")
+def optimized():
+    """Compiles as users do, which takes three times as long."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def made_once(directory, make):
@@ -131,13 +138,9 @@ def tiny_run(stce_here, shared, data_dir, tmp_path_factory):
     """(workdir, output) of a finished run of a tiny STCE-ViT on the digits, made in this process by the command."""
 
     def make(directory):
-        import jax
         from helpers import TINY
 
-        before = jax.config.read("jax_disable_most_optimizations")
-        jax.config.update("jax_disable_most_optimizations", True)  # whichever test needs it first
         done = stce_here("train", *TINY, f"--workdir={directory}", f"--data_dir={data_dir}")
-        jax.config.update("jax_disable_most_optimizations", before)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -1,4 +1,4 @@
-"""What the tests of several processes run: a small regression that uses `processes` as training does.
+"""The program of the tests with several processes: a small regression that uses `processes` as training does.
 
 Arguments: a folder, in which process p writes p.json, and KEY=VALUE of `OPTIONS`.
 """
@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stce_jax.data.loader import to_devices
 from stce_jax.errors import ConfigError, StceError
 from stce_jax.processes import peers as processes
+from stce_jax.processes.stop_flag import FLAG, carries_flag, flagged
 from stce_jax.processes.watch import Watch
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated
 
@@ -44,16 +46,16 @@ def batch(step):
 
 def work(options, folder):
     processes.agree({name: options[name] for name in ("config", "code", "data")})
-    asked = []
-    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    requested = []
+    signal.signal(signal.SIGTERM, lambda *_: requested.append(True))
     mesh = make_mesh(options["fsdp"])
     index, count = jax.process_index(), jax.process_count()
 
-    def update(weights, x, y, asked):
-        loss, gradient = jax.value_and_grad(lambda w: jnp.mean((x @ w - y) ** 2))(weights)
-        return weights - 0.1 * gradient, loss, asked.max()
+    def update(weights, batch):
+        loss, gradient = jax.value_and_grad(lambda w: jnp.mean((batch["x"] @ w - batch["y"]) ** 2))(weights)
+        return weights - 0.1 * gradient, {"loss": loss}
 
-    update = jax.jit(update, out_shardings=replicated(mesh))
+    update = jax.jit(carries_flag(update), out_shardings=replicated(mesh))
     weights = jax.device_put(np.zeros(WIDTH, np.float32), replicated(mesh))
     losses, rows, stopped_at = [], [], None
     with Watch(options["step_timeout"], processes.own_name()) as watch:
@@ -61,21 +63,21 @@ def work(options, folder):
             watch.step(step)
             x, y = batch(step)
             own = slice(index * BATCH // count, (index + 1) * BATCH // count)
-            parts = (x[own], y[own], np.full(BATCH // count, bool(asked), np.int32))
-            x, y, ask = (jax.make_array_from_process_local_data(batch_sharding(mesh), part) for part in parts)
-            rows = sorted({shard.index[0].start for shard in x.addressable_shards})
-            weights, loss, ask = update(weights, x, y, ask)
-            losses.append(float(loss))
+            [parts] = flagged([{"x": x[own], "y": y[own], "label": y[own]}], lambda: requested)
+            [parts] = to_devices([parts], batch_sharding(mesh))
+            rows = sorted({shard.index[0].start for shard in parts["x"].addressable_shards})
+            weights, metrics = update(weights, parts)
+            losses.append(float(metrics["loss"]))
             time.sleep(options["sleep"] if step == 5 and index == 0 else options["pause"])
             if step == 1:
                 (folder / f"{index}.training").touch()
             if step == 10 and options["raise_in"] == index:
                 raise ConfigError("no such\nflower") if options["raises"] == "data" else ValueError("a bug")
-            if ask:
+            if metrics[FLAG]:
                 stopped_at = step
                 break
-    result = {"losses": losses, "rows": rows, "stopped_at": stopped_at, "asked": bool(asked), "devices": mesh.size}
-    result |= {"main": processes.is_main(), "processes": count}
+    result = {"losses": losses, "rows": rows, "stopped_at": stopped_at, "stop_requested": bool(requested)}
+    result |= {"devices": mesh.size, "main": processes.is_main(), "processes": count}
     (folder / f"{index}.json").write_text(json.dumps(result))
     if index == 0:
         time.sleep(options["finish"])

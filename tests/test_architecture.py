@@ -27,7 +27,7 @@ ARROWS = {
     "reproduce": {*GROUND, *RUN, "analysis"},
     "verbs": {*GROUND, *RUN, *USE, "configs"},
     "commands": {*GROUND, *RUN, *USE, "verbs"},
-    "cli": {"commands"},
+    "cli": {"commands", "processes"},
     "__main__": {"cli"},
     "__init__": {"models", "training", "convert", "verbs"},  # the public names, lazily
 }

@@ -5,7 +5,8 @@ from pathlib import PurePath
 
 import numpy as np
 
-from stce_jax.paths import write_bytes
+from stce_jax.paths import is_remote, open_path, write_bytes
+from stce_jax.workdir.metrics import read_metrics
 
 # Of Okabe and Ito's colours, which differ for every kind of colour vision, those that can be seen on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#000000", "#CC79A7")
@@ -54,6 +55,15 @@ def curves(groups, path):
     figure.savefig(picture, format=PurePath(path).suffix[1:] or "png", dpi=120)
     write_bytes(path, picture.getvalue())
     return path
+
+
+def plot_curves(workdir):
+    """Draws loss and top-1 over epochs, training and evaluation, to workdir/plots/curves.png; returns that path."""
+    workdir = open_path(workdir)
+    plots = workdir / "plots"
+    if not is_remote(plots):
+        plots.mkdir(exist_ok=True)
+    return curves({workdir.name: [read_metrics(workdir)]}, plots / "curves.png")
 
 
 def _over_runs(runs, split, name):

@@ -23,7 +23,7 @@ def add_arguments(verb):
 def run(arguments, _):
     import numpy as np
 
-    from stce_jax.training.images import list_images
+    from stce_jax.data.files import list_images
     from stce_jax.verbs.features import features
 
     if arguments.output == "-":

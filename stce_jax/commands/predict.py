@@ -27,7 +27,7 @@ def add_arguments(verb):
 def run(arguments, _):
     if arguments.json and arguments.json == arguments.csv:
         raise ConfigError(f"--json and --csv would mix in {arguments.json}; give one of them another file")
-    from stce_jax.training.images import list_images
+    from stce_jax.data.files import list_images
     from stce_jax.verbs.predict import predict
 
     files = list_images(arguments.paths)

@@ -26,11 +26,10 @@ def run(arguments, overrides):
         seeds = tuple(dict.fromkeys(int(seed) for seed in arguments.seeds.split(",")))
     except ValueError:
         raise ConfigError(f"--seeds={arguments.seeds} must be whole numbers with commas between: 0,1,2") from None
-    import jax
-
+    from stce_jax.platform import jax_settings
     from stce_jax.verbs.reproduce import reproduce
 
-    jax.config.update("jax_platforms", "cpu")  # this process only counts; the runs need all of a GPU's memory
+    jax_settings.use_cpus_only()  # this process only counts; the runs need all of a GPU's memory
     report = reproduce(
         arguments.table,
         arguments.workdir,

@@ -1,9 +1,13 @@
-"""The words of `stce train`."""
+"""The arguments of `stce train`."""
+
+import argparse
+from collections.abc import Sequence
 
 from stce_jax.commands import common
-from stce_jax.processes.stopping import ends_at_once
+from stce_jax.processes import peers as processes
+from stce_jax.processes.stopping import exit_on_signal
 
-HELP = "train a model, or go on with a run that was stopped"
+HELP = "train a model, or resume a run that was stopped"
 EXAMPLES = """
   stce train --config=digits --workdir=runs/digits
   stce train --config=digits --workdir=runs/tuned --init_from=runs/digits --config.image_size=48
@@ -11,12 +15,12 @@ EXAMPLES = """
   stce train --config=small_folder --data_dir=~/images --workdir=runs/small --config.model.iterations=1"""
 
 
-def add_arguments(verb):
+def add_arguments(verb: argparse.ArgumentParser) -> None:
     common.add_config(verb)
-    verb.add_argument("--workdir", required=True, help="directory of the run; made if it is not there")
+    verb.add_argument("--workdir", required=True, help="directory of the run; made if it does not exist")
     verb.add_argument("--init_from", default="", help="run, .safetensors or .npz file whose weights to begin with")
     verb.add_argument(
-        "--allow_config_change", action="store_true", help="go on although the workdir began with another config"
+        "--allow_config_change", action="store_true", help="resume although the workdir began with another config"
     )
     verb.usage = (
         "stce train --config=CONFIG --workdir=DIR [--data_dir=DIR] [--init_from=RUN|FILE] [--allow_config_change] "
@@ -24,15 +28,13 @@ def add_arguments(verb):
     )
 
 
-def run(arguments, overrides):
+def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     if arguments.init_from:
         overrides = [*overrides, f"--config.init_from={arguments.init_from}"]
-    with ends_at_once(arguments.leave):
-        from stce_jax.processes import peers as processes
-
-        processes.start()  # before anything that may be refused: the others are to hear of it
+    with exit_on_signal(arguments.exit_process):
+        processes.start()  # before anything that may be refused: the others must hear of it
         config = common.load_config(arguments, overrides)
         from stce_jax.verbs.train import train
 
-        leave = arguments.leave if arguments.own else None
-        train(config, arguments.workdir, allow_config_change=arguments.allow_config_change, leave=leave)
+        exit_process = arguments.exit_process if arguments.own_process else None
+        train(config, arguments.workdir, allow_config_change=arguments.allow_config_change, exit_process=exit_process)

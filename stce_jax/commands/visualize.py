@@ -36,7 +36,7 @@ def run(arguments, _):
         raise ConfigError("--checkpoint and --ema are of a --workdir; a --model has random weights")
     if arguments.workdir and arguments.seed is not None:
         raise ConfigError("--seed is of a --model's random weights; a --workdir has its own")
-    from stce_jax.training.images import list_images
+    from stce_jax.data.files import list_images
     from stce_jax.verbs.visualize import IMAGE_SIZE, open_run, random_model, visualize
 
     files = list_images(arguments.paths)  # before a model is made

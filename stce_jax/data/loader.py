@@ -100,17 +100,6 @@ def _read_options(threads: int, rows: int) -> Any:
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * rows, threads))
 
 
-def with_asked(batches, asked):
-    """Adds to each batch whether this process is asked to stop, as "asked" int32 [B / processes]: the devices tell all.
-
-    Args:
-      batches: of NumPy arrays.
-      asked: function that says it, at the moment the batch is taken.
-    """
-    for batch in batches:
-        yield {**batch, "asked": np.full(len(batch["label"]), bool(asked()), np.int32)}
-
-
 def to_devices(batches: Iterable[dict[str, np.ndarray]], sharding: jax.sharding.Sharding) -> Iterator[dict[str, Any]]:
     """Turns process-local NumPy batches into global device arrays.
 

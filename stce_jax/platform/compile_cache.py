@@ -1,8 +1,8 @@
 """XLA's compiled programs, kept from one `stce` command to the next in the user's cache directory.
 
-For commands alone, before JAX is imported: what is imported into a notebook changes nobody's settings. JAX names an
-entry by program, options, versions, devices and a CPU's instruction sets, so that none is loaded where it does not
-belong.
+Only for commands, before JAX is imported: importing the package into a notebook changes no settings. JAX names an
+entry by program, options, versions, devices and a CPU's instruction sets, so that a program is loaded only where it
+belongs.
 """
 
 import contextlib
@@ -12,18 +12,19 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
-KEPT = 2**30  # bytes, of the programs used last
-STAMP = "looked_through"  # an empty file, as old as the last look at the size
+KEPT = 2**30  # bytes, of the most recently used programs
+STAMP = "looked_through"  # an empty file whose age is that of the last check of the size
 DAY = 24 * 60 * 60  # seconds
-# JAX's words. It then compiles what it could not read.
+# JAX's warning. It then compiles what it could not read.
 FAILURE = re.compile(r"Error (reading|writing) persistent compilation cache entry for '([^']*)': (.*)", re.DOTALL)
 
 
-def turn_on():
-    """Tells JAX by environment variables to keep all that it compiles; what they say already stays as it is.
+def turn_on() -> None:
+    """Sets JAX's environment variables so that it keeps all that it compiles; variables that are set already stay.
 
-    Where there is no directory that can be written, nothing is kept.
+    Without a directory that can be written, nothing is kept.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -40,16 +41,16 @@ def turn_on():
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    _mend_what_fails(directory)
+    _repair(directory)
 
 
-def default_directory():
+def default_directory() -> Path:
     """$XDG_CACHE_HOME/stce_jax/jax; without that variable ~/.cache/stce_jax/jax."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "stce_jax", "jax")
 
 
-def _limit_size(directory):
-    """Once a day, deletes all but the programs used last; a run that looks for another just then compiles it."""
+def _limit_size(directory: Path) -> None:
+    """Once a day, deletes all but the most recently used programs; a run that needs a deleted one compiles it."""
     stamp = directory / STAMP
     if stamp.exists() and time.time() - stamp.stat().st_mtime < DAY:
         return
@@ -65,22 +66,24 @@ def _limit_size(directory):
             path.unlink(missing_ok=True)
 
 
-def _mend_what_fails(directory):
-    """Deletes entries that cannot be read, which JAX would leave there for ever, and says once if none can be written.
+def _repair(directory: Path) -> None:
+    """Deletes entries that cannot be read, which JAX would keep forever, and reports once if none can be written.
 
     A write that is cut short, by a full disk or a signal, leaves half an entry.
     """
-    show, said = warnings.showwarning, []
+    show = warnings.showwarning
+    reported = False
 
-    def showwarning(message, *where, **more):
+    def showwarning(message: Warning | str, *where: Any, **more: Any) -> None:
+        nonlocal reported
         failure = FAILURE.match(str(message))
         if not failure:
             show(message, *where, **more)
         elif failure[1] == "reading":
             for path in directory.glob(f"{failure[2]}-*-cache"):
                 path.unlink(missing_ok=True)
-        elif not said:
-            said.append(True)
+        elif not reported:
+            reported = True
             print(f"stce: compiled programs are not kept: {' '.join(failure[3].split())}", file=sys.stderr, flush=True)
 
     warnings.showwarning = showwarning

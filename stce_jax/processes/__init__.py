@@ -1,1 +1,1 @@
-"""Several processes, and the signals that stop them."""
+"""Several processes of one run, the signals that stop them, and steps that take too long."""

@@ -1,7 +1,9 @@
-"""Whether a run has several processes, and where the others are: as the environment says, without starting JAX."""
+"""Whether a run has several processes, and where the others are, read from the environment without starting JAX."""
 
 import os
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jax._src import clusters  # the detection of clusters has no public name
 
@@ -10,8 +12,8 @@ from stce_jax.errors import ConfigError
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
-def detect():
-    """What the environment says of a run of several processes.
+def detect() -> dict[str, Any] | None:
+    """Reads from the environment whether this is a run of several processes.
 
     In this order: JAX_COORDINATOR_ADDRESS ("host:port" of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; an srun
     step of several tasks; a TPU pod.
@@ -35,7 +37,7 @@ def detect():
     return None
 
 
-def _from_variables(given):
+def _from_variables(given: Sequence[str]) -> dict[str, Any] | None:
     missing = [name for name in VARIABLES if name not in given]
     if missing:
         raise ConfigError(f"{' and '.join(given)} set, but not {' and '.join(missing)}: set all three or none")
@@ -52,16 +54,16 @@ def _from_variables(given):
     return _found(address, int(count), int(index), None) if int(count) > 1 else None
 
 
-def _from_cluster(cluster, devices):
+def _from_cluster(cluster: Any, devices: Callable[[], list[int] | None]) -> dict[str, Any] | None:
     count = cluster.get_process_count()
     if count == 1:
         return None
-    # JAX waits until the name of process 0's host can be resolved, these many seconds.
+    # JAX waits up to 300 s until the name of process 0's host can be resolved.
     address = cluster.get_coordinator_address(300, os.environ.get("JAX_COORDINATOR_PORT"))
     return _found(address, count, cluster.get_process_id(), devices())
 
 
-def _found(address, count, index, devices):
+def _found(address: str, count: int, index: int, devices: list[int] | None) -> dict[str, Any]:
     return {
         "coordinator_address": address,
         "num_processes": count,
@@ -70,13 +72,13 @@ def _found(address, count, index, devices):
     }
 
 
-def _slurm_devices():
+def _slurm_devices() -> list[int] | None:
     """The GPUs of this task, counted among those it sees; None: all of them.
 
-    JAX would take the task's number on its node whatever it sees: one GPU of eight if the node has one task, and one
-    that is not there if Slurm shows each task its own.
+    JAX would take the task's number on its node, whatever the task sees: one GPU of eight if the node has one task, and
+    one that does not exist if Slurm shows each task its own.
     """
-    tasks = []
+    tasks: list[int] = []
     for number, _, repeat in re.findall(r"(\d+)(\(x(\d+)\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")):
         tasks += [int(number)] * int(repeat or 1)
     here = tasks[int(os.environ.get("SLURM_NODEID", "0"))] if tasks else 1

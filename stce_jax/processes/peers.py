@@ -1,13 +1,12 @@
 """Several processes, one run: finding each other, agreeing on what is run, stopping together, ending together.
 
 Order in a process: `start` -> `agree` -> work, within `together` -> `leave`. In a run of one process all of them do
-nothing.
+nothing. JAX is imported by the functions that need it, so that the command line can use this module.
 """
 
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import itertools
 import json
 import os
@@ -16,22 +15,23 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-
-import jax
-from jax._src import distributed  # the key-value store has no public name
+from typing import Any, NoReturn
 
 from stce_jax.errors import ConfigError, PreemptedError, StceError
-from stce_jax.processes import clusters, watch
+from stce_jax.platform import jax_settings
+from stce_jax.platform.c_signals import on_abort
+from stce_jax.processes.heartbeat import BEAT, PEER_TIMEOUT, STOPPED, Heartbeat
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # JAX's own ways to notice a dead process end it with a wall of text; they are the last resort.
 HEARTBEAT_TIMEOUT = 100  # seconds
-_peers = None
+_heartbeat: Heartbeat | None = None  # of this process, while it is one of several
 _shared = itertools.count()
 
 
-def start(timeout=300):
+def start(timeout: float = 300) -> None:
     """Joins the run's other processes if the environment names any, see `clusters.detect`; called before JAX is used.
 
     From then on this process ends, with a line that says why, once another ends or does not answer.
@@ -43,20 +43,25 @@ def start(timeout=300):
       ConfigError: contradictory variables, or an address that cannot be used. If not all come in time, the process
         ends with such a line and exit code 75, for JAX cannot be called back from waiting.
     """
-    global _peers
-    if _peers:
+    global _heartbeat
+    if _heartbeat:
         return
+    import jax
+    from jax._src import distributed  # the key-value store has no public name
+
+    from stce_jax.processes import clusters
+
     found = clusters.detect()
     if found is None:
         return
-    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
+    jax_settings.leave_signals_to_python()
     address, count, index = found["coordinator_address"], found["num_processes"], found["process_id"]
     refuse = functools.partial(_refuse_start, f"process {index} of {count} could not join the others at {address}")
     # JAX aborts with a wall of text where it could raise an error, so its own patience is never reached.
     patience = threading.Timer(timeout, refuse, [f"within {timeout:g} s; see whether all {count} were started"])
     patience.daemon = True
     patience.start()
-    watch.on_abort(lambda: refuse("(see above what JAX says)"))
+    on_abort(lambda: refuse("(see above what JAX says)"))
     try:
         jax.distributed.initialize(
             address,
@@ -64,7 +69,7 @@ def start(timeout=300):
             index,
             local_device_ids=found["local_device_ids"],
             cluster_detection_method="deactivate",
-            initialization_timeout=timeout + 60,
+            initialization_timeout=int(timeout) + 60,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
             shutdown_timeout_seconds=60,
         )
@@ -73,26 +78,33 @@ def start(timeout=300):
         raise ConfigError(f"process {index} of {count} could not join the others at {address}: {reason}") from error
     finally:
         patience.cancel()
-    _peers = watch.Peers(distributed.global_state.client, index, count, address)
+    _heartbeat = Heartbeat(distributed.global_state.client, index, count, address)
 
 
-def _refuse_start(message, reason):
+def _refuse_start(message: str, reason: str) -> NoReturn:
     print(f"stce: {message} {reason}", file=sys.stderr, flush=True)
-    os._exit(watch.STOPPED)  # the others may come late: worth another try
+    os._exit(STOPPED)  # the others may come late: worth another try
 
 
-def is_main():
+def several() -> bool:
+    """Whether this process is one of several that `start` joined and that have not left."""
+    return _heartbeat is not None
+
+
+def is_main() -> bool:
     """Whether this process is the one that writes the workdir."""
+    import jax
+
     return jax.process_index() == 0
 
 
-def own_name():
+def own_name() -> str:
     """This process for people, "process 1 on node7"; "" in a run of one process."""
-    return _peers.name(_peers.index) if _peers else ""
+    return _heartbeat.name(_heartbeat.index) if _heartbeat else ""
 
 
-def agree(facts):
-    """Refuses to go on unless all processes were started with the same facts; each must call it, and once.
+def agree(facts: dict[str, str]) -> None:
+    """Checks that all processes were started with the same facts; each process must call it, exactly once.
 
     Args:
       facts: {name: text}, such as {"config": its JSON, "code": `code_digest()`, "data": a fingerprint}.
@@ -100,14 +112,14 @@ def agree(facts):
     Raises:
       ConfigError: in all processes: which fact differs, and in which process.
     """
-    if not _peers:
+    if not _heartbeat:
         return
-    client = distributed.global_state.client
+    client = _heartbeat.client
     for name, text in facts.items():
-        client.key_value_set(f"stce/fact/{_peers.index}/{name}", text)
-    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in facts.items()}
-    client.key_value_set(f"stce/facts/{_peers.index}", json.dumps(digests))
-    reference, *others = map(json.loads, _gather(client, "stce/facts/"))
+        client.key_value_set(f"stce/fact/{_heartbeat.index}/{name}", text)
+    own = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in facts.items()}
+    client.key_value_set(f"stce/facts/{_heartbeat.index}", json.dumps(own))
+    reference, *others = map(json.loads, _gather(_heartbeat, "stce/facts/"))
     problem = None
     for index, digests in enumerate(others, start=1):
         differing = [name for name in reference if digests.get(name) != reference[name]]
@@ -115,23 +127,23 @@ def agree(facts):
             # Small enough to compare whole, though the processes be many: only these two are fetched.
             texts = [client.key_value_try_get(f"stce/fact/{p}/{differing[0]}") for p in (0, index)]
             problem = (
-                f"{_peers.name(index)} was started with another {differing[0]} than {_peers.name(0)}"
+                f"{_heartbeat.name(index)} was started with another {differing[0]} than {_heartbeat.name(0)}"
                 f"{_first_difference(*texts)}; start all processes with the same"
             )
-    client.key_value_set(f"stce/compared/{_peers.index}", "")
-    _gather(client, "stce/compared/")  # process 0 holds the store: it may end only when all have read it
+    client.key_value_set(f"stce/compared/{_heartbeat.index}", "")
+    _gather(_heartbeat, "stce/compared/")  # process 0 holds the store: it may end only when all have read it
     if problem:
         raise ConfigError(problem)
 
 
-def _gather(client, folder):
+def _gather(heartbeat: Heartbeat, folder: str) -> list[str]:
     """The values that all processes have set in a folder of the store, in the processes' order."""
-    while len(found := client.key_value_dir_get(folder)) < _peers.count:  # a process that is lost ends this one
+    while len(found := heartbeat.client.key_value_dir_get(folder)) < heartbeat.count:  # a lost process ends this one
         time.sleep(0.1)
     return [text for _, text in sorted(found, key=lambda pair: int(pair[0].rpartition("/")[2]))]
 
 
-def _first_difference(reference, text):
+def _first_difference(reference: str, text: str) -> str:
     """The first line in which texts of several lines differ, cut to fit in a message; "" for texts of one."""
     lines = [text.splitlines(), reference.splitlines()]
     if max(map(len, lines)) < 2:
@@ -141,15 +153,15 @@ def _first_difference(reference, text):
     return next(f": {ours} instead of {theirs}" for ours, theirs in zip(*padded, strict=True) if ours != theirs)
 
 
-def share(value):
+def share(value: Any) -> Any:
     """What process 0 passes, a JSON-able value, in all processes; they wait for it as long as process 0 lives.
 
-    By the store and not by the devices, which give up after half a minute.
+    It goes through the store and not the devices, whose collectives time out after half a minute.
     """
-    if not _peers:
+    if not _heartbeat:
         return value
-    client, folder = distributed.global_state.client, f"stce/shared/{next(_shared)}/"
-    if _peers.index == 0:
+    client, folder = _heartbeat.client, f"stce/shared/{next(_shared)}/"
+    if _heartbeat.index == 0:
         client.key_value_set(f"{folder}0", json.dumps(value))
         return value
     while not (found := client.key_value_dir_get(folder)):
@@ -157,8 +169,10 @@ def share(value):
     return json.loads(found[0][1])
 
 
-def code_digest():
+def code_digest() -> str:
     """SHA-256 over this package's source files and the versions of what computes, as 64 hexadecimal digits."""
+    import importlib.metadata
+
     package = Path(__file__).parents[1]
     digest = hashlib.sha256(f"python {sys.version_info.major}.{sys.version_info.minor}".encode())
     for name in PACKAGES:
@@ -169,17 +183,12 @@ def code_digest():
     return digest.hexdigest()
 
 
-def several():
-    """Whether this process is one of several that `start` joined and that have not left."""
-    return _peers is not None
-
-
 @contextlib.contextmanager
-def together():
+def together() -> Iterator[None]:
     """Around what several processes do together: an error in one ends all, each with one line; see `fail`.
 
-    To be the innermost of the context managers whose exits may wait for the other processes, and around all as well.
-    PreemptedError goes through: all processes raise it, once their state is saved.
+    Enter it as the innermost of the context managers whose exits may wait for the other processes, and around all as
+    well. PreemptedError passes through: all processes raise it, once their state is saved.
     """
     try:
         yield
@@ -194,31 +203,34 @@ def together():
         raise
 
 
-def fail(message, exit_code):
-    """Ends this process of several at once: prints "stce: MESSAGE", and the others end likewise, naming this one.
+def fail(message: str, exit_code: int) -> None:
+    """Ends this process of several at once: prints "stce: MESSAGE"; the others end in the same way, naming this one.
 
-    At once, without a return to the caller: threads and collectives that wait for the others would hold it for minutes.
+    At once, without a return to the caller: threads and collectives that wait for the others would delay it by minutes.
     """
-    _peers.fail(" ".join(message.split()), exit_code)
+    assert _heartbeat, "only one of several processes fails for the others"
+    _heartbeat.fail(" ".join(message.split()), exit_code)
 
 
-def blame(error):
+def blame(error: BaseException | None) -> None:
     """Waits, if an error looks like a collective that broke, until the process that broke it is found.
 
     Finding it ends this process with a line that names it. Returns if the error is of another kind, or nobody is lost.
     """
-    while _peers and error:
-        # By its message, for JAX raises some as ValueError; too little memory is this process's own.
+    while _heartbeat and error:
+        # By its message, for JAX raises some as ValueError; running out of memory is this process's own error.
         if re.match(r"(?!RESOURCE_EXHAUSTED)[A-Z_]+: ", str(error)):
-            time.sleep(watch.PEER_TIMEOUT + 5 * watch.BEAT)
+            time.sleep(PEER_TIMEOUT + 5 * BEAT)
             return
         error = error.__cause__ or error.__context__
 
 
-def leave():
+def leave() -> None:
     """Ends this process's part in the run, once all others have come to their end as well."""
-    global _peers
-    if _peers:
-        _peers.leave()
-        _peers = None
+    global _heartbeat
+    if _heartbeat:
+        import jax
+
+        _heartbeat.leave()
+        _heartbeat = None
         jax.distributed.shutdown()

@@ -1,4 +1,10 @@
-"""DeiT's optimizer: AdamW with warm-up and cosine, weight decay on matrices and convolution kernels alone."""
+"""Optimizers, their learning rate schedule, and the groups of parameters that they treat differently.
+
+The shipped recipe is DeiT's: AdamW with warm-up and cosine, weight decay on matrices and convolution kernels alone.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -6,14 +12,17 @@ import optax
 from stce_jax.errors import check_choice, check_range
 
 DEIT_BATCH_SIZE = 512  # the batch for which DeiT's learning rate is given
+Schedule = Callable[[Any], Any] | float
 
 
-def peak_learning_rate(learning_rate, scaling, batch_size):
+def peak_learning_rate(learning_rate: float, scaling: str, batch_size: int) -> float:
     """The peak rate: as given ("none"), or times batch / 512 ("linear", as in DeiT)."""
     return learning_rate * batch_size / DEIT_BATCH_SIZE if scaling == "linear" else learning_rate
 
 
-def make_schedule(*, peak, warmup_from, final, warmup_steps, total_steps):
+def make_schedule(
+    *, peak: float, warmup_from: float, final: float, warmup_steps: int, total_steps: int
+) -> optax.Schedule:
     """Step -> learning rate: linear from `warmup_from` to `peak` in `warmup_steps`, then half a cosine to `final`."""
     return optax.warmup_cosine_decay_schedule(
         init_value=warmup_from,
@@ -24,23 +33,61 @@ def make_schedule(*, peak, warmup_from, final, warmup_steps, total_steps):
     )
 
 
-def make_optimizer(schedule, *, weight_decay, beta1, beta2, epsilon, clip_norm):
-    """AdamW (Loshchilov and Hutter 2019), after clipping the gradient's global norm to `clip_norm` (0: no clipping)."""
-    adamw = optax.adamw(schedule, beta1, beta2, epsilon, weight_decay=weight_decay, mask=decay_mask)
-    return optax.chain(optax.clip_by_global_norm(clip_norm), adamw) if clip_norm else adamw
+def parameter_group(path: tuple[str, ...], shape: tuple[int, ...]) -> str:
+    """ "decay" for leaves named "kernel", "no_decay" for the rest.
 
+    Biases, norms, the class token and the position embedding do not decay, whatever their rank (a scan over layers
+    stacks even biases into matrices).
 
-def decay_mask(params):
-    """True for what weight decay applies to: leaves named "kernel".
-
-    Biases, norms, the class token and the position embedding are not, whatever their rank (a scan over layers stacks
-    even biases into matrices).
+    Args:
+      path: names from the root of the parameters to the leaf, ("blocks_0", "mlp", "kernel").
+      shape: of the leaf.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    del shape
+    return "decay" if path[-1] == "kernel" else "no_decay"
+
+
+def group_parameters(params: Any, group: Callable[[tuple[str, ...], tuple[int, ...]], str] = parameter_group) -> Any:
+    """The tree of parameters with the name of its group in each leaf's place, as `optax.partition` takes it."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: group(tuple(key.key for key in path), tuple(leaf.shape)), params
+    )
+
+
+def decay_mask(params: Any) -> Any:
+    """True for what weight decay applies to."""
+    return jax.tree.map(lambda group: group == "decay", group_parameters(params))
+
+
+def adamw(
+    schedule: Schedule, *, weight_decay: float, beta1: float, beta2: float, epsilon: float
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter 2019)."""
+    return optax.adamw(schedule, beta1, beta2, epsilon, weight_decay=weight_decay, mask=decay_mask)
+
+
+# Name -> function (schedule, *, weight_decay, beta1, beta2, epsilon) of an optax GradientTransformation.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": adamw}
+
+
+def make_optimizer(
+    schedule: Schedule, *, name: str = "adamw", clip_norm: float, **options: float
+) -> optax.GradientTransformation:
+    """The optimizer of that name, after clipping the gradient's global norm to `clip_norm` (0: no clipping).
+
+    Args:
+      schedule: of `make_schedule`, or a constant learning rate.
+      name: a key of `OPTIMIZERS`.
+      clip_norm: >= 0.
+      options: of the optimizer.
+    """
+    optimizer = OPTIMIZERS[name](schedule, **options)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
 
 
 def check_options(
     *,
+    name: str,
     learning_rate: float,
     learning_rate_scaling: str,
     warmup_epochs: float,
@@ -55,6 +102,7 @@ def check_options(
 ) -> None:
     """Raises ConfigError if the options of `config.optimizer` cannot work."""
     del warmup_learning_rate, final_learning_rate, beta1, beta2, epsilon  # any will do
+    check_choice("config.optimizer.name", name, tuple(OPTIMIZERS))
     check_range("config.optimizer.learning_rate", learning_rate, 0)
     check_choice("config.optimizer.learning_rate_scaling", learning_rate_scaling, ("none", "linear"))
     check_range("config.optimizer.warmup_epochs", warmup_epochs, 0)

@@ -8,10 +8,11 @@ import sys
 
 from stce_jax.errors import ConfigError
 
-# What `python -m stce_jax` does, after asking the kernel (PR_SET_PDEATHSIG is 1) for SIGTERM when the parent ends,
-# however it does: the run then saves its state. preexec_fn would have to fork a process full of JAX's threads.
-RUN = """import ctypes, runpy, signal
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+# What `python -m stce_jax` does, after asking for SIGTERM when the parent ends: the run then saves its state.
+# preexec_fn would have to fork a process full of JAX's threads.
+RUN = """from stce_jax.platform import c_signals
+c_signals.terminate_with_parent()
+import runpy
 runpy.run_module("stce_jax", run_name="__main__", alter_sys=True)"""
 
 
@@ -37,7 +38,7 @@ def run_command(words, log, stop):
         )
         told = False
         while (code := _ended(child)) is None:
-            if stop.asked and not told:
+            if stop.requested and not told:
                 told = True
                 child.terminate()
     if not code:

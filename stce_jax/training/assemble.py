@@ -27,7 +27,7 @@ from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
 from stce_jax.recipe import optimizers as optim
 from stce_jax.training import guard
-from stce_jax.training.mesh import make_mesh
+from stce_jax.training.mesh import make_mesh, sharded_shapes
 from stce_jax.training.state import abstract_variables
 from stce_jax.training.timetable import Timetable
 from stce_jax.workdir import config as configuration
@@ -91,8 +91,8 @@ def load_run(workdir: str | Path, checkpoint: str | int = "last", ema: bool = Fa
     meta = checkpoints.restore_meta(step)
     own = configuration.from_dict(meta["config"])  # the checkpoint's: that of the workdir may have changed since
     model = build_model(own, len(meta["class_names"]))
-    target = abstract_variables(model, own.image_size)
-    variables = checkpoints.restore_variables(step, target, make_mesh(), ema=ema)
+    target = sharded_shapes(abstract_variables(model, own.image_size), make_mesh())
+    variables = checkpoints.restore_variables(step, target, ema=ema)
     preprocess = functools.partial(
         _preprocess,
         size=own.image_size,
@@ -196,6 +196,7 @@ def build_optimizer(config: config_dict.ConfigDict, timetable: Timetable) -> tup
     )
     optimizer = optim.make_optimizer(
         schedule,
+        name=options.name,
         weight_decay=options.weight_decay,
         beta1=options.beta1,
         beta2=options.beta2,

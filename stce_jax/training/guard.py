@@ -2,44 +2,46 @@
 
 import math
 import statistics
+from typing import Any
 
 from stce_jax.errors import check_range
 
-REMEMBERED = 100  # losses whose median a spike is measured by
+REMEMBERED = 100  # losses whose median a spike is compared with
 
 
 class DivergenceGuard:
-    """Looks at the steps of a run one after the other.
+    """Checks the steps of a run one after the other.
 
     Args:
-      max_skipped: so many steps in a row that were not applied are a divergence, 1 or more.
-      loss_spike: so is a loss so many times the median of the last 100; 0: never.
-      memory: what `memory` of an earlier guard gave, to go on where it was.
+      max_skipped: that many skipped steps in a row are a divergence, 1 or more.
+      loss_spike: so is a loss above that many times the median of the last 100; 0: never.
+      state: of an earlier guard, to continue from.
 
     Attributes:
-      skipped_in_all: steps of the run that were not applied.
+      total_skipped: steps of the run that were not applied.
     """
 
-    def __init__(self, *, max_skipped, loss_spike, memory=None):
+    def __init__(self, *, max_skipped: int, loss_spike: float, state: dict[str, Any] | None = None) -> None:
         self._max_skipped, self._loss_spike = max_skipped, loss_spike
-        memory = memory or {"losses": [], "skipped": 0, "skipped_in_all": 0}
-        self._losses, self._skipped = list(memory["losses"]), memory["skipped"]
-        self.skipped_in_all = memory["skipped_in_all"]
+        state = state or {"losses": [], "skipped": 0, "skipped_in_all": 0}
+        self._losses: list[float] = list(state["losses"])
+        self._skipped: int = state["skipped"]
+        self.total_skipped: int = state["skipped_in_all"]
 
-    def memory(self):
-        """JSON-able dict of all that it knows."""
-        return {"losses": list(self._losses), "skipped": self._skipped, "skipped_in_all": self.skipped_in_all}
+    def state(self) -> dict[str, Any]:
+        """All that it remembers, JSON-able."""
+        return {"losses": list(self._losses), "skipped": self._skipped, "skipped_in_all": self.total_skipped}
 
-    def see(self, loss, skipped):
+    def check(self, loss: float, skipped: bool) -> str:
         """What is wrong after a step of that loss, in a few words; "" if nothing is.
 
         Args:
-          loss: float; any, if the step was skipped.
+          loss: any value, if the step was skipped.
           skipped: whether the step was not applied.
         """
         if skipped:
             self._skipped += 1
-            self.skipped_in_all += 1
+            self.total_skipped += 1
             if self._skipped >= self._max_skipped:
                 return f"{self._skipped} steps in a row had no finite loss and gradient"
             return ""

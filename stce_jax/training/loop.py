@@ -1,199 +1,226 @@
-"""The loop of a run, from a position on to the end: step -> log -> evaluate -> save."""
+"""The training loop, from a starting point to the end: step -> log -> evaluate -> save."""
 
 import dataclasses
 import math
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
-from stce_jax.data.loader import to_devices, with_asked
-from stce_jax.errors import DivergedError
+from stce_jax.data.loader import to_devices
+from stce_jax.data.views import Views
+from stce_jax.errors import DivergedError, PreemptedError
 from stce_jax.processes import peers as processes
+from stce_jax.processes.stop_flag import FLAG, flagged
 from stce_jax.processes.stopping import StopSignals, stopped
 from stce_jax.processes.watch import Watch
 from stce_jax.training import assemble as runs
+from stce_jax.training import evaluation
 from stce_jax.training.guard import DivergenceGuard
 from stce_jax.training.mesh import batch_sharding
+from stce_jax.training.progress import TrainProgress
+from stce_jax.training.state import TrainState
 from stce_jax.training.timetable import Timetable
 from stce_jax.training.window import Window
-from stce_jax.verbs import evaluate
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
-from stce_jax.workdir.metrics import log_skipped
+from stce_jax.workdir.metrics import MetricsLog, log_skipped
 
 ADVICE = "try a lower --config.optimizer.learning_rate, or --config.optimizer.clip_norm=1"
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What stays the same from the first to the last step."""
+class Setup:
+    """What stays the same from the first to the last step.
+
+    Attributes:
+      state_shapes: a TrainState of shapes and shardings.
+      key: of the run's draws, on the devices.
+      check_claim: raises if the workdir belongs to another job by now.
+      meta: what each checkpoint's meta.json says of the run.
+    """
 
     config: Any
-    workdir: Any
+    workdir: str | Path
     dataset: Any
-    mesh: Any
+    mesh: Mesh
     timetable: Timetable
-    schedule: Any
-    blank: Any  # the state's shapes
+    schedule: optax.Schedule
+    state_shapes: TrainState
     train_step: Any
-    key: Any  # of the run's draws, on the devices
+    key: jax.Array
     eval_step: Any
-    val_views: Any
+    val_views: Views
     checkpoints: CheckpointWriter
     stop: StopSignals
     watch: Watch
-    check_claim: Any  # function that raises if the workdir is no longer this job's
-    meta: dict
+    check_claim: Callable[[], None]
+    meta: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Position:
-    """Where a run is: a state, and how it came there."""
+class StartingPoint:
+    """A state to train from, new or restored.
 
-    state: Any
-    metrics: Any = None  # of the state's evaluation, if it has taken place
-    salt: int = 0  # of the order of images: how often the run has gone back
-    memory: Any = None  # of the divergence guard
+    Attributes:
+      metrics: of the state's evaluation; None if it has not taken place.
+      rollbacks: how often the run has gone back after diverging, which decides the order of images.
+      guard: state of the divergence guard; None for a new one.
+    """
+
+    state: TrainState
+    metrics: dict[str, float] | None = None
+    rollbacks: int = 0
+    guard: dict[str, Any] | None = None
 
 
 class RunDivergedError(Exception):
-    """The run cannot go on like this, and is to go back."""
+    """The run must go back to a checkpoint."""
 
 
-class Loop:
-    """One passage from a position to the end, or to where the run is stopped or diverges.
+class TrainLoop:
+    """Trains from a starting point to the end, or to where the run is stopped or diverges."""
 
-    Args:
-      job, position: see there.
-      log: MetricsLog.
-      progress: TrainProgress.
-    """
-
-    def __init__(self, job, position, log, progress):
-        options = job.config.divergence
-        self._job, self._log, self._progress = job, log, progress
-        self._state, self._salt, self._metrics = position.state, position.salt, position.metrics
-        self._guard = DivergenceGuard(
-            max_skipped=options.max_skipped, loss_spike=options.loss_spike, memory=position.memory
-        )
+    def __init__(self, setup: Setup, start: StartingPoint, log: MetricsLog, progress: TrainProgress) -> None:
+        options = setup.config.divergence
+        self._setup, self._log, self._progress = setup, log, progress
+        self._state, self._rollbacks, self._metrics = start.state, start.rollbacks, start.metrics
+        self._guard = DivergenceGuard(max_skipped=options.max_skipped, loss_spike=options.loss_spike, state=start.guard)
         self._alone = jax.process_count() == 1
-        self._saved = int(position.state.step)
-        self._window = Window(job.config.batch_size)
-        self._rate = jax.jit(job.schedule).lower(jax.ShapeDtypeStruct((), np.int32)).compile()
+        self._saved = int(start.state.step)
+        self._window = Window(setup.config.batch_size)
+        self._learning_rate = jax.jit(setup.schedule).lower(jax.ShapeDtypeStruct((), np.int32)).compile()
 
-    def run(self):
+    def run(self) -> tuple[dict[str, float], float]:
         """Returns (metrics of the last evaluation, share of the time spent waiting for data).
 
         Raises:
-          RunDivergedError: the run is to go back.
-          PreemptedError: all is saved after a signal.
+          RunDivergedError: the run must go back.
+          PreemptedError: everything is saved after a signal.
           StceError: see `stce_jax.errors`; what could be saved is.
         """
-        job, config, start = self._job, self._job.config, self._saved
-        job.stop.nothing_to_save(start)
-        hurry = (lambda: job.stop.asked) if self._alone else None  # of several, none may leave a step alone
-        loading = runs.train_batches(config, job.dataset, start, self._salt, stop=hurry)
-        with loading as batches, jax.transfer_guard("disallow"):  # all that goes to a device and back is written here
-            batches = to_devices(with_asked(batches, lambda: job.stop.asked), batch_sharding(job.mesh))
-            self._evaluate_what_is_left(start)
-            job.watch.pause()  # the first step compiles
-            for step in range(start + 1, job.timetable.total + 1):
+        setup, config, start = self._setup, self._setup.config, self._saved
+        setup.stop.end_at_once(start)
+        # A process that is alone need not wait for data to stop; of several, none may miss a step of the others.
+        stop_waiting = self._stop_requested if self._alone else None
+        loading = runs.train_batches(config, setup.dataset, start, self._rollbacks, stop=stop_waiting)
+        with loading as host_batches, jax.transfer_guard("disallow"):  # every transfer is explicit
+            batches = to_devices(flagged(host_batches, self._stop_requested), batch_sharding(setup.mesh))
+            self._evaluate_if_missing(start)
+            setup.watch.pause()  # the first step compiles
+            for step in range(start + 1, setup.timetable.total + 1):
                 batch = self._next_batch(batches, step)
-                job.check_claim()
-                self._state, metrics = job.train_step(self._state, batch, job.key)
-                stopping = self._see(self._window.add(step, metrics))
-                job.watch.step(step)
-                job.stop.something_to_save()
-                job.checkpoints.check()
-                if stopping or job.timetable.evaluates(step) or step % config.log_every == 0:
-                    self._pause_at(step, stopping)
-            job.checkpoints.wait()
-        return self._metrics, self._window.waited_share()
+                setup.check_claim()
+                self._state, metrics = setup.train_step(self._state, batch, setup.key)
+                stopping = self._check(self._window.add(step, metrics))
+                setup.watch.step(step)
+                setup.stop.finish_step_first()
+                setup.checkpoints.check()
+                if stopping or setup.timetable.evaluates(step) or step % config.log_every == 0:
+                    self._log_evaluate_save(step, stopping)
+            setup.checkpoints.wait()
+        assert self._metrics, "the last step is always evaluated"
+        return self._metrics, self._window.data_wait()
 
-    def _pause_at(self, step, stopping):
-        """Logs the window, evaluates and saves if it is time, and stops if asked to."""
-        job, due = self._job, self._job.timetable.evaluates(step)
-        stopping = self._see(self._window.drain()) or stopping
-        values, epoch = self._window.close(), step / job.timetable.epoch
-        applied = np.int32(step - 1 - self._guard.skipped_in_all)  # skipped steps do not count for the rate
-        rate = float(jax.device_get(self._rate(jax.device_put(applied))))
-        self._log.write(step=step, epoch=epoch, split="train", **values, learning_rate=rate)
+    def _stop_requested(self) -> bool:
+        return bool(self._setup.stop.requested)
+
+    def _log_evaluate_save(self, step: int, stopping: bool) -> None:
+        """Logs the window, evaluates and saves if it is time, and stops if requested."""
+        setup, due = self._setup, self._setup.timetable.evaluates(step)
+        stopping = self._check(self._window.drain()) or stopping
+        values, epoch = self._window.close(), step / setup.timetable.epoch
+        applied = np.int32(step - 1 - self._guard.total_skipped)  # skipped steps do not advance the schedule
+        learning_rate = float(jax.device_get(self._learning_rate(jax.device_put(applied))))
+        self._log.write(step=step, epoch=epoch, split="train", **values, learning_rate=learning_rate)
         self._progress.train(step, epoch, values)
         self._metrics = self._evaluate(step) if due else None
         stopping = stopping or (due and self._metrics is None)
         if due or stopping:
             self._save(step)
             self._window.restart_clock()
-        if stopping and (step < job.timetable.total or self._metrics is None):
-            job.checkpoints.wait()
-            raise stopped(job.stop.asked or "a signal to another process", f"at step {step}, which is saved")
+        if stopping and (step < setup.timetable.total or self._metrics is None):
+            setup.checkpoints.wait()
+            raise self._stopped(step)
 
-    def _evaluate_what_is_left(self, start):
-        """Evaluates the position that the run goes on from, if a stop has kept that from taking place."""
-        job = self._job
-        due = job.timetable.evaluates(start) or start >= job.timetable.total
+    def _evaluate_if_missing(self, start: int) -> None:
+        """Evaluates the state that the run resumes from, if a stop has prevented its evaluation."""
+        timetable = self._setup.timetable
+        due = timetable.evaluates(start) or start >= timetable.total
         if start and due and not self._metrics:
             self._metrics = self._evaluate(start)
             if self._metrics is None:
-                raise stopped(job.stop.asked or "a signal to another process", f"at step {start}, which is saved")
+                raise self._stopped(start)
             self._save(start)
 
-    def _next_batch(self, batches, step):
+    def _stopped(self, step: int) -> PreemptedError:
+        return stopped(self._setup.stop.requested or "a signal to another process", f"at step {step}, which is saved")
+
+    def _next_batch(self, batches: Iterator[Any], step: int) -> Any:
         try:
             return self._window.next(batches)
-        except Exception as error:  # no data; but the state is whole, and what it has learnt is kept
+        except Exception as error:  # there is no data; but the state is whole, and its progress is kept
             if step - 1 > self._saved and self._alone:
-                self._see(self._window.drain())
+                self._check(self._window.drain())
                 self._metrics = None
                 self._save(step - 1)
-                self._job.checkpoints.wait()
-            if self._job.stop.asked and self._alone:
-                raise stopped(self._job.stop.asked, f"at step {step - 1}, which is saved") from error
+                self._setup.checkpoints.wait()
+            if self._stop_requested() and self._alone:
+                raise self._stopped(step - 1) from error
             raise
 
-    def _see(self, steps):
-        """Looks at finished steps; returns whether a process was asked to stop, as all of them see it."""
-        stopping = self._alone and bool(self._job.stop.asked)
-        for step, values in steps:
-            stopping = stopping or bool(values["asked"])
+    def _check(self, finished: Iterable[tuple[int, dict[str, float]]]) -> bool:
+        """Checks finished steps for divergence; returns whether to stop, the same in every process."""
+        stopping = self._alone and self._stop_requested()
+        for step, values in finished:
+            stopping = stopping or bool(values[FLAG])
             if values["skipped"]:
                 self._log_skipped(step, values)
-            if reason := self._guard.see(values["loss"], values["skipped"]):
-                jax.block_until_ready(self._state)  # what comes next may ask the devices in another order
+            if reason := self._guard.check(values["loss"], bool(values["skipped"])):
+                jax.block_until_ready(self._state)  # what comes next may use the devices in another order
                 raise RunDivergedError(f"at step {step} {reason}")
         return stopping
 
-    def _save(self, step):
+    def _save(self, step: int) -> None:
         self._log.flush()
-        more = {"epoch": step / self._job.timetable.epoch, "salt": self._salt, "guard": self._guard.memory()}
-        self._job.checkpoints.save(self._state, self._job.meta | more, self._metrics)
+        more = {"epoch": step / self._setup.timetable.epoch, "salt": self._rollbacks, "guard": self._guard.state()}
+        self._setup.checkpoints.save(self._state, self._setup.meta | more, self._metrics)
         self._saved = step
 
-    def _evaluate(self, step):
+    def _evaluate(self, step: int) -> dict[str, float] | None:
         """Evaluates and logs the state; returns its metrics, None if the run is to stop instead."""
-        job = self._job
+        setup = self._setup
 
-        def asked():
-            job.watch.step(step, "the evaluation after step")  # a batch of it has ended
-            return job.stop.asked
+        def stop_requested() -> bool:
+            setup.watch.step(step, "the evaluation after step")  # a batch of it has ended
+            return self._stop_requested()
 
-        job.watch.pause()
-        variables = self._state.variables
-        metrics = evaluate.mean_metrics(variables, job.eval_step, job.val_views, job.config, job.mesh, asked=asked)
+        setup.watch.pause()
+        metrics = evaluation.mean_metrics(
+            self._state.variables,
+            setup.eval_step,
+            setup.val_views,
+            setup.config,
+            setup.mesh,
+            stop_requested=stop_requested,
+        )
         if metrics is None:
             return None
         if not math.isfinite(metrics["loss"]):
             raise DivergedError(f"the evaluation's loss is not finite at step {step}; {ADVICE}")
-        epoch = step / job.timetable.epoch
+        epoch = step / setup.timetable.epoch
         self._log.write(step=step, epoch=epoch, split="eval", **metrics)
         self._progress.evaluation(step, epoch, metrics)
         return metrics
 
-    def _log_skipped(self, step, values):
+    def _log_skipped(self, step: int, values: dict[str, float]) -> None:
         if processes.is_main():
-            images = runs.batch_names(self._job.config, self._job.dataset, step - 1, self._salt)
+            images = runs.batch_names(self._setup.config, self._setup.dataset, step - 1, self._rollbacks)
             numbers = {name: values[name] for name in ("loss", "gradient_norm")}
-            log_skipped(self._job.workdir, step=step, salt=self._salt, images=images, **numbers)
+            log_skipped(self._setup.workdir, step=step, rollbacks=self._rollbacks, images=images, **numbers)
             cause = f"step {step} had no finite loss and gradient"
             print(f"stce: {cause}; it is not applied, its images are in skipped.jsonl", file=sys.stderr, flush=True)

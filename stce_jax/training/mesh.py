@@ -1,6 +1,8 @@
 """Where arrays live: one mesh over all devices, batches split over it, parameters replicated or split over `fsdp`."""
 
 import collections
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,14 +14,14 @@ from stce_jax.errors import ConfigError
 SMALLEST_SPLIT = 2**14
 
 
-def make_mesh(fsdp_devices=1, devices=None):
+def make_mesh(fsdp_devices: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes "data" and "fsdp" over all (or the given) devices; each device gets a part of every batch.
 
-    The devices stand process by process: of P processes, process p holds the p-th of P parts of every batch's rows.
+    The devices are ordered by process: of P processes, process p holds the p-th of P parts of every batch's rows.
 
     Args:
       fsdp_devices: over how many devices parameters, optimizer state and EMA are split; 1 keeps a copy on each.
-      devices: the devices, by default all of all processes.
+      devices: by default all devices of all processes.
 
     Raises:
       ConfigError: the number of devices is no multiple of `fsdp_devices`, or the processes have unequal numbers.
@@ -29,9 +31,9 @@ def make_mesh(fsdp_devices=1, devices=None):
         raise ConfigError(f"fsdp_devices is {fsdp_devices}, which does not divide the {len(devices)} devices")
     counts = collections.Counter(device.process_index for device in devices)
     if len(set(counts.values())) > 1:
-        (most, count), *_, (least, fewer) = counts.most_common()
+        (larger, count), *_, (smaller, fewer) = counts.most_common()
         raise ConfigError(
-            f"process {most} has {count} devices, process {least} has {fewer}; every process must have equally many"
+            f"process {larger} has {count} devices, process {smaller} has {fewer}; every process needs the same number"
         )
     # Not jax.make_mesh, which orders devices by their connections, across processes.
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
@@ -39,25 +41,30 @@ def make_mesh(fsdp_devices=1, devices=None):
     return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def check_batch_size(batch_size, mesh):
-    """Refuses a global batch that the mesh's devices cannot share evenly, naming one that they can."""
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises ConfigError for a global batch that the devices cannot share evenly; it names a size that they can."""
     count = mesh.size
     if batch_size < 1 or batch_size % count:
         fitting = max(1, round(batch_size / count)) * count
         raise ConfigError(f"batch_size {batch_size} cannot be divided among {count} devices; {fitting} can")
 
 
-def batch_sharding(mesh):
+def round_up(batch_size: int, mesh: Mesh) -> int:
+    """The smallest batch of at least this size that the devices can share evenly."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Splits the leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def replicated(mesh):
+def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_shardings(state, mesh):
+def state_shardings(state: Any, mesh: Mesh) -> Any:
     """A sharding for each array of a state: its longest axis that `fsdp` divides is split, small arrays are not.
 
     Args:
@@ -66,11 +73,20 @@ def state_shardings(state, mesh):
     """
     parts = mesh.shape["fsdp"]
 
-    def sharding(leaf):
-        dividable = [axis for axis, length in enumerate(leaf.shape) if length % parts == 0]
-        if parts == 1 or np.prod(leaf.shape) < SMALLEST_SPLIT or not dividable:
+    def sharding(leaf: Any) -> NamedSharding:
+        divisible = [axis for axis, length in enumerate(leaf.shape) if length % parts == 0]
+        if parts == 1 or np.prod(leaf.shape) < SMALLEST_SPLIT or not divisible:
             return replicated(mesh)
-        longest = max(dividable, key=lambda axis: leaf.shape[axis])
+        longest = max(divisible, key=lambda axis: leaf.shape[axis])
         return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
 
     return jax.tree.map(sharding, state)
+
+
+def sharded_shapes(state: Any, mesh: Mesh) -> Any:
+    """ShapeDtypeStructs of a state's arrays, each with its sharding on a mesh: what a checkpoint is restored onto."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        state_shardings(state, mesh),
+    )

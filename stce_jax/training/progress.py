@@ -1,6 +1,7 @@
-"""What a run says while it goes: a live line on a terminal, plain lines elsewhere."""
+"""What a run prints while it trains: a live line on a terminal, plain lines elsewhere."""
 
 import sys
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,10 +13,10 @@ class TrainProgress:
     Args:
       total_steps: steps of the whole run.
       step: the step it starts from.
-      quiet: say nothing, as one of several processes.
+      quiet: print nothing, as one of several processes.
     """
 
-    def __init__(self, total_steps, step, *, quiet=False):
+    def __init__(self, total_steps: int, step: int, *, quiet: bool = False) -> None:
         self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False, quiet=quiet)
         self._live = self._console.is_terminal and self._console.is_interactive  # a dumb terminal is not
         self._bar = Progress(
@@ -26,39 +27,40 @@ class TrainProgress:
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._live,
-            speed_estimate_period=3600,  # seconds; must hold two lines, or there is no time left to tell
+            speed_estimate_period=3600,  # seconds; must span two lines, or no time left can be estimated
         )
         self._task = self._bar.add_task("", total=total_steps, completed=step, epoch=0.0, text="compiling")
         self._total = total_steps
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
-    def say(self, text):
+    def print(self, text: str) -> None:
         """Prints a line that stays."""
         self._console.print(text, markup=False)
 
-    def train(self, step, epoch, metrics):
+    def train(self, step: int, epoch: float, metrics: dict[str, Any]) -> None:
         """Reports a window of training steps."""
         text = "loss {loss:.3f}  top-1 {percent:.1f}%  {images_per_second:,.0f} images/s  waiting {wait:.0f}%"
         text = text.format(percent=100 * metrics["top1"], wait=100 * metrics["data_wait"], **metrics)
         self._bar.update(self._task, completed=step, epoch=epoch, text=text)
         if not self._live:
-            self.say(f"step {step}/{self._total}  epoch {epoch:.2f}  train  {text}{self._time_left()}")
+            self.print(f"step {step}/{self._total}  epoch {epoch:.2f}  train  {text}{self._time_left()}")
 
-    def evaluation(self, step, epoch, metrics):
+    def evaluation(self, step: int, epoch: float, metrics: dict[str, Any]) -> None:
         """Reports an evaluation."""
         text = "step {step}/{total}  epoch {epoch:.2f}  eval   loss {loss:.3f}  top-1 {top1:.2f}%  top-5 {top5:.2f}%"
         percent = {name: 100 * metrics[name] for name in ("top1", "top5")}
-        self.say(text.format(step=step, total=self._total, epoch=epoch, loss=metrics["loss"], **percent))
+        self.print(text.format(step=step, total=self._total, epoch=epoch, loss=metrics["loss"], **percent))
 
-    def _time_left(self):
+    def _time_left(self) -> str:
         seconds = self._bar.tasks[0].time_remaining
         if seconds is None:
             return ""
-        hours, minutes, seconds = int(seconds) // 3600, int(seconds) // 60 % 60, int(seconds) % 60
+        minutes, seconds = divmod(int(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
         return f"  {hours}:{minutes:02d}:{seconds:02d} left" if hours else f"  {minutes}:{seconds:02d} left"

@@ -1,35 +1,39 @@
-"""What the training steps since the last log line have measured, read without making the devices wait."""
+"""Metrics of the training steps since the last log line, read without making the devices wait."""
 
 import collections
 import math
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+from stce_jax.processes.stop_flag import FLAG
+
 
 class Window:
-    """The training steps since the last log line: mean metrics, images a second, share of time without data."""
+    """The training steps since the last log line: mean metrics, images per second, share of time without data."""
 
     IN_FLIGHT = 2  # steps that the host may be ahead of the devices; more would only hold more batches in memory
 
-    def __init__(self, batch_size):
+    def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
-        self._in_flight = collections.deque()  # (step, metrics on the devices)
-        self._finished = []  # metrics as floats
-        self._last = None  # the newest step's loss, on the devices
+        self._in_flight: collections.deque[tuple[int, dict[str, Any]]] = collections.deque()  # metrics on the devices
+        self._finished: list[dict[str, float]] = []
+        self._last: Any = None  # the newest step's loss, on the devices
         self._compiled = False
-        self._all_time, self._all_waited = 0.0, 0.0
+        self._total_time, self._total_waited = 0.0, 0.0
         self.restart_clock()
 
-    def restart_clock(self):
-        """Leaves out of the next speed and share what came between the steps until now."""
+    def restart_clock(self) -> None:
+        """Leaves what came between the steps until now out of the next speed and share."""
         self._timed_steps, self._waited, self._start = 0, 0.0, time.monotonic()
 
-    def next(self, batches):
+    def next(self, batches: Iterator[Any]) -> Any:
         """The next batch; the time it takes counts as waiting if the devices have run out of work by then.
 
-        They may have done so only towards the end of that time, so the share is an upper bound.
+        They may have run out only towards the end of that time, so the share is an upper bound.
         """
         start = time.monotonic()
         batch = next(batches)
@@ -37,7 +41,7 @@ class Window:
             self._waited += time.monotonic() - start
         return batch
 
-    def add(self, step, metrics):
+    def add(self, step: int, metrics: dict[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
         """Takes a step's metrics, still on the devices; yields (step, metrics as floats) of those now finished."""
         self._in_flight.append((step, metrics))
         self._last = metrics["loss"]
@@ -48,22 +52,22 @@ class Window:
             self.restart_clock()
         return self._finish(self.IN_FLIGHT)
 
-    def drain(self):
-        """Waits for the devices; yields (step, metrics as floats) of all steps not yet given."""
+    def drain(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """Waits for the devices; yields (step, metrics as floats) of all steps not yet yielded."""
         return self._finish(0)
 
-    def _finish(self, left):
-        while len(self._in_flight) > left:
+    def _finish(self, in_flight: int) -> Iterator[tuple[int, dict[str, float]]]:
+        while len(self._in_flight) > in_flight:
             step, metrics = self._in_flight.popleft()
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            self._finished.append({name: value for name, value in values.items() if name != "asked"})
+            self._finished.append({name: value for name, value in values.items() if name != FLAG})
             yield step, values
 
-    def close(self):
-        """Means over the window, to be drained before, as floats; the next window begins.
+    def close(self) -> dict[str, float]:
+        """Means over the window, which must be drained before; the next window begins.
 
-        Steps that were skipped count in "skipped" alone, their number. "images_per_second" and "data_wait" (0..1) leave
-        out the run's first step, which compiles; alone in its window it has speed 0.
+        Skipped steps count only in "skipped", their number. "images_per_second" and "data_wait" (0..1) leave out the
+        run's first step, which compiles; alone in its window it has speed 0.
         """
         elapsed = time.monotonic() - self._start
         applied = [values for values in self._finished if not values["skipped"]]
@@ -71,15 +75,15 @@ class Window:
         means["skipped"] = len(self._finished) - len(applied)
         means["images_per_second"] = self._timed_steps * self._batch_size / elapsed
         means["data_wait"] = self._waited / elapsed
-        self._all_time, self._all_waited = self._all_time + elapsed, self._all_waited + self._waited
+        self._total_time, self._total_waited = self._total_time + elapsed, self._total_waited + self._waited
         self._finished = []
         self.restart_clock()
         return means
 
-    def waited_share(self):
+    def data_wait(self) -> float:
         """Share of the time of all closed windows that was spent waiting for data, 0..1; 0 if there was none."""
-        return self._all_waited / self._all_time if self._all_time else 0.0
+        return self._total_waited / self._total_time if self._total_time else 0.0
 
 
-def _mean(values):
+def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from stce_jax.data.files import list_images
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.training import assemble as runs
-from stce_jax.training import images
+from stce_jax.training import prediction
 
 KINDS = ("pooled", "tokens")
 
@@ -13,7 +14,7 @@ def features(paths, workdir, checkpoint="last", *, ema=False, kind="pooled", bat
     """Computes features of images with a run's model.
 
     Args:
-      paths: image files and folders of them, see `images.list_images`.
+      paths: image files and folders of them, see `list_images`.
       workdir, checkpoint, ema: see `load_run`.
       kind: "pooled": what the head reads, so that features @ kernel + bias are the logits; "tokens": the last block's
         tokens after the LayerNorm, the class token apart.
@@ -33,10 +34,10 @@ def features(paths, workdir, checkpoint="last", *, ema=False, kind="pooled", bat
     """
     if kind not in KINDS:
         raise ConfigError(f"there is no kind of features {kind!r}; the kinds are {', '.join(KINDS)}")
-    files = images.list_images(paths)
+    files = list_images(paths)
     run = runs.load_run(workdir, checkpoint, ema)
     model, method = (run.model.clone(num_classes=0), "__call__") if kind == "pooled" else (run.model, "tokens")
-    batches = images.apply(run, model, files, method=method, batch_size=batch_size, unreadable=unreadable)
+    batches = prediction.apply(run, model, files, method=method, batch_size=batch_size, unreadable=unreadable)
     names, found = [], None
     for paths_done, rows in batches:
         if found is None:

@@ -3,16 +3,17 @@
 import numpy as np
 
 from stce_jax.analysis import scores
+from stce_jax.data.files import list_images
 from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.training import assemble as runs
-from stce_jax.training import images
+from stce_jax.training import prediction
 
 
 def predict(paths, workdir, checkpoint="last", *, ema=False, topk=5, batch_size=64, unreadable=None):
     """Classifies images with a run's model.
 
     Args:
-      paths: image files and folders of them, see `images.list_images`.
+      paths: image files and folders of them, see `list_images`.
       workdir, checkpoint, ema: see `load_run`.
       topk: how many classes to give of each image, >= 1; never more than there are.
       batch_size: images that are computed at a time.
@@ -32,9 +33,9 @@ def predict(paths, workdir, checkpoint="last", *, ema=False, topk=5, batch_size=
     """
     if topk < 1:
         raise ConfigError(f"topk {topk} is no number of classes; give 1 or more")
-    files = images.list_images(paths)
+    files = list_images(paths)
     run = runs.load_run(workdir, checkpoint, ema)
-    return _records(run, topk, images.apply(run, run.model, files, batch_size=batch_size, unreadable=unreadable))
+    return _records(run, topk, prediction.apply(run, run.model, files, batch_size=batch_size, unreadable=unreadable))
 
 
 def _records(run, topk, batches):

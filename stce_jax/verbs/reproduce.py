@@ -143,8 +143,8 @@ def _one_at_a_time(workdir, stop):
 
 
 def _check_stop(stop):
-    if stop.asked:
-        raise stopped(stop.asked, "between two runs")
+    if stop.requested:
+        raise stopped(stop.requested, "between two runs")
 
 
 def _open_sweep(workdir, own, dataset, stop):
@@ -233,8 +233,8 @@ def _run_cell(cell, data_dir, place, stop):
             code, error = run_command(words, cell.directory / LOG_FILE, stop)
             record |= {"exit_code": code, "error": error, "seconds": record["seconds"] + time.monotonic() - start}
             _write_record(cell, record)
-            if stop.asked:
-                raise stopped(stop.asked, f"in {cell.directory.name}, whose state is saved")
+            if stop.requested:
+                raise stopped(stop.requested, f"in {cell.directory.name}, whose state is saved")
             if code:
                 break
     except OSError as error:
@@ -265,8 +265,8 @@ def _measure_speed(name, rows, seeds, workdir, stop):
     words = ["stce", "benchmark", *directories, f"--rounds={ROUNDS}"]
     words += [f"--accumulate={finished[0].config().accumulate}", f"--json={measured}"]
     code, error = run_command(words, path.with_suffix(".log"), stop)
-    if stop.asked:
-        raise stopped(stop.asked, "while speeds were measured; all runs are saved")
+    if stop.requested:
+        raise stopped(stop.requested, "while speeds were measured; all runs are saved")
     if code:
         _say(f"{name}: no speeds: {error}")
         return

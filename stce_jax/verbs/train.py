@@ -7,34 +7,42 @@ is refused before anything of the workdir is changed.
 import contextlib
 import dataclasses
 import sys
+from pathlib import Path
+from typing import Any, TextIO
 
+import numpy as np
+
+from stce_jax.analysis.curves import plot_curves
 from stce_jax.errors import DivergedError
+from stce_jax.models.bodies import Body
 from stce_jax.paths import first_line
 from stce_jax.processes import peers as processes
-from stce_jax.processes.stopping import StopSignals
+from stce_jax.processes.stopping import Exit, StopSignals
 from stce_jax.processes.watch import Watch
 from stce_jax.training import assemble as runs
-from stce_jax.training.loop import ADVICE, Job, Loop, Position, RunDivergedError
-from stce_jax.training.mesh import check_batch_size, make_mesh
+from stce_jax.training.evaluation import eval_step
+from stce_jax.training.loop import ADVICE, RunDivergedError, Setup, StartingPoint, TrainLoop
+from stce_jax.training.mesh import check_batch_size, make_mesh, sharded_shapes
 from stce_jax.training.progress import TrainProgress
 from stce_jax.training.state import abstract_state, abstract_variables, init_state
 from stce_jax.training.step import check_accumulation, make_train_step, run_key
-from stce_jax.verbs import evaluate
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout, weights
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.claim import Claim
-from stce_jax.workdir.metrics import MetricsLog, plot_curves
+from stce_jax.workdir.metrics import MetricsLog
 
 
-def train(config, workdir, *, allow_config_change=False, leave=None):
-    """Trains what `config` says, in `workdir`; goes on if the same config has been at work there.
+def train(
+    config: Any, workdir: str | Path, *, allow_config_change: bool = False, exit_process: Exit | None = None
+) -> dict[str, float]:
+    """Trains the model of `config` in `workdir`; resumes if the same config was trained there before.
 
     Args:
       config: a ConfigDict of `load_config`.
-      workdir: directory for config, metrics, checkpoints and plots, local or remote; see the README.
-      allow_config_change: go on with this config even if the workdir began with another.
-      leave: function that ends the process, see `StopSignals`; None if it is not this function's to end.
+      workdir: directory for config, metrics, checkpoints and plots, local or remote.
+      allow_config_change: resume with this config even if the workdir began with another.
+      exit_process: ends the process, see `StopSignals`; None if this function may not end it.
 
     Returns:
       The last evaluation: {"loss", "top1", "top5"}, means over the validation images.
@@ -44,7 +52,7 @@ def train(config, workdir, *, allow_config_change=False, leave=None):
     """
     processes.start()
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopSignals(leave))
+        stop = stack.enter_context(StopSignals(exit_process))
         watch = stack.enter_context(Watch(config.step_timeout, processes.own_name()))
         dataset = runs.open_dataset(config)
         mesh = make_mesh(config.fsdp_devices)
@@ -55,11 +63,17 @@ def train(config, workdir, *, allow_config_change=False, leave=None):
         timetable = runs.build_timetable(config, dataset)
         schedule, optimizer = runs.build_optimizer(config, timetable)
         meta = runs.checkpoint_meta(config, dataset)
-        facts = {"config": configuration.to_json(config, places=False), "workdir": str(workdir)}
-        facts |= {"fsdp_devices": str(config.fsdp_devices), "data": dataset.fingerprint}
-        processes.agree({"code": processes.code_digest(), **facts})
-        arrays = _initial_weights(config, workdir, model, dataset)
-        check_claim = _nothing
+        processes.agree(
+            {
+                "code": processes.code_digest(),
+                "config": configuration.to_json(config, places=False),
+                "workdir": str(workdir),
+                "fsdp_devices": str(config.fsdp_devices),
+                "data": dataset.fingerprint,
+            }
+        )
+        initial_weights = _initial_weights(config, workdir, model, dataset)
+        check_claim = _no_claim
         if processes.is_main():
             check_claim = stack.enter_context(Claim(workdir)).check
             layout.check_config(workdir, config, allow_change=allow_config_change)
@@ -67,21 +81,29 @@ def train(config, workdir, *, allow_config_change=False, leave=None):
         checkpoints = CheckpointWriter(directory, keep=config.keep_checkpoints, scheduled=scheduled)
         stack.enter_context(checkpoints)
         stack.enter_context(processes.together())  # innermost: what the others' contexts wait for may never come
-        shape = {"image_size": config.image_size, "with_ema": config.optimizer.ema_decay > 0}
-        blank = abstract_state(model, optimizer, **shape)
-        options = {"accumulate": config.accumulate, "deterministic": config.deterministic}
-        options |= {"ema_decay": config.optimizer.ema_decay, "state": blank, "mesh": mesh}
-        job = Job(
+        shape: Any = {"image_size": config.image_size, "with_ema": config.optimizer.ema_decay > 0}
+        state_shapes = sharded_shapes(abstract_state(model, optimizer, **shape), mesh)
+        train_step = make_train_step(
+            model,
+            optimizer,
+            augment,
+            ema_decay=config.optimizer.ema_decay,
+            state=state_shapes,
+            mesh=mesh,
+            accumulate=config.accumulate,
+            deterministic=config.deterministic,
+        )
+        setup = Setup(
             config=config,
             workdir=workdir,
             dataset=dataset,
             mesh=mesh,
             timetable=timetable,
             schedule=schedule,
-            blank=blank,
-            train_step=make_train_step(model, optimizer, augment, **options),
+            state_shapes=state_shapes,
+            train_step=train_step,
             key=run_key(config.seed, mesh),
-            eval_step=evaluate.eval_step(model, dataset, deterministic=config.deterministic),
+            eval_step=eval_step(model, dataset, deterministic=config.deterministic),
             val_views=runs.eval_views(config, dataset),
             checkpoints=checkpoints,
             stop=stop,
@@ -89,100 +111,104 @@ def train(config, workdir, *, allow_config_change=False, leave=None):
             check_claim=check_claim,
             meta=meta,
         )
-        position = _restore(job)
-        if position is None:
+        start = _restore(setup)
+        if start is None:
             state = init_state(model, optimizer, seed=config.seed, mesh=mesh, **shape)
-            position = Position(weights.initialize(state, arrays) if arrays else state)
+            start = StartingPoint(weights.initialize(state, initial_weights) if initial_weights else state)
         if processes.is_main():
             layout.write_config(workdir, config)
-        step, final = int(position.state.step), position.metrics
+        step, final = int(start.state.step), start.metrics
         if step >= timetable.total and final:
-            _say(f"already finished at step {step}: top-1 {100 * final['top1']:.2f}%; nothing to do")
-            _plot(job)
+            _print(f"already finished at step {step}: top-1 {100 * final['top1']:.2f}%; nothing to do")
+            _plot(workdir)
         else:
             if step:
-                _say(f"resuming from step {step} of {timetable.total}")
-            final = _train(job, position)
+                _print(f"resuming from step {step} of {timetable.total}")
+            final = _train_to_the_end(setup, start)
     processes.leave()
     return final
 
 
-def _initial_weights(config, workdir, model, dataset):
-    """The arrays that a new run is to begin with in place of random ones; {} for a run that goes on."""
+def _initial_weights(config: Any, workdir: str | Path, model: Body, dataset: Any) -> dict[str, np.ndarray]:
+    """The arrays of `init_from` that replace a new run's random ones; {} for a run that resumes."""
     if not config.init_from or layout.has_checkpoint(workdir):
         return {}
     expected = abstract_variables(model, config.image_size)
-    arrays, said = weights.read_weights(config.init_from, expected, model, dataset.class_ids)
-    _say(said)
+    arrays, line = weights.read_weights(config.init_from, expected, model, dataset.class_ids)
+    _print(line)
     return arrays
 
 
-def _restore(job, *, scheduled=False):
-    """The position of the newest whole checkpoint, or of the newest that was made on schedule; None if there is none.
+def _restore(setup: Setup, *, scheduled: bool = False) -> StartingPoint | None:
+    """The newest whole checkpoint, or the newest that was made on schedule; None if there is none.
 
-    A run that diverged goes back to one on schedule, so that it takes the same way however often it was stopped.
+    A run that diverged goes back to one on schedule, so that it takes the same course however often it was stopped.
     """
-    step = job.checkpoints.recover(scheduled=scheduled)
+    step = setup.checkpoints.recover(scheduled=scheduled)
     if step is None:
         return None
-    meta = job.checkpoints.restore_meta(step)
-    runs.check_fingerprint(meta, job.dataset)
-    state = job.checkpoints.restore(step, job.blank, job.mesh)
-    return Position(state, meta["metrics"], meta["salt"], meta["guard"])
+    meta = setup.checkpoints.restore_meta(step)
+    runs.check_fingerprint(meta, setup.dataset)
+    state = setup.checkpoints.restore(step, setup.state_shapes)
+    return StartingPoint(state, meta["metrics"], meta["salt"], meta["guard"])
 
 
-def _train(job, position):
-    """Trains to the end; where the run diverges, goes back to a checkpoint and on with other images."""
-    start, main = int(position.state.step), processes.is_main()
+def _train_to_the_end(setup: Setup, start: StartingPoint) -> dict[str, float]:
+    """Trains; where the run diverges, goes back to a checkpoint and continues with other images."""
+    first, main = int(start.state.step), processes.is_main()
     with (
-        MetricsLog(job.workdir, after_step=start, evaluated=bool(position.metrics), writes=main) as log,
-        TrainProgress(job.timetable.total, start, quiet=not main) as progress,
+        MetricsLog(setup.workdir, after_step=first, evaluated=bool(start.metrics), writes=main) as log,
+        TrainProgress(setup.timetable.total, first, quiet=not main) as progress,
     ):
         while True:
-            loop = Loop(job, position, log, progress)
-            salt, position, reason = position.salt, None, None
+            loop = TrainLoop(setup, start, log, progress)
+            rollbacks = start.rollbacks
+            del start  # and below the loop: there may be no memory for two states
             try:
-                final, waited = loop.run()
+                final, data_wait = loop.run()
                 break
             except RunDivergedError as error:
                 reason = str(error)
-            del loop  # and what it holds: there may be no memory for two states
-            position = _go_back(job, salt, reason, log)
-    plot = _plot(job)
+            del loop
+            start = _roll_back(setup, rollbacks, reason, log)
+    plot = _plot(setup.workdir)
     top1, top5 = 100 * final["top1"], 100 * final["top5"]
-    _say(f"finished: top-1 {top1:.2f}%  top-5 {top5:.2f}%  waited for data {100 * waited:.0f}% of the time  {plot}")
+    _print(
+        f"finished: top-1 {top1:.2f}%  top-5 {top5:.2f}%  waited for data {100 * data_wait:.0f}% of the time  {plot}"
+    )
     return final
 
 
-def _go_back(job, salt, reason, log):
-    """The position from which a run goes on after it has diverged."""
-    most = job.config.divergence.max_rollbacks
-    if salt >= most:
-        raise DivergedError(f"{reason}, after the run had gone back {salt} times; {ADVICE}")
-    job.watch.pause()
-    position = _restore(job, scheduled=True)
-    if position is None:
+def _roll_back(setup: Setup, rollbacks: int, reason: str, log: MetricsLog) -> StartingPoint:
+    """The point from which a run continues after it has diverged."""
+    limit = setup.config.divergence.max_rollbacks
+    if rollbacks >= limit:
+        raise DivergedError(f"{reason}, after the run had gone back {rollbacks} times; {ADVICE}")
+    setup.watch.pause()
+    start = _restore(setup, scheduled=True)
+    if start is None:
         raise DivergedError(f"{reason}, before the first checkpoint; {ADVICE}")
-    step = int(position.state.step)
-    _say(f"stce: {reason}; went back to step {step}, and on with other images ({salt + 1} of {most})", sys.stderr)
-    log.rewind(step, evaluated=bool(position.metrics))
-    return dataclasses.replace(position, salt=salt + 1, memory={**position.memory, "skipped": 0})
+    step, count = int(start.state.step), rollbacks + 1
+    _print(f"stce: {reason}; went back to step {step}, continuing with other images ({count} of {limit})", sys.stderr)
+    log.rewind(step, evaluated=bool(start.metrics))
+    assert start.guard is not None
+    return dataclasses.replace(start, rollbacks=count, guard={**start.guard, "skipped": 0})
 
 
-def _plot(job):
+def _plot(workdir: str | Path) -> str:
     """Draws the curves; a run that is finished does not fail for a picture."""
     if not processes.is_main():
         return ""
     try:
-        return f"curves in {plot_curves(job.workdir)}"
+        return f"curves in {plot_curves(workdir)}"
     except OSError as error:
         return f"no curves: {first_line(error)}"
 
 
-def _say(text, file=None):
+def _print(text: str, file: TextIO | None = None) -> None:
     if processes.is_main():
         print(text, file=file, flush=True)
 
 
-def _nothing():
-    """What a process checks whose claim on the workdir another one holds."""
+def _no_claim() -> None:
+    """Checks nothing: another process holds the claim on the workdir."""

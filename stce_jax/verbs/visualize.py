@@ -16,12 +16,12 @@ from stce_jax.analysis.drawing.introspection import (
     iterated_affinities,
 )
 from stce_jax.data import catalog, decode
+from stce_jax.data.files import list_images, read_image
 from stce_jax.errors import CheckpointError, ConfigError, DataError
 from stce_jax.models.factory import create_model
 from stce_jax.paths import absolute, first_line, is_remote, open_path, write_bytes
 from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
-from stce_jax.training.images import list_images, read_image
 
 IMAGE_SIZE, CROP_FRACTION = 224, 0.875  # of models by name, as in configs/default.py
 SMALLEST_TILE = 160  # pixels; the captions need room
@@ -42,7 +42,7 @@ def visualize(paths, subject, output, *, attention=False, token=None, tile=448, 
     """Draws what a model makes of images, as PNG files: the super tokens unless something else is asked for.
 
     Args:
-      paths: image files and folders of them, see `images.list_images`.
+      paths: image files and folders of them, see `list_images`.
       subject: of `open_run` or `random_model`.
       output: directory of the pictures, which is made.
       attention: draw the class token's attention in each block, see `sheets.attention_sheet`.

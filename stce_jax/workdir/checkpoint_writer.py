@@ -4,16 +4,20 @@ A step's directory takes its name only when it is complete, digests and all. On 
 digests are written last instead.
 """
 
-import asyncio
 import json
 import shutil
 import threading
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from stce_jax.errors import CheckpointError
 from stce_jax.paths import first_line, is_remote, write_text
+from stce_jax.platform import event_loops
 from stce_jax.processes import peers as processes
 from stce_jax.workdir import digests
 from stce_jax.workdir.checkpoints import DAMAGED, META_FILE, Checkpoints
@@ -28,16 +32,19 @@ class CheckpointWriter(Checkpoints):
 
     Args:
       directory: where the steps are, local or remote.
-      keep: how many of the last steps are kept, beside the best; at least 1.
-      scheduled: function that says of a step whether it is saved in every run, or only because one was stopped there.
+      keep: how many of the last steps are kept, beside the best; 1 or more.
+      scheduled: whether a step is saved in every run, or only because this one was stopped there.
         The last one that is saved in every run is kept, too.
     """
 
-    def __init__(self, directory, *, keep, scheduled=lambda step: True):
+    def __init__(
+        self, directory: str | PurePath, *, keep: int, scheduled: Callable[[int], bool] = lambda step: True
+    ) -> None:
         super().__init__(directory)
         self._keep, self._scheduled, self._main = keep, scheduled, jax.process_index() == 0
-        self._sealing = self._error = None
-        asyncio.set_event_loop_policy(_PatientPolicy())
+        self._sealing: threading.Thread | None = None
+        self._error: Exception | None = None
+        event_loops.finish_before_closing()
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         if self._main:
             try:
@@ -46,17 +53,17 @@ class CheckpointWriter(Checkpoints):
             except OSError as error:
                 raise self._cannot_write(error) from error
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, *exception):
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if kind is None:
             self.wait()
             self._writer.close()
         elif self._sealing:
             self._sealing.join()
 
-    def recover(self, *, scheduled=False):
+    def recover(self, *, scheduled: bool = False) -> int | None:
         """The newest step whose files are what was written, or None if there is none yet.
 
         All steps are verified, and those that are damaged renamed to STEP.damaged.
@@ -70,24 +77,24 @@ class CheckpointWriter(Checkpoints):
         self.wait()
         return processes.share(self._recover(scheduled) if self._main else None)
 
-    def _recover(self, scheduled):
+    def _recover(self, scheduled: bool) -> int | None:
         damages = {step: self._damage(step) for step in self.steps()}
         whole = [step for step, damage in damages.items() if not damage]
         if not whole:
-            self._refuse(damages)
+            self._refuse_if_any(damages)
             return None
         try:
             for step, damage in damages.items():
                 if damage:
-                    where = self._set_aside(step)
-                    self._report(step, damage, f"it is called {where} now; going on from {whole[-1]}")
+                    renamed = self._set_aside(step)
+                    self._report(step, damage, f"it is called {renamed} now; resuming from {whole[-1]}")
             while scheduled and whole and not self._scheduled(whole[-1]):
                 self._delete(whole.pop())
         except OSError as error:
             raise self._cannot_write(error) from error
         return whole[-1] if whole else None
 
-    def _set_aside(self, step):
+    def _set_aside(self, step: int) -> str:
         path, number = self._directory / f"{step}{DAMAGED}", 1
         while path.exists():
             number += 1
@@ -95,7 +102,7 @@ class CheckpointWriter(Checkpoints):
         self._path(step).rename(path)
         return path.name
 
-    def save(self, state, meta, metrics=None):
+    def save(self, state: Any, meta: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
         """Starts writing a TrainState under its step; returns once the arrays are copied off the devices.
 
         A step that is there already is replaced once the new one is complete; in a remote directory, where it would be
@@ -104,7 +111,7 @@ class CheckpointWriter(Checkpoints):
         Args:
           state: TrainState.
           meta: JSON-able dict.
-          metrics: {"top1": ...} of the evaluation of this step, if there was one: it decides what "best" means.
+          metrics: {"top1": ...} of this step's evaluation, if there was one: top-1 decides which step is "best".
 
         Raises:
           CheckpointError: it cannot be written, or an earlier write failed.
@@ -128,7 +135,7 @@ class CheckpointWriter(Checkpoints):
         self._sealing = threading.Thread(target=self._seal, args=arguments, name="stce checkpoint", daemon=True)
         self._sealing.start()
 
-    def _seal(self, step, meta):
+    def _seal(self, step: int, meta: dict[str, Any]) -> None:
         try:
             self._writer.wait_until_finished()
             if self._main:  # alone, while steps are computed: nothing here may ask the devices, or Orbax
@@ -136,13 +143,13 @@ class CheckpointWriter(Checkpoints):
                 write_text(unsealed / META_FILE, json.dumps(meta))
                 digests.write_digests(unsealed)
                 if unsealed != self._path(step):
-                    self._take_its_place(unsealed, self._path(step))
+                    self._replace(unsealed, self._path(step))
                 self._delete_old()
         except Exception as error:
             self._error = error
 
-    def _take_its_place(self, unsealed, path):
-        """Renames a directory that is whole; at no time is there none that is."""
+    def _replace(self, unsealed: epath.Path, path: epath.Path) -> None:
+        """Renames a directory that is whole; at every moment one whole directory is there."""
         old = self._directory / f"{path.name}{DELETING}"
         if path.exists():
             path.rename(old)
@@ -150,15 +157,15 @@ class CheckpointWriter(Checkpoints):
         if old.exists():
             shutil.rmtree(old)
 
-    def _delete_old(self):
+    def _delete_old(self) -> None:
         steps = self.steps()
         kept = {*steps[-self._keep :], self.best(steps), max(filter(self._scheduled, steps), default=None)}
         for step in steps:
             if step not in kept:
                 self._delete(step)
 
-    def _delete(self, step):
-        """Deletes a step, if it is there, so that at no time a part of it looks like a whole."""
+    def _delete(self, step: int) -> None:
+        """Deletes a step, if it is there, so that a part of it never looks like a whole."""
         path = self._path(step)
         if not path.exists():
             return
@@ -169,8 +176,8 @@ class CheckpointWriter(Checkpoints):
             path.rename(self._directory / f"{step}{DELETING}")
             shutil.rmtree(self._directory / f"{step}{DELETING}")
 
-    def _remove_leftovers(self):
-        """Removes what a killed process left unfinished; what is whole but had not yet its name gets it."""
+    def _remove_leftovers(self) -> None:
+        """Removes what a killed process left unfinished; what is whole but has no final name yet gets it."""
         for ending in (UNSEALED, DELETING):
             for path in self._directory.glob(f"*{ending}"):
                 final = self._directory / path.name.removesuffix(ending)
@@ -181,41 +188,24 @@ class CheckpointWriter(Checkpoints):
             if begun or UNSEALED in path.name or DELETING in path.name:
                 path.rmtree()
 
-    def check(self):
+    def check(self) -> None:
         """Raises CheckpointError if a write in the background has failed; costs nothing."""
         if self._sealing and not self._sealing.is_alive():
             self._sealing = None
             if self._error:
                 raise self._cannot_write(self._error) from self._error
 
-    def wait(self):
+    def wait(self) -> None:
         """Returns when everything is on disk; raises CheckpointError if a write failed."""
         if self._sealing:
             self._sealing.join()
             self.check()
 
-    def _unsealed(self, step):
+    def _unsealed(self, step: int) -> epath.Path:
         return self._path(step) if is_remote(self._directory) else self._directory / f"{step}{UNSEALED}"
 
-    def _cannot_write(self, error):
+    def _cannot_write(self, error: Exception) -> CheckpointError:
         return CheckpointError(
             f"cannot write a checkpoint in {self._directory}: {first_line(error)}; the last one stays. Make room, or "
             "make it writable, and run again"
         )
-
-
-class _PatientEventLoop(asyncio.SelectorEventLoop):
-    """Ends what still runs before it closes.
-
-    Orbax closes its event loop at the first failed write. The other writes, still under way, would then print dozens of
-    lines of tracebacks.
-    """
-
-    def close(self):
-        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
-            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        super().close()
-
-
-class _PatientPolicy(asyncio.DefaultEventLoopPolicy):
-    _loop_factory = _PatientEventLoop

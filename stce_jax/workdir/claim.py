@@ -8,7 +8,8 @@ import socket
 import threading
 import time
 import uuid
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any, Self
 
 from stce_jax.errors import ConfigError
 from stce_jax.paths import first_line, is_remote, open_path, write_text
@@ -16,17 +17,17 @@ from stce_jax.paths import first_line, is_remote, open_path, write_text
 FILE_NAME = "lock"
 BEAT = 15.0  # seconds between two signs of life of a job on a remote workdir
 PATIENCE = 45.0  # seconds without one after which a job counts as dead
-SETTLE = 2.0  # seconds after which, of jobs that came at the same moment, the one that wrote last has written
-_locks = set()  # file descriptors of the local claims
+SETTLE = 2.0  # seconds after which, of jobs started at the same moment, the last one has written
+_locks: set[int] = set()  # file descriptors of the local claims
 
 
-def _forget_locks():
+def _forget_locks() -> None:
     for descriptor in _locks:
         os.close(descriptor)
     _locks.clear()
 
 
-os.register_at_fork(after_in_child=_forget_locks)  # a child that outlives its parent would hold its lock
+os.register_at_fork(after_in_child=_forget_locks)  # a child that outlives its parent would keep its lock
 
 
 class InUseError(ConfigError):
@@ -41,7 +42,7 @@ class Claim:
     """`with Claim(workdir):` makes a workdir this process's alone, if no living job has it.
 
     A local workdir is locked (flock on its file `lock`); the kernel unlocks it however the process ends. Remote storage
-    knows no locks: there, the object `lock` is rewritten every `BEAT` seconds, and a newcomer that finds one watches
+    has no locks: there, the owner rewrites the object `lock` every `BEAT` seconds, and a new job that finds one watches
     it for `PATIENCE` seconds. An owner that was killed on the same machine is noticed at once.
 
     Attributes:
@@ -52,23 +53,23 @@ class Claim:
       ConfigError: it cannot be written.
     """
 
-    def __init__(self, workdir):
+    def __init__(self, workdir: str | PurePath) -> None:
         self._remote = is_remote(workdir)
         if self._remote and not str(workdir).startswith("gs://"):
             raise ConfigError(f"--workdir={workdir}: Orbax writes checkpoints to local paths and gs:// alone")
         self._workdir = open_path(workdir)
         self._path = self._workdir / FILE_NAME
-        self._owner = {
+        self._owner: dict[str, Any] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-            "processes": _processes(),
+            "processes": _process_namespace(),
             "token": uuid.uuid4().hex,
         }
         self._ended = threading.Event()
         self.lost = False
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         try:
             if self._remote:
                 self._take()
@@ -82,20 +83,20 @@ class Claim:
             ) from error
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         if self._remote:
-            self._give_back()
+            self._release()
         else:
             os.ftruncate(self._descriptor, 0)
             _locks.discard(self._descriptor)
             os.close(self._descriptor)
 
-    def check(self):
+    def check(self) -> None:
         """Raises LostClaimError if the claim is lost; to be called before every step."""
         if self.lost:
             raise LostClaimError(f"another job has taken workdir {self._workdir}; give another --workdir")
 
-    def _lock(self):
+    def _lock(self) -> None:
         self._workdir.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as undo:
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)  # not emptied before it is ours
@@ -109,13 +110,11 @@ class Claim:
             undo.pop_all()
         _locks.add(self._descriptor)
 
-    def _take(self):
+    def _take(self) -> None:
         found = self._read()
         if found and not _is_dead(found):
-            print(
-                f"{self._workdir} is claimed by {_who(found)}; watching for {PATIENCE:.0f} s whether that job lives",
-                flush=True,
-            )
+            waiting = f"watching for {PATIENCE:.0f} s whether that job lives"
+            print(f"{self._workdir} is claimed by {_describe(found)}; {waiting}", flush=True)
             deadline = time.monotonic() + PATIENCE
             while time.monotonic() < deadline and (now := self._read()):
                 if now != found:
@@ -129,7 +128,7 @@ class Claim:
         self._thread = threading.Thread(target=self._keep_beating, name="claim of the workdir", daemon=True)
         self._thread.start()
 
-    def _keep_beating(self):
+    def _keep_beating(self) -> None:
         while not self._ended.wait(BEAT):
             try:
                 if self._read().get("token") != self._owner["token"]:
@@ -139,46 +138,46 @@ class Claim:
             except Exception as error:  # the network may be back before the patience of others ends
                 print(f"cannot write {self._path}: {first_line(error)}; trying again", flush=True)
 
-    def _give_back(self):
+    def _release(self) -> None:
         self._ended.set()
         self._thread.join()
         with contextlib.suppress(Exception):  # it is left behind, and costs the next job its patience
             if self._read().get("token") == self._owner["token"]:
                 self._path.unlink()
 
-    def _beat(self):
+    def _beat(self) -> None:
         write_text(self._path, json.dumps(self._owner | {"beat": time.time()}))
 
-    def _read(self):
+    def _read(self) -> dict[str, Any]:
         """The lock object, {} if there is none."""
         try:
             return _parse(self._path.read_text())
         except FileNotFoundError:
             return {}
 
-    def _refusal(self, owner):
+    def _refusal(self, owner: dict[str, Any]) -> InUseError:
         return InUseError(
-            f"workdir {self._workdir} is in use by {_who(owner)}; wait for it, stop it, or give another --workdir"
+            f"workdir {self._workdir} is in use by {_describe(owner)}; wait for it, stop it, or give another --workdir"
         )
 
 
-def _parse(text):
+def _parse(text: str) -> dict[str, Any]:
     try:
         return dict(json.loads(text))
     except (ValueError, TypeError):  # between being locked and being written
         return {"damaged": text}
 
 
-def _who(owner):
+def _describe(owner: dict[str, Any]) -> str:
     if not {"host", "pid", "started"} <= owner.keys():
         return "another job"
     return f"process {owner['pid']} on {owner['host']}, running since {owner['started']}"
 
 
-def _processes():
-    """Stands for all processes among which a number means one: two containers may have one host name."""
+def _process_namespace() -> str:
+    """Names the namespace in which a process id is unique: two containers may have the same host name."""
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
 
 
-def _is_dead(owner):
-    return owner.get("processes") == _processes() and not Path(f"/proc/{owner['pid']}").exists()
+def _is_dead(owner: dict[str, Any]) -> bool:
+    return owner.get("processes") == _process_namespace() and not Path(f"/proc/{owner['pid']}").exists()

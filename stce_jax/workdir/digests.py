@@ -4,32 +4,34 @@ import errno
 import hashlib
 import re
 
+from etils import epath
+
 from stce_jax.paths import write_text
 
 FILE_NAME = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
-def write_digests(directory):
-    """Writes the digest of every file at any depth of a directory (an etils path) beside them."""
+def write_digests(directory: epath.Path) -> None:
+    """Writes the digest of every file at any depth of a directory beside them."""
     lines = [f"{_digest(path)}  {name}\n" for name, path in sorted(_files(directory).items())]
     write_text(directory / FILE_NAME, "".join(lines))
 
 
-def find_damage(directory):
+def find_damage(directory: epath.Path) -> str | None:
     """What is wrong with the files of a directory, in a few words that name the first of them; None if nothing is.
 
-    Any flipped bit, in the file of digests, too; a file cut short, empty, missing, or too much; a part of the disk that
-    cannot be read. Other errors, which may pass, are raised.
+    Finds any flipped bit, also in the file of digests; a file that is cut short, empty, missing, or surplus; a part of
+    the disk that cannot be read. Other errors, which may be temporary, are raised.
     """
     files = _files(directory)
     if FILE_NAME not in files:
         return f"{FILE_NAME} is missing"
     text = files.pop(FILE_NAME).read_bytes().decode(errors="replace")
     lines = [_LINE.fullmatch(line) for line in text.split("\n")[:-1]]
+    digests = {line[2]: line[1] for line in lines if line}
     if not lines or not all(lines) or not text.endswith("\n"):
         return f"{FILE_NAME} is damaged"
-    digests = {line[2]: line[1] for line in lines}
     for name, digest in digests.items():
         if name not in files:
             return f"{name} is missing"
@@ -44,18 +46,19 @@ def find_damage(directory):
     return f"{surplus[0]} is not in {FILE_NAME}" if surplus else None
 
 
-def _files(directory):
+def _files(directory: epath.Path) -> dict[str, epath.Path]:
     """{relative name: path} of all files at any depth."""
-    files, left = {}, [directory]
-    while left:
-        for path in left.pop().iterdir():
+    files: dict[str, epath.Path] = {}
+    pending = [directory]
+    while pending:
+        for path in pending.pop().iterdir():
             if path.is_dir():
-                left.append(path)
+                pending.append(path)
             else:
                 files["/".join(path.parts[len(directory.parts) :])] = path
     return files
 
 
-def _digest(path):
+def _digest(path: epath.Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

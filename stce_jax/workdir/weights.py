@@ -17,8 +17,8 @@ from flax import traverse_util
 from stce_jax.errors import CheckpointError, ConfigError, StceError
 from stce_jax.paths import write_bytes
 from stce_jax.training import assemble as runs
-from stce_jax.training.state import first_mismatch
 from stce_jax.workdir import layout
+from stce_jax.workdir.mismatch import first_mismatch
 
 SUFFIXES = (".safetensors", ".npz")
 HEAD = "params/head/"

@@ -9,7 +9,14 @@ import optax
 import pytest
 
 from stce_jax.models.factory import create_model, list_models
-from stce_jax.recipe.optimizers import decay_mask, make_optimizer, make_schedule, peak_learning_rate
+from stce_jax.recipe.optimizers import (
+    OPTIMIZERS,
+    decay_mask,
+    group_parameters,
+    make_optimizer,
+    make_schedule,
+    peak_learning_rate,
+)
 
 PEAK, WARMUP_FROM, FINAL, WARMUP, TOTAL = 1e-3, 1e-6, 1e-5, 5, 20
 SCHEDULE = {"peak": PEAK, "warmup_from": WARMUP_FROM, "final": FINAL, "warmup_steps": WARMUP, "total_steps": TOTAL}
@@ -171,3 +178,33 @@ def test_linear_scaling_is_by_batches_of_512():
     assert peak_learning_rate(1e-3, "linear", 512) == 1e-3
     assert peak_learning_rate(1e-3, "linear", 128) == pytest.approx(2.5e-4)
     assert peak_learning_rate(5e-4, "linear", 1024) == pytest.approx(1e-3)
+
+
+# --- the table and the groups
+
+
+def test_the_optimizers_state_is_that_of_earlier_checkpoints():
+    """Its tree, which a checkpoint must have to be restored."""
+    params = random_tree(0)
+    for clip_norm in (0.0, 1.0):
+        optimizer = make_optimizer(make_schedule(**SCHEDULE), **ADAMW | {"clip_norm": clip_norm})
+        expected = optax.adamw(
+            make_schedule(**SCHEDULE), weight_decay=0.05, mask=lambda tree: jax.tree.map(lambda _: True, tree)
+        )
+        if clip_norm:
+            expected = optax.chain(optax.clip_by_global_norm(clip_norm), expected)
+        trees = [jax.tree.structure(made.init(params)) for made in (optimizer, expected)]
+        assert trees[0] == trees[1]
+
+
+def test_a_group_function_sees_path_and_shape():
+    groups = group_parameters(random_tree(0), lambda path, shape: f"{'/'.join(path)} {len(shape)}")
+    assert groups["block"]["mlp"] == {"kernel": "block/mlp/kernel 2", "bias": "block/mlp/bias 1"}
+    assert groups["class_token"] == "class_token 3"
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_of_the_table_steps(name):
+    optimizer, params = make_optimizer(1e-3, name=name, **ADAMW), random_tree(0)
+    changes, _ = optimizer.update(random_tree(1), optimizer.init(params), params)
+    assert all(np.abs(change).max() > 0 for change in jax.tree.leaves(changes))

@@ -26,7 +26,7 @@ from jax._src.clusters import cloud_tpu_cluster
 from stce_jax.errors import ConfigError
 from stce_jax.processes import peers as processes
 from stce_jax.processes.clusters import VARIABLES, detect
-from stce_jax.processes.watch import PEER_TIMEOUT
+from stce_jax.processes.heartbeat import PEER_TIMEOUT
 
 PROGRAM = Path(__file__).parents[1] / "process_program.py"
 LIMIT = 60  # seconds within which every other process ends
@@ -340,7 +340,7 @@ def test_a_lost_process_ends_the_other_which_names_it(scenarios, how, lost):
     silent = r"does not answer since 30 s \(killed, stopped, or its link is cut\)"
     gone = r"has ended or cannot be reached \(see above what JAX says\)" if (how, lost) == ("killed", 0) else silent
     host = re.escape(socket.gethostname())
-    check_end(done, 1 - lost, f"stce: process {lost} on {host} {gone}; run again to go on", 75)
+    check_end(done, 1 - lost, f"stce: process {lost} on {host} {gone}; run again to resume", 75)
     assert "Traceback" not in done.errors[1 - lost]
 
 
@@ -396,7 +396,7 @@ def test_a_process_whose_peers_never_come_says_so(scenarios, index):
 def test_a_signal_to_one_process_stops_all_at_the_same_step(scenarios):
     done = scenarios["voted"]()
     assert done.codes == [0, 0], done.all_errors()
-    assert [result["asked"] for result in done.results] == [False, True]
+    assert [result["stop_requested"] for result in done.results] == [False, True]
     steps = [result["stopped_at"] for result in done.results]
     assert steps[0] == steps[1] and steps[0] is not None
 

@@ -49,7 +49,7 @@ def commands(monkeypatch, tmp_path, data_dir):
             Path(words[-1].partition("=")[2]).write_text(json.dumps([row | more for row in rows]))
             return 0, ""
         if words[1] == noted["signal"]:
-            stop.asked = "SIGTERM"
+            stop.requested = "SIGTERM"
             return 75, "stopped by SIGTERM"
         if code := noted["fails"].get(directory.name):
             return code, "it went wrong"
@@ -139,7 +139,7 @@ def test_a_signal_stops_the_sweep_and_no_time_is_lost(capsys, tmp_path, commands
     commands["signal"] = "evaluate"
     code, _, error = run(capsys, tmp_path, *BOTH)
     assert (
-        code == 75 and error == "stce: stopped by SIGTERM in pooling_seed0, whose state is saved; run again to go on\n"
+        code == 75 and error == "stce: stopped by SIGTERM in pooling_seed0, whose state is saved; run again to resume\n"
     )
     assert trained(commands) == ["pooling_seed0"], "it went on after the signal"
     record = json.loads((tmp_path / "sweep" / "cells" / "pooling_seed0" / "cell.json").read_text())
@@ -199,7 +199,7 @@ def test_jobs_that_begin_and_end_at_once_do_each_cell_once(capsys, tmp_path, com
     """Six threads stand for six machines; all of them write the report."""
     import stce_jax.verbs.reproduce as verb
 
-    monkeypatch.setattr(verb, "StopSignals", lambda: contextlib.nullcontext(types.SimpleNamespace(asked="")))
+    monkeypatch.setattr(verb, "StopSignals", lambda: contextlib.nullcontext(types.SimpleNamespace(requested="")))
     words = {"scale": "smoke", "seeds": (0, 1), "only": ("stce", "pooling")}
     barrier = threading.Barrier(6)
 

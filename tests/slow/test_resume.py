@@ -15,7 +15,7 @@ import pytest
 from helpers import TINY, wait_for
 
 from stce_jax.training import assemble as runs
-from stce_jax.training.mesh import make_mesh
+from stce_jax.training.mesh import make_mesh, sharded_shapes
 from stce_jax.training.state import abstract_state
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.config import load_config
@@ -46,7 +46,7 @@ def final_state(workdir, *words):
     _, optimizer = runs.build_optimizer(config, runs.Timetable(1437 / 32, 90, 9))
     blank = abstract_state(model, optimizer, image_size=16, with_ema=True)
     checkpoints = Checkpoints(runs.checkpoints_in(workdir))
-    return checkpoints.restore(checkpoints.find("last"), blank, make_mesh(1, jax.devices()[:1]))
+    return checkpoints.restore(checkpoints.find("last"), sharded_shapes(blank, make_mesh(1, jax.devices()[:1])))
 
 
 def assert_same_run(workdir, undisturbed):
@@ -158,7 +158,7 @@ def test_a_stopped_run_saves_and_ends_where_the_undisturbed_one_does(undisturbed
     said = errors.split()
     assert (
         said[:6] == ["stce:", "stopped", "by", number.name, "at", "step"]
-        and "which is saved; run again to go on" in errors
+        and "which is saved; run again to resume" in errors
     )
     step = int(said[6].rstrip(","))
     assert (tmp_path / "checkpoints" / str(step)).is_dir(), "it says that it saved, and did not"
@@ -180,7 +180,7 @@ def test_a_signal_in_the_first_compilation_ends_the_run_at_once(data_dir, tmp_pa
     sent = time.monotonic()
     _, errors = finish(process, 75)
     assert time.monotonic() - sent < 3, "it waited for the compilation"
-    assert errors == f"stce: stopped by {number.name} before its first step; run again to go on\n"
+    assert errors == f"stce: stopped by {number.name} before its first step; run again to resume\n"
 
 
 def test_a_signal_while_data_are_prepared(tmp_path):
@@ -188,7 +188,7 @@ def test_a_signal_while_data_are_prepared(tmp_path):
     soon(lambda: list((tmp_path / "data").glob("digits/incomplete*")), "preparation", process)
     process.terminate()
     _, errors = finish(process, 75)
-    assert errors == "stce: stopped by SIGTERM before its first step; run again to go on\n"
+    assert errors == "stce: stopped by SIGTERM before its first step; run again to resume\n"
     assert not (tmp_path / "run").exists()
     finish(start(tmp_path / "run", tmp_path / "data", "--config.epochs=0.1"))
     assert {path.name for path in (tmp_path / "data" / "digits").iterdir()} == {"1.0.0"}, "leftovers"
@@ -205,7 +205,7 @@ def test_a_signal_while_jax_is_imported(data_dir, tmp_path):
     soon(lambda: catches(process, signal.SIGTERM), "handler", process)  # the first thing that the command does
     process.terminate()
     _, errors = finish(process, 75)
-    assert errors == "stce: stopped by SIGTERM before its first step; run again to go on\n"
+    assert errors == "stce: stopped by SIGTERM before its first step; run again to resume\n"
 
 
 def test_more_signals_during_the_save_corrupt_nothing(undisturbed, data_dir, tmp_path):
@@ -240,7 +240,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_where_it_would_have(
     output, errors = finish(start(workdir, data_dir))
     assert (
         "checkpoint 90 in " in errors
-        and f"{path.name} is damaged; it is called 90.damaged now; going on from 81" in errors
+        and f"{path.name} is damaged; it is called 90.damaged now; resuming from 81" in errors
     )
     assert output.startswith("resuming from step 81 of 90\n")
     shutil.rmtree(workdir / "checkpoints" / "90.damaged")

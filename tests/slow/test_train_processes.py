@@ -153,7 +153,7 @@ def test_a_signal_to_one_stops_both_with_one_step_saved(four_devices, data_dirs,
     wait_for_steps(workdir, processes, 8)
     processes[1].terminate()
     (_, errors), (_, other_errors) = finish(processes, [75, 75])
-    pattern = r"stce: stopped by .* at step (\d+), which is saved; run again to go on"
+    pattern = r"stce: stopped by .* at step (\d+), which is saved; run again to resume"
     [line], [other_line] = said_by_us(errors), said_by_us(other_errors)
     step, other_step = int(re.fullmatch(pattern, line)[1]), int(re.fullmatch(pattern, other_line)[1])
     assert step == other_step and "SIGTERM" in other_line and "a signal to another process" in line

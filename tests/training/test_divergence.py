@@ -14,8 +14,7 @@ import stce_jax
 from stce_jax.data import catalog
 from stce_jax.errors import DivergedError, PreemptedError
 from stce_jax.training import assemble as runs
-from stce_jax.training import loop
-from stce_jax.verbs import evaluate
+from stce_jax.training import evaluation, loop
 from stce_jax.verbs.train import train
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.config import load_config
@@ -84,10 +83,10 @@ def final_state(workdir):
 def test_after_five_in_a_row_the_run_goes_back_and_on_with_other_images(poison, data_dir, tmp_path, capfd):
     poison([50, 51, 52, 53, 54], np.nan)
     train(config_of(data_dir), tmp_path / "a")
-    said = capfd.readouterr().err.splitlines()
-    assert said[-1] == (
-        "stce: at step 54 5 steps in a row had no finite loss and gradient; went back to step 45, and on with other "
-        "images (1 of 3)"
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[-1] == (
+        "stce: at step 54 5 steps in a row had no finite loss and gradient; went back to step 45, continuing with "
+        "other images (1 of 3)"
     )
     lines = [(line["step"], line["split"]) for line in read_metrics(tmp_path / "a")]
     assert len(lines) == len(set(lines)) and lines[-1] == (90, "eval"), lines
@@ -120,12 +119,12 @@ def test_a_stop_before_the_divergence_does_not_change_where_the_run_goes_back_to
     """To the checkpoint after step 45, not to that which the stop made in the midst of the bad steps."""
     poison([50, 51, 52, 53, 54], np.nan)
     train(config_of(data_dir), tmp_path / "undisturbed")
-    write, asked = loop.log_skipped, []
+    write, stopped = loop.log_skipped, []
 
     def write_and_stop(workdir, *, step, **record):
         write(workdir, step=step, **record)
-        if step == 50 and not asked:
-            asked.append(True)
+        if step == 50 and not stopped:
+            stopped.append(True)
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(loop, "log_skipped", write_and_stop)
@@ -138,8 +137,8 @@ def test_a_stop_before_the_divergence_does_not_change_where_the_run_goes_back_to
         np.testing.assert_array_equal(left, right)
 
 
-@pytest.mark.parametrize("most", [0, 2])
-def test_a_run_that_diverges_again_and_again_ends(poison, data_dir, tmp_path, monkeypatch, most):
+@pytest.mark.parametrize("limit", [0, 2])
+def test_a_run_that_diverges_again_and_again_ends(poison, data_dir, tmp_path, monkeypatch, limit):
     """The batches after the first checkpoint are all bad, whatever the order of images."""
     build = runs.build_augment
 
@@ -154,10 +153,10 @@ def test_a_run_that_diverges_again_and_again_ends(poison, data_dir, tmp_path, mo
 
     monkeypatch.setattr(runs, "build_augment", build_poisoned)
     with pytest.raises(DivergedError) as error:
-        train(config_of(data_dir, f"--config.divergence.max_rollbacks={most}"), tmp_path)
+        train(config_of(data_dir, f"--config.divergence.max_rollbacks={limit}"), tmp_path)
     assert error.value.exit_code == 5
     assert str(error.value).startswith(
-        f"at step 65 5 steps in a row had no finite loss and gradient, after the run had gone back {most} times; try a"
+        f"at step 65 5 steps in a row had no finite loss and gradient, after the run had gone back {limit} times; try a"
     )
     assert Checkpoints(runs.checkpoints_in(tmp_path)).find("last") == 45, "the last good checkpoint must stay"
 
@@ -173,7 +172,7 @@ def test_a_run_that_diverges_before_its_first_checkpoint_is_exit_5(stce, data_di
 
 def test_an_evaluation_without_a_finite_loss_is_exit_5(data_dir, tmp_path, monkeypatch):
     """Running statistics may overflow though every step was fine."""
-    monkeypatch.setattr(evaluate, "mean_metrics", lambda *_, **__: {"loss": np.inf, "top1": 0.0, "top5": 0.0})
+    monkeypatch.setattr(evaluation, "mean_metrics", lambda *_, **__: {"loss": np.inf, "top1": 0.0, "top5": 0.0})
     with pytest.raises(DivergedError, match="the evaluation's loss is not finite at step 45; try a lower"):
         train(config_of(data_dir), tmp_path)
     assert Checkpoints(runs.checkpoints_in(tmp_path)).steps() == []

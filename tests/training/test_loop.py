@@ -1,4 +1,4 @@
-"""What the loop asks of the devices: nothing is compiled twice, and nothing travels that is not sent on purpose."""
+"""What the loop does on the devices: nothing is compiled twice, and nothing travels that is not sent on purpose."""
 
 import jax
 import jax.monitoring
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from helpers import TINY
 
-from stce_jax.training import loop
-from stce_jax.verbs import evaluate
+from stce_jax.training import evaluation, loop
 from stce_jax.verbs.train import train
 from stce_jax.workdir import config as configuration
 
@@ -65,18 +64,18 @@ def test_after_the_first_step_and_the_first_evaluation_nothing_is_compiled(recor
 
 def test_numbers_come_from_the_devices_by_device_get_alone(recorder, monkeypatch, data_dir, tmp_path):
     """Which other devices' guard sees to; on CPUs, whose memory is the host's, JAX does not."""
-    asked_for, array = [], type(jax.numpy.zeros(()))
+    requested, array = [], type(jax.numpy.zeros(()))
     get, value = jax.device_get, array._value
 
     def device_get(tree):
-        asked_for.append(tree)
+        requested.append(tree)
         try:
             return get(tree)
         finally:
-            asked_for.pop()
+            requested.pop()
 
     def watched(self):
-        if not asked_for and jax.config.jax_transfer_guard_device_to_host == "disallow":
+        if not requested and jax.config.jax_transfer_guard_device_to_host == "disallow":
             recorder.note(self.shape)
         return value.fget(self)
 
@@ -93,8 +92,8 @@ def on_the_host(batches, sharding):
     yield from batches
 
 
-@pytest.mark.parametrize("module", [loop, evaluate.loader], ids=["training", "evaluation"])
-def test_an_array_that_travels_unasked_ends_the_run(monkeypatch, data_dir, tmp_path, module):
+@pytest.mark.parametrize("module", [loop, evaluation.loader], ids=["training", "evaluation"])
+def test_an_array_that_travels_by_accident_ends_the_run(monkeypatch, data_dir, tmp_path, module):
     monkeypatch.setattr(module, "to_devices", on_the_host)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         train(short_config(data_dir), tmp_path)

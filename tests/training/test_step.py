@@ -444,11 +444,11 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_steps_number(breakabl
     assert_same_bits(after.replace(step=before.step), before, "a skipped step")
     assert optax.tree_utils.tree_get_all_with_path(after.optimizer, "count"), "the test compares no counts"
 
-    going_on, metrics = take(after, make_batch(2))
+    after_next, metrics = take(after, make_batch(2))
     never_broken, _ = take(before.replace(step=np.int32(2)), make_batch(2))
     assert metrics["skipped"] == 0.0 and np.isfinite(list(metrics.values())).all(), metrics
-    assert_same_bits(going_on, never_broken, "the step after a skipped one")
-    moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), host(going_on.variables), before.variables)
+    assert_same_bits(after_next, never_broken, "the step after a skipped one")
+    moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), host(after_next.variables), before.variables)
     assert min(jax.tree.leaves(moved)) > 0, "the step after a skipped one trains nothing"
 
 
@@ -716,7 +716,7 @@ def test_evaluation_equals_numpy(classes, devices):
     labels, weights = rng.integers(0, classes, 40), np.ones(40)
     hits = np.argsort(-logits, axis=1)[:, :5] == labels[:, None]
     losses = -np.log(numpy_reference.softmax(logits))[np.arange(40), labels]
-    expected = {"loss": losses.sum(), "top1": hits[:, 0].sum(), "top5": hits.sum(), "count": 40, "asked": 0}
+    expected = {"loss": losses.sum(), "top1": hits[:, 0].sum(), "top5": hits.sum(), "count": 40}
     assert evaluate(logits, labels, weights, devices) == pytest.approx(expected, rel=1e-5)
     if classes <= 5:
         assert expected["top5"] == 40, "among five classes every label is among the first five"
@@ -784,11 +784,11 @@ def test_evaluation_on_eight_devices_uses_the_running_statistics(topologies):
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_deterministic_operations_are_asked_of_xla(one, monkeypatch, deterministic):
+def test_deterministic_operations_are_an_option_for_xla(one, monkeypatch, deterministic):
     """Which is all that can be seen without a GPU: no other backend has slower operations to choose."""
-    asked = []
-    monkeypatch.setattr(jax, "jit", lambda function, compiler_options=None, **_: asked.append(compiler_options))
+    passed = []
+    monkeypatch.setattr(jax, "jit", lambda function, compiler_options=None, **_: passed.append(compiler_options))
     state = one.initial()
     make_train_step(MODEL, OPTIMIZER, AUGMENT, ema_decay=0.9, deterministic=deterministic, state=state, mesh=one.mesh)
     make_eval_step(MODEL, lambda images: images / 255.0, deterministic=deterministic)
-    assert [options.get("xla_gpu_deterministic_ops", False) for options in asked] == [deterministic] * 2
+    assert [options.get("xla_gpu_deterministic_ops", False) for options in passed] == [deterministic] * 2

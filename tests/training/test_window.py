@@ -54,7 +54,7 @@ def test_the_share_of_waiting_is_that_of_the_time_without_data(log_every):
             list(window.drain())
             shares.append(window.close()["data_wait"])
     assert np.mean(shares[1:]) > 0.8, shares
-    assert window.waited_share() > 0.8
+    assert window.data_wait() > 0.8
 
 
 def test_time_in_which_the_device_is_busy_is_no_waiting():

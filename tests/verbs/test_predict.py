@@ -20,8 +20,9 @@ from scipy.special import softmax
 import stce_jax
 from stce_jax import paths
 from stce_jax.commands import tables
+from stce_jax.data.files import list_images
 from stce_jax.errors import CheckpointError, ConfigError, DataError
-from stce_jax.training import images
+from stce_jax.training import prediction
 from stce_jax.verbs.predict import predict
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -78,20 +79,20 @@ def test_probabilities_are_the_models_in_the_order_of_the_input(tiny_run, run, p
 
 
 def test_a_folder_means_the_images_in_it_at_any_depth(pictures, files):
-    assert images.list_images(pictures) == files
-    assert images.list_images([str(pictures), files[3]]) == [*files, files[3]]
+    assert list_images(pictures) == files
+    assert list_images([str(pictures), files[3]]) == [*files, files[3]]
     named = str(pictures / "b" / "notes.txt")
-    assert images.list_images([named]) == [named], "a file that is named is meant, whatever it is called"
+    assert list_images([named]) == [named], "a file that is named is meant, whatever it is called"
 
 
 def test_the_model_is_compiled_for_one_shape(tiny_run, files, monkeypatch):
-    shapes, make = [], images.make_predict_step
+    shapes, make = [], prediction.make_predict_step
 
     def make_watched(*arguments, **options):
         step = make(*arguments, **options)
         return lambda variables, batch: (shapes.append(batch["image"].shape), step(variables, batch))[1]
 
-    monkeypatch.setattr(images, "make_predict_step", make_watched)
+    monkeypatch.setattr(prediction, "make_predict_step", make_watched)
     assert len(list(predict(files, tiny_run[0], batch_size=7))) == 12
     assert shapes == [(8, 16, 16, 3)] * 2, "7 images are to be rounded up to the eight devices, and the last filled up"
     shapes.clear()
@@ -273,10 +274,10 @@ def test_real_awkward_files(tiny_run, run, test_data, tmp_path):
         archive.extractall(tmp_path, [name for name in archive.namelist() if name.startswith("odd/")])
     failures = []
     records = list(predict(tmp_path / "odd", tiny_run[0], unreadable=failures.append))
-    readable = images.list_images(tmp_path / "odd" / "decodable")
+    readable = list_images(tmp_path / "odd" / "decodable")
     assert [record["name"] for record in records] == readable and len(readable) == 48
     check(records, expected_probabilities(run, readable), run, topk=5)
-    undecodable = images.list_images(tmp_path / "odd" / "undecodable")
+    undecodable = list_images(tmp_path / "odd" / "undecodable")
     assert len(failures) == len(undecodable) == 8
     for path, failure in zip(undecodable, failures, strict=True):
         assert f"cannot decode {path}: " in str(failure)

@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from stce_jax.errors import CheckpointError
 from stce_jax.recipe.optimizers import make_optimizer, make_schedule
-from stce_jax.training.mesh import batch_sharding, make_mesh, state_shardings
+from stce_jax.training.mesh import batch_sharding, make_mesh, sharded_shapes, state_shardings
 from stce_jax.training.state import TrainState, init_state
 from stce_jax.training.step import make_train_step, run_key
 from stce_jax.workdir import digests
@@ -99,7 +99,7 @@ def test_a_state_comes_back_bit_for_bit_onto_any_devices(tmp_path, source, targe
     with CheckpointWriter(tmp_path, keep=2) as checkpoints:
         checkpoints.save(state, META)
         checkpoints.wait()
-        restored = checkpoints.restore(7, empty, mesh_of(*target))
+        restored = checkpoints.restore(7, sharded_shapes(empty, mesh_of(*target)))
     assert_same_bits(restored, host(state))
     for leaf, sharding in zip(
         jax.tree.leaves(restored), jax.tree.leaves(state_shardings(state, mesh_of(*target))), strict=True
@@ -146,7 +146,7 @@ def test_steps_that_donate_the_saved_state_do_not_reach_into_the_checkpoint(tmp_
         final, steps = host(state), checkpoints.steps()
         assert steps == [6, 11]
         for step in steps:
-            restored = checkpoints.restore(step, state, mesh)
+            restored = checkpoints.restore(step, sharded_shapes(state, mesh))
             assert_same_bits(restored, copies[step])
     for _ in range(5):  # the restored state of step 11 can itself be trained on, and donated, with the same result
         restored, _ = train_step(restored, batch, key)
@@ -165,7 +165,7 @@ def test_meta_comes_back_as_it_was(six):
 def test_variables_or_their_average_alone(six, ema):
     state = make_state(5, seed=5)
     checkpoints = Checkpoints(six)
-    restored = checkpoints.restore_variables(5, state.variables, mesh_of(*EIGHT), ema=ema)
+    restored = checkpoints.restore_variables(5, sharded_shapes(state.variables, mesh_of(*EIGHT)), ema=ema)
     assert_same_bits(restored, host(state.ema if ema else state.variables))
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(restored))
 
@@ -181,7 +181,8 @@ def test_the_last_two_and_the_best_are_kept(six):
     assert checkpoints.find("best") == 2
     assert checkpoints.find(5) == checkpoints.find("5") == 5
     assert_same_bits(
-        checkpoints.restore(checkpoints.find("best"), make_state(0), mesh_of(*ONE)), host(make_state(2, seed=2))
+        checkpoints.restore(checkpoints.find("best"), sharded_shapes(make_state(0), mesh_of(*ONE))),
+        host(make_state(2, seed=2)),
     )
 
 
@@ -254,7 +255,9 @@ def test_the_same_step_again_replaces_the_first(tmp_path):
         checkpoints.save(make_state(3, seed=2), META, {"top1": 0.5})
         checkpoints.wait()
         assert checkpoints.find("best") == 3
-        assert_same_bits(checkpoints.restore(3, make_state(0), mesh_of(*ONE)), host(make_state(3, seed=2)))
+        assert_same_bits(
+            checkpoints.restore(3, sharded_shapes(make_state(0), mesh_of(*ONE))), host(make_state(3, seed=2))
+        )
         assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
@@ -264,10 +267,10 @@ def test_an_average_that_was_not_kept_is_said_to_be_missing(tmp_path):
         checkpoints.save(state, META)
         checkpoints.wait()
         with pytest.raises(CheckpointError) as error:
-            checkpoints.restore_variables(4, state.variables, mesh_of(*ONE), ema=True)
+            checkpoints.restore_variables(4, sharded_shapes(state.variables, mesh_of(*ONE)), ema=True)
         one_line(error, "checkpoint 4", "moving average", "ema_decay was 0")
         with pytest.raises(CheckpointError) as error:
-            checkpoints.restore(4, make_state(0, ema=True), mesh_of(*ONE))
+            checkpoints.restore(4, sharded_shapes(make_state(0, ema=True), mesh_of(*ONE)))
         one_line(error, "checkpoint 4", "ema")
 
 
@@ -364,12 +367,14 @@ def test_training_sets_damaged_steps_aside(six, tmp_path, capfd):
     with CheckpointWriter(directory, keep=2) as checkpoints:
         assert checkpoints.recover() == 5
         said = capfd.readouterr().err
-        assert "checkpoint 6 in " in said and "it is called 6.damaged now; going on from 5" in said
+        assert "checkpoint 6 in " in said and "it is called 6.damaged now; resuming from 5" in said
         assert "checkpoint 2 in " in said and "meta.json is damaged" in said
         checkpoints.save(make_state(6, seed=9), META)
         checkpoints.wait()
         assert checkpoints.steps() == [5, 6]
-        assert_same_bits(checkpoints.restore(6, make_state(0), mesh_of(*ONE)), host(make_state(6, seed=9)))
+        assert_same_bits(
+            checkpoints.restore(6, sharded_shapes(make_state(0), mesh_of(*ONE))), host(make_state(6, seed=9))
+        )
     damage_arrays(directory, 6)
     with CheckpointWriter(directory, keep=2) as checkpoints:
         assert checkpoints.recover() == 5
@@ -447,7 +452,7 @@ def test_restoring_never_unpickles(six, tmp_path, monkeypatch):
         with contextlib.suppress(CheckpointError):
             checkpoints = Checkpoints(directory)
             checkpoints.restore_meta(checkpoints.find(6))
-            checkpoints.restore(6, make_state(0), mesh_of(*ONE))
+            checkpoints.restore(6, sharded_shapes(make_state(0), mesh_of(*ONE)))
         assert not (tmp_path / "trace").exists(), f"{original} was unpickled"
         shutil.rmtree(directory)
     pickle.loads(poison).close()
@@ -468,7 +473,7 @@ def test_a_checkpoint_of_another_model_is_refused(six, change):
     variables = variables | {"params": variables["params"] | {"dense": change(variables["params"])}}
     checkpoints = Checkpoints(six)
     with pytest.raises(CheckpointError) as error:
-        checkpoints.restore_variables(6, variables, mesh_of(*ONE))
+        checkpoints.restore_variables(6, sharded_shapes(variables, mesh_of(*ONE)))
     one_line(error, "checkpoint 6")
 
 
@@ -488,7 +493,7 @@ def test_a_full_disk_is_said_and_the_last_step_stays(small_disk):
         assert "cannot write a checkpoint in" in one_line(error, "the last one stays")
     with CheckpointWriter(small_disk / "run", keep=2) as checkpoints:
         assert checkpoints.recover() == 1
-        assert_same_bits(checkpoints.restore(1, make_state(0), mesh), host(make_state(1, seed=1)))
+        assert_same_bits(checkpoints.restore(1, sharded_shapes(make_state(0), mesh)), host(make_state(1, seed=1)))
         (small_disk / "more").unlink()
         checkpoints.save(make_state(2, seed=2), META)
     assert Checkpoints(small_disk / "run").steps() == [1, 2]
@@ -527,13 +532,13 @@ def test_the_normal_path_says_nothing(tmp_path, caplog, capfd):
                 checkpoints.save(make_state(step), META, metrics)
             checkpoints.wait()
         with CheckpointWriter(tmp_path, keep=2) as checkpoints:
-            checkpoints.restore(checkpoints.find("last"), make_state(0), mesh_of(*EIGHT))
+            checkpoints.restore(checkpoints.find("last"), sharded_shapes(make_state(0), mesh_of(*EIGHT)))
             checkpoints.save(make_state(4), META, {"top1": 0.1})
             checkpoints.wait()
         checkpoints = Checkpoints(tmp_path)
         step = checkpoints.find("best")
         checkpoints.restore_meta(step)
-        checkpoints.restore_variables(step, make_state(0).variables, mesh_of(*ONE), ema=True)
+        checkpoints.restore_variables(step, sharded_shapes(make_state(0).variables, mesh_of(*ONE)), ema=True)
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert not said, f"warnings in the normal path: {said}"
     assert capfd.readouterr() == ("", ""), "something is printed in the normal path"

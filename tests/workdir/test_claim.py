@@ -159,7 +159,7 @@ def test_an_owner_killed_on_this_machine_is_noticed_at_once(bucket, monkeypatch)
     monkeypatch.setattr(workdir, "PATIENCE", 60.0)
     process = subprocess.Popen(["true"])
     process.wait()
-    left_by({"host": "here", "pid": process.pid, "started": "", "processes": workdir._processes()}, bucket)
+    left_by({"host": "here", "pid": process.pid, "started": "", "processes": workdir._process_namespace()}, bucket)
     start = time.monotonic()
     with Claim("gs://bucket/run"):
         pass
@@ -170,7 +170,7 @@ def test_an_owner_killed_on_this_machine_is_noticed_at_once(bucket, monkeypatch)
     "owner",
     [
         {"host": "elsewhere", "pid": 2**22, "started": "2020", "processes": "another machine's"},
-        {"host": "here", "pid": os.getpid(), "started": "2020", "processes": workdir._processes()},
+        {"host": "here", "pid": os.getpid(), "started": "2020", "processes": workdir._process_namespace()},
         {},
     ],
     ids=["another machine", "a number that is another process's by now", "no lock of ours"],

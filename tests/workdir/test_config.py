@@ -175,6 +175,12 @@ def test_config_files_of_users(tmp_path, case):
     assert named in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_config_from_before_there_were_optimizers_to_choose_from_is_of_adamw():
+    values = configuration.to_dict(load_config("digits"))
+    del values["optimizer"]["name"]
+    assert configuration.from_dict(values).optimizer.name == "adamw"
+
+
 def test_json_round_trip():
     config = load_config("digits", ["--config.model.body.vit.depth=4"])
     text = configuration.to_json(config)

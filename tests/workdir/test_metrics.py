@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
+from stce_jax.analysis.curves import plot_curves
 from stce_jax.training.progress import TrainProgress
-from stce_jax.workdir.metrics import MetricsLog, plot_curves, read_metrics
+from stce_jax.workdir.metrics import MetricsLog, read_metrics
 
 TRAIN = {"loss": 1.5, "top1": 0.25, "top5": 0.75, "images_per_second": 1234.5, "learning_rate": 1e-3}
 EVAL = {"loss": 1.25, "top1": 0.5, "top5": 1.0}
@@ -82,7 +83,7 @@ def test_each_line_is_on_disk_once_written(tmp_path):
 
 
 @pytest.mark.parametrize("after_step", [0, 1, 2, 3, 99])
-def test_lines_after_the_step_gone_on_from_are_removed(tmp_path, after_step):
+def test_lines_after_the_step_resumed_from_are_removed(tmp_path, after_step):
     write_run(tmp_path, [1, 2, 3, 4])
     before = read_metrics(tmp_path)
     with MetricsLog(tmp_path, after_step=after_step):
@@ -161,7 +162,7 @@ def test_a_full_disk_is_one_line(tmp_path):
         "  for step in range(9): log.write(step=step, epoch=0.0, split='train', loss=1.0)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True)
-    expected = f"stce_jax.errors.ConfigError: cannot write metrics in {tmp_path}: No space left on device; once"
+    expected = f"stce_jax.errors.ConfigError: cannot write metrics in {tmp_path}: No space left on device; repair"
     assert [line for line in done.stderr.splitlines() if line.startswith(expected)], done.stderr
 
 
@@ -284,7 +285,7 @@ def report(clock, total=1000, step=0, windows=3, seconds=1.0):
                 {"loss": 2.3456, "top1": 0.125, "top5": 0.5, "images_per_second": 12345.6, "data_wait": 0.03},
             )
         progress.evaluation(step, step / 100, {"loss": 1.2345, "top1": 0.98765, "top5": 1.0})
-        progress.say("[bold]a line[/bold] with brackets, " + "long " * 40)
+        progress.print("[bold]a line[/bold] with brackets, " + "long " * 40)
 
 
 @pytest.fixture

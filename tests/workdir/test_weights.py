@@ -19,12 +19,14 @@ from PIL import Image
 from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.models.factory import create_model
 from stce_jax.training import assemble as runs
+from stce_jax.training import evaluation
 from stce_jax.training.mesh import make_mesh, state_shardings
-from stce_jax.training.state import abstract_variables, first_mismatch, init_state
+from stce_jax.training.state import abstract_variables, init_state
 from stce_jax.training.step import make_train_step, run_key
 from stce_jax.verbs import evaluate
 from stce_jax.workdir import weights
 from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.mismatch import first_mismatch
 
 pytestmark = pytest.mark.usefixtures("everything_is_split", "quick_compilation")
 DIGITS, LETTERS = [str(digit) for digit in range(10)], list("abcdefg")
@@ -96,10 +98,10 @@ def test_the_first_evaluation_is_that_of_the_source(source, data_dir):
     config = runs.read_config(workdir)
     dataset, model = runs.open_dataset(config, data_dir), tiny()
     state = weights.initialize(new_state(model, make_mesh(), ema=False), read(workdir, model)[0])
-    step, views = evaluate.eval_step(model, dataset), runs.eval_views(config, dataset)
-    metrics = evaluate.mean_metrics(state.variables, step, views, config, make_mesh())
+    step, views = evaluation.eval_step(model, dataset), runs.eval_views(config, dataset)
+    metrics = evaluation.mean_metrics(state.variables, step, views, config, make_mesh())
     of_source = runs.load_run(workdir).variables
-    assert metrics == evaluate.mean_metrics(of_source, step, views, config, make_mesh())
+    assert metrics == evaluation.mean_metrics(of_source, step, views, config, make_mesh())
     result = evaluate.evaluate(workdir, data_dir=str(data_dir))  # which sums the losses up in float64
     assert metrics == {name: pytest.approx(result[name], rel=1e-6 if name == "loss" else 0) for name in metrics}
 

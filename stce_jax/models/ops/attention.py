@@ -109,7 +109,7 @@ def _by_cudnn(
             bias = jnp.pad(bias, ((0, 0), (0, 0), (0, extra), (0, extra)))
         if mask is not None or extra:
             seen = jnp.pad(jnp.ones((1, tokens), bool) if mask is None else mask, ((0, 0), (0, extra)))
-            seen = jnp.broadcast_to(seen[:, None, None, :], (len(seen), 1, tokens + extra, tokens + extra))
+            seen = jnp.broadcast_to(seen[:, None, None, :], (seen.shape[0], 1, tokens + extra, tokens + extra))
     if extra:
         query, key, value = (jnp.pad(array, ((0, 0), (0, extra), (0, 0), (0, 0))) for array in (query, key, value))
     outputs = jax.nn.dot_product_attention(

@@ -99,7 +99,7 @@ def cluster_super_tokens(
     """
     association, pixels = _associate(features, cell, iterations, border, differentiable)
     super_tokens = _means(pixels, association.affinities, association.layout)
-    chex.assert_shape(super_tokens, (len(features), *association.layout.grid, features.shape[-1]))
+    chex.assert_shape(super_tokens, (features.shape[0], *association.layout.grid, features.shape[-1]))
     return super_tokens, association.affinity()
 
 
@@ -192,7 +192,7 @@ def _associate(
     if initial is None:
         initial = _cell_means(features if differentiable else jax.lax.stop_gradient(features), cell)  # [B, h, w, C]
     else:
-        chex.assert_shape(initial, (len(features), *layout.grid, channels))
+        chex.assert_shape(initial, (features.shape[0], *layout.grid, channels))
         initial = (initial if differentiable else jax.lax.stop_gradient(initial)).astype(features.dtype)
 
     def iterate(super_tokens: Array, _: None) -> tuple[Array, None]:
