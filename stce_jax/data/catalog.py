@@ -100,7 +100,7 @@ def open_prepared(directory: Path) -> Dataset:
     """Opens what `stce prepare` wrote.
 
     Raises:
-      DataError: it is damaged, or its labels are not those that the name of its directory stands for.
+      DataError: it is damaged, or the name of its directory is that of other labels.
     """
     import tensorflow_datasets as tfds
 
@@ -199,7 +199,7 @@ def _open_digits(root: Path | epath.Path) -> Dataset:
     from stce_jax.data import digits  # here, for it imports tfds
 
     if is_remote(root) and not is_complete(root / "digits" / VERSION):
-        root = default_data_dir()  # they can be made anywhere; nothing is written to a remote data_dir unasked
+        root = default_data_dir()  # they can be made anywhere; a remote data_dir is only written to by `stce prepare`
     if is_remote(root):
         return digits.open_digits(_local(root, root / "digits" / VERSION))
     return digits.open_digits(digits.prepare_digits(Path(root)))

@@ -54,7 +54,7 @@ def luma(image: UInt8[Array, "H W 3"]) -> Int32[Array, "H W"]:
 
 
 def grayscale(image: UInt8[Array, "H W 3"]) -> UInt8[Array, "H W 3"]:
-    """The image without colour, its three channels alike (convert("L") and back)."""
+    """The image without colour, its three channels equal (convert("L") and back)."""
     return jnp.broadcast_to(luma(image)[:, :, None], image.shape).astype(jnp.uint8)
 
 

@@ -235,7 +235,7 @@ def _class_ids(
     for _, _, label, path in rows:
         match = _ID_IN_PATH.fullmatch(path or "")
         if match and ids.setdefault(label, match[1] or match[2]) != (match[1] or match[2]):
-            raise DataError(f"label {label} of {directory} stands for several WordNet ids by the paths of its images")
+            raise DataError(f"label {label} of {directory} has several WordNet ids in the paths of its images")
     labels = {label for _, _, label, _ in rows}
     if labels == set(ids):
         return ids, "the WordNet ids in the images' paths"
