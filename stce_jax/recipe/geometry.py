@@ -7,41 +7,42 @@ Shape letters: H W image height and width.
 """
 
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, UInt8
 
+from stce_jax.recipe.pixels import Scalar
+
 Color = tuple[int, int, int]  # 0..255 for each channel
-Matrix = tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike, ArrayLike, ArrayLike]  # a, b, c, d, e, f of `affine`
+Matrix = tuple[Scalar, Scalar, Scalar, Scalar, Scalar, Scalar]  # a, b, c, d, e, f of `affine`
 Pixels = Float[Array, "H W 3"]
 
 
-def rotate(image: UInt8[Array, "H W 3"], *, degrees: ArrayLike, fill: Color) -> UInt8[Array, "H W 3"]:
+def rotate(image: UInt8[Array, "H W 3"], *, degrees: Scalar, fill: Color) -> UInt8[Array, "H W 3"]:
     """Rotates about the centre by any number of `degrees`, counter-clockwise; `fill` 0..255 for each channel."""
     height, width, _ = image.shape
     return affine(image, matrix=rotation(height, width, degrees=degrees), fill=fill)
 
 
-def shear_x(image: UInt8[Array, "H W 3"], *, factor: ArrayLike, fill: Color) -> UInt8[Array, "H W 3"]:
+def shear_x(image: UInt8[Array, "H W 3"], *, factor: Scalar, fill: Color) -> UInt8[Array, "H W 3"]:
     """Moves each row to the left by `factor` times its height, any number; `fill` 0..255 for each channel."""
     return affine(image, matrix=(1, factor, 0, 0, 1, 0), fill=fill)
 
 
-def shear_y(image: UInt8[Array, "H W 3"], *, factor: ArrayLike, fill: Color) -> UInt8[Array, "H W 3"]:
+def shear_y(image: UInt8[Array, "H W 3"], *, factor: Scalar, fill: Color) -> UInt8[Array, "H W 3"]:
     """Moves each column up by `factor` times its distance from the left; `fill` 0..255 for each channel."""
     return affine(image, matrix=(1, 0, 0, factor, 1, 0), fill=fill)
 
 
-def translate_x(image: UInt8[Array, "H W 3"], *, pixels: ArrayLike, fill: Color) -> UInt8[Array, "H W 3"]:
+def translate_x(image: UInt8[Array, "H W 3"], *, pixels: Scalar, fill: Color) -> UInt8[Array, "H W 3"]:
     """Moves the image to the left by `pixels`, any number, not only whole; `fill` 0..255 for each channel."""
     return affine(image, matrix=(1, 0, pixels, 0, 1, 0), fill=fill)
 
 
-def translate_y(image: UInt8[Array, "H W 3"], *, pixels: ArrayLike, fill: Color) -> UInt8[Array, "H W 3"]:
+def translate_y(image: UInt8[Array, "H W 3"], *, pixels: Scalar, fill: Color) -> UInt8[Array, "H W 3"]:
     """Moves the image up by `pixels`, any number, not only whole; `fill` 0..255 for each channel."""
     return affine(image, matrix=(1, 0, 0, 0, 1, pixels), fill=fill)
 
 
-def rotation(height: int, width: int, *, degrees: ArrayLike) -> Matrix:
+def rotation(height: int, width: int, *, degrees: Scalar) -> Matrix:
     """The `matrix` for `affine` that rotates an image [height, width, 3] about its centre, by any number of degrees."""
     degrees = jnp.asarray(degrees, jnp.float32)
     quarters = jnp.round(degrees / 90.0)  # taken out, so that right angles are exact

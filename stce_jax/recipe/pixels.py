@@ -15,11 +15,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Array, Int32, UInt8, UInt32
+from jaxtyping import Array, Int32, Num, UInt8, UInt32
 
 Counts = Int32[Array, "256"]  # how often each value occurs in a channel
 Table = UInt8[Array, "256"]  # value -> value
+Scalar = float | Num[Array, ""]
 
 # --- one pixel at a time
 
@@ -29,18 +29,18 @@ def invert(image: UInt8[Array, "*shape"]) -> UInt8[Array, "*shape"]:
     return 255 - image
 
 
-def posterize(image: UInt8[Array, "*shape"], *, bits: ArrayLike) -> UInt8[Array, "*shape"]:
+def posterize(image: UInt8[Array, "*shape"], *, bits: Scalar) -> UInt8[Array, "*shape"]:
     """Keeps the `bits` highest bits of each value, a whole number 0..8 (ImageOps.posterize)."""
     dropped = 8 - jnp.asarray(bits).astype(jnp.int32)
     return ((image.astype(jnp.int32) >> dropped) << dropped).astype(jnp.uint8)
 
 
-def solarize(image: UInt8[Array, "*shape"], *, threshold: ArrayLike) -> UInt8[Array, "*shape"]:
+def solarize(image: UInt8[Array, "*shape"], *, threshold: Scalar) -> UInt8[Array, "*shape"]:
     """Inverts the values from `threshold` up, 0..256 (ImageOps.solarize)."""
     return jnp.where(image.astype(jnp.int32) < threshold, image, 255 - image)
 
 
-def solarize_add(image: UInt8[Array, "*shape"], *, amount: ArrayLike, threshold: int = 128) -> UInt8[Array, "*shape"]:
+def solarize_add(image: UInt8[Array, "*shape"], *, amount: Scalar, threshold: int = 128) -> UInt8[Array, "*shape"]:
     """Adds `amount`, a whole number 0..255, to the values below `threshold`, 0..256, up to 255 (timm's SolarizeAdd)."""
     values = image.astype(jnp.int32)
     brighter = jnp.minimum(values + jnp.asarray(amount).astype(jnp.int32), 255)
@@ -147,7 +147,9 @@ def _range(counts: Counts) -> tuple[Int32[Array, ""], Int32[Array, ""]]:
 # --- blends with a degenerate image
 
 
-def blend(degenerate: ArrayLike, image: UInt8[Array, "H W 3"], *, factor: ArrayLike) -> UInt8[Array, "H W 3"]:
+def blend(
+    degenerate: int | Num[Array, "*#shape"], image: UInt8[Array, "H W 3"], *, factor: Scalar
+) -> UInt8[Array, "H W 3"]:
     """From `degenerate`, 0..255 and broadcast, at `factor` 0 to the image at 1 and beyond; any number (Image.blend)."""
     start = jnp.asarray(degenerate).astype(jnp.float32)
     # Pillow rounds the product before it adds. Compilers would fuse the two into one rounding; not across a clip.
@@ -155,22 +157,22 @@ def blend(degenerate: ArrayLike, image: UInt8[Array, "H W 3"], *, factor: ArrayL
     return jnp.clip(start + change, 0.0, 255.0).astype(jnp.uint8)
 
 
-def brightness(image: UInt8[Array, "H W 3"], *, factor: ArrayLike) -> UInt8[Array, "H W 3"]:
+def brightness(image: UInt8[Array, "H W 3"], *, factor: Scalar) -> UInt8[Array, "H W 3"]:
     """Black at `factor` 0, the image at 1, brighter above; any factor >= 0 (ImageEnhance.Brightness)."""
     return blend(0, image, factor=factor)
 
 
-def contrast(image: UInt8[Array, "H W 3"], *, factor: ArrayLike) -> UInt8[Array, "H W 3"]:
+def contrast(image: UInt8[Array, "H W 3"], *, factor: Scalar) -> UInt8[Array, "H W 3"]:
     """Flat grey at `factor` 0, the image at 1, more contrast above; any factor >= 0 (ImageEnhance.Contrast)."""
     return blend(mean_luma(image), image, factor=factor)
 
 
-def color(image: UInt8[Array, "H W 3"], *, factor: ArrayLike) -> UInt8[Array, "H W 3"]:
+def color(image: UInt8[Array, "H W 3"], *, factor: Scalar) -> UInt8[Array, "H W 3"]:
     """Without colour at `factor` 0, the image at 1, more colourful above; any factor >= 0 (ImageEnhance.Color)."""
     return blend(luma(image)[:, :, None], image, factor=factor)
 
 
-def sharpness(image: UInt8[Array, "H W 3"], *, factor: ArrayLike) -> UInt8[Array, "H W 3"]:
+def sharpness(image: UInt8[Array, "H W 3"], *, factor: Scalar) -> UInt8[Array, "H W 3"]:
     """Smoothed at `factor` 0, the image at 1, sharper above; any factor >= 0 (ImageEnhance.Sharpness)."""
     return blend(smooth(image), image, factor=factor)
 
@@ -194,7 +196,7 @@ def smooth(image: UInt8[Array, "H W 3"]) -> UInt8[Array, "H W 3"]:
     return jax.lax.dynamic_update_slice(image, inner, (1, 1, 0))
 
 
-def gaussian_blur(image: UInt8[Array, "H W 3"], *, radius: ArrayLike) -> UInt8[Array, "H W 3"]:
+def gaussian_blur(image: UInt8[Array, "H W 3"], *, radius: Scalar) -> UInt8[Array, "H W 3"]:
     """Blurs with a standard deviation of `radius` pixels, 0..2.4 (ImageFilter.GaussianBlur).
 
     Pillow's approximation: three running means along rows, then three along columns, each rounded. Their length,

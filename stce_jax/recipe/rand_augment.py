@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, UInt8
 
 from stce_jax.recipe import geometry, pixels
+from stce_jax.recipe.pixels import Scalar
 from stce_jax.recipe.policy import WEIGHTS, Policy, parse_policy
 
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
@@ -64,7 +64,7 @@ def draw(key: PRNGKeyArray, *, policy: Policy) -> Draws:
 
 
 def amount(
-    operation: Int[Array, ""], *, magnitude: ArrayLike, sign: ArrayLike, increasing: bool, height: int, width: int
+    operation: Int[Array, ""], *, magnitude: Scalar, sign: Scalar, increasing: bool, height: int, width: int
 ) -> Float[Array, ""]:
     """What one operation's magnitude means, in the unit of the operation's option in `pixels` or `geometry`.
 
@@ -82,7 +82,7 @@ def amount(
     if increasing:
         bits, threshold = 4.0 - bits, 256.0 - threshold
         factor = jnp.maximum(1.0 + sign * 0.9 * level, 0.1)
-    meanings: dict[str, ArrayLike] = {
+    meanings: dict[str, Scalar] = {
         "rotate": sign * 30.0 * level,
         "posterize": jnp.clip(bits, 0.0, 8.0),
         "solarize": threshold,
@@ -133,7 +133,7 @@ def rand_augment(
 
 
 def apply(
-    image: UInt8[Array, "H W 3"], *, operation: ArrayLike, amount: ArrayLike, fill: geometry.Color
+    image: UInt8[Array, "H W 3"], *, operation: Scalar, amount: Scalar, fill: geometry.Color
 ) -> UInt8[Array, "H W 3"]:
     """Applies one operation to an image.
 
@@ -151,7 +151,7 @@ def apply(
 
 
 def warp(
-    image: UInt8[Array, "H W 3"], *, operation: ArrayLike, amount: ArrayLike, fill: geometry.Color
+    image: UInt8[Array, "H W 3"], *, operation: Scalar, amount: Scalar, fill: geometry.Color
 ) -> UInt8[Array, "H W 3"]:
     """The geometric part of `apply`: one bicubic transform, the identity for other operations.
 
@@ -166,7 +166,7 @@ def warp(
     return geometry.affine(image, matrix=(a, b, c, d, e, f), fill=fill)
 
 
-def recolor(image: UInt8[Array, "H W 3"], *, operation: ArrayLike, amount: ArrayLike) -> UInt8[Array, "H W 3"]:
+def recolor(image: UInt8[Array, "H W 3"], *, operation: Scalar, amount: Scalar) -> UInt8[Array, "H W 3"]:
     """The part of `apply` that maps values to values: one lookup table, the identity for other operations.
 
     `operation` -1..14 and `amount` as for `apply`.
@@ -189,7 +189,7 @@ def recolor(image: UInt8[Array, "H W 3"], *, operation: ArrayLike, amount: Array
     return pixels.look_up(image, pixels.by_channel(table, pixels.histogram(image)))
 
 
-def enhance(image: UInt8[Array, "H W 3"], *, operation: ArrayLike, amount: ArrayLike) -> UInt8[Array, "H W 3"]:
+def enhance(image: UInt8[Array, "H W 3"], *, operation: Scalar, amount: Scalar) -> UInt8[Array, "H W 3"]:
     """The part of `apply` that blends the image with a degenerate one; other operations by factor 1: the image.
 
     `operation` -1..14 and `amount` as for `apply`.
@@ -206,6 +206,6 @@ def enhance(image: UInt8[Array, "H W 3"], *, operation: ArrayLike, amount: Array
     return pixels.blend(degenerate, image, factor=factor)
 
 
-def _is(operation: ArrayLike, *names: str) -> Bool[Array, ""]:
+def _is(operation: Scalar, *names: str) -> Bool[Array, ""]:
     """Whether an operation is one of the named ones."""
     return jnp.isin(operation, jnp.array([OPERATIONS.index(name) for name in names]))
