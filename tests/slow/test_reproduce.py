@@ -159,7 +159,7 @@ def test_a_signal_stops_the_sweep_and_no_time_is_lost(capsys, tmp_path, commands
         (("table6", "--scale=smoke", "--seeds=0,x"), 2, "--seeds=0,x must be whole numbers"),
         (("table6", "--scale=smoke", "--seeds=-1"), 2, "config.seed is -1"),
         (("table6", "--scale=smoke", "--config.sed=1"), 2, "did you mean 'seed'?"),
-        (("table6", "--scale=smoke", "--config.model.heads=5"), 2, "cannot be divided among 5 heads"),
+        (("table6", "--scale=smoke", "--config.model.body.vit.heads=5"), 2, "cannot be divided among 5 heads"),
         (("table6", "--scale=smoke", "--sale=smoke"), 2, "--sale=smoke"),
         (("table6", "--scale=smoke", "--config.epochs=2"), 2, "would undo what makes 'patch_500' that row"),
         (("table8", "--scale=smoke", "--config.model.iterations=2"), 2, "would undo what makes 'pooling' that row"),
@@ -285,7 +285,12 @@ def test_a_command_is_run_with_its_output_kept(tmp_path):
     assert log.startswith("$ stce completion bash\n") and "$ stce evaluate --workdir=/no/where\n" in log
 
 
-TINY = ("--config.epochs=1", "--config.eval_every=1", "--config.model.depth=1", "--config.model.width=12")
+TINY = (
+    "--config.epochs=1",
+    "--config.eval_every=1",
+    "--config.model.body.vit.depth=1",
+    "--config.model.body.vit.width=12",
+)
 
 
 def children(workdir):
