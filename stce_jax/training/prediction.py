@@ -7,6 +7,7 @@ import collections
 import concurrent.futures
 import contextlib
 import functools
+import operator
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -131,7 +132,7 @@ def _outputs(
         for batch in predictions(step, run.variables, loader.to_devices(batches(views), sharding)):
             names = sent.popleft()
             # Tokens are a tree of arrays.
-            yield names, jax.tree.map(lambda rows, count=len(names): rows[:count], batch["outputs"])
+            yield names, jax.tree.map(operator.itemgetter(slice(len(names))), batch["outputs"])
 
 
 def _batched(
