@@ -10,9 +10,6 @@ from stce_jax.errors import ConfigError, check_range
 from stce_jax.recipe import augment, optimizers
 from stce_jax.training import guard
 
-# The options of `config.augment` that act while images are loaded; the others act on the devices.
-LOADING = ("crop", "crop_area", "crop_ratio", "resize", "eval_crop_fraction", "repeats")
-
 
 def check_options(config: config_dict.ConfigDict) -> None:
     """Raises ConfigError for values that cannot work, before anything is opened or changed.
@@ -35,12 +32,13 @@ def check_options(config: config_dict.ConfigDict) -> None:
         timeout=config.loader_timeout,
         cache_megabytes=config.cache_megabytes,
     )
-    views.check_options(**{key: config.augment[key] for key in LOADING})
-    augment.make_augment(1, mean=catalog.IMAGENET_MEAN, std=catalog.IMAGENET_STD, **on_devices(config))
+    drawn = on_devices(config)
+    views.check_options(**{key: value for key, value in config.augment.items() if key not in drawn})
+    augment.make_augment(1, mean=catalog.IMAGENET_MEAN, std=catalog.IMAGENET_STD, **drawn)
     optimizers.check_options(**config.optimizer)
     guard.check_options(**config.divergence)
 
 
 def on_devices(config: config_dict.ConfigDict) -> dict[str, Any]:
-    """The options of `augment.make_augment`."""
-    return {key: value for key, value in config.augment.items() if key not in LOADING}
+    """The options of `config.augment` that act on the devices; the others act while images are loaded."""
+    return {name: config.augment[name] for name in augment.option_names()}
