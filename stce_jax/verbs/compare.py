@@ -90,7 +90,7 @@ def _read_config(workdir: str) -> Any:
 
 
 def _row(
-    workdir: str, config: Any, lines: Sequence[Mapping[str, Any]], checkpoint: str | int, counts: dict[str, int]
+    workdir: str, config: Any, lines: Sequence[dict[str, Any]], checkpoint: str | int, counts: dict[str, int]
 ) -> dict[str, Any]:
     """What is reported about a run; `counts` keeps the parameters of models already counted."""
     shown: Mapping[str, Any] | None
