@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from helpers import run_cli
 
 from stce_jax.analysis.costs import count_model, count_multiply_adds, count_parameters
 from stce_jax.analysis.timing import contenders, train_step
