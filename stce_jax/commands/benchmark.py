@@ -5,6 +5,7 @@ import csv
 import io
 import json
 
+from stce_jax.commands import common
 from stce_jax.errors import ConfigError
 
 HELP = "measure images a second, latency and memory of models against one another"
@@ -46,6 +47,7 @@ def add_arguments(verb):
     verb.add_argument("--rounds", type=int, default=10, help="turns of each model (10)")
     verb.add_argument("--seconds", type=float, default=0.2, help="that a turn lasts at least (0.2)")
     verb.add_argument("--accumulate", type=int, default=1, help="micro-batches of a training step (1)")
+    common.add_modules(verb)
     verb.add_argument("--csv", default="", metavar="FILE", help="write the table there, too")
     verb.add_argument("--json", default="", metavar="FILE", help="likewise, as a list of objects")
 
@@ -60,6 +62,7 @@ def run(arguments, _):
     for file in filter(None, (arguments.csv, arguments.json)):
         if not open_path(file).parent.is_dir():  # before minutes of measuring
             raise ConfigError(f"cannot write {file}: there is no directory {open_path(file).parent}")
+    common.register_modules(arguments)
     printed = []
 
     def print_rows(rows):

@@ -1,6 +1,6 @@
 """The words of `stce compare`."""
 
-from stce_jax.commands import tables
+from stce_jax.commands import common, tables
 
 HELP = "show runs side by side: curves, accuracies, what differs"
 EXAMPLES = """
@@ -18,11 +18,13 @@ def add_arguments(verb):
     verb.add_argument("--output", default="compare.png", help="picture of the curves (default: compare.png)")
     verb.add_argument("--checkpoint", default="last", help="whose loss and top-1: last (the default), best, or a step")
     verb.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    common.add_modules(verb)
 
 
 def run(arguments, _):
     from stce_jax.verbs.compare import compare, short_names, to_json
 
+    common.register_modules(arguments)
     result = compare(arguments.workdirs, arguments.output, checkpoint=arguments.checkpoint)
     if arguments.json:
         print(to_json(result))

@@ -29,6 +29,7 @@ def run(arguments, _):
     options = {name: getattr(arguments, name) for name in ("data_dir", "dataset", "classes", "split", "output")}
     processes.start()
     with processes.together():
+        common.register_modules(arguments)
         result = evaluate(**common.of_run(arguments), **options)
     first = processes.is_main()
     processes.leave()

@@ -29,6 +29,7 @@ def add_arguments(verb):
 def run(arguments, _):
     from stce_jax.verbs.export import export
 
+    common.register_modules(arguments)
     done = export(
         output=arguments.output, platforms=arguments.platforms, batch=arguments.batch, **common.of_run(arguments)
     )

@@ -29,6 +29,7 @@ def run(arguments, _):
     if arguments.output == "-":
         raise ConfigError("arrays cannot be printed; give --output a file")
     files = list_images(arguments.paths)
+    common.register_modules(arguments)
     failures = []
     with common.output_file(arguments.output) as file:
         arrays = features(

@@ -31,6 +31,7 @@ def run(arguments, _):
     from stce_jax.verbs.predict import predict
 
     files = list_images(arguments.paths)
+    common.register_modules(arguments)
     failures = []
     records = predict(
         files,

@@ -40,6 +40,7 @@ def run(arguments, _):
     from stce_jax.verbs.visualize import IMAGE_SIZE, open_run, random_model, visualize
 
     files = list_images(arguments.paths)  # before a model is made
+    common.register_modules(arguments)
     if arguments.model:
         subject = random_model(arguments.model, IMAGE_SIZE if size is None else size, arguments.seed or 0)
         output = arguments.output or "visualize"

@@ -28,7 +28,7 @@ def detect() -> dict[str, Any] | None:
     given = [name for name in VARIABLES if os.environ.get(name)]
     if given:
         return _from_variables(given)
-    if clusters.SlurmCluster.is_env_present():  # a batch script's own process has no step, and is alone
+    if clusters.SlurmCluster.is_env_present():  # a batch script's own process has no step, and is a single process
         return _from_cluster(clusters.SlurmCluster, _slurm_devices)
     if "tpu" in (os.environ.get("JAX_PLATFORMS") or "tpu"):
         for cluster in (clusters.GkeTpuCluster, clusters.GceTpuCluster):

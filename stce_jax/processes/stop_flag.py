@@ -33,7 +33,7 @@ def carries_flag(step: Callable[..., Any]) -> Callable[..., Any]:
 
     Returns:
       The same function for a batch with FLAG, which adds to the metrics FLAG, float32: 1 if any process was asked to
-      stop, else 0. A batch without FLAG gives the metrics alone. Its keyword argument `after`, the FLAG of an earlier
+      stop, else 0. Without FLAG in the batch, nothing is added. Its keyword argument `after`, the FLAG of an earlier
       step, makes a step that depends on no other wait for that one, and keeps a request that was made then.
     """
 

@@ -21,7 +21,7 @@ class StopSignals:
     """While open, SIGTERM and SIGINT only set `requested` to the signal's name, so that a step is never cut in two.
 
     While there is nothing to save, a process that may be ended at once is, even in the middle of a compilation, during
-    which Python handles no signal. Signals reach the main thread alone; in another thread this does nothing.
+    which Python handles no signal. Signals reach only the main thread; in another thread this does nothing.
 
     Args:
       exit_process: None if the process is not to be ended, such as a notebook's.

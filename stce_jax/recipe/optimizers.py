@@ -1,6 +1,6 @@
 """Optimizers, their learning rate schedule, and the groups of parameters that they treat differently.
 
-The shipped recipe is DeiT's: AdamW with warm-up and cosine, weight decay on matrices and convolution kernels alone.
+The shipped recipe is DeiT's: AdamW with warm-up and cosine, weight decay only on matrices and convolution kernels.
 """
 
 from collections.abc import Callable

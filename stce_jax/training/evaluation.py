@@ -73,7 +73,7 @@ def predict_split(
 ) -> Iterator[tuple[Float[np.ndarray, "b K"], Int[np.ndarray, "b"]]]:
     """Yields (logits, labels) of the images of a split, batch by batch in their order.
 
-    Works in several processes, each of which gets all of it.
+    Works in several processes, each of which yields all of it.
     """
     mesh = make_mesh()  # there may be fewer devices than in training
     normalize = functools.partial(augment.normalize, mean=run.mean, std=run.std)

@@ -41,7 +41,7 @@ class Setup:
       state_shapes: a TrainState of shapes and shardings.
       key: of the run's draws, on the devices.
       check_claim: raises if the workdir belongs to another job by now.
-      meta: what each checkpoint's meta.json says of the run.
+      meta: what each checkpoint's meta.json holds of the run.
     """
 
     config: Any
@@ -105,7 +105,7 @@ class TrainLoop:
         """
         setup, config, start = self._setup, self._setup.config, self._saved
         setup.stop.end_at_once(start)
-        # A process that is alone need not wait for data to stop; of several, none may miss a step of the others.
+        # A single process need not wait for data before it stops; of several, none may miss a step of the others.
         stop_waiting = self._stop_requested if self._alone else None
         loading = runs.train_batches(config, setup.dataset, start, self._rollbacks, stop=stop_waiting)
         with loading as host_batches, jax.transfer_guard("disallow"):  # every transfer is explicit
@@ -192,7 +192,7 @@ class TrainLoop:
         self._saved = step
 
     def _evaluate(self, step: int) -> dict[str, float] | None:
-        """Evaluates and logs the state; returns its metrics, None if the run is to stop instead."""
+        """Evaluates and logs the state; returns its metrics, None if the run must stop instead."""
         setup = self._setup
 
         def stop_requested() -> bool:

@@ -67,7 +67,7 @@ class Window:
         """Means over the window, which must be drained before; the next window begins.
 
         Skipped steps count only in "skipped", their number. "images_per_second" and "data_wait" (0..1) leave out the
-        run's first step, which compiles; alone in its window it has speed 0.
+        run's first step, which compiles; if it is its window's only step, the speed is 0.
         """
         elapsed = time.monotonic() - self._start
         applied = [values for values in self._finished if not values["skipped"]]

@@ -20,11 +20,10 @@ import numpy as np
 
 from stce_jax.data import decode
 from stce_jax.errors import CheckpointError, ConfigError
-from stce_jax.models.factory import model_options
 from stce_jax.paths import absolute, first_line, is_remote, open_path, write_bytes, write_text
 from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
-from stce_jax.workdir import weights
+from stce_jax.workdir import parts, weights
 from stce_jax.workdir.digests import find_damage, write_digests
 
 PROGRAM, DESCRIPTION, WEIGHTS = "model.jaxexport", "model.json", "weights.safetensors"
@@ -196,11 +195,10 @@ def _describe(run, program, ema):
     """What model.json says."""
     config, size = run.config, run.config.image_size
     fraction = config.augment.eval_crop_fraction
-    chosen = {key: value for key, value in config.model.items() if key != "name" and value is not None}
     (pixels,), (logits,) = program.in_avals, program.out_avals
     packages = ("stce_jax", "jax", "jaxlib", "flax")
     return {
-        "model": {"name": config.model.name, **model_options(config.model.name, **chosen)},
+        "model": parts.all_options(config.model),
         "input": {
             "shape": _lengths(pixels),
             "dtype": pixels.dtype.name,

@@ -20,6 +20,7 @@ from stce_jax.reproduce.cells import CELL_FILE, TABLES, TRAINED, cell_of, cells_
 from stce_jax.reproduce.report import read_speed, speed_file, write_report
 from stce_jax.reproduce.subprocesses import describe_place, run_command
 from stce_jax.training import assemble as runs
+from stce_jax.workdir import migration
 from stce_jax.workdir.claim import Claim, InUseError
 
 SWEEP_FILE = "sweep.json"
@@ -110,8 +111,8 @@ def _chosen(rows, only):
 def _check_rows(rows, seeds, overrides):
     """Refuses overrides that cannot be, and those that would make a row another one than it is called."""
     for row in rows:
-        for word in overrides:
-            key = word.lstrip("-").removeprefix("no").removeprefix("config.").partition("=")[0]
+        for word in migration.new_words(overrides, row.config().model):
+            key = migration.flag_key(word)
             if key in ("seed", "data_dir"):
                 raise ConfigError(f"{word}: give --{'seeds' if key == 'seed' else key} instead")
             if key in row.overrides:

@@ -138,7 +138,7 @@ class CheckpointWriter(Checkpoints):
     def _seal(self, step: int, meta: dict[str, Any]) -> None:
         try:
             self._writer.wait_until_finished()
-            if self._main:  # alone, while steps are computed: nothing here may ask the devices, or Orbax
+            if self._main:  # while steps are computed: nothing here may use the devices, or Orbax
                 unsealed = self._unsealed(step)
                 write_text(unsealed / META_FILE, json.dumps(meta))
                 digests.write_digests(unsealed)

@@ -150,7 +150,7 @@ class Checkpoints:
         )
 
     def restore_variables(self, step: int, variables: Any, *, ema: bool = False) -> Any:
-        """Reads the variables alone, or their moving average; for `variables` see `restore`."""
+        """Reads only the variables, or their moving average; for `variables` see `restore`."""
         name = "ema" if ema else "variables"
         if ema and not (self._path(step) / name).exists():
             raise self._no_average(step)

@@ -39,7 +39,7 @@ class LostClaimError(ConfigError):
 
 
 class Claim:
-    """`with Claim(workdir):` makes a workdir this process's alone, if no living job has it.
+    """`with Claim(workdir):` reserves a workdir for this process, if no living job has it.
 
     A local workdir is locked (flock on its file `lock`); the kernel unlocks it however the process ends. Remote storage
     has no locks: there, the owner rewrites the object `lock` every `BEAT` seconds, and a new job that finds one watches
@@ -56,7 +56,7 @@ class Claim:
     def __init__(self, workdir: str | PurePath) -> None:
         self._remote = is_remote(workdir)
         if self._remote and not str(workdir).startswith("gs://"):
-            raise ConfigError(f"--workdir={workdir}: Orbax writes checkpoints to local paths and gs:// alone")
+            raise ConfigError(f"--workdir={workdir}: Orbax writes checkpoints to local paths and gs:// only")
         self._workdir = open_path(workdir)
         self._path = self._workdir / FILE_NAME
         self._owner: dict[str, Any] = {

@@ -21,10 +21,10 @@ SMALL = (
     "--config.eval_batch_size=8",
     "--config.epochs=2",
     "--config.log_every=1",
-    "--config.model.width=16",
-    "--config.model.depth=1",
-    "--config.model.heads=2",
-    "--config.model.mlp_dim=16",
+    "--config.model.body.vit.width=16",
+    "--config.model.body.vit.depth=1",
+    "--config.model.body.vit.heads=2",
+    "--config.model.body.vit.mlp_dim=16",
 )
 
 

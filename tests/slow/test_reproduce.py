@@ -36,7 +36,12 @@ def test_a_command_is_run_with_its_output_kept(tmp_path):
     assert log.startswith("$ stce completion bash\n") and "$ stce evaluate --workdir=/no/where\n" in log
 
 
-TINY = ("--config.epochs=1", "--config.eval_every=1", "--config.model.depth=1", "--config.model.width=12")
+TINY = (
+    "--config.epochs=1",
+    "--config.eval_every=1",
+    "--config.model.body.vit.depth=1",
+    "--config.model.body.vit.width=12",
+)
 
 
 def children(workdir):

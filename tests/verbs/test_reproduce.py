@@ -150,7 +150,7 @@ def test_a_signal_stops_the_sweep_and_no_time_is_lost(capsys, tmp_path, commands
         (("table6", "--scale=smoke", "--seeds=0,x"), 2, "--seeds=0,x must be whole numbers"),
         (("table6", "--scale=smoke", "--seeds=-1"), 2, "config.seed is -1"),
         (("table6", "--scale=smoke", "--config.sed=1"), 2, "did you mean 'seed'?"),
-        (("table6", "--scale=smoke", "--config.model.heads=5"), 2, "cannot be divided among 5 heads"),
+        (("table6", "--scale=smoke", "--config.model.body.vit.heads=5"), 2, "cannot be divided among 5 heads"),
         (("table6", "--scale=smoke", "--sale=smoke"), 2, "--sale=smoke"),
         (("table6", "--scale=smoke", "--config.epochs=2"), 2, "would undo what makes 'patch_500' that row"),
         (("table8", "--scale=smoke", "--config.model.iterations=2"), 2, "would undo what makes 'pooling' that row"),

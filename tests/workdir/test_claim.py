@@ -244,7 +244,7 @@ def test_a_storage_that_fails_for_a_while_costs_no_claim(bucket, monkeypatch, ca
 
 
 def test_storage_that_orbax_cannot_write_is_refused():
-    assert "Orbax writes checkpoints to local paths and gs:// alone" in refusal("s3://bucket/run")
+    assert "Orbax writes checkpoints to local paths and gs:// only" in refusal("s3://bucket/run")
 
 
 # --- paths

@@ -24,7 +24,7 @@ from stce_jax.training.mesh import make_mesh, state_shardings
 from stce_jax.training.state import abstract_variables, init_state
 from stce_jax.training.step import make_train_step, run_key
 from stce_jax.verbs import evaluate
-from stce_jax.workdir import weights
+from stce_jax.workdir import layout, weights
 from stce_jax.workdir.metrics import read_metrics
 from stce_jax.workdir.mismatch import first_mismatch
 
@@ -95,7 +95,7 @@ def test_the_same_model_begins_with_every_bit_of_a_run(source):
 
 def test_the_first_evaluation_is_that_of_the_source(source, data_dir):
     workdir, _ = source
-    config = runs.read_config(workdir)
+    config = layout.read_config(workdir)
     dataset, model = runs.open_dataset(config, data_dir), tiny()
     state = weights.initialize(new_state(model, make_mesh(), ema=False), read(workdir, model)[0])
     step, views = evaluation.eval_step(model, dataset), runs.eval_views(config, dataset)
@@ -423,11 +423,12 @@ def test_fine_tuning_from_the_command_line(source, stce, data_dir, tmp_path):
 
 
 def test_weights_that_do_not_fit_end_with_exit_4_before_the_workdir_is_touched(source, stce_here, data_dir, tmp_path):
-    words = ("train", *TINY, "--config.model.depth=3", f"--data_dir={data_dir}", f"--workdir={tmp_path / 'run'}")
+    words = ("train", *TINY, f"--data_dir={data_dir}", f"--workdir={tmp_path / 'run'}")
+    words += ("--config.model.body.vit.depth=3",)
     done = stce_here(*words, f"--init_from={source[0]}")
     assert done.returncode == 4, done.stderr
     assert done.stderr == (
-        f"stce_here: {source[0]} does not fit the model: "
+        f"stce: {source[0]} does not fit the model: "
         "params/blocks_2/attention/out/bias is not in it, the model wants (16,)\n"
     )
     assert not (tmp_path / "run").exists(), "the workdir is now that of a config that cannot begin"
