@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stce_jax.commands import tables
@@ -21,7 +21,7 @@ def add_config(verb: argparse.ArgumentParser) -> None:
     verb.set_defaults(takes_overrides=True)
 
 
-def load_config(arguments: argparse.Namespace, overrides: list[str]) -> "ConfigDict":
+def load_config(arguments: argparse.Namespace, overrides: Sequence[str]) -> "ConfigDict":
     """The ConfigDict that the words of `add_config` give."""
     from stce_jax.training.assemble import load_config
 
