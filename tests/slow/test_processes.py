@@ -5,6 +5,7 @@ The scenarios run real processes, many at the same time: those in which somebody
 
 import contextlib
 import http.server
+import importlib.metadata
 import json
 import os
 import re
@@ -602,6 +603,6 @@ def test_the_code_digest_changes_with_any_file_and_version(monkeypatch, tmp_path
     digests.append(processes.code_digest())
     (package / "engine" / "step.py").rename(package / "step.py")
     digests.append(processes.code_digest())
-    monkeypatch.setattr(processes.importlib.metadata, "version", lambda name: "0")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0")
     digests.append(processes.code_digest())
     assert len(set(digests)) == 4, "something else is run under the same digest"
