@@ -33,7 +33,7 @@ CHIPS = (8, 16, 32, 64, 128, 256)
 GLOBAL_BATCHES, A_CHIP = (128, 1024, 4096), 64
 IMAGES, EPOCHS, WARMUP_EPOCHS, LEARNING_RATE, EMA_DECAY = 130_000, 300, 5, 1e-3, 0.99996  # ImageNet100, the recipe
 FLOAT = 4  # bytes
-DECODED = 430  # images/s and core, see the README
+DECODED = 430  # images/s and core, see docs/measured.md
 
 
 class Chip(NamedTuple):

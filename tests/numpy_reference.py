@@ -75,6 +75,36 @@ def cluster_super_tokens(features, cell, iterations, border="zero"):
     return tokens, affinity
 
 
+def association_matrix(affinity, cell):
+    """Affinities [B, h*rows, w*columns, 9] as matrices [B, h*rows * w*columns, h * w], without what leaves the grid."""
+    cell_rows, cell_columns = cell
+    batch, height, width, _ = affinity.shape
+    rows, columns = height // cell_rows, width // cell_columns
+    dense = np.zeros((batch, height, width, rows, columns))
+    for y, z, k in np.ndindex(height, width, 9):
+        i, j = y // cell_rows + k // 3 - 1, z // cell_columns + k % 3 - 1
+        if 0 <= i < rows and 0 <= j < columns:
+            dense[:, y, z, i, j] = affinity[:, y, z, k]
+    return dense.reshape(batch, height * width, rows * columns)
+
+
+def aggregate(values, affinity, cell):
+    """Values [B, H, W, C], padded with zeros -> A^T X / (sum A + 1e-12), [B, h, w, C]."""
+    batch, height, width, channels = values.shape
+    padded = np.zeros((*affinity.shape[:3], channels))
+    padded[:, :height, :width] = values
+    dense = association_matrix(affinity, cell)
+    means = dense.transpose(0, 2, 1) @ padded.reshape(batch, -1, channels) / (dense.sum(axis=1)[..., None] + 1e-12)
+    return means.reshape(batch, affinity.shape[1] // cell[0], affinity.shape[2] // cell[1], channels)
+
+
+def scatter(super_tokens, affinity, cell, size):
+    """Super tokens [B, h, w, C] -> A S without the padding, [B, *size, C]."""
+    batch, _, _, channels = super_tokens.shape
+    pixels = association_matrix(affinity, cell) @ super_tokens.reshape(batch, -1, channels)
+    return pixels.reshape(*affinity.shape[:3], channels)[:, : size[0], : size[1]]
+
+
 def attention(x, params, heads):
     batch, count, width = x.shape
     qkv = dense(x, params["qkv"]).reshape(batch, count, 3, heads, width // heads)

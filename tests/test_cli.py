@@ -55,7 +55,11 @@ def refuse_folder(capsys, folder, *words):
         (("train", "--config=digits:patch", "--workdir=W", "--config.image_size=30"), 2, "would work"),
         (("train", "--config=digits", "--workdir=W", "--config.model.name=vit"), 2, "there is no model 'vit'"),
         (("train", "--config=digits", "--workdir=W", "--config.model.patch_size=4"), 2, "no option 'patch_size'"),
-        (("train", "--config=digits", "--workdir=W", "--config.model.heads=3"), 2, "cannot be divided among 3 heads"),
+        (
+            ("train", "--config=digits", "--workdir=W", "--config.model.body.vit.heads=3"),
+            2,
+            "cannot be divided among 3 heads",
+        ),
         (("train", "--config=digits", "--workdir=W", "--config.epochs=0.001"), 2, "less than one batch"),
         (("train", "--config=digits", "--workdir=/dev/null/run"), 2, "cannot write to workdir /dev/null/run"),
         (("train", "--config=digits", "--workdir=/proc/run"), 2, "cannot write to workdir /proc/run"),
@@ -94,7 +98,7 @@ def test_an_empty_class(capsys, folder):
 def test_train_and_val_with_different_classes(capsys, folder):
     (folder / "val" / "dog").rename(folder / "val" / "wolf")
     code, error, workdir = refuse_folder(capsys, folder)
-    assert code == 3 and "different classes: 'dog' is in train alone" in error and not workdir.exists()
+    assert code == 3 and "different classes: 'dog' is only in train" in error and not workdir.exists()
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -102,8 +106,13 @@ def test_train_and_val_with_different_classes(capsys, folder):
 def test_a_corrupt_image_is_named(capsys, folder, split, damage):
     path = folder / split / "cat" / "1.png"
     path.write_bytes(b"no image" if damage == "text" else path.read_bytes()[:200])
-    tiny = ("--config.model.width=16", "--config.model.depth=1", "--config.model.mlp_dim=16", "--config.epochs=2")
-    code, error, _ = refuse_folder(capsys, folder, *tiny, "--config.model.stem_widths=4,8")
+    tiny = (
+        "--config.model.body.vit.width=16",
+        "--config.model.body.vit.depth=1",
+        "--config.model.body.vit.mlp_dim=16",
+        "--config.epochs=2",
+    )
+    code, error, _ = refuse_folder(capsys, folder, *tiny, "--config.model.embedding.stce.stem_widths=4,8")
     assert code == 3, error
     assert f"cannot decode {path}" in error and error.count("\n") == 1
 

@@ -1,5 +1,8 @@
 """The words of `stce reproduce`."""
 
+import argparse
+from collections.abc import Sequence
+
 from stce_jax.commands import common
 from stce_jax.errors import ConfigError
 
@@ -11,7 +14,7 @@ EXAMPLES = """
   stce reproduce table6 --runs=patch,stce --seeds=0 --workdir=runs/tables"""
 
 
-def add_arguments(verb):
+def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("table", help="table1, table6, table7, table8, readings (what the paper leaves open), or all")
     verb.add_argument("--workdir", required=True, help="directory of the runs and the report; finished runs are kept")
     verb.add_argument("--scale", default="paper", help="paper (the default), small: any class folders, smoke: seconds")
@@ -21,7 +24,7 @@ def add_arguments(verb):
     verb.set_defaults(takes_overrides=True)
 
 
-def run(arguments, overrides):
+def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     try:
         seeds = tuple(dict.fromkeys(int(seed) for seed in arguments.seeds.split(",")))
     except ValueError:

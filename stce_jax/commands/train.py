@@ -12,7 +12,7 @@ EXAMPLES = """
   stce train --config=digits --workdir=runs/digits
   stce train --config=digits --workdir=runs/tuned --init_from=runs/digits --config.image_size=48
   stce train --config=digits:patch --workdir=runs/patch --config.seed=1
-  stce train --config=small_folder --data_dir=~/images --workdir=runs/small --config.model.iterations=1"""
+  stce train --config=digits --workdir=runs/once --config.model.embedding.stce.iterations=1"""
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:

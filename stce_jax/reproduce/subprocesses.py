@@ -5,8 +5,11 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from stce_jax.errors import ConfigError
+from stce_jax.processes.stopping import StopSignals
 
 # What `python -m stce_jax` does, after asking for SIGTERM when the parent ends: the run then saves its state.
 # preexec_fn would have to fork a process full of JAX's threads.
@@ -16,16 +19,16 @@ import runpy
 runpy.run_module("stce_jax", run_name="__main__", alter_sys=True)"""
 
 
-def run_command(words, log, stop):
-    """Runs a command and waits for it; a signal to this process goes on to it, and it ends with this process.
+def run_command(words: Sequence[str], log: Path, stop: StopSignals) -> tuple[int, str]:
+    """Runs a command and waits for it; signals to this process are passed on to it, and it ends with this process.
 
     Args:
       words: ["stce", "train", ...].
       log: file that the command and its output are added to.
-      stop: `StopSignals`.
+      stop: of this process.
 
     Returns:
-      (exit code, "" or the last line of its output); of a signal's end the code is 128 and its number.
+      (exit code, "" or the last line of its output); for a command that a signal ended, 128 and the signal's number.
     """
     with open(log, "ab") as output:
         output.write(f"$ {shlex.join(words)}\n".encode())
@@ -36,10 +39,10 @@ def run_command(words, log, stop):
             stdout=output,
             stderr=output,
         )
-        told = False
+        notified = False
         while (code := _ended(child)) is None:
-            if stop.requested and not told:
-                told = True
+            if stop.requested and not notified:
+                notified = True
                 child.terminate()
     if not code:
         return 0, ""
@@ -49,14 +52,14 @@ def run_command(words, log, stop):
     return code, last.removeprefix("stce: ")
 
 
-def _ended(child):
+def _ended(child: subprocess.Popen[bytes]) -> int | None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         return child.wait(0.2)
     return None
 
 
-def describe_place():
-    """Machine, devices and versions, in words; asked of another process, for this one must leave GPUs alone.
+def describe_place() -> str:
+    """Machine, devices and versions, in words; read in another process, for this one must leave GPUs alone.
 
     Raises:
       ConfigError: JAX does not start there.
@@ -65,7 +68,7 @@ def describe_place():
         "import jax, os, platform; devices = jax.devices(); print(f'{platform.node()}, {os.cpu_count()} cores, "
         "{len(devices)} x {devices[0].device_kind}, Python {platform.python_version()}, jax {jax.__version__}')"
     )
-    # A session of its own: Ctrl-C is this process's to hear.
+    # A session of its own: Ctrl-C is for this process alone.
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True)
     if done.returncode:
         raise ConfigError(f"JAX does not start: {(done.stderr.splitlines() or ['it says nothing'])[-1]}")

@@ -1,6 +1,9 @@
 """`stce evaluate`: a run's accuracy on its validation images, or others, every image counted exactly once."""
 
+from typing import Any
+
 import numpy as np
+from etils import epath
 
 from stce_jax.analysis import files, scores
 from stce_jax.data import catalog
@@ -10,14 +13,24 @@ from stce_jax.training import assemble as runs
 from stce_jax.training.evaluation import predict_split
 
 
-def evaluate(workdir, checkpoint="last", *, ema=False, data_dir="", dataset="", classes="", split="val", output=""):
+def evaluate(
+    workdir: epath.PathLike,
+    checkpoint: str | int = "last",
+    *,
+    ema: bool = False,
+    data_dir: str = "",
+    dataset: str = "",
+    classes: str = "",
+    split: str = "val",
+    output: epath.PathLike = "",
+) -> dict[str, Any]:
     """Evaluates a run.
 
     Args:
       workdir, checkpoint, ema: see `load_run`.
       data_dir: where the images are, if not where the run was trained from; needed for another dataset of folders.
       dataset, classes: another dataset with the same classes, see `catalog.open_dataset`; by default the run's own.
-      split: "val" or "train"; a folder with the other one missing will do.
+      split: "val" or "train"; the other one need not be there.
       output: a directory for the results and the logits of every image, see `files.write`; "": none.
 
     Returns:
@@ -61,7 +74,7 @@ def evaluate(workdir, checkpoint="last", *, ema=False, data_dir="", dataset="", 
     return result
 
 
-def _open_dataset(config, dataset, data_dir, classes, split):
+def _open_dataset(config: Any, dataset: str, data_dir: str, classes: str, split: str) -> Any:
     """The run's own dataset, or another one, with the split that is needed."""
     if dataset in ("", config.dataset):
         raw = 0 if dataset else config.raw_short_side  # a dataset that is named means its images as they were

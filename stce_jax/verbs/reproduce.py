@@ -1,8 +1,8 @@
 """`stce reproduce`: trains the rows of the paper's tables, and writes what came of them beside what the paper prints.
 
 A cell, one row with one seed, is trained and evaluated by `stce train` and `stce evaluate`, each a process of its own:
-what ends one ends no other, and the report's commands are those that were run. Cells that are finished are skipped,
-cells that another machine is at work on are left to it.
+a crash of one leaves the others alone, and the report's commands are those that were run. Finished cells are skipped,
+cells that another machine works on are left to it.
 """
 
 import contextlib
@@ -10,16 +10,23 @@ import fcntl
 import json
 import shlex
 import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
 
 from stce_jax.analysis.files import IN_RUN, SCORES
 from stce_jax.errors import ConfigError, PreemptedError, StceError
-from stce_jax.paths import absolute, first_line, is_remote, write_text
+from stce_jax.paths import absolute, first_line, is_remote, named_failures, write_text
 from stce_jax.processes import clusters
 from stce_jax.processes.stopping import StopSignals, stopped
-from stce_jax.reproduce.cells import CELL_FILE, TABLES, TRAINED, cell_of, cells_of, load_rows
-from stce_jax.reproduce.report import read_speed, speed_file, write_report
+from stce_jax.reproduce.cells import CELL_FILE, TABLES, TRAINED, Cell, Row, cell_of, cells_of, load_rows
+from stce_jax.reproduce.costs import read_speed, speed_file
+from stce_jax.reproduce.report import write_report
 from stce_jax.reproduce.subprocesses import describe_place, run_command
 from stce_jax.training import assemble as runs
+from stce_jax.workdir import migration
 from stce_jax.workdir.claim import Claim, InUseError
 
 SWEEP_FILE = "sweep.json"
@@ -31,15 +38,24 @@ ROUNDS = 7  # turns of each model when a table's speeds are measured; fewer than
 class CellsFailedError(StceError):
     """Some cells could not be trained or evaluated."""
 
-    def __init__(self, message, exit_code):
+    def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
 
-def reproduce(table, workdir, *, scale="paper", seeds=(0, 1, 2), data_dir="", only=(), overrides=()):
+def reproduce(
+    table: str,
+    workdir: epath.PathLike,
+    *,
+    scale: str = "paper",
+    seeds: Sequence[int] = (0, 1, 2),
+    data_dir: str = "",
+    only: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> Path:
     """Trains what a table needs and is not there yet, and writes report.md, report.html and figures into the workdir.
 
-    The runs are processes of their own and want the devices' memory: a process that calls this should hold none of it.
+    The runs are processes of their own that need the devices' memory: a process that calls this should hold none of it.
 
     Args:
       table: "table1", "table6", "table7", "table8", "readings", or "all" of them.
@@ -48,7 +64,7 @@ def reproduce(table, workdir, *, scale="paper", seeds=(0, 1, 2), data_dir="", on
       seeds: of the runs.
       data_dir: where the images are, as everywhere.
       only: names of runs, to leave the other rows out; () for all.
-      overrides: words such as "--config.image_size=128", for every row alike.
+      overrides: words such as "--config.image_size=128", for every row.
 
     Returns:
       Path of report.md.
@@ -60,28 +76,28 @@ def reproduce(table, workdir, *, scale="paper", seeds=(0, 1, 2), data_dir="", on
       PreemptedError: stopped by a signal; what was trained is saved.
     """
     _check_alone(workdir)
-    given, workdir = workdir, absolute(workdir)
+    directory = absolute(workdir)
     tables = TABLES if table == "all" else (table,)
     rows = _chosen([row for name in tables for row in load_rows(name, scale, overrides)], only)
     _check_rows(rows, seeds, overrides)
-    cells = cells_of(rows, seeds, workdir)
-    # What is wrong with the images is said once, and not for every cell.
+    cells = cells_of(rows, seeds, directory)
+    # An error in the images is reported once, not for every cell.
     dataset = runs.open_dataset(rows[0].config(), data_dir) if cells else None
     words = ["stce", "reproduce", table, f"--scale={scale}", f"--seeds={','.join(map(str, seeds))}"]
     words += [f"--data_dir={data_dir}"] * bool(data_dir) + [f"--runs={','.join(only)}"] * bool(only)
-    words += [f"--workdir={given}", *overrides]
-    with StopSignals() as stop, _named_failures(workdir):
-        _open_sweep(workdir, {"scale": scale, "overrides": list(overrides)}, dataset, stop)
+    words += [f"--workdir={workdir}", *overrides]
+    with StopSignals() as stop, named_failures(f"use workdir {directory}", "give another --workdir"):
+        _open_sweep(directory, {"scale": scale, "overrides": list(overrides)}, dataset, stop)
         failures, left = _run_cells(cells, data_dir, stop)
-        with _one_at_a_time(workdir, stop):
+        with _one_at_a_time(directory, stop):
             for name in tables:
                 if name in TRAINED:
-                    _measure_speed(name, load_rows(name, scale, overrides), seeds, workdir, stop)
-            speed = read_speed(workdir, tables)
-            report = write_report(workdir, rows, seeds, command=shlex.join(words), dataset=dataset, speed=speed)
+                    _measure_speed(name, load_rows(name, scale, overrides), seeds, directory, stop)
+            speed = read_speed(directory, tables)
+            report = write_report(directory, rows, seeds, command=shlex.join(words), dataset=dataset, speed=speed)
     elsewhere = sum(not cell.finished() for cell in left)
     if elsewhere:
-        _say(f"{elsewhere} cells are another job's; run again once it is done, for the whole report")
+        _print(f"{elsewhere} cells are another job's; run again once it is done, for the whole report")
     if failures:
         names = ", ".join(cell.directory.name for cell, _ in failures)
         code = failures[0][1]["exit_code"]
@@ -89,7 +105,7 @@ def reproduce(table, workdir, *, scale="paper", seeds=(0, 1, 2), data_dir="", on
     return report
 
 
-def _check_alone(workdir):
+def _check_alone(workdir: epath.PathLike) -> None:
     if clusters.detect():
         raise ConfigError(
             "reproduce trains each run in one process; start it once a machine, all with the same --workdir, and "
@@ -99,7 +115,7 @@ def _check_alone(workdir):
         raise ConfigError(f"--workdir={workdir}: reproduce needs a local directory, or one that machines share")
 
 
-def _chosen(rows, only):
+def _chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
     known = dict.fromkeys(row.run for row in rows)
     for name in only:
         if name not in known:
@@ -107,11 +123,11 @@ def _chosen(rows, only):
     return [row for row in rows if not only or row.run in only]
 
 
-def _check_rows(rows, seeds, overrides):
-    """Refuses overrides that cannot be, and those that would make a row another one than it is called."""
+def _check_rows(rows: Sequence[Row], seeds: Sequence[int], overrides: Sequence[str]) -> None:
+    """Refuses invalid overrides, and those that would undo what a row's name stands for."""
     for row in rows:
-        for word in overrides:
-            key = word.lstrip("-").removeprefix("no").removeprefix("config.").partition("=")[0]
+        for word in migration.new_words(overrides, row.config().model):
+            key = migration.flag_key(word)
             if key in ("seed", "data_dir"):
                 raise ConfigError(f"{word}: give --{'seeds' if key == 'seed' else key} instead")
             if key in row.overrides:
@@ -121,16 +137,8 @@ def _check_rows(rows, seeds, overrides):
 
 
 @contextlib.contextmanager
-def _named_failures(workdir):
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"cannot use workdir {workdir}: {first_line(error)}; give another --workdir") from error
-
-
-@contextlib.contextmanager
-def _one_at_a_time(workdir, stop):
-    """Lets one job at a time, of all that share the workdir, do what stands within."""
+def _one_at_a_time(workdir: Path, stop: StopSignals) -> Iterator[None]:
+    """Lets one job at a time, of all that share the workdir, run the body."""
     with open(workdir / "lock", "w") as lock:
         while True:
             try:
@@ -142,12 +150,12 @@ def _one_at_a_time(workdir, stop):
         yield
 
 
-def _check_stop(stop):
+def _check_stop(stop: StopSignals) -> None:
     if stop.requested:
         raise stopped(stop.requested, "between two runs")
 
 
-def _open_sweep(workdir, own, dataset, stop):
+def _open_sweep(workdir: Path, own: dict[str, Any], dataset: Any, stop: StopSignals) -> None:
     """Makes a workdir that of a sweep of this scale, these overrides and images, or refuses it."""
     path = workdir / SWEEP_FILE
     workdir.mkdir(parents=True, exist_ok=True)
@@ -158,7 +166,9 @@ def _open_sweep(workdir, own, dataset, stop):
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} is damaged; give another --workdir") from error
         if known != own:
-            raise ConfigError(f"{workdir} holds a sweep of {_told(known)}, not of {_told(own)}; give another --workdir")
+            raise ConfigError(
+                f"{workdir} holds a sweep of {_described(known)}, not of {_described(own)}; give another --workdir"
+            )
         if images and dataset and images != dataset.fingerprint:
             raise ConfigError(
                 f"{workdir} holds a sweep on other images; give the --data_dir it began with, or another --workdir"
@@ -167,20 +177,22 @@ def _open_sweep(workdir, own, dataset, stop):
             write_text(path, json.dumps(own | {"images": dataset and dataset.fingerprint}) + "\n")
 
 
-def _told(sweep):
+def _described(sweep: dict[str, Any]) -> str:
     return " ".join([f"scale {sweep['scale']}", *sweep["overrides"]])
 
 
-def _run_cells(cells, data_dir, stop):
-    """Works cells off; returns ([(cell, record) of those that failed], [those that are another job's])."""
+def _run_cells(
+    cells: Sequence[Cell], data_dir: str, stop: StopSignals
+) -> tuple[list[tuple[Cell, dict[str, Any]]], list[Cell]]:
+    """Processes cells in turn; returns ([(cell, record) of those that failed], [those that are another job's])."""
     failures, left = [], []
-    place = None if all(cell.finished() for cell in cells) else describe_place()
+    place = "" if all(cell.finished() for cell in cells) else describe_place()
     for number, cell in enumerate(cells, start=1):
         _check_stop(stop)
         if cell.finished():
             continue
         name = f"{number}/{len(cells)}  {cell.directory.name}"
-        _say(f"{name} ...")
+        _print(f"{name} ...")
         try:
             with Claim(cell.claim):
                 if cell.finished():  # by another job, just now
@@ -189,16 +201,16 @@ def _run_cells(cells, data_dir, stop):
                 record = _run_cell(cell, data_dir, place, stop)
         except InUseError as error:
             left.append(cell)
-            _say(f"{name}: left out: {error}")
+            _print(f"{name}: left out: {error}")
             continue
-        _say(f"{name}: {record['error'] or _accuracy(cell)}  ({record['seconds']:.0f} s)")
+        _print(f"{name}: {record['error'] or _accuracy(cell)}  ({record['seconds']:.0f} s)")
         if record["exit_code"]:
             failures.append((cell, record))
     return failures, left
 
 
-def _wait_until_free(directory):
-    """Waits for a run that was left by a sweep that is dead, and is still saving its state."""
+def _wait_until_free(directory: Path) -> None:
+    """Waits for a run whose sweep is dead, and which is still saving its state."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -210,12 +222,12 @@ def _wait_until_free(directory):
             time.sleep(0.5)
 
 
-def _accuracy(cell):
+def _accuracy(cell: Cell) -> str:
     evaluation = json.loads((cell.directory / IN_RUN / SCORES).read_text())
     return f"top-1 {100 * evaluation['top1']:.2f}%"
 
 
-def _run_cell(cell, data_dir, place, stop):
+def _run_cell(cell: Cell, data_dir: str, place: str, stop: StopSignals) -> dict[str, Any]:
     """Trains and evaluates a cell; returns the record of it, which is also written.
 
     Raises:
@@ -224,8 +236,8 @@ def _run_cell(cell, data_dir, place, stop):
     commands = [["stce", *words] for words in cell.commands(data_dir)]
     earlier = cell.record()  # of starts that were stopped
     places = dict.fromkeys([*filter(None, earlier.get("place", "").split("; ")), place])
-    record = {"commands": [shlex.join(words) for words in commands], "place": "; ".join(places)}
-    record |= {"seconds": earlier.get("seconds", 0.0), "exit_code": PreemptedError.exit_code, "error": "at work"}
+    record: dict[str, Any] = {"commands": [shlex.join(words) for words in commands], "place": "; ".join(places)}
+    record |= {"seconds": earlier.get("seconds", 0.0), "exit_code": PreemptedError.exit_code, "error": "running"}
     try:
         _write_record(cell, record)
         for words in commands:
@@ -242,23 +254,23 @@ def _run_cell(cell, data_dir, place, stop):
     return record
 
 
-def _write_record(cell, record):
+def _write_record(cell: Cell, record: dict[str, Any]) -> None:
     write_text(cell.directory / CELL_FILE, json.dumps(record, indent=1) + "\n")
 
 
-def _measure_speed(name, rows, seeds, workdir, stop):
+def _measure_speed(name: str, rows: Sequence[Row], seeds: Sequence[int], workdir: Path, stop: StopSignals) -> None:
     """Has `stce benchmark` time the models of a table in turn, unless that is done; keeps its rows by run."""
     cells = {row.run: [cell for seed in seeds if (cell := cell_of(row, seed, workdir)).finished()] for row in rows}
     finished = [row for row in rows if cells[row.run]]
     finished.sort(key=lambda row: "images_per_second" not in row.paper)  # ratios are to the first
     path = speed_file(workdir, name)
-    models = {}  # runs that differ in their length alone have one
+    models: dict[str, list[str]] = {}  # runs that differ in their length alone have one
     for row in finished:
         models.setdefault(row.config().model.to_json(), []).append(row.run)
     known = {measured["model"] for measured in read_speed(workdir, [name]).get(name, [])}
     if known >= {row.run for row in finished}:
         return
-    _say(f"{name}: timing {len(models)} models in turn ...")
+    _print(f"{name}: timing {len(models)} models in turn ...")
     path.parent.mkdir(exist_ok=True)
     directories = {str(cells[alike[0]][0].directory): alike for alike in models.values()}
     measured = path.with_suffix(".measured.json")
@@ -268,11 +280,11 @@ def _measure_speed(name, rows, seeds, workdir, stop):
     if stop.requested:
         raise stopped(stop.requested, "while speeds were measured; all runs are saved")
     if code:
-        _say(f"{name}: no speeds: {error}")
+        _print(f"{name}: no speeds: {error}")
         return
-    rows = [row | {"model": run} for row in json.loads(measured.read_text()) for run in directories[row["model"]]]
-    write_text(path, json.dumps(rows, indent=1) + "\n")
+    timed = [row | {"model": run} for row in json.loads(measured.read_text()) for run in directories[row["model"]]]
+    write_text(path, json.dumps(timed, indent=1) + "\n")
 
 
-def _say(text):
+def _print(text: str) -> None:
     print(text, flush=True)

@@ -43,6 +43,16 @@ def options(model: Mapping[str, Any]) -> dict[str, Any]:
     return built
 
 
+def all_options(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's name and every option of its modules as one flat dict, what is None filled in from the preset."""
+    from stce_jax.models.factory import model_options
+
+    sections = options(model)
+    names = {part: name for part, own in sections.items() if (name := own.pop("name")) is not None}
+    given = {key: value for own in sections.values() for key, value in own.items() if value is not None}
+    return {"name": model["name"], **names, **model_options(model["name"], dtype=model["dtype"], **names, **given)}
+
+
 def place(key: str, model: Mapping[str, Any]) -> str:
     """Where `config.model` has an option of one of the chosen modules: "body.vit.width" for "width".
 

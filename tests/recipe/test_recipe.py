@@ -21,10 +21,10 @@ SMALL = (
     "--config.eval_batch_size=8",
     "--config.epochs=2",
     "--config.log_every=1",
-    "--config.model.width=16",
-    "--config.model.depth=1",
-    "--config.model.heads=2",
-    "--config.model.mlp_dim=16",
+    "--config.model.body.vit.width=16",
+    "--config.model.body.vit.depth=1",
+    "--config.model.body.vit.heads=2",
+    "--config.model.body.vit.mlp_dim=16",
 )
 
 
@@ -134,7 +134,7 @@ def test_show_data_draws_the_batch(stce, imagenet, tmp_path):
 def tiles(picture):
     """The eight 128-pixel tiles of a sheet, each reduced to the 32 pixels it was enlarged from."""
     sheet = np.asarray(Image.open(picture))
-    places = [(4 + row * 160, 4 + column * 132) for row in range(2) for column in range(4)]
+    places = [(4 + row * 164, 4 + column * 132) for row in range(2) for column in range(4)]
     return [sheet[top : top + 128 : 4, left : left + 128 : 4] for top, left in places]
 
 

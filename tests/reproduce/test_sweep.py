@@ -10,6 +10,8 @@ import pytest
 from sweep_cells import fail, finish
 
 from stce_jax import cli, create_model
+from stce_jax.analysis.costs import count_parameters
+from stce_jax.configs.tables.scales import super_tokens
 from stce_jax.data.catalog import open_dataset
 from stce_jax.errors import ConfigError
 from stce_jax.reproduce import documents, notes
@@ -18,7 +20,6 @@ from stce_jax.reproduce.report import write_report
 from stce_jax.reproduce.results import differences, read_result
 from stce_jax.training import assemble as runs
 from stce_jax.training.state import abstract_variables
-from stce_jax.verbs.summary import count_parameters
 from stce_jax.workdir import config as configuration
 
 SCALES = ("paper", "small", "smoke")
@@ -54,25 +55,22 @@ def test_rows_that_share_a_run_are_the_same_run_and_every_row_gives_one_grid(sca
 
 
 def test_what_the_papers_rows_change_is_what_they_say():
-    paper = configuration._flatten(load_rows("table6")[2].config())
-    assert paper == configuration._flatten(configuration.load_config("stce_vit_s")), "Table 6's stce is not the paper's"
+    paper = configuration.flatten(load_rows("table6")[2].config())
+    assert paper == configuration.flatten(configuration.load_config("stce_vit_s")), "Table 6's stce is not the paper's"
     changed = {
-        row.run: {key: value for key, value in configuration._flatten(row.config()).items() if value != paper[key]}
+        row.run: {key: value for key, value in configuration.flatten(row.config()).items() if value != paper[key]}
         for row in itertools.chain(*map(load_rows, TABLES))
     }
     assert changed["patch"] == {"model.name": "vit_s_patch"}
     assert changed["conv_500"] == {"model.name": "vit_s_conv", "epochs": 500.0}
-    assert changed["stack_none"] == {"model.stem_widths": (), "model.stem_strides": (), "model.cell": (16, 16)}
-    assert changed["stack_4"]["model.cell"] == (4, 4) and changed["stack_4"]["model.stem_widths"] == (16, 32, 32, 64)
-    assert changed["stack_more"]["model.stem_strides"] == (2, 1, 2, 1, 2, 1, 2)
-    assert changed["stack_1_stride_2"] == {
-        "model.stem_widths": (16,),
-        "model.stem_strides": (2,),
-        "model.cell": (8, 8),
-    }
-    assert changed["iterations_4"] == {"model.iterations": 4} and changed["pooling"] == {"model.iterations": 0}
-    assert changed["border_mask"] == {"model.border": "mask"}
-    assert changed["differentiable"] == {"model.differentiable": True}
+    assert changed["stack_none"] == super_tokens(stem_widths=(), stem_strides=(), cell=(16, 16))
+    assert changed["stack_4"] == super_tokens(stem_widths=(16, 32, 32, 64), stem_strides=(2, 1, 2, 1), cell=(4, 4))
+    assert changed["stack_more"]["model.embedding.stce.stem_strides"] == (2, 1, 2, 1, 2, 1, 2)
+    assert changed["stack_1_stride_2"] == super_tokens(stem_widths=(16,), stem_strides=(2,), cell=(8, 8))
+    assert changed["iterations_4"] == super_tokens(iterations=4)
+    assert changed["pooling"] == super_tokens(iterations=0)
+    assert changed["border_mask"] == super_tokens(border="mask")
+    assert changed["differentiable"] == super_tokens(differentiable=True)
     assert changed["deit_mixing"] == {"augment.mixup": 0.8, "augment.cutmix": 1.0}
     assert changed["conv1x1"] == {"model.name": "vit_s_conv1x1"} and changed["stce"] == {}
 

@@ -17,6 +17,7 @@ from helpers import TINY, wait_for
 from stce_jax.training import assemble as runs
 from stce_jax.training.mesh import make_mesh, sharded_shapes
 from stce_jax.training.state import abstract_state
+from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.config import load_config
 from stce_jax.workdir.metrics import read_metrics
@@ -45,7 +46,7 @@ def final_state(workdir, *words):
     model = runs.build_model(config, 10)
     _, optimizer = runs.build_optimizer(config, runs.Timetable(1437 / 32, 90, 9))
     blank = abstract_state(model, optimizer, image_size=16, with_ema=True)
-    checkpoints = Checkpoints(runs.checkpoints_in(workdir))
+    checkpoints = Checkpoints(layout.checkpoints_in(workdir))
     return checkpoints.restore(checkpoints.find("last"), sharded_shapes(blank, make_mesh(1, jax.devices()[:1])))
 
 
@@ -171,7 +172,7 @@ def test_a_stopped_run_saves_and_ends_where_the_undisturbed_one_does(undisturbed
 def test_a_signal_in_the_first_compilation_ends_the_run_at_once(data_dir, tmp_path, number):
     """Python itself hears of it only when XLA is done, for a large model minutes later."""
     cold = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cold")}
-    process = start(tmp_path / "run", data_dir, "--config.model.depth=12", env=cold)
+    process = start(tmp_path / "run", data_dir, "--config.model.body.vit.depth=12", env=cold)
     moments = Moments(tmp_path / "run", process, np.random.default_rng(0))
     soon(moments.checkpoints.is_dir, "checkpoints", process)
     time.sleep(3)
@@ -271,7 +272,7 @@ def test_another_config_is_refused_unless_told(undisturbed, data_dir, tmp_path):
 
 def test_a_deeper_model_names_the_first_parameter_that_does_not_fit(undisturbed, data_dir, tmp_path):
     workdir = shutil.copytree(undisturbed, tmp_path / "copy")
-    _, errors = finish(start(workdir, data_dir, "--config.model.mlp_dim=48", "--allow_config_change"), 4)
+    _, errors = finish(start(workdir, data_dir, "--config.model.body.vit.mlp_dim=48", "--allow_config_change"), 4)
     assert "params/blocks_0/mlp/in/bias is (32,) in it, the model wants (48,)" in errors and errors.count("\n") == 1
 
 
@@ -282,7 +283,12 @@ def per_step(workdir):
 def test_other_devices_and_workers_see_the_same_images_and_losses(data_dir, tmp_path):
     """Fifty steps: on one device, and on two, then from a stop on, on four, with a loader process."""
     # Wider, and trained more gently: the other tests' model doubles a difference in its last bit with every step.
-    words = ("--config.epochs=1.115", "--config.log_every=1", "--config.model.width=32", "--config.model.mlp_dim=64")
+    words = (
+        "--config.epochs=1.115",
+        "--config.log_every=1",
+        "--config.model.body.vit.width=32",
+        "--config.model.body.vit.mlp_dim=64",
+    )
     words += ("--config.optimizer.learning_rate=1e-3", "--config.optimizer.epsilon=1e-6")
     finish(start(tmp_path / "one", data_dir, *words, devices=1))
     process = start(tmp_path / "many", data_dir, *words, devices=2)

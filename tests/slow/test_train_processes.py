@@ -25,8 +25,8 @@ WORDS = (
     "--config.epochs=1.115",
     "--config.eval_every=0.56",
     "--config.log_every=1",
-    "--config.model.width=32",
-    "--config.model.mlp_dim=64",
+    "--config.model.body.vit.width=32",
+    "--config.model.body.vit.mlp_dim=64",
     "--config.optimizer.learning_rate=1e-3",
     "--config.optimizer.epsilon=1e-6",
 )
@@ -209,7 +209,7 @@ def test_other_data_refuse_to_start_together(data_dirs, tmp_path):
                     (root / split / label / f"{number}.png").write_bytes(png(number))
         folders.append(root)
     (folders[1] / "train" / "1" / "39.png").write_bytes(png(200) + b" ")
-    words = ("--config=small_folder", *WORDS[1:], "--config.model.heads=2", f"--workdir={tmp_path / 'run'}")
+    words = ("--config=small_folder", *WORDS[1:], "--config.model.body.vit.heads=2", f"--workdir={tmp_path / 'run'}")
     processes = []
     port = free_port()
     for index, folder in enumerate(folders):

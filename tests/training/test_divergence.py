@@ -16,6 +16,7 @@ from stce_jax.errors import DivergedError, PreemptedError
 from stce_jax.training import assemble as runs
 from stce_jax.training import evaluation, loop
 from stce_jax.verbs.train import train
+from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.config import load_config
 from stce_jax.workdir.metrics import read_metrics
@@ -75,7 +76,7 @@ def test_a_batch_without_a_finite_loss_is_not_applied_but_written_down(poison, d
 
 
 def final_state(workdir):
-    checkpoints = Checkpoints(runs.checkpoints_in(workdir))
+    checkpoints = Checkpoints(layout.checkpoints_in(workdir))
     step = checkpoints.find("last")
     return checkpoints.restore_meta(step), jax.tree.leaves(stce_jax.load_run(workdir).variables)
 
@@ -130,7 +131,7 @@ def test_a_stop_before_the_divergence_does_not_change_where_the_run_goes_back_to
     monkeypatch.setattr(loop, "log_skipped", write_and_stop)
     with pytest.raises(PreemptedError):
         train(config_of(data_dir), tmp_path / "stopped")
-    assert 45 < max(Checkpoints(runs.checkpoints_in(tmp_path / "stopped")).steps()) < 60
+    assert 45 < max(Checkpoints(layout.checkpoints_in(tmp_path / "stopped")).steps()) < 60
     train(config_of(data_dir), tmp_path / "stopped")
     leaves = [final_state(tmp_path / name)[1] for name in ("undisturbed", "stopped")]
     for left, right in zip(*leaves, strict=True):
@@ -158,7 +159,7 @@ def test_a_run_that_diverges_again_and_again_ends(poison, data_dir, tmp_path, mo
     assert str(error.value).startswith(
         f"at step 65 5 steps in a row had no finite loss and gradient, after the run had gone back {limit} times; try a"
     )
-    assert Checkpoints(runs.checkpoints_in(tmp_path)).find("last") == 45, "the last good checkpoint must stay"
+    assert Checkpoints(layout.checkpoints_in(tmp_path)).find("last") == 45, "the last good checkpoint must stay"
 
 
 def test_a_run_that_diverges_before_its_first_checkpoint_is_exit_5(stce, data_dir, tmp_path):
@@ -175,4 +176,4 @@ def test_an_evaluation_without_a_finite_loss_is_exit_5(data_dir, tmp_path, monke
     monkeypatch.setattr(evaluation, "mean_metrics", lambda *_, **__: {"loss": np.inf, "top1": 0.0, "top5": 0.0})
     with pytest.raises(DivergedError, match="the evaluation's loss is not finite at step 45; try a lower"):
         train(config_of(data_dir), tmp_path)
-    assert Checkpoints(runs.checkpoints_in(tmp_path)).steps() == []
+    assert Checkpoints(layout.checkpoints_in(tmp_path)).steps() == []

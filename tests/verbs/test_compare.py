@@ -20,6 +20,7 @@ from stce_jax.training import assemble as runs
 from stce_jax.training.timetable import is_last
 from stce_jax.verbs import compare as module
 from stce_jax.verbs.compare import compare, short_names
+from stce_jax.workdir import layout
 from stce_jax.workdir.config import load_config
 
 TRAIN = {"split": "train", "loss": 1.5, "top1": 0.25, "top5": 0.75, "learning_rate": 1e-3}
@@ -35,7 +36,7 @@ def make_run(workdir, *overrides, evaluations=(), speeds=(), config="digits"):
       speeds: images a second of each line of training, written every ten steps.
     """
     workdir.mkdir(parents=True)
-    runs.write_config(workdir, load_config(config, ["--config.epochs=4", *overrides]))
+    layout.write_config(workdir, load_config(config, ["--config.epochs=4", *overrides]))
     lines = [
         {"step": 10 * place, "epoch": float(place)} | TRAIN | {"images_per_second": speed}
         for place, speed in enumerate(speeds, 1)
@@ -220,7 +221,7 @@ def test_damaged_predictions_are_refused(pair, capsys, damage):
         np.savez(path, labels=labels, logits=np.array([Harmful()]), class_ids=labels)
     else:
         np.savez(path, labels=labels, logits=np.zeros(16), class_ids=labels)
-    with pytest.raises(DataError, match=r"predictions\.npz: .*write it anew: stce evaluate --workdir="):
+    with pytest.raises(DataError, match=r"predictions\.npz: .*write it again: stce evaluate --workdir="):
         compare(pair)
     code, out, error = run_cli(capsys, "compare", *pair)
     assert code == 3 and out == "" and re.fullmatch(r"stce: .*\n", error), error

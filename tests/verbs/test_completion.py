@@ -12,6 +12,7 @@ from helpers import modules_after, run_cli
 
 from stce_jax.cli import VERBS, make_parser
 from stce_jax.configs.tables import scales
+from stce_jax.data.catalog import DATASETS
 from stce_jax.verbs import completion
 from stce_jax.workdir import config as configuration
 
@@ -125,8 +126,8 @@ def test_arguments_without_a_name(offered, line, expected):
 
 def test_the_words_offered_are_those_that_are_taken():
     words, tables = completion.WORDS, configuration.SHIPPED / "tables"
-    assert {path.stem for path in configuration.SHIPPED.glob("*.py")} - {"__init__"} == CONFIGS
-    assert set(words["dataset"]) < set(configuration.CHOICES["dataset"])
+    assert {path.stem for path in configuration.SHIPPED.glob("[!_]*.py")} == CONFIGS
+    assert set(words["dataset"]) < set(DATASETS)
     assert words["scale"] == scales.VARIANTS
     assert set(words["table"]) == {path.stem for path in tables.glob("[!_]*.py")} - {"scales"} | {"all"}
     (verbs,) = (action for action in make_parser()._actions if action.dest == "verb")

@@ -161,7 +161,7 @@ def test_a_disk_that_does_not_answer_ends_the_run_with_its_state_saved(tmp_path,
     words += ("--config.cache_megabytes=0", f"--config.loader_timeout={100 if sigterm else 2}")
     command = [sys.executable, "-m", "stce_jax", "train", "--config=small_folder", *tiny, *words]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
-    command += ["--config.seed=1", "--config.model.heads=2"]
+    command += ["--config.seed=1", "--config.model.body.vit.heads=2"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if sigterm:
         wait_for(lambda: read_metrics(workdir), "line of metrics")
@@ -195,7 +195,7 @@ def test_class_folders_train_from_the_command_line(stce, test_data, tmp_path):
         archive.extractall(tmp_path / "images", [name for group in per_class.values() for name in sorted(group)[:20]])
     tiny = [word for word in TINY if "digits" not in word and "image_size" not in word]
     words = ("--config=small_folder", f"--data_dir={tmp_path}/images", f"--workdir={tmp_path}/run")
-    done = stce("train", *tiny, *words, "--config.eval_batch_size=64", "--config.model.heads=2")
+    done = stce("train", *tiny, *words, "--config.eval_batch_size=64", "--config.model.body.vit.heads=2")
     assert done.returncode == 0, done.stderr
     assert stce_jax.load_run(tmp_path / "run").class_names[:2] == ("airplane", "automobile")
     again = stce("evaluate", f"--workdir={tmp_path}/run")

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from stce_jax.errors import ConfigError
+from stce_jax.errors import ConfigError, check_choice, check_range
 from stce_jax.models.ops import blocks
 from stce_jax.models.ops.precision import widened
 
@@ -180,10 +180,8 @@ def _associate(
 ) -> tuple[SuperTokenAssociation, Float[Array, "B G P C"]]:
     """(what `associate` returns, the features' pixels block by block)."""
     chex.assert_rank(features, 4)
-    if border not in BORDERS:
-        raise ConfigError(f"border is {border!r}; it must be one of {', '.join(BORDERS)}")
-    if iterations < 1:
-        raise ConfigError(f"iterations is {iterations}; clustering needs at least 1")
+    check_choice("border", border, BORDERS)
+    check_range("iterations", iterations, 1)
     _, height, width, channels = features.shape
     layout = blocks.cut(grid_shape(height, width, cell), cell_shape(cell), border, _BLOCK)
     features = _padded(features, cell)

@@ -1,66 +1,178 @@
-"""Attention against plain NumPy, JAX's own, and its gradient against the one that JAX derives."""
+"""Attention against its plain form and JAX's own, with its gradients; bias and mask on every path.
+
+Without a GPU, the fused path is tested by what it hands to the kernel: with JAX's plain implementation in its place,
+and by the program that it makes for CUDA.
+"""
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_reference
 import pytest
 
-from stce_jax.models.bodies import vit
-from stce_jax.models.factory import create_model
-from stce_jax.models.layers import Attention
 from stce_jax.models.ops import attention
 
-TOKENS = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32)
+BATCH, HEADS, TOKENS, WIDTH = 2, 3, 7, 8
+MASK = np.array([[True, True, False, True, False, True, False], [False, False, False, True, False, False, False]])
+CASES = [  # shape of the bias, mask
+    (None, None),
+    (None, MASK),
+    ((1, 1, 1, 7), None),
+    ((3, 7, 7), MASK),
+    ((2, 1, 1, 7), MASK),
+    ((2, 3, 7, 7), None),
+]
 
 
 def draw(*shape, seed=1):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def test_attention_equals_numpy_and_sows_its_weights():
-    module = Attention(heads=3)
-    variables = module.init(jax.random.key(0), TOKENS, train=False)
-    assert set(variables) == {"params"}, "initialising keeps what is only sown"
-    actual, sown = module.apply(variables, TOKENS, train=False, mutable=["intermediates"])
-    expected = numpy_reference.attention(TOKENS, variables["params"], heads=3)
-    np.testing.assert_allclose(actual, expected, atol=1e-5)
-    (weights,) = sown["intermediates"]["attention"]
-    assert weights.shape == (2, 3, 5, 5)
-    np.testing.assert_allclose(weights.sum(axis=-1), 1.0, rtol=1e-5)
+def operands(queries=TOKENS, tokens=TOKENS, dtype=jnp.float32):
+    query, key, value = (jnp.asarray(draw(BATCH, tokens, HEADS, WIDTH, seed=seed), dtype) for seed in range(3))
+    return query[:, :queries], key, value
 
 
-def test_the_sown_weights_are_those_of_the_outputs():
-    query, key, value = draw(3, 2, 7, 4, 8)
-    weights = attention.attention_weights(query, key)
-    by_weights = np.einsum("banm,bmae->bnae", weights, value)
-    np.testing.assert_allclose(attention.dot_product_attention(query, key, value), by_weights, atol=1e-5)
+def passes(form, query, key, value, bias=None, mask=None):
+    """(outputs, gradients by query, key, value and, where there is one, bias)."""
+
+    def with_bias(query, key, value, *biases):
+        return form(query, key, value, bias=biases[0] if biases else None, mask=mask)
+
+    arguments = (query, key, value) if bias is None else (query, key, value, jnp.asarray(bias))
+    outputs, pull_back = jax.vjp(jax.jit(with_bias), *arguments)
+    cotangent = jnp.asarray(draw(*outputs.shape, seed=9), outputs.dtype)
+    return outputs, pull_back(cotangent)
+
+
+def fused(query, key, value, *, bias=None, mask=None):
+    """The fused path with JAX's plain implementation in the kernel's place."""
+    return attention._by_cudnn(query, key, value, attention._with_four_axes(bias), mask, implementation="xla")
+
+
+@pytest.mark.parametrize("form", [attention.dot_product_attention, fused], ids=["products", "fused"])
+@pytest.mark.parametrize(("bias", "mask"), CASES, ids=lambda part: "masked" if part is MASK else str(part))
+def test_equals_the_plain_form_with_its_gradients(form, bias, mask):
+    bias = None if bias is None else draw(*bias, seed=5)
+    ours = passes(form, *operands(), bias, mask)
+    plain = passes(attention.attention_plain, *operands(), bias, mask)
+    chex.assert_trees_all_equal_shapes(ours, plain)
+    chex.assert_trees_all_close(ours, plain, atol=2e-5)
+
+
+@pytest.mark.parametrize("form", [attention.dot_product_attention, fused], ids=["products", "fused"])
+def test_equals_the_plain_form_in_bfloat16(form):
+    bias = draw(1, HEADS, TOKENS, TOKENS, seed=5)
+    ours = passes(form, *operands(dtype=jnp.bfloat16), bias, MASK)
+    plain = passes(attention.attention_plain, *operands(), bias, MASK)
+    for one, exact in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        error = np.abs(one.astype(jnp.float32) - exact).max() / np.abs(exact).max()
+        assert error < 0.03, f"off by {error:.3f} of the largest"
+    *outputs, dbias = jax.tree.leaves(ours)
+    assert {array.dtype for array in outputs} == {jnp.dtype(jnp.bfloat16)} and dbias.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("tokens", [7, 8])
+@pytest.mark.parametrize("mask", [False, True])
+def test_the_fused_path_pads_what_the_kernel_needs_and_hides_it(monkeypatch, tokens, mask):
+    handed = {}
+
+    def kernel(query, key, value, bias, mask, **options):
+        handed.update(query=query, bias=bias, mask=mask, **options)
+        return query
+
+    monkeypatch.setattr(attention.jax.nn, "dot_product_attention", kernel)
+    mask = jnp.asarray(np.arange(2 * tokens).reshape(2, tokens) % 3 > 0) if mask else None
+    attention._by_cudnn(*operands(tokens=tokens, queries=tokens), None, None)
+    assert handed["query"].shape[1] == 8 and handed["bias"] is handed["mask"] is None
+    lengths = handed["key_value_seq_lengths"]
+    assert lengths is None if tokens == 8 else lengths.tolist() == [7, 7], "padded keys are seen"
+    bias = jnp.asarray(draw(HEADS, 1, tokens)[None])
+    attention._by_cudnn(*operands(tokens=tokens, queries=tokens, dtype=jnp.bfloat16), bias, mask)
+    assert handed["key_value_seq_lengths"] is None
+    assert handed["bias"].shape == (1, HEADS, 8, 8) and handed["bias"].dtype == jnp.bfloat16
+    if mask is None and tokens == 8:
+        assert handed["mask"] is None
+        return
+    seen = np.ones((1, tokens), bool) if mask is None else np.asarray(mask)
+    expected = np.pad(seen, ((0, 0), (0, 8 - tokens)))[:, None, None, :]
+    np.testing.assert_array_equal(handed["mask"], np.broadcast_to(expected, (len(seen), 1, 8, 8)))
+
+
+@pytest.mark.parametrize("form", [attention.dot_product_attention, fused], ids=["products", "fused"])
+def test_hidden_keys_are_as_if_they_were_not_there(form):
+    query, key, value = operands()
+    expected = attention.dot_product_attention(query[:1], key[:1, MASK[0]], value[:1, MASK[0]])
+    outputs, gradients = passes(form, query, key, value, None, MASK)
+    np.testing.assert_allclose(outputs[:1], expected, atol=1e-6)
+    for name, gradient in zip(("key", "value"), gradients[1:], strict=True):
+        assert not np.any(gradient[~MASK]), f"a hidden {name} has a gradient"
+
+
+@pytest.mark.parametrize("form", [attention.dot_product_attention, fused], ids=["products", "fused"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_an_image_without_keys_gets_zeros_and_no_gradient(form, dtype):
+    mask = np.stack([np.zeros(TOKENS, bool), np.ones(TOKENS, bool)])
+    bias = draw(BATCH, 1, 1, TOKENS, seed=5)
+    outputs, gradients = passes(form, *operands(dtype=dtype), bias, mask)
+    for name, array in zip(("outputs", "query", "key", "value", "bias"), (outputs, *gradients), strict=True):
+        assert np.isfinite(array.astype(jnp.float32)).all(), f"{name}: not finite"
+        assert not np.any(array[0]), f"{name}: something of the image without keys"
+        assert np.any(array[1]), f"{name}: nothing of the other image"
+    weights = attention.attention_weights(*operands(dtype=dtype)[:2], mask=mask)
+    np.testing.assert_allclose(weights.sum(axis=-1), np.broadcast_to([[[0.0]], [[1.0]]], weights.shape[:-1]), atol=1e-6)
+
+
+@pytest.mark.parametrize("queries", [2, TOKENS])
+@pytest.mark.parametrize("bias", [None, (HEADS, 1, TOKENS)])
+def test_the_weights_are_those_of_the_outputs(queries, bias):
+    query, key, value = operands(queries)
+    options = {"bias": None if bias is None else draw(*bias), "mask": None if bias is None else MASK}
+    weights = attention.attention_weights(query, key, **options)
+    assert weights.shape == (BATCH, HEADS, queries, TOKENS)
+    by_weights = np.einsum("bamn,bnae->bmae", weights, value)
+    np.testing.assert_allclose(attention.dot_product_attention(query, key, value, **options), by_weights, atol=1e-5)
+
+
+def test_fewer_queries_than_keys_give_the_first_outputs(monkeypatch):
+    monkeypatch.setattr(attention, "_by_cudnn", None)  # not called, GPU or not
+    monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
+    query, key, value = operands()
+    bias = draw(1, HEADS, TOKENS, TOKENS, seed=5)
+
+    def first(query, key, value, *, bias, mask):
+        return attention.attention_plain(query, key, value, bias=bias, mask=mask)[:, :2]
+
+    def ours(query, key, value, *, bias, mask):
+        return attention.dot_product_attention(query[:, :2], key, value, bias=bias[:, :, :2], mask=mask)
+
+    expected = passes(first, query, key, value, bias, MASK)
+    chex.assert_trees_all_close(passes(ours, query, key, value, bias, MASK), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_dot_product_attention_equals_jax_with_its_gradient(scale):
     """Scaled by 100, all weights but one of a row vanish, and unshifted exponentials would overflow."""
-    operands, cotangent = scale * draw(3, 2, 7, 4, 8), draw(2, 7, 4, 8, seed=2)
+    arrays, cotangent = scale * draw(3, 2, 7, 4, 8), draw(2, 7, 4, 8, seed=2)
     results = []
     for function in (attention.dot_product_attention, jax.nn.dot_product_attention):
-        outputs, pull_back = jax.vjp(function, *operands)
+        outputs, pull_back = jax.vjp(function, *arrays)
         results.append((outputs, pull_back(jnp.asarray(cotangent))))
     chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5 * scale**2)
 
 
 def test_bfloat16_attention_accumulates_in_float32():
-    operands = jnp.asarray(draw(3, 1, 64, 2, 16, seed=2), jnp.bfloat16)
+    arrays = jnp.asarray(draw(3, 1, 64, 2, 16, seed=2), jnp.bfloat16)
     cotangent = jnp.asarray(draw(1, 64, 2, 16, seed=3), jnp.bfloat16)
     results = []
     for dtype in (jnp.bfloat16, jnp.float32):
-        outputs, pull_back = jax.vjp(attention.dot_product_attention, *operands.astype(dtype))
+        outputs, pull_back = jax.vjp(attention.dot_product_attention, *arrays.astype(dtype))
         results.append((outputs, *pull_back(cotangent.astype(dtype))))
     for ours, exact in zip(*results, strict=True):
         assert ours.dtype == jnp.bfloat16
         error = np.abs(ours.astype(jnp.float32) - exact).max() / np.abs(exact).max()
         assert error < 0.02, f"off by {error:.3f} of the largest"
-    assert attention.attention_weights(*operands[:2]).dtype == jnp.float32
+    assert attention.attention_weights(*arrays[:2]).dtype == jnp.float32
 
 
 class FakeGPU:
@@ -80,67 +192,47 @@ class FakeGPU:
         (None, jnp.bfloat16, 64, False),
     ],
 )
-def test_the_fused_kernel_is_asked_for_where_it_exists(monkeypatch, capability, dtype, width, fits):
+def test_the_fused_kernel_is_used_where_it_exists(monkeypatch, capability, dtype, width, fits):
     device = FakeGPU(capability) if capability else object()
     monkeypatch.setattr(attention.jax, "local_devices", lambda: [device])
     assert attention._has_fused_kernel(width, dtype) == fits
-    assert attention.padding(197, 2, 2 * width, dtype) == (3 if fits else 0)
+
+
+def program(bias, mask, platform, dtype=jnp.bfloat16):
+    """The gradient's program for a platform."""
+
+    def loss(query, key, value, bias):
+        outputs = attention.dot_product_attention(query, key, value, bias=bias, mask=mask)
+        return outputs.astype(jnp.float32).sum()
+
+    arguments = (*operands(dtype=dtype), None if bias is None else jnp.asarray(draw(*bias)))
+    differentiated = (0, 1, 2) if bias is None else (0, 1, 2, 3)
+    return jax.jit(jax.grad(loss, differentiated)).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("bias, mask", [(None, None), ((3, 7, 7), None), (None, MASK), ((2, 1, 1, 7), MASK)])
+def test_a_program_for_cuda_calls_the_fused_kernel_forward_and_backward(monkeypatch, bias, mask):
+    kernels = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(kernels, "check_cudnn_version", lambda: 91000)  # there is none here
+    monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
+    text = program(bias, mask, "cuda")
+    name = "fmhaSoftmax" if bias is None and mask is None else "fmhaScaleBiasSoftmax"
+    assert f"__cudnn${name}(" in text and f"__cudnn${name}Backward(" in text
+    assert "fmha" not in program(bias, mask, "cpu")
 
 
 def test_a_program_for_the_cpu_takes_the_products_beside_a_gpu(monkeypatch):
     monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
-    monkeypatch.setattr(attention, "_by_cudnn", lambda query, key, value, count: jnp.full_like(query, jnp.nan))
+    monkeypatch.setattr(attention, "_by_cudnn", lambda query, key, value, bias, mask: jnp.full_like(query, jnp.nan))
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        operands = jnp.asarray(draw(3, 1, 5, 2, 8), jnp.bfloat16)
-        actual = jax.jit(attention.dot_product_attention)(*operands)
-        expected = jax.jit(attention.attention_by_products)(*operands)
+        arrays = jnp.asarray(draw(3, 1, 5, 2, 8), jnp.bfloat16)
+        actual = jax.jit(attention.dot_product_attention)(*arrays)
+        expected = jax.jit(attention.attention_by_products)(*arrays)
     np.testing.assert_array_equal(actual.astype(jnp.float32), expected.astype(jnp.float32))
 
 
-def test_tokens_beyond_the_count_are_seen_by_none():
-    operands, cotangent = draw(3, 2, 8, 3, 4), draw(2, 8, 3, 4, seed=2)
-    outputs, pull_back = jax.vjp(lambda *each: attention.dot_product_attention(*each, 5), *operands)
-    expected, pull_expected_back = jax.vjp(attention.dot_product_attention, *operands[:, :, :5])
-    assert not np.any(outputs[:, 5:]), "they get something"
-    np.testing.assert_array_equal(outputs[:, :5], expected)
-    gradients = zip(pull_back(jnp.asarray(cotangent)), pull_expected_back(jnp.asarray(cotangent[:, :5])), strict=True)
-    for ours, theirs in gradients:
-        assert not np.any(ours[:, 5:]), "they give something"
-        np.testing.assert_array_equal(ours[:, :5], theirs)
-
-
-@pytest.mark.parametrize("count", [None, 5])
-def test_the_first_queries_alone_give_the_first_outputs(monkeypatch, count):
-    monkeypatch.setattr(attention, "_by_cudnn", None)  # has no part in it, GPU or not
-    monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
-    query, key, value = draw(3, 2, 8, 3, 4)
-    cotangent = draw(2, 2, 3, 4, seed=2)
-
-    def of_all(query, key, value):
-        plain = attention.attention_by_products(query[:, :count], key[:, :count], value[:, :count])
-        return plain[:, :2]
-
-    expected, pull_expected_back = jax.vjp(of_all, query, key, value)
-    outputs, pull_back = jax.vjp(
-        lambda *each: attention.dot_product_attention(each[0][:, :2], *each[1:], count), query, key, value
-    )
-    np.testing.assert_allclose(outputs, expected, atol=1e-6)
-    chex.assert_trees_all_close(pull_back(jnp.asarray(cotangent)), pull_expected_back(cotangent), atol=1e-5)
-
-
-@pytest.mark.parametrize("options", [{}, {"scan_layers": True}, {"remat": True, "drop_path": 0.5}], ids=str)
-def test_a_model_that_pads_its_tokens_is_the_same_model(monkeypatch, options):
-    small = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "patch_size": 8, **options}
-    model = create_model("vit_ti_patch", num_classes=3, image_size=16, **small)  # 1 + 4 tokens
-    images = draw(2, 16, 16, 3)
-    variables = model.init(jax.random.key(0), images, train=False)
-
-    def loss(params):
-        rngs = {"dropout": jax.random.key(1)}
-        outputs, sown = model.apply({"params": params}, images, train=True, rngs=rngs, mutable=["intermediates"])
-        return jnp.square(outputs).sum(), sown
-
-    plain = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-    monkeypatch.setattr(vit, "padding", lambda count, heads, width, dtype: -count % 8)
-    padded = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-    chex.assert_trees_all_close(padded, plain, rtol=1e-4, atol=1e-5)
+def test_without_bias_and_mask_nothing_is_added_or_selected():
+    plain = program(None, None, "cpu", jnp.float32)
+    assert "stablehlo.select" not in plain and "stablehlo.add %" not in plain
+    assert "stablehlo.select" in program(None, MASK, "cpu", jnp.float32)
+    assert "stablehlo.add %" in program((3, 7, 7), None, "cpu", jnp.float32)

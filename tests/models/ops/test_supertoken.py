@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stce_jax.analysis.costs import count_multiply_adds
 from stce_jax.errors import ConfigError
 from stce_jax.models.ops import supertoken
 from stce_jax.models.ops.supertoken import cluster_super_tokens, grid_shape
-from stce_jax.verbs.summary import count_multiply_adds
 
 GOLDEN = ("a_B2_H8_W8_C16_s2_n1", "a_B2_H8_W8_C16_s2_n3", "c_B1_H56_W56_C32_s4_n3")
 
@@ -170,7 +170,7 @@ def test_mask_border_drops_nothing_and_affinities_sum_to_one():
 
 
 def test_tokens_stay_among_the_features():
-    """Super tokens are weighted means: channel by channel they lie between the least and the greatest feature."""
+    """Super tokens are weighted means: channel by channel they lie between the smallest and the largest feature."""
     features = jnp.asarray(random_features(2, 8, 8, 4), jnp.float32)
     tokens, _ = clustered(features, 2, 3, border="mask")
     assert (tokens <= features.max(axis=(1, 2), keepdims=True) + 1e-6).all()

@@ -1,0 +1,18 @@
+"""The site is built from docs/ and the docstrings without a warning."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PUBLIC = ("create_model", "list_models", "cluster_super_tokens", "SuperTokenConvEmbed", "load_run", "load_exported")
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, f"docs/ has warnings:\n{done.stderr}"
+    reference = (tmp_path / "site" / "reference.html").read_text(encoding="utf-8")
+    for name in PUBLIC:
+        assert re.search(rf'id="stce_jax[\w.]*\.{name}"', reference), f"the reference lacks {name}"
