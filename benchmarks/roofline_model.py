@@ -41,7 +41,7 @@ def product(part, rows, inputs, outputs, size, *, training, read=None, input_gra
 
 
 def passes_over(part, numbers, size, *, training, forward, backward):
-    """Elementwise work: so many times `numbers` are read or written forward, and backward."""
+    """Elementwise work: `numbers` are read or written `forward` times forward, and `backward` times backward."""
     times = forward + (backward if training else 0)
     return [Work(part, 0, times * numbers * size)]
 
@@ -118,12 +118,12 @@ def embedding_work(name, options, batch, image, size, *, training):
 
 
 def attention_products(batch, queries, count, width, heads, size, *, training, fused):
-    """The two products with the softmax between them, of so many queries and `count` keys.
+    """The two products with the softmax between them, of `queries` and `count` keys.
 
-    Written apart, as XLA does it, the logits, N x N if every token asks, are written in float32 and read by the
+    Written apart, as XLA does it, the logits, N x N if every token is a query, are written in float32 and read by the
     softmax, and the weights are written and read; backward there are four products, and logits' and weights' gradients
-    come on top. A fused kernel keeps all of them on the chip and computes the logits anew in the backward pass, a fifth
-    product; it is taken where every token asks.
+    come on top. A fused kernel keeps all of them on the chip and recomputes the logits in the backward pass, a fifth
+    product; it is used where every token is a query.
     """
     name, square = "attention: products", batch * heads * queries * count
     both = batch * (queries + count) * width * size  # queries and keys; outputs and values are as large
@@ -134,23 +134,23 @@ def attention_products(batch, queries, count, width, heads, size, *, training, f
     logits, weights = FLOAT * square, size * square
     forward = [Work(name, flops, both + logits), Work(name, 0, logits + weights)]
     forward += [Work(name, flops, weights + both)]
-    of_value, of_weights = Work(name, flops, weights + both), Work(name, flops, both + logits)
-    of_logits = Work(name, 0, logits + weights + weights)  # the weights' gradient and the weights in, the logits' out
-    of_query_or_key = Work(name, flops, weights + both)
-    return forward + training * [of_value, of_weights, of_logits, of_query_or_key, of_query_or_key]
+    dvalue, dweights = Work(name, flops, weights + both), Work(name, flops, both + logits)
+    dlogits = Work(name, 0, logits + weights + weights)  # the weights' gradient and the weights in, the logits' out
+    dquery_or_dkey = Work(name, flops, weights + both)
+    return forward + training * [dvalue, dweights, dlogits, dquery_or_dkey, dquery_or_dkey]
 
 
-def block_work(options, batch, count, wanted, size, *, training, fused):
-    """A block of `count` tokens, of which the first `wanted` alone leave it."""
+def block_work(options, batch, count, kept, size, *, training, fused):
+    """A block whose keys and values are `count` tokens, and which computes the first `kept` of them."""
     width, hidden = options["width"], options["mlp_dim"]
-    rows, left = batch * count, batch * wanted
+    rows, left = batch * count, batch * kept
     linear = functools.partial(product, size=size, training=training)
     # A residual sum and the norm after it: two read, two written, forward and backward.
     norm = functools.partial(passes_over, "norms, residuals", size=size, training=training, forward=4, backward=4)
     return (
         norm(rows * width)
         + linear("attention: linear", rows, width, 3 * width)
-        + attention_products(batch, wanted, count, width, options["heads"], size, training=training, fused=fused)
+        + attention_products(batch, kept, count, width, options["heads"], size, training=training, fused=fused)
         + linear("attention: linear", left, width, width)
         + norm(left * width)
         + linear("MLP: linear", left, width, hidden)
@@ -162,12 +162,12 @@ def block_work(options, batch, count, wanted, size, *, training, fused):
 def body_work(options, batch, count, size, *, training, fused):
     """Everything between the embedding's tokens and the loss; the last block as `VisionTransformer` computes it."""
     width = options["width"]
-    wanted = 1 if options["pooling"] == "class" and not options["scan_layers"] else count
+    kept = 1 if options["pooling"] == "class" and not options["scan_layers"] else count
     block = functools.partial(block_work, options, batch, count, size=size, training=training, fused=fused)
     positions = passes_over("positions", batch * count * width, size, training=training, forward=2, backward=1)
-    norm = passes_over("norms, residuals", batch * wanted * width, size, training=training, forward=2, backward=3)
+    norm = passes_over("norms, residuals", batch * kept * width, size, training=training, forward=2, backward=3)
     head = product("head", batch, width, CLASSES, size, training=training)
-    return positions + (options["depth"] - 1) * block(wanted=count) + block(wanted=wanted) + norm + head
+    return positions + (options["depth"] - 1) * block(kept=count) + block(kept=kept) + norm + head
 
 
 def model_work(name, *, batch, image_size, size, training, fused=False, parameters=0, **overrides):
@@ -190,7 +190,7 @@ def model_work(name, *, batch, image_size, size, training, fused=False, paramete
 
 
 def predicted_seconds(work, peak, bandwidth):
-    """The least that the operations take, one after the other, on a machine of so many FLOP/s and bytes/s."""
+    """The minimum of the operations, one after the other, on a machine of `peak` FLOP/s and `bandwidth` bytes/s."""
     return sum(max(one.flops / peak, one.bytes / bandwidth) for one in work)
 
 

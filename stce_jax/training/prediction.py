@@ -7,6 +7,7 @@ import collections
 import concurrent.futures
 import contextlib
 import functools
+import operator
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -130,8 +131,8 @@ def _outputs(
     with contextlib.closing(_views(run.config, files, 2 * batch_size)) as views:
         for batch in predictions(step, run.variables, loader.to_devices(batches(views), sharding)):
             names = sent.popleft()
-            count = len(names)
-            yield names, jax.tree.map(lambda rows, count=count: rows[:count], batch["outputs"])  # of Tokens, too
+            # Tokens are a tree of arrays.
+            yield names, jax.tree.map(operator.itemgetter(slice(len(names))), batch["outputs"])
 
 
 def _batched(

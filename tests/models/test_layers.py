@@ -1,15 +1,18 @@
-"""LayerNorm, MLP, stochastic depth and position embeddings against plain NumPy and flax."""
+"""LayerNorm, MLP, attention, convolution modules and stochastic depth against plain NumPy and flax."""
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_reference
+import pytest
 from flax import linen as nn
 
 from stce_jax.models import layers
+from stce_jax.models.tokens import Tokens
 
 TOKENS = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32)
+FEATURES = (3, 5, 4, 6)
 
 
 def test_mlp_equals_numpy():
@@ -56,3 +59,123 @@ def test_drop_path_keeps_the_mean_and_drops_at_its_rate():
 def test_initial_kernels_have_deits_spread():
     values = np.asarray(layers.truncated_normal(jax.random.key(0), (200, 500), jnp.float32))
     assert abs(values.std() - 0.02) < 2e-4 and abs(values.mean()) < 2e-4 and np.isfinite(values).all()
+
+
+def test_attention_equals_numpy_and_sows_its_weights():
+    module, tokens = layers.Attention(heads=3), Tokens(TOKENS)
+    variables = module.init(jax.random.key(0), tokens, train=False)
+    assert set(variables) == {"params"}, "initialising keeps what is only sown"
+    (branch, given), sown = module.apply(variables, tokens, train=False, mutable=["intermediates"], give=("weights",))
+    expected = numpy_reference.attention(TOKENS, variables["params"], heads=3)
+    np.testing.assert_allclose(branch, expected, atol=1e-5)
+    (weights,) = sown["intermediates"]["attention"]
+    assert weights.shape == (2, 3, 5, 5)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1.0, rtol=1e-5)
+    np.testing.assert_array_equal(weights, given["weights"])
+
+
+def test_attention_sees_a_merged_token_as_often_as_its_size_and_a_masked_one_never():
+    module = layers.Attention(heads=3)
+    params = module.init(jax.random.key(0), Tokens(TOKENS), train=False)
+    few = Tokens(TOKENS, sizes=np.array([[2.0, 1, 1, 3, 1]] * 2), mask=np.array([[True, True, True, True, False]] * 2))
+    many = Tokens(TOKENS[:, [0, 0, 1, 2, 3, 3, 3]])
+    (some, _), (all_of_them, _) = (module.apply(params, tokens, train=False) for tokens in (few, many))
+    np.testing.assert_allclose(some[:, :4], all_of_them[:, [0, 2, 3, 4]], atol=1e-5)
+
+
+class PlainGeluBatchNorm(nn.Module):
+    """The two modules by themselves, as flax has them."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs, *, train):
+        activated = nn.gelu(inputs.astype(jnp.float32), approximate=False)
+        options = {"momentum": 0.9, "epsilon": 1e-5, "dtype": self.dtype, "name": "norm"}
+        return nn.BatchNorm(use_running_average=not train, **options)(activated)
+
+
+class OurGeluBatchNorm(nn.Module):
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs, *, train):
+        return layers.GeluBatchNorm(self.dtype, name="norm")(inputs, train=train)
+
+
+def variables(seed=0):
+    rng = np.random.default_rng(seed)
+    drawn = {
+        name: rng.uniform(0.5, 1.5, size=FEATURES[-1]).astype(np.float32) for name in ("scale", "bias", "mean", "var")
+    }
+    return {
+        "params": {"norm": {name: drawn[name] for name in ("scale", "bias")}},
+        "batch_stats": {"norm": {name: drawn[name] for name in ("mean", "var")}},
+    }
+
+
+def passes(module, inputs, cotangent):
+    """(outputs, new statistics, gradients by parameters and inputs) in training."""
+    own = variables()
+
+    def apply(params, inputs):
+        return module.apply({**own, "params": params}, inputs, train=True, mutable=["batch_stats"])
+
+    outputs, pull_back, statistics = jax.vjp(apply, own["params"], inputs, has_aux=True)
+    return outputs, statistics, pull_back(cotangent.astype(outputs.dtype))
+
+
+@pytest.mark.parametrize("kind", ["random", "far from zero", "one colour"])
+def test_gelu_and_batch_norm_equal_flaxs_two(kind):
+    rng = np.random.default_rng(1)
+    inputs, cotangent = rng.normal(size=(2, *FEATURES)).astype(np.float32)
+    inputs = {"random": inputs, "far from zero": inputs + 5, "one colour": np.full(FEATURES, 0.5, np.float32)}[kind]
+    ours, plain = (
+        passes(module, jnp.asarray(inputs), jnp.asarray(cotangent))
+        for module in (OurGeluBatchNorm(), PlainGeluBatchNorm())
+    )
+    # Of one colour, the variance is 0, and whatever rounding leaves is divided by the square root of epsilon.
+    chex.assert_trees_all_close(ours, plain, atol=2e-3 if kind == "one colour" else 2e-5, rtol=1e-4)
+
+
+def test_gelu_and_batch_norm_evaluate_by_the_running_statistics():
+    inputs = np.random.default_rng(2).normal(size=FEATURES).astype(np.float32)
+    ours, plain = (
+        module.apply(variables(), inputs, train=False) for module in (OurGeluBatchNorm(), PlainGeluBatchNorm())
+    )
+    np.testing.assert_allclose(ours, plain, atol=1e-6)
+
+
+def test_initial_variables_of_gelu_and_batch_norm_are_flaxs():
+    images = np.ones(FEATURES, np.float32)
+    ours, plain = (
+        module.init(jax.random.key(0), images, train=True) for module in (OurGeluBatchNorm(), PlainGeluBatchNorm())
+    )
+    chex.assert_trees_all_equal(ours, plain)
+
+
+def test_gelu_and_batch_norm_of_bfloat16_compute_in_float32():
+    rng = np.random.default_rng(3)
+    inputs, cotangent = jnp.asarray(rng.normal(size=(2, *FEATURES)), jnp.bfloat16)
+    outputs, statistics, (params, gradient) = passes(OurGeluBatchNorm(jnp.bfloat16), inputs, cotangent)
+    exact = passes(OurGeluBatchNorm(), inputs.astype(jnp.float32), cotangent.astype(jnp.float32))
+    assert outputs.dtype == gradient.dtype == jnp.bfloat16
+    chex.assert_trees_all_close((statistics, params), (exact[1], exact[2][0]), rtol=1e-5, atol=1e-5)
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), (exact[0], exact[2][1]))
+    widened = jax.tree.map(lambda x: x.astype(jnp.float32), (outputs, gradient))
+    chex.assert_trees_all_close(widened, rounded, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "ours"), [(3, 2, True), (3, 1, False), (1, 2, False)])
+def test_convolutions_of_stride_two_multiply_no_inserted_zeros_on_cpus(kernel, stride, ours):
+    module = layers.convolution(5, kernel, stride, jnp.float32)
+    inputs = jnp.ones((1, 8, 8, 4))
+    params = module.init(jax.random.key(0), inputs)
+
+    def gradient(inputs):
+        return jax.grad(lambda inputs: jnp.square(module.apply(params, inputs)).sum())(inputs)
+
+    dilated = "lhs_dilate=2x2" in jax.jit(gradient).lower(inputs).compile().as_text()
+    assert dilated == (stride == 2 and not ours), (
+        "zeros are inserted where they need not be, or this test does not find them"
+    )

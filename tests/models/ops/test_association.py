@@ -46,7 +46,7 @@ def test_equals_svits_golden_vectors(test_data, name):
 
 
 @pytest.mark.parametrize("name", ["8x8", "6x10"])
-def test_equals_hcformers_golden_vectors_with_super_tokens_of_ones_own(test_data, name):
+def test_given_super_tokens_equal_hcformers_golden_vectors(test_data, name):
     """HCFormer assigns pixels to a coarser map: one iteration from given super tokens, the border masked."""
     golden = np.load(test_data / "golden" / "reductions" / f"hcformer_cluster_{name}.npz")
 
@@ -116,7 +116,7 @@ def test_the_means_of_the_features_are_the_super_tokens():
 
 
 @pytest.mark.parametrize("differentiable", [False, True])
-def test_gradients_reach_the_features_through_affinities_only_where_they_shall(differentiable):
+def test_gradients_reach_the_features_through_affinities_if_differentiable(differentiable):
     features, values = draw(1, 4, 5, 2), draw(1, 4, 5, 3, seed=1)
     cotangent, cell = draw(1, 4, 5, 3, seed=2), (2, 2)
 
@@ -190,7 +190,7 @@ def test_aggregate_and_scatter_never_make_the_nine_neighbours():
     nine = [shape for shape in shapes_in(jaxpr) if shape and shape[-1] == 9]
     assert not nine, f"arrays of nine neighbours: {nine}"
     whole = jax.make_jaxpr(lambda x: associate(x, 2, 3).affinity())(features).jaxpr
-    assert (2, 12, 10, 9) in set(shapes_in(whole)), "the test looks amiss"
+    assert (2, 12, 10, 9) in set(shapes_in(whole)), "this test does not find them"
 
 
 def test_values_of_another_size_are_refused():

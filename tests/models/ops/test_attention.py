@@ -135,7 +135,7 @@ def test_the_weights_are_those_of_the_outputs(queries, bias):
 
 
 def test_fewer_queries_than_keys_give_the_first_outputs(monkeypatch):
-    monkeypatch.setattr(attention, "_by_cudnn", None)  # has no part in it, GPU or not
+    monkeypatch.setattr(attention, "_by_cudnn", None)  # not called, GPU or not
     monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
     query, key, value = operands()
     bias = draw(1, HEADS, TOKENS, TOKENS, seed=5)

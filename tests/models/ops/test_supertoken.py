@@ -170,7 +170,7 @@ def test_mask_border_drops_nothing_and_affinities_sum_to_one():
 
 
 def test_tokens_stay_among_the_features():
-    """Super tokens are weighted means: channel by channel they lie between the least and the greatest feature."""
+    """Super tokens are weighted means: channel by channel they lie between the smallest and the largest feature."""
     features = jnp.asarray(random_features(2, 8, 8, 4), jnp.float32)
     tokens, _ = clustered(features, 2, 3, border="mask")
     assert (tokens <= features.max(axis=(1, 2), keepdims=True) + 1e-6).all()
