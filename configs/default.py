@@ -9,7 +9,7 @@ from ml_collections import config_dict
 from . import _flat
 
 
-def get_config():
+def get_config() -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
 
     config.seed = 0  # root of initial parameters, order of images, and every random draw
