@@ -11,7 +11,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
 # Two workers; the tests of one file run in one worker, in order, and share what the file prepares.
-workers=(-n 2 --dist loadfile)
+workers=(-n 2 --dist loadfile --no-loadscope-reorder)
 if [ $# = 0 ]; then
   set -- "${workers[@]}" -m 'not slow'
 elif [ "$1" = --all ]; then

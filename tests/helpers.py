@@ -11,6 +11,7 @@ import pytest
 
 import stce_jax
 from stce_jax import cli
+from stce_jax.processes.clusters import VARIABLES
 
 # A tiny STCE-ViT on the digits: 90 steps, less than a second without compilation.
 TINY = (
@@ -65,3 +66,22 @@ def modules_after(code):
     program = f"import sys\n{code}\nprint(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
+
+
+def slurm(port):
+    """The variables of an srun step of two tasks on this machine, for each task."""
+    return lambda index: {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+        "SLURM_NODEID": "0",
+        "JAX_COORDINATOR_PORT": str(port),
+    }
+
+
+def triple(address="node0:1234", count="2", index="1"):
+    """The three variables by which a process finds its peers."""
+    return dict(zip(VARIABLES, (address, count, index), strict=True))

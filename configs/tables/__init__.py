@@ -1,4 +1,4 @@
-"""One file a table of the paper: `get_config(scale)` is what its rows share, `sweep(scale)` lists the rows.
+"""One file a table of the paper: `get_config(scale)` is what its rows share, `sweep(scale)` yields the rows.
 
 A row is a dict:
   run        name of the training run; rows of several tables that are the same run share its name

@@ -3,21 +3,21 @@
 stce reproduce table1 --workdir=runs/tables
 """
 
-from ml_collections import ConfigDict
+from collections.abc import Iterator
+
+from ml_collections import config_dict
 
 from . import scales
 
 VARIANTS = scales.VARIANTS
 
 
-def get_config(scale: str = "paper") -> ConfigDict:
+def get_config(scale: str = "paper") -> config_dict.ConfigDict:
     return scales.get_config(scale)
 
 
-def sweep(scale: str = "paper") -> list[scales.Row]:
+def sweep(scale: str = "paper") -> Iterator[scales.Row]:
     patch, conv = (scales.embedding(name, scale) for name in ("patch", "conv"))
-    return [
-        scales.row("patch", "patch", patch, embedding_parameters="0.30M"),
-        scales.row("conv", "convolution", conv, embedding_parameters="1.00M"),
-        scales.row("stce", "super-token convolution", {}, embedding_parameters="0.09M"),
-    ]
+    yield scales.row("patch", "patch", patch, embedding_parameters="0.30M")
+    yield scales.row("conv", "convolution", conv, embedding_parameters="1.00M")
+    yield scales.row("stce", "super-token convolution", {}, embedding_parameters="0.09M")

@@ -1,0 +1,258 @@
+"""`stce reproduce`: which cells are run, skipped, left to others or failed; stopped, killed and gone on with."""
+
+import concurrent.futures
+import contextlib
+import json
+import re
+import threading
+import types
+from pathlib import Path
+
+import pytest
+from sweep_cells import finish
+
+from stce_jax import cli
+from stce_jax.reproduce import costs, report
+from stce_jax.reproduce.cells import cells_of, load_rows
+from stce_jax.workdir.claim import Claim
+
+BOTH = ["table8", "--scale=smoke", "--runs=stce,pooling", "--seeds=0,1"]
+
+
+@pytest.fixture
+def commands(monkeypatch, tmp_path, data_dir):
+    """Runs no process: `stce` commands are noted, and do what they do in no time; `fails` says with which code."""
+    import stce_jax.verbs.reproduce as verb
+
+    noted = {"words": [], "fails": {}, "signal": None}
+
+    def pretend(words, log, stop):
+        noted["words"].append(words)
+        directory = Path(log).parent
+        if words[1] == "benchmark":
+            rows = [
+                {"model": str(word), "what": what, "images_per_second": 10.0, "ratio": 1.0, "ratio_margin": None}
+                for word in words[2:]
+                if not word.startswith("--")
+                for what in ("inference", "training")
+            ]
+            more = {"batch_size": 64, "dtype": "float32", "device": "cpu", "error": ""}
+            Path(words[-1].partition("=")[2]).write_text(json.dumps([row | more for row in rows]))
+            return 0, ""
+        if words[1] == noted["signal"]:
+            stop.requested = "SIGTERM"
+            return 75, "stopped by SIGTERM"
+        if code := noted["fails"].get(directory.name):
+            return code, "it went wrong"
+        if words[1] == "evaluate":
+            rows = [row for table in ("table6", "table8") for row in load_rows(table, "smoke")]
+            cells = {cell.directory.name: cell for cell in cells_of(rows, [0, 1, 2], directory.parents[1])}
+            finish(cells[directory.name], [True, False] * 5)
+        return 0, ""
+
+    monkeypatch.setattr(verb, "run_command", pretend)
+    monkeypatch.setattr(verb, "describe_place", lambda: "nowhere")
+    monkeypatch.setattr(report, "cost_rows", lambda *_: [{"row": "none"}])  # counting is slow, and tested elsewhere
+    monkeypatch.setenv("XDG_DATA_HOME", str(data_dir))
+    return noted
+
+
+def run(capsys, tmp_path, *words):
+    """(exit code, standard output, standard error) of `stce reproduce WORDS... --workdir=tmp_path/sweep`."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(["reproduce", *map(str, words), f"--workdir={tmp_path / 'sweep'}"])
+    captured = capsys.readouterr()
+    return end.value.code, captured.out, captured.err
+
+
+def trained(commands):
+    """Names of the cells that were trained, in order."""
+    return [words[-1].rpartition("/")[2] for words in commands["words"] if words[1] == "train"]
+
+
+def test_each_cell_is_trained_then_evaluated_seed_by_seed(capsys, tmp_path, commands):
+    code, out, error = run(capsys, tmp_path, *BOTH)
+    assert code == 0, error
+    assert trained(commands) == ["pooling_seed0", "stce_seed0", "pooling_seed1", "stce_seed1"]
+    assert [words[1] for words in commands["words"]] == ["train", "evaluate"] * 4 + ["benchmark"]
+    assert "4/4  stce_seed1: top-1 50.00%" in out and out.splitlines()[-1].startswith("report in ")
+    text = (tmp_path / "sweep" / "report.md").read_text()
+    assert "4 of 4 runs are finished" in text and (tmp_path / "sweep" / "report.html").exists()
+
+
+def test_what_is_finished_is_not_done_again(capsys, tmp_path, commands):
+    assert run(capsys, tmp_path, *BOTH)[0] == 0
+    commands["words"].clear()
+    code, out, error = run(capsys, tmp_path, *BOTH)
+    assert code == 0 and commands["words"] == [], f"done again: {commands['words']} {error}"
+    assert out.splitlines()[0].startswith("report in ")
+    code, *_ = run(capsys, tmp_path, *BOTH[:-1], "--seeds=0,1,2")
+    assert code == 0 and trained(commands) == ["pooling_seed2", "stce_seed2"], "one more seed did not train just that"
+    assert all(words[1] != "benchmark" for words in commands["words"]), "the same models were timed again"
+    run(capsys, tmp_path, "table8", "--scale=smoke", "--runs=stce,iterations_1", "--seeds=0")
+    assert trained(commands)[-1] == "iterations_1_seed0" and commands["words"][-1][1] == "benchmark"
+
+
+def test_speeds_are_kept_by_run_and_runs_of_one_model_are_timed_once(capsys, tmp_path, commands):
+    words = ("table6", "--scale=smoke", "--runs=patch,stce,patch_500", "--seeds=0")
+    assert run(capsys, tmp_path, *words)[0] == 0
+    timed = [word.rpartition("/")[2] for word in commands["words"][-1][2:] if not word.startswith("--")]
+    assert timed == ["patch_seed0", "stce_seed0"]
+    speed = costs.read_speed(tmp_path / "sweep", ["table6", "table7"])
+    assert {row["model"] for row in speed["table6"]} == {"patch", "stce", "patch_500"} and "table7" not in speed
+
+
+def test_a_failed_cell_does_not_stop_the_rest_and_is_tried_again(capsys, tmp_path, commands):
+    commands["fails"] = {"pooling_seed0": 5}
+    code, out, error = run(capsys, tmp_path, *BOTH)
+    assert code == 5 and re.fullmatch(r"stce: 1 of 4 cells failed \(pooling_seed0\); .*/report.md says why\n", error)
+    assert trained(commands) == ["pooling_seed0", "stce_seed0", "pooling_seed1", "stce_seed1"]
+    assert "1/4  pooling_seed0: it went wrong" in out
+    text = (tmp_path / "sweep" / "report.md").read_text()
+    assert "`pooling` seed 0: it went wrong" in text and "3 of 4 runs are finished" in text
+    commands["fails"] = {}
+    commands["words"].clear()
+    assert run(capsys, tmp_path, *BOTH)[0] == 0 and trained(commands) == ["pooling_seed0"]
+
+
+def test_a_cell_that_another_job_is_at_work_on_is_left_to_it(capsys, tmp_path, commands):
+    cells = {cell.directory.name: cell for cell in cells_of(load_rows("table8", "smoke"), [0], tmp_path / "sweep")}
+    with Claim(cells["stce_seed0"].claim):
+        code, out, error = run(capsys, tmp_path, *BOTH)
+    assert code == 0, error
+    assert trained(commands) == ["pooling_seed0", "pooling_seed1", "stce_seed1"]
+    assert "stce_seed0: left out" in out and "1 cells are another job's; run again once it is done" in out
+    commands["words"].clear()
+    assert run(capsys, tmp_path, *BOTH)[0] == 0 and trained(commands) == ["stce_seed0"]
+
+
+def test_a_signal_stops_the_sweep_and_no_time_is_lost(capsys, tmp_path, commands):
+    commands["signal"] = "evaluate"
+    code, _, error = run(capsys, tmp_path, *BOTH)
+    assert (
+        code == 75 and error == "stce: stopped by SIGTERM in pooling_seed0, whose state is saved; run again to resume\n"
+    )
+    assert trained(commands) == ["pooling_seed0"], "it went on after the signal"
+    record = json.loads((tmp_path / "sweep" / "cells" / "pooling_seed0" / "cell.json").read_text())
+    record["seconds"] = 100.0
+    (tmp_path / "sweep" / "cells" / "pooling_seed0" / "cell.json").write_text(json.dumps(record))
+    commands["signal"] = None
+    code, out, _ = run(capsys, tmp_path, *BOTH)
+    assert code == 0 and "1/4  pooling_seed0: top-1 50.00%  (100 s)" in out, "the seconds before the stop do not count"
+
+
+@pytest.mark.parametrize(
+    "words, code, named",
+    [
+        (("table2",), 2, "there is no table 'table2'; there are table1, table6"),
+        (("table6", "--scale=big"), 2, "there is no scale 'big'; there are paper, small, smoke"),
+        (("table6", "--scale=smoke", "--runs=patch,stec"), 2, "there is no run 'stec'; there are patch, conv, stce"),
+        (("table6", "--scale=smoke", "--seeds=0,x"), 2, "--seeds=0,x must be whole numbers"),
+        (("table6", "--scale=smoke", "--seeds=-1"), 2, "config.seed is -1"),
+        (("table6", "--scale=smoke", "--config.sed=1"), 2, "did you mean 'seed'?"),
+        (("table6", "--scale=smoke", "--config.model.body.vit.heads=5"), 2, "cannot be divided among 5 heads"),
+        (("table6", "--scale=smoke", "--sale=smoke"), 2, "--sale=smoke"),
+        (("table6", "--scale=smoke", "--config.epochs=2"), 2, "would undo what makes 'patch_500' that row"),
+        (("table8", "--scale=smoke", "--config.model.iterations=2"), 2, "would undo what makes 'pooling' that row"),
+        (("table8", "--scale=smoke", "--config.seed=2"), 2, "--config.seed=2: give --seeds instead"),
+        (("table1", "--config.nonsense=1"), 2, "unknown config key in '--config.nonsense=1'"),
+        (("table6", "--scale=small"), 2, "needs --data_dir=DIR"),
+        (("table6", "--scale=small", "--data_dir=/no/where"), 3, "/no/where has no folder 'train'"),
+        (("table6",), 3, "is not prepared in"),
+    ],
+)
+def test_refusals(capsys, tmp_path, commands, words, code, named):
+    found, out, error = run(capsys, tmp_path, *words)
+    assert found == code, error
+    assert named in error and re.fullmatch(r"stce: .*\n", error), f"not one line: {error!r}"
+    assert out == "" and not (tmp_path / "sweep").exists() and not commands["words"], "something was done"
+
+
+def test_a_workdir_holds_one_sweep(capsys, tmp_path, commands):
+    assert run(capsys, tmp_path, *BOTH)[0] == 0
+    for words, told in (
+        (["table1", "--scale=paper"], "holds a sweep of scale smoke, not of scale paper;"),
+        ([*BOTH, "--config.epochs=2"], "holds a sweep of scale smoke, not of scale smoke --config.epochs=2;"),
+    ):
+        code, _, error = run(capsys, tmp_path, *words)
+        assert code == 2 and told in error
+    sweep = tmp_path / "sweep" / "sweep.json"
+    sweep.write_text(json.dumps(json.loads(sweep.read_text()) | {"images": "others"}))
+    code, _, error = run(capsys, tmp_path, *BOTH)
+    assert code == 2 and "holds a sweep on other images; give the --data_dir it began with" in error
+    for damaged in ("{", "{}", "[]"):
+        sweep.write_text(damaged)
+        code, _, error = run(capsys, tmp_path, *BOTH)
+        assert code == 2 and "sweep.json is damaged" in error, f"{damaged}: {error}"
+
+
+def test_jobs_that_begin_and_end_at_once_do_each_cell_once(capsys, tmp_path, commands, monkeypatch):
+    """Six threads stand for six machines; all of them write the report."""
+    import stce_jax.verbs.reproduce as verb
+
+    monkeypatch.setattr(verb, "StopSignals", lambda: contextlib.nullcontext(types.SimpleNamespace(requested="")))
+    words = {"scale": "smoke", "seeds": (0, 1), "only": ("stce", "pooling")}
+    barrier = threading.Barrier(6)
+
+    def job(_):
+        barrier.wait()
+        return verb.reproduce("table8", tmp_path / "sweep", **words)
+
+    with concurrent.futures.ThreadPoolExecutor(6) as jobs:
+        assert set(jobs.map(job, range(6))) == {tmp_path / "sweep" / "report.md"}
+    assert sorted(trained(commands)) == ["pooling_seed0", "pooling_seed1", "stce_seed0", "stce_seed1"]
+    assert [words[1] for words in commands["words"]].count("benchmark") <= 2, "each job timed the models"
+    assert "4 of 4 runs are finished" in (tmp_path / "sweep" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["claims", "cells"])
+def test_a_workdir_that_cannot_be_written_is_no_other_job(capsys, tmp_path, commands, name):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / name).write_text("a file in the way")
+    code, _, error = run(capsys, tmp_path, *BOTH)
+    assert code == 2 and re.fullmatch(r"stce: cannot .*\n", error), error
+    assert not commands["words"]
+
+
+def test_a_disk_that_fills_fails_the_cell_in_one_line(capsys, tmp_path, commands, monkeypatch):
+    import stce_jax.verbs.reproduce as verb
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(verb, "_write_record", full)
+    code, out, error = run(capsys, tmp_path, *BOTH[:-1], "--seeds=0")
+    assert code == 2 and "2 of 2 cells failed" in error and out.count("No space left on device") == 2
+
+
+def test_a_run_that_a_dead_sweep_left_behind_is_waited_for(capsys, tmp_path, commands, monkeypatch):
+    import stce_jax.verbs.reproduce as verb
+
+    first = tmp_path / "sweep" / "cells" / "pooling_seed0"
+    with Claim(first):
+        monkeypatch.setattr(verb, "PATIENCE", 0.1)
+        code, out, error = run(capsys, tmp_path, *BOTH[:-1], "--seeds=0")
+    assert code == 0 and trained(commands) == ["stce_seed0"] and "pooling_seed0: left out" in out, error
+    release = threading.Timer(1.0, lambda: claim.__exit__(None, None, None))
+    claim = Claim(first)
+    claim.__enter__()
+    monkeypatch.setattr(verb, "PATIENCE", 30.0)
+    release.start()
+    assert run(capsys, tmp_path, *BOTH[:-1], "--seeds=0,0")[0] == 0 and trained(commands)[-1] == "pooling_seed0"
+
+
+def test_several_processes_and_remote_workdirs_are_refused(capsys, tmp_path, commands, monkeypatch):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["reproduce", *BOTH, "--workdir=gs://bucket/sweep"])
+    assert end.value.code == 2 and "needs a local directory" in capsys.readouterr().err
+    for name, value in (("COORDINATOR_ADDRESS", "localhost:1"), ("NUM_PROCESSES", "2"), ("PROCESS_ID", "0")):
+        monkeypatch.setenv(f"JAX_{name}", value)
+    code, _, error = run(capsys, tmp_path, *BOTH)
+    assert code == 2 and "start it once a machine" in error
+
+
+def test_table_1_needs_no_images_and_no_runs(capsys, tmp_path):
+    code, _, error = run(capsys, tmp_path, "table1")
+    assert code == 0, error
+    text = (tmp_path / "sweep" / "report.md").read_text()
+    assert "| convolution | 1.00M | 3,490,560 | 3.49 |" in text and not (tmp_path / "sweep" / "cells").exists()
