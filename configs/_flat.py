@@ -3,6 +3,8 @@
 A file of the package, no config. `stce_jax.workdir.migration` reads the same table for `config.json` and command lines.
 """
 
+from typing import Any
+
 from ml_collections import config_dict
 
 _STEMS = ("embedding.conv", "embedding.conv1x1", "embedding.earlyconv", "embedding.stce")
@@ -35,14 +37,14 @@ class ModelConfigDict(config_dict.ConfigDict):
     file may name the model later, and only the chosen embedding's section is read.
     """
 
-    def __setitem__(self, key, value):
+    def __setitem__(self, key: str, value: Any) -> None:
         if key not in FLAT_KEYS:
             super().__setitem__(key, value)
             return
         for section in FLAT_KEYS[key]:
             self[section][key] = value
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: str) -> Any:
         if key not in FLAT_KEYS:
             return super().__getitem__(key)
         # The names of form 1 end with their embedding's.

@@ -4,10 +4,12 @@ stce train --config=conv_vit_s --workdir=runs/conv                              
 stce train --config=conv_vit_s --workdir=runs/early --config.model.name=vit_s_earlyconv       EarlyConv's own stem
 """
 
+from ml_collections import config_dict
+
 from . import stce_vit_s
 
 
-def get_config():
+def get_config() -> config_dict.ConfigDict:
     config = stce_vit_s.get_config()
     config.model.name = "vit_s_conv"
     return config

@@ -9,7 +9,7 @@ from ml_collections import config_dict
 from . import _flat
 
 
-def get_config():
+def get_config() -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
 
     config.seed = 0  # root of initial parameters, order of images, and every random draw
@@ -19,17 +19,17 @@ def get_config():
     config.data_dir = ""  # as --data_dir; "" is the user's data directory. Where, not what: never compared on resuming
     config.image_size = 224  # pixels, side of the square that the model sees
     config.batch_size = 128  # images of a global batch, over all devices
-    config.eval_batch_size = 256  # likewise in evaluation; rounded up to what the devices can divide
+    config.eval_batch_size = 256  # images of a batch in evaluation; rounded up to what the devices can divide
     config.epochs = 300.0  # passes over the training images; a fraction is allowed
     config.log_every = 50  # steps between two lines of training metrics
     config.eval_every = 1.0  # epochs between two evaluations; each is followed by a checkpoint
-    config.keep_checkpoints = 2  # the last so many are kept, and the best
-    config.init_from = ""  # as --init_from: a run, .safetensors or .npz file whose weights to begin with; "": none
-    config.accumulate = 1  # micro-batches that a batch is worked off in, to save memory; BatchNorm sees each alone
-    config.deterministic = False  # on GPUs: the same bits in every run, by slower operations; CPUs always have them
+    config.keep_checkpoints = 2  # number of the newest checkpoints that are kept, beside the best
+    config.init_from = ""  # as --init_from: a run, .safetensors or .npz file with the first weights; "": none
+    config.accumulate = 1  # micro-batches of a batch, to save memory; BatchNorm sees each alone
+    config.deterministic = False  # on GPUs: the same bits in every run, with slower operations; CPUs always do
     # How a run is spread over devices changes its rounding alone and is not compared on resuming.
     config.fsdp_devices = 1  # devices over which parameters and optimizer state are split; 1: a copy on each
-    config.step_timeout = 600.0  # seconds after which a step that does not end has all threads' stacks printed
+    config.step_timeout = 600.0  # seconds after which the stacks of all threads are printed if a step does not end
     # How images are loaded affects speed alone and is never compared on resuming.
     config.loader_threads = config_dict.placeholder(int)  # that decode; None: one a core
     config.loader_workers = 0  # processes that decode instead, for hosts where threads do not suffice; 0: none
@@ -91,30 +91,30 @@ def get_config():
     optimizer.beta1 = 0.9
     optimizer.beta2 = 0.999
     optimizer.epsilon = 1e-8
-    optimizer.clip_norm = 0.0  # most the gradient's global norm may be; 0: no clipping (DeiT)
+    optimizer.clip_norm = 0.0  # maximum of the gradient's global norm; 0: no clipping (DeiT)
     optimizer.ema_decay = 0.99996  # of the weights' moving average (DeiT), kept beside the weights; 0: keep none
 
     config.divergence = divergence = config_dict.ConfigDict()
     # A step whose loss or gradient is not finite changes nothing but the step's number.
-    divergence.max_skipped = 5  # so many of them in a row, and the run goes back to its last checkpoint
-    divergence.loss_spike = 0.0  # likewise at a loss so many times the median of the last 100 steps; 0: off
-    divergence.max_rollbacks = 3  # times that a run goes back, then on with other images; after that it ends
+    divergence.max_skipped = 5  # of these in a row: the run returns to its last checkpoint
+    divergence.loss_spike = 0.0  # and at a loss of this many times the median of the last 100 steps; 0: off
+    divergence.max_rollbacks = 3  # times that a run returns and continues with other images; then it ends
 
     config.augment = augment = config_dict.ConfigDict()
     augment.crop = "random_resized"  # or "center": the evaluation's view
-    augment.crop_area = (0.08, 1.0)  # least and most share of the image in a random crop
-    augment.crop_ratio = (0.75, 4 / 3)  # least and most width over height of a random crop
+    augment.crop_area = (0.08, 1.0)  # minimum and maximum share of the image in a random crop
+    augment.crop_ratio = (0.75, 4 / 3)  # minimum and maximum width over height of a random crop
     augment.resize = "pillow"  # of random crops; "simd": five times as fast, if cykooz-resizer is installed (x86)
     augment.eval_crop_fraction = 0.875  # share of the short side that the evaluation's central square covers
-    augment.repeats = 3  # times that a drawn image comes in a row, an epoch's length unchanged (DeiT); 1: once
+    augment.repeats = 3  # times that an image comes in a row, at the same length of an epoch (DeiT); 1: once
     augment.flip = 0.5  # probability of mirroring left to right
-    augment.shift = 0  # pixels, most that an image is moved in each direction
+    augment.shift = 0  # pixels, maximum shift in each direction
     augment.rand_augment = "rand-m9-mstd0.5-inc1"  # RandAugment in timm's notation (DeiT); "": off
     augment.three_augment = False  # grey, solarised or blurred, one of them for every image (DeiT III)
-    augment.color_jitter = 0.0  # most that brightness, contrast and saturation change, 0.3 in DeiT III; 0: off
+    augment.color_jitter = 0.0  # maximum change of brightness, contrast and saturation, 0.3 in DeiT III; 0: off
     augment.erase = 0.25  # probability of filling a box with noise (random erasing, DeiT); 0: off
-    augment.erase_area = (0.02, 1 / 3)  # least and most share of the image in that box
-    augment.erase_ratio = (0.3, 3.3)  # least and most height over width of that box
+    augment.erase_area = (0.02, 1 / 3)  # minimum and maximum share of the image in that box
+    augment.erase_ratio = (0.3, 3.3)  # minimum and maximum height over width of that box
     augment.mixup = 1.0  # alpha of mixup (Table 2); 0: off
     augment.cutmix = 0.8  # alpha of CutMix (Table 2); 0: off
     augment.switch_probability = 0.5  # of CutMix rather than mixup where both are on

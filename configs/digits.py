@@ -4,12 +4,14 @@ stce train --config=digits --workdir=runs/digits            top-1 about 99%
 stce train --config=digits:patch --workdir=runs/patch       the same with another embedding: stce, conv or patch
 """
 
+from ml_collections import config_dict
+
 from . import default
 
 VARIANTS = ("stce", "conv", "patch")
 
 
-def get_config(embedding="stce"):
+def get_config(embedding: str = "stce") -> config_dict.ConfigDict:
     config = default.get_config()
     config.dataset = "digits"
     config.image_size = 32

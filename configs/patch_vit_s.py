@@ -3,10 +3,12 @@
 stce train --config=patch_vit_s --workdir=runs/patch        top-1 in the paper: 78.44%
 """
 
+from ml_collections import config_dict
+
 from . import stce_vit_s
 
 
-def get_config():
+def get_config() -> config_dict.ConfigDict:
     config = stce_vit_s.get_config()
     config.model.name = "vit_s_patch"
     return config

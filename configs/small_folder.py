@@ -4,12 +4,14 @@ stce train --config=small_folder --data_dir=DIR --workdir=runs/small     DIR hol
 stce train --config=small_folder:patch ...                               another embedding: stce, conv or patch
 """
 
+from ml_collections import config_dict
+
 from . import default
 
 VARIANTS = ("stce", "conv", "patch")
 
 
-def get_config(embedding="stce"):
+def get_config(embedding: str = "stce") -> config_dict.ConfigDict:
     config = default.get_config()
     config.dataset = "folder"
     config.image_size = 32

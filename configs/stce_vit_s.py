@@ -8,10 +8,12 @@ stce train --config=stce_vit_s --workdir=runs/bf16 --config.model.dtype=bfloat16
 All devices are used; the batch is the global one, 64 a GPU on two.
 """
 
+from ml_collections import config_dict
+
 from . import default
 
 
-def get_config():
+def get_config() -> config_dict.ConfigDict:
     config = default.get_config()
     config.dataset = "imagenet100"
     config.model.name = "vit_s_stce"

@@ -1,40 +1,106 @@
 """docs/extending.md: its files, copied from the page, train, and their runs open with --config=FILE alone."""
 
+import json
 import re
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from helpers import run_cli
 
-from stce_jax.cli import main
-from stce_jax.models.bodies import BODIES
-from stce_jax.models.embeddings import EMBEDDINGS
-from stce_jax.models.reductions import REDUCTIONS
+from stce_jax.models.factory import TABLES, create_model
+from stce_jax.training.assemble import load_run
+from stce_jax.workdir.config import run_config_file
 
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
-FILES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL))
-TABLES = {"embedding": EMBEDDINGS, "reduction": REDUCTIONS, "body": BODIES}
-NAMES = {"toy_embedding": "mean_color", "toy_reduction": "every_second", "toy_body": "mean"}
-SMALL = ("--config.image_size=16", "--config.batch_size=64", "--config.epochs=1", "--config.optimizer.warmup_epochs=0")
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, flags=re.DOTALL))
+MODULES = {"toy_embedding": ("embedding", "mean_color"), "toy_reduction": ("reduction", "every_second")}
+MODULES |= {"toy_body": ("body", "mean")}
+SMALL = (
+    "--config.epochs=0.1",
+    "--config.image_size=16",
+    "--config.optimizer.warmup_epochs=0",
+    "--config.model.body.vit.width=16",
+    "--config.model.body.vit.depth=2",
+    "--config.model.body.vit.mlp_dim=16",
+    "--config.model.embedding.stce.stem_widths=8",
+    "--config.model.embedding.stce.stem_strides=2",
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(autouse=True)
-def tables_stay(monkeypatch):
-    """Whatever a file registers is gone after the test."""
-    for table in TABLES.values():
-        before = dict(table)
-        yield_back = table
-        monkeypatch.setattr("builtins.print", print)
-        del yield_back, before
+def tables_as_before():
+    """What a file registers is gone after the test."""
+    before = {part: dict(table) for part, table in TABLES.items()}
     yield
+    for part, table in TABLES.items():
+        table.clear()
+        table.update(before[part])
 
 
-def stce(capsys, *words):
-    """(exit code, standard output, standard error) of a command in this process."""
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    output = capsys.readouterr()
-    return end.value.code, output.out, output.err
+def write(tmp_path, name):
+    file = tmp_path / f"{name}.py"
+    file.write_text(FILES[name], encoding="utf-8")
+    return file
 
 
 def test_the_page_has_a_file_for_each_part():
-    assert set(FILES) == set(NAMES)
+    assert set(FILES) == set(MODULES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODULES)
+def test_a_file_of_the_page_trains_and_its_run_opens_with_it_alone(name, capsys, tmp_path, data_dir):
+    (part, module), file, workdir = MODULES[name], write(tmp_path, name), tmp_path / "run"
+    data = f"--data_dir={data_dir}"
+    code, printed, errors = run_cli(capsys, "train", f"--config={file}", f"--workdir={workdir}", data, *SMALL)
+    assert code == 0 and "finished: top-1" in printed, errors
+    assert json.loads((workdir / "config.json").read_text())["model"][part]["name"] == module
+
+    del TABLES[part][module]  # as in another process
+    words = ("evaluate", f"--workdir={workdir}", data)
+    code, _, errors = run_cli(capsys, *words)
+    expected = f"stce: the run uses the {part} {module!r}, which is not part of stce_jax; give the config file that "
+    assert (code, errors) == (2, f"{expected}registers it: --config=FILE\n")
+    if name == "toy_embedding":
+        assert errors in PAGE, "the page prints another message"
+
+    code, printed, errors = run_cli(capsys, *words, f"--config={file}")
+    assert code == 0 and " 360 images " in printed, errors
+    del TABLES[part][module]
+    run = load_run(workdir, config=str(file))
+    logits = run.model.apply(run.variables, np.zeros((1, 16, 16, 3), np.float32), train=False)
+    assert logits.shape == (1, 10)
+
+
+def test_the_reduction_of_the_page_keeps_every_second_token(tmp_path):
+    run_config_file(str(write(tmp_path, "toy_reduction")))
+    options = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 16, "patch_size": 8, "reduction": "every_second"}
+    model = create_model("vit_ti_patch", num_classes=3, image_size=32, **options)
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    variables = model.init(jax.random.key(0), images, train=False)
+    tokens = model.apply(variables, images, train=False, method="tokens")
+    assert tokens.shape == (1, 1 + 8, 16) and tokens.grid is None
+
+
+@pytest.mark.parametrize("verb", ["predict", "features", "visualize", "export", "evaluate"])
+def test_verbs_that_open_a_run_take_the_file(verb, capsys, tmp_path):
+    """That the file is run is seen by one that fails."""
+    file = tmp_path / "fails.py"
+    file.write_text("def get_config():\n    raise RuntimeError('it was run')\n")
+    (tmp_path / "one.png").write_bytes(b"")
+    words = {"export": (f"--output={tmp_path / 'out'}",), "evaluate": ()}.get(verb, (tmp_path / "one.png",))
+    words += (f"--output={tmp_path / 'out.npz'}",) if verb == "features" else ()
+    code, _, errors = run_cli(capsys, verb, *words, f"--workdir={tmp_path}", f"--config={file}")
+    assert code == 2 and "it was run" in errors and errors.count("\n") == 1, errors
+
+
+@pytest.mark.parametrize("verb", ["benchmark", "compare"])
+def test_verbs_that_build_a_runs_model_take_the_file(verb, capsys, tmp_path):
+    file = tmp_path / "fails.py"
+    file.write_text("def get_config():\n    raise RuntimeError('it was run')\n")
+    code, _, errors = run_cli(capsys, verb, tmp_path, f"--config={file}")
+    assert code == 2 and "it was run" in errors and errors.count("\n") == 1, errors

@@ -3,16 +3,20 @@
 stce reproduce readings --workdir=runs/tables
 """
 
+from collections.abc import Iterator
+
+from ml_collections import config_dict
+
 from . import scales
 
 VARIANTS = scales.VARIANTS
 
 
-def get_config(scale="paper"):
+def get_config(scale: str = "paper") -> config_dict.ConfigDict:
     return scales.get_config(scale)
 
 
-def sweep(scale="paper"):
+def sweep(scale: str = "paper") -> Iterator[scales.Row]:
     first = scales.stack_widths(scale)[:1]
     decided = ("stce",)
     yield scales.row("stce", "super-token convolution, as decided", {})

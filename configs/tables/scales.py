@@ -8,13 +8,19 @@ The last two keep the paper's proportions: a stack of convolutions down to twice
 patch and the convolution embedding give the same grid; 500 epochs are 5/3 of what stands for 300.
 """
 
+from typing import Any
+
+from ml_collections import config_dict
+
 from .. import digits, small_folder, stce_vit_s
 
+Options = dict[str, Any]  # key of the config -> value
+Row = dict[str, Any]  # see the package
 VARIANTS = ("paper", "small", "smoke")
 FULL_STACK = {"paper": "modules 1-6", "small": "all modules, here 1-4", "smoke": "all modules, here 1-4"}
 
 
-def get_config(scale="paper"):
+def get_config(scale: str = "paper") -> config_dict.ConfigDict:
     """The super-token convolution embedding as proposed, at the length that stands for the paper's 300 epochs."""
     if scale == "paper":
         return stce_vit_s.get_config()
@@ -44,27 +50,27 @@ def get_config(scale="paper"):
     return config
 
 
-def row(run, label, overrides, against=(), **paper):
+def row(run: str, label: str, overrides: Options, against: tuple[str, ...] = (), **paper: float | str) -> Row:
     """A row as `sweep` yields it, see the package; `paper` is what the paper prints for it."""
     return {"run": run, "label": label, "overrides": overrides, "against": against, "paper": paper}
 
 
-def embedding(name, scale):
+def embedding(name: str, scale: str) -> Options:
     """Overrides that put another embedding ("patch", "conv", ...) in the place of the super tokens."""
     return {"model.name": f"vit_s_{name}" if scale == "paper" else f"vit_ti_{name}"}
 
 
-def super_tokens(**options):
+def super_tokens(**options: Any) -> Options:
     """Overrides of the super-token embedding's options."""
     return {f"model.embedding.stce.{key}": value for key, value in options.items()}
 
 
-def stack_widths(scale):
+def stack_widths(scale: str) -> tuple[int, ...]:
     """Channels of all modules of the convolution stack; the paper's (Table 5) are the model's own."""
     return get_config(scale).model.embedding.stce.stem_widths or (16, 32, 32, 64, 64, 64)
 
 
-def stack(widths, strides, scale):
+def stack(widths: tuple[int, ...], strides: tuple[int, ...], scale: str) -> Options:
     """Overrides of the convolution stack, with cells that give the same token grid whatever the strides."""
     cell = 16 if scale == "paper" else 8  # pixels of the image, side of a token's cell
     for stride in strides:
@@ -72,6 +78,6 @@ def stack(widths, strides, scale):
     return super_tokens(stem_widths=widths, stem_strides=strides, cell=(cell, cell))
 
 
-def longer(scale):
+def longer(scale: str) -> Options:
     """Overrides of the length that stands for the paper's 500 epochs."""
     return {"epochs": get_config(scale).epochs * 5 / 3}

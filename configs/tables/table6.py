@@ -4,16 +4,20 @@ stce reproduce table6 --workdir=runs/tables                     the paper's: pat
 stce reproduce table6 --workdir=runs/smoke --scale=smoke        about three minutes on two cores
 """
 
+from collections.abc import Iterator
+
+from ml_collections import config_dict
+
 from . import scales
 
 VARIANTS = scales.VARIANTS
 
 
-def get_config(scale="paper"):
+def get_config(scale: str = "paper") -> config_dict.ConfigDict:
     return scales.get_config(scale)
 
 
-def sweep(scale="paper"):
+def sweep(scale: str = "paper") -> Iterator[scales.Row]:
     patch, conv = (scales.embedding(name, scale) for name in ("patch", "conv"))
     row, longer = scales.row, scales.longer(scale)
     short, long = (f"{epochs:g} epochs" for epochs in (get_config(scale).epochs, longer["epochs"]))

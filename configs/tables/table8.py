@@ -3,16 +3,20 @@
 stce reproduce table8 --workdir=runs/tables       the paper's: 82.96%, 83.02%, 83.52%, 83.30% for T = 1, 2, 3, 4
 """
 
+from collections.abc import Iterator
+
+from ml_collections import config_dict
+
 from . import scales
 
 VARIANTS = scales.VARIANTS
 
 
-def get_config(scale="paper"):
+def get_config(scale: str = "paper") -> config_dict.ConfigDict:
     return scales.get_config(scale)
 
 
-def sweep(scale="paper"):
+def sweep(scale: str = "paper") -> Iterator[scales.Row]:
     del scale  # the same at every one
     row, decided = scales.row, ("stce",)
     one, two, four = (scales.super_tokens(iterations=iterations) for iterations in (1, 2, 4))

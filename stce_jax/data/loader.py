@@ -100,8 +100,8 @@ def _read_options(threads: int, rows: int) -> Any:
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * rows, threads))
 
 
-def to_devices(batches: Iterable[dict[str, np.ndarray]], sharding: jax.sharding.Sharding) -> Iterator[dict[str, Any]]:
-    """Turns process-local NumPy batches into global device arrays.
+def to_devices(batches: Iterable[Any], sharding: jax.sharding.Sharding) -> Iterator[Any]:
+    """Turns process-local batches, trees of NumPy arrays, into global device arrays.
 
     A batch is sent when it is requested. Steps are dispatched without waiting for them, so that happens while the
     previous step is computed.

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from stce_jax.errors import check_range
@@ -98,11 +99,12 @@ def _options(make: Callable[..., Any]) -> list[str]:
 
 
 def normalize(
-    images: UInt8[Array, "*B H W 3"], *, mean: Sequence[float], std: Sequence[float]
+    images: UInt8[Array, "*B H W 3"] | UInt8[np.ndarray, "*B H W 3"], *, mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "*B H W 3"]:
     """Scales bytes to 0..1, subtracts `mean` and divides by `std`, channel by channel; float32."""
     scale = 1.0 / (255.0 * jnp.asarray(std, jnp.float32))
-    return images.astype(jnp.float32) * scale - jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+    numbers: Any = images.astype(jnp.float32)
+    return numbers * scale - jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
 
 
 def make_augment(

@@ -6,7 +6,6 @@ reads, checks and uses it.
 
 import dataclasses
 import functools
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,18 +15,18 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import config_dict
 
-from stce_jax.data import catalog, decode, loader, views
+from stce_jax.data import catalog, decode, loader
 from stce_jax.data.catalog import Dataset
 from stce_jax.data.feeder import Feeder
 from stce_jax.data.views import Views, image_index
-from stce_jax.errors import ConfigError, DataError, check_range
+from stce_jax.errors import ConfigError, DataError
 from stce_jax.models import factory
 from stce_jax.models.bodies import Body
 from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
 from stce_jax.recipe import optimizers as optim
-from stce_jax.training import guard
 from stce_jax.training.mesh import make_mesh, sharded_shapes
+from stce_jax.training.options import check_options, on_devices
 from stce_jax.training.state import abstract_variables
 from stce_jax.training.timetable import Timetable
 from stce_jax.workdir import config as configuration
@@ -121,34 +120,6 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> config_dict.ConfigD
     return config
 
 
-def check_options(config: config_dict.ConfigDict) -> None:
-    """Raises ConfigError for values that cannot work, before anything is opened or changed.
-
-    The functions that use an option check it. `build_model` checks the model's.
-    """
-    check_range("config.seed", config.seed, 0, 2**32 - 1)
-    check_range("config.image_size", config.image_size, 1)
-    for key in ("log_every", "keep_checkpoints", "accumulate", "fsdp_devices", "step_timeout"):
-        check_range(f"config.{key}", config[key], 1)
-    for key in ("epochs", "eval_every"):
-        if not 0 < config[key] < math.inf:
-            raise ConfigError(f"config.{key} is {config[key]}; it must be above 0")
-    catalog.check_options(dataset=config.dataset, raw_short_side=config.raw_short_side)
-    loader.check_options(
-        batch_size=config.batch_size,
-        eval_batch_size=config.eval_batch_size,
-        threads=config.loader_threads,
-        workers=config.loader_workers,
-        timeout=config.loader_timeout,
-        cache_megabytes=config.cache_megabytes,
-    )
-    on_devices = _on_devices(config)
-    views.check_options(**{key: value for key, value in config.augment.items() if key not in on_devices})
-    augment.make_augment(1, mean=catalog.IMAGENET_MEAN, std=catalog.IMAGENET_STD, **on_devices)
-    optim.check_options(**config.optimizer)
-    guard.check_options(**config.divergence)
-
-
 def build_model(config: config_dict.ConfigDict, num_classes: int) -> Body:
     """The model that a config names; options that are None stay the preset's."""
     model, options = config.model, parts.options(config.model)
@@ -166,12 +137,7 @@ def open_dataset(config: config_dict.ConfigDict, data_dir: str = "") -> Dataset:
 def build_augment(config: config_dict.ConfigDict, dataset: Dataset) -> Callable[..., Any]:
     """The augmentation that the train step runs on the devices, see `augment.make_augment`."""
     classes = len(dataset.class_names)
-    return augment.make_augment(classes, mean=dataset.mean, std=dataset.std, **_on_devices(config))
-
-
-def _on_devices(config: config_dict.ConfigDict) -> dict[str, Any]:
-    """The options of `config.augment` that act on the devices; the others act while images are loaded."""
-    return {name: config.augment[name] for name in augment.option_names()}
+    return augment.make_augment(classes, mean=dataset.mean, std=dataset.std, **on_devices(config))
 
 
 def build_timetable(config: config_dict.ConfigDict, dataset: Dataset) -> Timetable:

@@ -70,6 +70,9 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     Args:
       parser: of the whole command line, made for this: what completes is set in it.
       shell: one of `SHELLS`.
+
+    Returns:
+      The script's text, to be written to a file that the shell reads.
     """
     import shtab
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from helpers import run_cli
 
 from stce_jax.analysis.costs import count_model, count_multiply_adds, count_parameters
 from stce_jax.analysis.timing import contenders, train_step
@@ -311,7 +312,7 @@ def test_patterns_configs_and_options():
         (("vit_s_stce,depth=0",), "depth is 0; it must be at least 1"),
         (("vit_s_stce,stem_widths=8",), "cannot be built"),
         (("digits,cell=2",), "digits,cell=2 cannot be built"),
-        (("digits,iteration=2",), "digits,iteration=2 cannot be built"),
+        (("digits,iteration=2",), "vit_ti_stce has no option 'iteration'"),
         (("vit_s_patch", "--image_size=100"), "96 or 112 would work"),
         (("vit_s_patch", "--image_size=0"), "image_size is 0"),
         (("vit_s_patch", "--num_classes=0"), "num_classes is 0"),

@@ -103,8 +103,8 @@ def test_the_model_is_compiled_for_one_shape(tiny_run, files, monkeypatch):
 def test_few_images_are_in_memory(run, files, monkeypatch):
     """Of a thousand files, none is read long before it is needed."""
     read = []
-    monkeypatch.setattr(images, "_view", lambda path, **_: read.append(path))
-    views = images._views(run.config, [*files, *range(1000)], ahead=5)
+    monkeypatch.setattr(prediction, "_view", lambda path, **_: read.append(path))
+    views = prediction._views(run.config, [*files, *range(1000)], ahead=5)
     for taken in range(1, 20):
         next(views)
         assert len(read) <= taken + 6, f"{len(read)} were read when {taken} were taken"
