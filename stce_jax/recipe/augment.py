@@ -104,9 +104,7 @@ def normalize(
     """Scales bytes to 0..1, subtracts `mean` and divides by `std`, channel by channel; float32."""
     scale = 1.0 / (255.0 * jnp.asarray(std, jnp.float32))
     numbers: Any = images.astype(jnp.float32)
-    return numbers * scale - jnp.asarray(mean, jnp.float32) / jnp.asarray(
-        std, jnp.float32
-    )
+    return numbers * scale - jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
 
 
 def make_augment(

@@ -53,7 +53,7 @@ def mean_metrics(
     """
     with _eval_batches(views, config, mesh) as batches:
         sums: list[dict[str, Any]] = []
-        flag = next(loader.to_devices([np.float32(0)], replicated(mesh)))
+        flag = next(loader.to_devices([{FLAG: np.zeros((), np.float32)}], replicated(mesh)))[FLAG]
         for batch in loader.to_devices(flagged(batches, stop_requested), batch_sharding(mesh)):
             sums.append(step(variables, batch, after=flag))
             flag = sums[-1][FLAG]
