@@ -134,7 +134,14 @@ def photos(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module", params=ENTRIES)
+# Of the convolution stems the quick tier does without; all of them are in the other.
+SLOW = {"embedding conv", "embedding conv1x1", "embedding earlyconv"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ENTRIES],
+)
 def entry(request, data_dir, tmp_path_factory):
     """(names of the parts, workdir of a run with random weights) of an entry."""
     with pytest.MonkeyPatch.context() as patch:
