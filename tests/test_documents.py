@@ -59,6 +59,8 @@ COMMANDS = [(name_of(path), *found) for path in PAGES for found in commands(path
 def check_overrides(config, words):
     """Raises if one of the words sets a key that is not there, or to a value of the wrong type."""
     assert all(word.startswith("--config.") for word in words), f"no option is called {words}"
+    if not words:
+        return
     concrete = [word for word in words if not re.search(r"[A-Z]", word.partition("=")[0])]  # --config.KEY=VALUE
     load_config("digits" if not config or config.endswith(".py") or config.isupper() else config, concrete)
 
