@@ -17,7 +17,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 from tiers import (  # noqa: F401
     pytest_collection_finish,
     pytest_collection_modifyitems,
@@ -161,3 +163,29 @@ def tiny_process_run(stce, shared, data_dir, tmp_path_factory):
 
     output = made_once(shared / "tiny_process", make)
     return shutil.copytree(shared / "tiny_process", tmp_path_factory.mktemp("runs") / "tiny"), output
+
+
+@pytest.fixture(scope="session")
+def imagenet(stce_here, shared, tmp_path_factory):
+    """(data_dir, file of classes): three classes of noise in ImageNet's folders, prepared as imagenet100."""
+
+    def make(root):
+        from image_sources import THREE
+
+        rng = np.random.default_rng(0)
+        for split, count in (("train", 8), ("val", 3)):
+            for wnid in THREE:
+                folder = root / "tree" / split / wnid
+                folder.mkdir(parents=True)
+                for number in range(count):
+                    pixels = rng.integers(0, 256, (40 + number, 50, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(folder / f"{wnid}_{split}_{number}.JPEG")
+        (root / "three.txt").write_text("\n".join(reversed(THREE)))
+        words = (f"--source={root}/tree", f"--classes={root}/three.txt", f"--data_dir={root}/data")
+        done = stce_here("prepare", "imagenet100", *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    made_once(shared / "imagenet", make)
+    own = shutil.copytree(shared / "imagenet", tmp_path_factory.mktemp("imagenet"), dirs_exist_ok=True)
+    return own / "data", own / "three.txt"

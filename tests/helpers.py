@@ -29,6 +29,18 @@ TINY = (
     "--config.optimizer.ema_decay=0.9",
     "--config.optimizer.warmup_epochs=0.5",
 )
+# A recipe of ImageNet, cut down to three steps an epoch on the images of conftest's `imagenet`.
+SMALL = (
+    "--config.image_size=32",
+    "--config.batch_size=8",
+    "--config.eval_batch_size=8",
+    "--config.epochs=2",
+    "--config.log_every=1",
+    "--config.model.body.vit.width=16",
+    "--config.model.body.vit.depth=1",
+    "--config.model.body.vit.heads=2",
+    "--config.model.body.vit.mlp_dim=16",
+)
 
 _GLOO = {"Gloo", "Rank", "is", "connected", "to", "peer", "ranks", "Expected", "number", "of"}
 

@@ -21,6 +21,7 @@ from PIL import Image
 from stce_jax.data import places
 
 WNIDS = ("n01440764", "n02012849", "n03126707", "n02979186")  # two of them are called "crane"
+THREE = ("n01443537", "n01514668", "n01531178")
 OTHERS = ("n01443537", "n07753592")  # also in the archives, and not wanted
 
 

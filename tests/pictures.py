@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import time
 
 import numpy as np
@@ -90,3 +91,21 @@ def feeder(source=SOURCE, **options):
     """The training batches of a source; options of the views and of the loader in one."""
     views = Views(source, **(VIEWS | {name: options.pop(name) for name in [*VIEWS, "cache_bytes"] if name in options}))
     return loader.train_batches(views, **(OPTIONS | options))
+
+
+def train(steps, source=SOURCE, **options):
+    """The first batches as {"image": [steps, rows, ...], "label": [steps, rows]}."""
+    with feeder(source, **options) as batches:
+        batches = list(itertools.islice(batches, steps))
+    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def assert_equal(found, expected, message):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{message}: {name}")
+
+
+@functools.cache
+def undisturbed():
+    return train(45)

@@ -3,17 +3,21 @@
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+PAUSE = 0.2  # seconds between two attempts
 
 
 @contextlib.contextmanager
-def locked(path: str | Path, notice: str = "") -> Iterator[None]:
+def locked(path: str | Path, notice: str = "", check: Callable[[], None] | None = None) -> Iterator[None]:
     """Holds the exclusive lock on a file, which is made if it is not there; waits while another process holds it.
 
     Args:
       path: the file; its directory is made, too.
       notice: printed before waiting, if not empty.
+      check: called again and again while waiting; what it raises ends the wait.
 
     Raises:
       OSError: the file cannot be written.
@@ -25,5 +29,14 @@ def locked(path: str | Path, notice: str = "") -> Iterator[None]:
         except BlockingIOError:
             if notice:
                 print(notice, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _wait(lock.fileno(), check)
         yield
+
+
+def _wait(lock: int, check: Callable[[], None] | None) -> None:
+    while check:
+        check()
+        time.sleep(PAUSE)
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(lock, fcntl.LOCK_EX)

@@ -6,17 +6,18 @@ cells that another machine works on are left to it.
 """
 
 import contextlib
-import fcntl
+import functools
 import json
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from stce_jax.analysis.files import IN_RUN, SCORES
+from stce_jax.data.locks import locked
 from stce_jax.errors import ConfigError, PreemptedError, StceError
 from stce_jax.paths import absolute, first_line, is_remote, named_failures, write_text
 from stce_jax.processes import clusters
@@ -136,18 +137,9 @@ def _check_rows(rows: Sequence[Row], seeds: Sequence[int], overrides: Sequence[s
             runs.build_model(row.config(f"--config.seed={seed}"), 1)
 
 
-@contextlib.contextmanager
-def _one_at_a_time(workdir: Path, stop: StopSignals) -> Iterator[None]:
+def _one_at_a_time(workdir: Path, stop: StopSignals) -> contextlib.AbstractContextManager[None]:
     """Lets one job at a time, of all that share the workdir, run the body."""
-    with open(workdir / "lock", "w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                _check_stop(stop)
-                time.sleep(0.2)
-        yield
+    return locked(workdir / "lock", check=functools.partial(_check_stop, stop))
 
 
 def _check_stop(stop: StopSignals) -> None:

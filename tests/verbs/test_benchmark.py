@@ -38,8 +38,9 @@ def test_multiply_adds_of_a_super_token_model_by_hand(iterations):
     clustering = iterations * 2 * (4 * 16 * 16 * 8)
     projection = 16 * 8 * 16
     tokens, width, mlp = 17, 16, 24
-    # The only block is the last one, of whose tokens the class token alone is read.
-    block = tokens * width * 3 * width + 2 * tokens * width + width * (width + 2 * mlp)
+    # The only block is the last one, of whose tokens the class token alone is read; it is projected once as a query and
+    # once among the keys and values.
+    block = (tokens + 1) * width * 3 * width + 2 * tokens * width + width * (width + 2 * mlp)
     assert counts["multiply_adds"] == convolutions + clustering + projection + block + width * 5
     model = spec.build()
     leaves = jax.tree.leaves(model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)["params"])
