@@ -105,7 +105,7 @@ def check_read(words: Sequence[str], config: config_dict.ConfigDict) -> None:
         part, name = keys[1], chosen(config.model)[keys[1]]
         if name != keys[2]:
             raise ConfigError(
-                f"--config.{'.'.join(keys)} is an option of the {part} {keys[2]!r}, but the model's {part} is {name!r}; "
+                f"--config.{'.'.join(keys)} is an option of the {part} {keys[2]!r}; the model's {part} is {name!r}; "
                 f"leave it out, or choose that {part}: --config.model.{part}.name={keys[2]}"
             )
 

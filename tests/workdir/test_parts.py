@@ -12,7 +12,7 @@ def test_an_override_of_a_module_that_is_not_chosen_is_refused_with_the_way_to_c
     with pytest.raises(ConfigError) as error:
         check_read(words, load_config("digits", words))
     message = str(error.value)
-    assert "is an option of the embedding 'patch', but the model's embedding is 'stce'" in message
+    assert "is an option of the embedding 'patch'; the model's embedding is 'stce'" in message
     assert "--config.model.embedding.name=patch" in message and "\n" not in message
 
 
