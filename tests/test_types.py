@@ -8,7 +8,7 @@ from mypy import api
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "stce_jax"
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = sorted({*PACKAGE.rglob("*.py"), *(PACKAGE / "configs").rglob("*.py")})  # configs is a link
 SHAPED = [path for path in SOURCES if path.relative_to(PACKAGE).parts[0] in ("models", "recipe")]
 SHAPED.append(PACKAGE / "training" / "step.py")
 SHAPELESS = {"Array", "jax.Array", "jnp.ndarray", "np.ndarray", "ndarray", "ArrayLike", "jax.typing.ArrayLike"}
@@ -116,4 +116,6 @@ def test_mypy_finds_nothing(monkeypatch):
     output, errors, code = api.run(["--config-file=pyproject.toml", "--cache-dir=.pytest_cache/mypy"])
     assert code == 0, f"mypy:\n{output}{errors}"
     checked = int(output.rsplit("no issues found in ", 1)[1].split()[0])
-    assert checked == len(SOURCES), f"mypy checked {checked} of {len(SOURCES)} files"
+    assert checked >= len(SOURCES), f"mypy checked {checked} of {len(SOURCES)} files"
+    spared = [name_of(path) for path in SOURCES if "mypy: " in path.read_text()]
+    assert not spared, f"these switch mypy off for themselves: {spared}"

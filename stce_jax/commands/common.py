@@ -22,12 +22,15 @@ def add_config(verb: argparse.ArgumentParser) -> None:
 
 
 def load_config(arguments: argparse.Namespace, overrides: Sequence[str]) -> "ConfigDict":
-    """The ConfigDict that the words of `add_config` give."""
+    """The ConfigDict that the words of `add_config` give; options of modules that it does not choose are refused."""
     from stce_jax.training.assemble import load_config
+    from stce_jax.workdir.parts import check_read
 
     if arguments.data_dir:
         overrides = [*overrides, f"--config.data_dir={arguments.data_dir}"]
-    return load_config(arguments.config, overrides)
+    config = load_config(arguments.config, overrides)
+    check_read(overrides, config)
+    return config
 
 
 def add_data_dir(verb: argparse.ArgumentParser, help_text: str) -> None:

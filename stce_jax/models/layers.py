@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from stce_jax.models.ops.activations import gelu
 from stce_jax.models.ops.attention import attention_weights, dot_product_attention
@@ -93,7 +93,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self, tokens: Tokens, context: Tokens | None = None, *, train: bool, give: Collection[str] = ()
-    ) -> tuple[Float[Array, "B M D"], dict[str, Array]]:
+    ) -> tuple[Float[Array, "B M D"], dict[str, Float[Array, "..."]]]:
         """Attention of tokens to a context, by default to themselves.
 
         Tokens that are not real (`mask`) are seen by none. A token that stands for several (`sizes`) counts that many
@@ -134,7 +134,7 @@ class Attention(nn.Module):
         return [part.reshape(batch, count, self.heads, -1) for part in jnp.split(rows, 3, axis=-1)]
 
 
-def drop_path_scales(key: jax.Array, rate: float, depth: int, batch: int) -> Float[Array, "depth 2 B 1 1"]:
+def drop_path_scales(key: Key[Array, ""], rate: float, depth: int, batch: int) -> Float[Array, "depth 2 B 1 1"]:
     """What stochastic depth multiplies each residual branch with: 0 where it drops it, 1 / (1 - its rate) elsewhere.
 
     Source: Huang et al. 2016; the rate grows linearly with depth as in DeiT. Drawn for all blocks at once, so that

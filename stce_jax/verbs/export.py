@@ -30,12 +30,13 @@ def export(
     """Writes a run as a directory for deployment, and makes sure that it agrees with the run.
 
     The directory holds
-      model.jaxexport: the model with its weights and the normalisation inside, as `jax.export` serialises it:
-        uint8 pixels [B, S, S, 3], red green blue, 0..255 -> float32 logits [B, classes], in evaluation mode. JAX alone
-        calls it: `jax.export.deserialize(open(path, "rb").read()).call(pixels)`. Nothing is unpickled.
-      model.json: what these pixels and logits are, the classes, and how an image file becomes pixels.
-      weights.safetensors: the weights alone, for `stce train --init_from` and other programs.
-      SHA256SUMS: digests of the three, for `load_exported` and `sha256sum -c`.
+
+    - model.jaxexport: the model with its weights and the normalisation inside, as `jax.export` serialises it:
+      uint8 pixels [B, S, S, 3], red green blue, 0..255 -> float32 logits [B, classes], in evaluation mode. JAX alone
+      calls it: `jax.export.deserialize(open(path, "rb").read()).call(pixels)`. Nothing is unpickled.
+    - model.json: what these pixels and logits are, the classes, and how an image file becomes pixels.
+    - weights.safetensors: the weights alone, for `stce train --init_from` and other programs.
+    - SHA256SUMS: digests of the three, for `load_exported` and `sha256sum -c`.
 
     The files are read back and compared: weights to the bit, logits at batches of 1 and 3 up to rounding, on this
     machine's platform. The directory appears when all is well; else nothing is left.

@@ -4,7 +4,7 @@ JAX is imported only where a preset or a table of modules has to be looked up.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import config_dict
@@ -89,6 +89,25 @@ def reads(key: str, names: Mapping[str, str | None]) -> bool:
     if len(words) < 4 or words[1] not in TABLES or names["body"] is None:  # no body: an unknown preset
         return True
     return names[words[1]] == words[2]
+
+
+def check_read(words: Sequence[str], config: config_dict.ConfigDict) -> None:
+    """Raises ConfigError if an override sets an option of a module that the config does not choose.
+
+    Args:
+      words: such as "--config.model.embedding.patch.patch_size=8".
+      config: with the overrides.
+    """
+    for word in words:
+        keys = word.lstrip("-").partition("=")[0].split(".")[1:]  # model, embedding, patch, patch_size
+        if len(keys) < 4 or keys[1] not in TABLES:
+            continue
+        part, name = keys[1], chosen(config.model)[keys[1]]
+        if name != keys[2]:
+            raise ConfigError(
+                f"--config.{'.'.join(keys)} is an option of the {part} {keys[2]!r}; the model's {part} is {name!r}; "
+                f"leave it out, or choose that {part}: --config.model.{part}.name={keys[2]}"
+            )
 
 
 def check_modules(config: config_dict.ConfigDict) -> None:

@@ -94,7 +94,7 @@ FUNCTIONS = {
 NO_OPERATIONS = {"augment.make_augment", "augment.stream"}
 
 
-@pytest.mark.parametrize("name", FUNCTIONS.keys() - NO_OPERATIONS)
+@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - NO_OPERATIONS))
 def test_the_key_comes_first_and_options_go_by_name_and_are_explained(name):
     function = inspect.unwrap(FUNCTIONS[name])
     parameters = inspect.signature(function).parameters.values()

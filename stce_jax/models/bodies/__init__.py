@@ -19,8 +19,7 @@ A new body is one new file here, one line in the table, and its presets in `fact
 
 from typing import Any, Protocol
 
-import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from stce_jax.models.bodies.vit import VisionTransformer
 from stce_jax.models.tokens import Tokens
@@ -54,4 +53,4 @@ class Body(Protocol):
 
     def fit_weights(
         self, found: dict[str, Any], expected: dict[str, Any], old_grid: tuple[int, int] | None
-    ) -> tuple[dict[str, jax.Array], str]: ...
+    ) -> tuple[dict[str, Shaped[Array, "..."]], str]: ...

@@ -20,7 +20,7 @@ Every field but `blocks` is an option of its own, set by `create_model`, or in a
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from stce_jax.models.tokens import Tokens
 
@@ -32,7 +32,7 @@ class Reduction(Protocol):
     needs: ClassVar[tuple[str, ...]]
     needs_class_token: ClassVar[bool]
 
-    def __call__(self, tokens: Tokens, given: Mapping[str, Array], *, train: bool) -> Tokens: ...
+    def __call__(self, tokens: Tokens, given: Mapping[str, Float[Array, "..."]], *, train: bool) -> Tokens: ...
 
 
 REDUCTIONS: dict[str, Any] = {}  # name -> linen module class
