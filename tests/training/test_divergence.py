@@ -23,7 +23,6 @@ from stce_jax.workdir.metrics import read_metrics
 
 # The evaluations, and with them the checkpoints, are after steps 45 and 90. Every image is shown as it is, so that a
 # batch can be told by its pixels.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 OPTIONS = (*TINY[1:], "--config.augment.shift=0", "--config.augment.crop=center", "--config.augment.repeats=1")
 
 

@@ -14,7 +14,6 @@ COMPILATIONS = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/bac
 CONFIG, *SMALL = TINY
 # Nine steps, with evaluations of six batches after steps 2, 4, 7 and 9, and windows of one step and of two.
 SHORT = ("--config.epochs=0.2", "--config.eval_every=0.05", "--config.eval_batch_size=64", "--config.log_every=2")
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def short_config(data_dir):
