@@ -112,11 +112,6 @@ def everything_is_split():
 
 
 @pytest.fixture(scope="module")
-def quick_compilation():
-    """Nothing: it is the rule by now."""
-
-
-@pytest.fixture(scope="module")
 def optimized():
     """Compiles as users do, which takes three times as long."""
     jax.config.update("jax_disable_most_optimizations", False)

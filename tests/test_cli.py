@@ -107,12 +107,13 @@ def test_a_corrupt_image_is_named(capsys, folder, split, damage):
     path = folder / split / "cat" / "1.png"
     path.write_bytes(b"no image" if damage == "text" else path.read_bytes()[:200])
     tiny = (
+        "--config.model.name=vit_ti_patch",
         "--config.model.body.vit.width=16",
         "--config.model.body.vit.depth=1",
         "--config.model.body.vit.mlp_dim=16",
         "--config.epochs=2",
     )
-    code, error, _ = refuse_folder(capsys, folder, *tiny, "--config.model.embedding.stce.stem_widths=4,8")
+    code, error, _ = refuse_folder(capsys, folder, *tiny)
     assert code == 3, error
     assert f"cannot decode {path}" in error and error.count("\n") == 1
 

@@ -28,8 +28,6 @@ SMALL = (
     "--config.model.embedding.stce.stem_strides=2",
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(autouse=True)
 def tables_as_before():

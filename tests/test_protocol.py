@@ -34,7 +34,6 @@ from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.weights import flatten
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZE, LARGER = 16, 32
 PARTS = ("body", "embedding", "reduction")
 # Options of the package's modules at a tiny size; modules of others come with defaults that fit such images.

@@ -14,8 +14,6 @@ from stce_jax.models.embeddings import ConvEmbed, EarlyConvEmbed, PatchEmbed, Su
 from stce_jax.models.factory import create_model
 from stce_jax.models.ops.supertoken import cluster_super_tokens, grid_shape
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SMALL = {"width": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
 STEM = {"stem_widths": (6, 8), "stem_strides": (2, 1)}
 IMAGES = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)

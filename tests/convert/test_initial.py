@@ -29,7 +29,7 @@ from stce_jax.workdir import layout, weights
 from stce_jax.workdir.metrics import read_metrics
 from stce_jax.workdir.mismatch import first_mismatch
 
-pytestmark = pytest.mark.usefixtures("everything_is_split", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("everything_is_split")
 DIGITS, LETTERS = [str(digit) for digit in range(10)], list("abcdefg")
 BODY = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "drop_path": 0.0}
 OWN = {"stce": {"stem_widths": (8, 16), "stem_strides": (2, 2), "cell": (2, 2)}, "patch": {"patch_size": 8}}

@@ -34,7 +34,6 @@ from stce_jax.recipe import (
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated
 
 # Exactness under full optimisation is test_pixels' and test_rand_augment's matter.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFF = {
@@ -424,6 +423,7 @@ def numpy_erasing_box(rng, height, width, area, ratio):
     return 0, 0, 0, 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "size, area", [((48, 64), (0.02, 1 / 3)), ((64, 24), (0.02, 1 / 3)), ((40, 40), (0.5, 0.98)), ((8, 8), (0.02, 0.2))]
 )
@@ -528,6 +528,7 @@ def test_switched_off_it_only_scales():
     np.testing.assert_array_equal(targets, np.eye(5)[labels])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 8])
 def test_sharding_changes_nothing(devices):
     images, labels = noise(16, 12, 10, 3), np.arange(16) % 5
@@ -544,6 +545,7 @@ def test_sharding_changes_nothing(devices):
             np.testing.assert_allclose(one, other, atol=1e-6, err_msg=f"{what} of step {step}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [EVERY_SINGLE, EVERYTHING], ids=["without mixing", "with mixing"])
 def test_images_stay_on_their_devices(options):
     """Only mixing moves images, each to the place of its partner; nothing is gathered."""
@@ -561,6 +563,7 @@ def test_images_stay_on_their_devices(options):
         assert not output.is_fully_replicated, "the batch is not split any more"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0, 2**28 + 6])  # the second is beyond what 32 bits hold with a sign
 def test_an_images_draws_depend_on_its_position_in_the_stream_alone(start):
     """Batch 8 at step 1 is the second half of batch 16 at step 0: a run split otherwise draws the same."""
@@ -582,12 +585,14 @@ def test_an_image_does_not_depend_on_the_others_of_its_batch():
     assert (np.asarray(one[:8]) != other[:8]).any(axis=(1, 2, 3)).all()
 
 
+@pytest.mark.slow
 def test_an_image_is_augmented_anew_whenever_it_comes():
     image = synthetic_images(12, 10)["noise"]
     out, _ = augmentation(**EVERY_SINGLE)(KEY, 0, np.repeat(image[None], 64, axis=0), np.zeros(64, int))
     assert len({view.tobytes() for view in np.asarray(out)}) == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part, off, idle", [("flip", 0.0, 1e-9), ("rand_augment", "", "rand-n1-p0"), ("erase", 0.0, 1e-9)]
 )

@@ -12,8 +12,6 @@ import pytest
 
 from stce_jax.recipe import augment, parts
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STORED = np.load(Path(__file__).with_suffix("").with_name("augment_streams.npz"))
 CLASSES, KEY, STEP = 5, 7, 3
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

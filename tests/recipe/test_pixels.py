@@ -97,6 +97,7 @@ def photographs(folder):
     return [np.asarray(image.crop((20, 10, 20 + 131, 10 + 97))) for image in images[:3]] + [np.asarray(images[3])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_equals_pillow_on_photographs(name, test_data):
     for place, image in enumerate(photographs(test_data)):

@@ -202,6 +202,7 @@ def applied(image, operation, amount):
     return rand_augment.apply(image, operation=operation, amount=amount, fill=FILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("increasing", [True, False], ids=["inc1", "inc0"])
 def test_each_operation_is_pillows_over_the_whole_range(increasing):
     cases = [(name, m, sign) for name in OPERATIONS for m in (0.0, 2.7, 6.1, 9.3, 10.0) for sign in (-1, 1)]
@@ -250,6 +251,7 @@ def test_chains_are_pillows_on_made_up_images(what, policy):
     check_chains(synthetic_images(*SIZE)[what], policy, 150, what)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [DEIT, "rand-m10-mstd101-inc1-p1"])
 @pytest.mark.parametrize("place", [7, 250, 400])
 def test_chains_are_pillows_on_photographs(place, policy, test_data):

@@ -144,6 +144,7 @@ def named(name, **options):
     return counts(create_model(name, num_classes=100, **options))
 
 
+@pytest.mark.slow
 def test_the_counts_in_the_notes_are_counted():
     without_module_6 = {"stem_widths": (16, 32, 32, 64, 64), "stem_strides": (2, 1, 2, 1, 2)}
     conv, stce = named("vit_s_conv"), named("vit_s_stce")

@@ -48,7 +48,7 @@ AUGMENT = make_augment(
     erase_area=(0.02, 1 / 3),
     erase_ratio=(0.3, 3.3),
 )
-pytestmark = pytest.mark.usefixtures("everything_is_split", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("everything_is_split")
 
 
 def stce(**options):

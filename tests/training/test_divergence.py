@@ -21,9 +21,10 @@ from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.config import load_config
 from stce_jax.workdir.metrics import read_metrics
 
+pytestmark = pytest.mark.slow  # each trains
+
 # The evaluations, and with them the checkpoints, are after steps 45 and 90. Every image is shown as it is, so that a
 # batch can be told by its pixels.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 OPTIONS = (*TINY[1:], "--config.augment.shift=0", "--config.augment.crop=center", "--config.augment.repeats=1")
 
 

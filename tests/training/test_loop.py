@@ -10,11 +10,12 @@ from stce_jax.training import evaluation, loop
 from stce_jax.verbs.train import train
 from stce_jax.workdir import config as configuration
 
+pytestmark = pytest.mark.slow  # each trains
+
 COMPILATIONS = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/backend_compile_duration")
 CONFIG, *SMALL = TINY
 # Nine steps, with evaluations of six batches after steps 2, 4, 7 and 9, and windows of one step and of two.
 SHORT = ("--config.epochs=0.2", "--config.eval_every=0.05", "--config.eval_batch_size=64", "--config.log_every=2")
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def short_config(data_dir):

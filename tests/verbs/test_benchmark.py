@@ -20,7 +20,6 @@ from stce_jax.training import assemble as runs
 from stce_jax.training.state import abstract_variables
 from stce_jax.verbs import benchmark as verb
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 SMALL = "width=16,depth=1,heads=2,mlp_dim=24"
 PATCH, STCE = f"vit_ti_patch,{SMALL}", f"vit_ti_stce,{SMALL},stem_widths=4,8,stem_strides=2,2"
 TOO_LARGE = 10**13  # images: more bytes than any address space has

@@ -28,7 +28,6 @@ from stce_jax.verbs import export as verb
 from stce_jax.workdir import weights
 from stce_jax.workdir.digests import write_digests
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 FILES = ("model.jaxexport", "model.json", "weights.safetensors")
 
 

@@ -14,8 +14,6 @@ from stce_jax.errors import ConfigError, DataError
 from stce_jax.models.factory import create_model
 from stce_jax.verbs.features import features
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):

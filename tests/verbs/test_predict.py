@@ -25,8 +25,6 @@ from stce_jax.errors import CheckpointError, ConfigError, DataError
 from stce_jax.training import prediction
 from stce_jax.verbs.predict import predict
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):

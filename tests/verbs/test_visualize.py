@@ -17,8 +17,6 @@ from stce_jax.errors import CheckpointError, ConfigError, DataError
 from stce_jax.models.factory import create_model
 from stce_jax.verbs import visualize
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TILE, LINE = 160, 18  # pixels: side of a tile, height of its caption
 SMALL = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 16}
 

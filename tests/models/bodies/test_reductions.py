@@ -80,6 +80,7 @@ def outputs(reduction, **options):
     return model, variables, model.apply(variables, IMAGES, train=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["class", "mean"])
 def test_a_reduction_acts_in_its_blocks_and_has_no_parameters(pooling):
     model, variables, logits = outputs("everysecond", blocks=(0,), pooling=pooling)

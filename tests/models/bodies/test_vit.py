@@ -37,6 +37,7 @@ def test_whole_patch_model_equals_numpy():
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"remat": True}, {"scan_layers": True}, {"remat": True, "scan_layers": True}])
 def test_remat_and_scan_change_nothing(options):
     plain, other = small(drop_path=0.5), small(drop_path=0.5, **options)
@@ -62,6 +63,7 @@ def test_remat_and_scan_change_nothing(options):
     chex.assert_trees_all_close(other_gradient, gradient, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["class", "mean"])
 def test_the_last_block_computes_what_the_head_reads_and_no_more(pooling):
     model = small("vit_ti_patch", pooling=pooling, drop_path=0.5)
@@ -116,6 +118,7 @@ def test_sincos_positions_are_no_parameter_and_tell_places_apart():
     assert np.abs(apply(model, variables, IMAGES) - apply(model, variables, moved)).max() > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position_embedding", ["learned", "sincos2d"])
 @pytest.mark.parametrize("size", [(16, 16), (32, 24), (17, 9)])
 def test_positions_follow_the_grid_of_other_sizes(position_embedding, size):
@@ -134,6 +137,7 @@ def test_rectangular_image_size():
     assert variables["params"]["position_embedding"].shape == (1, 1 + 4 * 6, 16)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32_with_float32_parameters_and_logits():
     exact, rough = small(), small(dtype="bfloat16")
     variables = init(rough)
@@ -143,6 +147,7 @@ def test_bfloat16_is_near_float32_with_float32_parameters_and_logits():
     np.testing.assert_allclose(actual, expected, atol=0.03 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_drop_path_and_dropout_act_in_training_alone():
     for options in ({"drop_path": 0.9}, {"dropout": 0.5}):
         model = small(**options)

@@ -135,6 +135,7 @@ def test_patch_names_the_sizes_that_work():
         PatchEmbed().grid(224, 230)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_usable_inside_somebody_elses_model(name):
     class Classifier(nn.Module):

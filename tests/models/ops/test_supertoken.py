@@ -59,6 +59,7 @@ def clustered(features, *args, **options):
     return jax.jit(lambda x: cluster_super_tokens(x, *args, **options))(features)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)  # each is another shape, to be compiled
 @given(
     height=st.integers(1, 9),
@@ -77,6 +78,7 @@ def test_equals_the_naive_form_for_any_size(height, width, cell, iterations, bor
     assert actual[0].shape[1:3] == grid_shape(height, width, cell)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("border", ["zero", "mask"])
 @pytest.mark.parametrize("block", [(1, 16), (3, 4)])
 def test_does_not_depend_on_how_the_grid_is_cut_into_blocks(monkeypatch, block, border):
@@ -108,6 +110,7 @@ def test_multiply_adds_grow_with_the_tokens():
     assert counts[1] == 16 * counts[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("border", ["zero", "mask"])
 @pytest.mark.parametrize("size, cell, iterations", [((5, 7), (2, 3), 1), ((4, 6), (2, 2), 3), ((3, 3), (1, 1), 2)])
 def test_differentiable_gradient_equals_finite_differences(border, size, cell, iterations):

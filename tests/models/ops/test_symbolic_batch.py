@@ -32,6 +32,7 @@ OPERATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_batch_of_symbolic_size(name):
     function, shape = OPERATIONS[name]
