@@ -153,7 +153,11 @@ def test_a_signal_stops_the_sweep_and_no_time_is_lost(capsys, tmp_path, commands
         (("table6", "--scale=smoke", "--config.model.body.vit.heads=5"), 2, "cannot be divided among 5 heads"),
         (("table6", "--scale=smoke", "--sale=smoke"), 2, "--sale=smoke"),
         (("table6", "--scale=smoke", "--config.epochs=2"), 2, "would undo what makes 'patch_500' that row"),
-        (("table8", "--scale=smoke", "--config.model.embedding.stce.iterations=2"), 2, "would undo what makes 'pooling' that row"),
+        (
+            ("table8", "--scale=smoke", "--config.model.embedding.stce.iterations=2"),
+            2,
+            "would undo what makes 'pooling' that row",
+        ),
         (("table8", "--scale=smoke", "--config.seed=2"), 2, "--config.seed=2: give --seeds instead"),
         (("table1", "--config.nonsense=1"), 2, "unknown config key in '--config.nonsense=1'"),
         (("table6", "--scale=small"), 2, "needs --data_dir=DIR"),
