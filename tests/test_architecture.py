@@ -35,11 +35,12 @@ ARROWS = {
 MODELS = {
     "ops": {"ops"},
     "tokens": set(),
+    "contracts": set(),
     "layers": {"ops", "tokens"},
     "embeddings": {"ops", "tokens", "layers", "embeddings"},
     "reductions": {"ops", "tokens", "layers", "reductions"},
     "bodies": {"ops", "tokens", "layers", "embeddings", "reductions", "bodies"},
-    "factory": {"ops", "tokens", "layers", "embeddings", "reductions", "bodies"},
+    "factory": {"ops", "tokens", "layers", "embeddings", "reductions", "bodies", "contracts"},
     "__init__": set(),
 }
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if "configs" not in path.parts)

@@ -105,13 +105,16 @@ def _read(source: str, model: Body) -> tuple[dict[str, np.ndarray], list[str] | 
         return *read_file(source), None
     try:
         run = load_run(str(path), "last")
+    except ConfigError as error:  # such as a module of which this process does not know
+        raise ConfigError(f"cannot begin with {source}: {error}") from error
     except StceError as error:
         raise CheckpointError(f"cannot begin with {source}: {error}") from error
     own, theirs = model.unshaped_options(), run.model.unshaped_options()
     for name in own.keys() & theirs.keys():
         if own[name] != theirs[name]:
             raise CheckpointError(
-                f"{source} does not fit the model: {name} is {theirs[name]!r} in it, the model wants {own[name]!r}"
+                f"{source} does not fit the model: {name} is {theirs[name]!r} in it, the model wants {own[name]!r}; "
+                "give the config the same"
             )
     return flatten(run.variables), list(run.class_ids), run.model.grid(*run.model.image_size)
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from stce_jax.errors import ConfigError, check_choice
-from stce_jax.models.bodies import BODIES, Body, vit
+from stce_jax.models.bodies import BODIES, Body
+from stce_jax.models.contracts import check_contract
 from stce_jax.models.embeddings import EMBEDDINGS
 from stce_jax.models.reductions import REDUCTIONS
 
@@ -48,10 +49,11 @@ class Resolved(NamedTuple):
 
 
 def presets() -> dict[str, Preset]:
-    """All models by name: every size of the ViT with every embedding of the table."""
+    """All models by name: every size of every body that has sizes, with every embedding of the table."""
     return {
-        f"vit_{size}_{embedding}": Preset("vit", embedding, options)
-        for size, options in vit.SIZES.items()
+        f"{body}_{size}_{embedding}": Preset(body, embedding, options)
+        for body, module in BODIES.items()
+        for size, options in getattr(module, "SIZES", {}).items()
         for embedding in EMBEDDINGS
     }
 
@@ -144,6 +146,7 @@ def resolve(
         if own not in table:
             raise ConfigError(f"there is no {kind} {own!r}; there are {', '.join(table) or 'none'}")
         options[kind] = _defaults(kind, table[own])
+        check_contract(kind, own, table[own], options[kind])
         if kind == "body" and own == preset.body:
             options[kind] |= preset.options
         chosen = {key: _as_tuple(value) for key, value in parts[kind].items() if value is not None}
@@ -151,7 +154,9 @@ def resolve(
             if key not in options[kind]:
                 known = ", ".join(options[kind]) or "none"
                 raise ConfigError(f"the {kind} {own!r} has no option {key!r}; its options are {known}")
-        if kind == "embedding" and hasattr(table[own], "options_for_width"):
+        if clash := [key for key in options[kind] if kind != "body" and key in options["body"]]:
+            raise ConfigError(f"the {kind} {own!r} and the body both have an option {clash[0]!r}; rename one of them")
+        if kind == "embedding" and hasattr(table[own], "options_for_width") and "width" in options["body"]:
             options[kind] |= table[own].options_for_width(options["body"]["width"])
         options[kind] |= chosen
         _check_types(kind, table[own], chosen)
@@ -168,11 +173,13 @@ def _assemble(resolved: Resolved, *, num_classes: int, image_size: tuple[int, in
     embedding = EMBEDDINGS[str(names["embedding"])](**width, dtype=computed, **options["embedding"])
     shared = {"embedding": embedding, "num_classes": num_classes, "dtype": computed}
     if names["reduction"]:
+        if "reduction" not in {field.name for field in dataclasses.fields(BODIES[str(names["body"])])}:
+            raise ConfigError(f"the body {names['body']!r} takes no token reduction; leave out {names['reduction']!r}")
         shared["reduction"] = REDUCTIONS[str(names["reduction"])](**options["reduction"])
     if image_size is not None:
         shared["image_size"] = image_size
     body = BODIES[str(names["body"])](**shared, **options["body"])
-    for module in (body, embedding):
+    for module in (body, embedding, shared.get("reduction")):
         if hasattr(module, "check"):
             module.check()
     if image_size is not None:

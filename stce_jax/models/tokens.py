@@ -14,6 +14,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from stce_jax.errors import ConfigError
+
 
 @struct.dataclass
 class Tokens:
@@ -86,3 +88,28 @@ class Tokens:
         weights = weights[:, self.leading :, None].astype(jnp.float32)  # [B, N, 1]
         values = values if self.mask is None else jnp.where(weights > 0, values, 0.0)  # what is masked may be anything
         return ((values * weights).sum(axis=1) / weights.sum(axis=1)).astype(values.dtype)
+
+
+def check_tokens(source: str, tokens: Any, shape: tuple[int, int | None, int], *, leading: int) -> None:
+    """Raises ConfigError if a module gives tokens that the model cannot use.
+
+    Args:
+      source: what gave them, "embedding" or "reduction".
+      tokens: what it gave.
+      shape: what [B, N, D] must be; N None: any number.
+      leading: how many leading tokens there must be.
+    """
+    if not isinstance(tokens, Tokens):
+        raise ConfigError(f"the {source} returns {type(tokens).__name__}; it must return Tokens")
+    batch, count, width = shape
+    expected = (batch, tokens.values.shape[1] if count is None else count, width)
+    if tuple(tokens.values.shape) != expected:
+        raise ConfigError(f"the {source} gives tokens {tuple(tokens.values.shape)}; the model needs {expected}")
+    if tokens.leading != leading:
+        raise ConfigError(f"the {source} gives {tokens.leading} leading tokens; the model needs {leading}")
+    if tokens.grid is not None and tokens.grid[0] * tokens.grid[1] != expected[1] - leading:
+        rows, columns = tokens.grid
+        raise ConfigError(
+            f"the {source} gives {expected[1] - leading} tokens of the image in a grid of {rows}x{columns}; "
+            "set the grid that they lie in, or None"
+        )

@@ -3,11 +3,13 @@
 Keys and types are checked here; each value is checked by the function that uses it, see `training.assemble`.
 """
 
+import contextlib
 import difflib
 import importlib.util
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,13 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> config_dict.ConfigD
     added = _registered_prefixes(config.model)
     for key in found:
         if key not in expected and not key.startswith(added):
+            words = key.split(".")
+            if len(words) > 3 and words[1] in parts.TABLES and not parts.is_registered(words[1], words[2]):
+                table = parts.TABLES[words[1]][1]
+                raise ConfigError(
+                    f"config {name} has options of the {words[1]} {words[2]!r}, which is not registered; "
+                    f"add it to {table} before: {table}[{words[2]!r}] = ..."
+                )
             raise ConfigError(f"config {name} sets an unknown key {key!r}{_nearest(key, expected)}")
     words = migration.new_words(overrides, config.model)
     unset = [word for word in words if _unsets(word, expected)]
@@ -89,7 +98,8 @@ def run_config_file(name: str) -> config_dict.ConfigDict:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with _importable(path.parent):
+            spec.loader.exec_module(module)
         get_config = module.get_config
         if argument and not inspect.signature(get_config).parameters:
             raise ConfigError(f"config {path_name} takes no argument; leave out {':' + argument!r}")
@@ -104,6 +114,16 @@ def run_config_file(name: str) -> config_dict.ConfigDict:
     if not isinstance(config, config_dict.ConfigDict):
         raise ConfigError(f"get_config() in {path} returns {type(config).__name__}; it must return a ConfigDict")
     return config
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """While open, modules that lie in a folder can be imported, as those beside a script can."""
+    sys.path.insert(0, str(folder.absolute()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder.absolute()))
 
 
 def differences(old: config_dict.ConfigDict, new: config_dict.ConfigDict) -> list[str]:

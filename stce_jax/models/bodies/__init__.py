@@ -3,11 +3,13 @@
 A body is a linen module from images to logits. What every verb knows of a model is this protocol, and nothing else:
 
   embedding, num_classes, image_size, dtype   fields that the model is built with; image_size is (height, width)
+  reduction                        field, only of a body that takes token reductions
+  SIZES                            optional class attribute: {size: {option: value}}, the sizes that models are named by
   __call__(images, *, train)       -> logits [B, classes] float32; with 0 classes the pooled features
   features(images, *, train)       -> what the head reads, pooled [B, D] float32
   tokens(images, *, train)         -> `Tokens` after the last norm, leading tokens (a class token) first
   grid(height, width)              -> (h, w), how the last image tokens of such an image lie
-  check()                          raises ConfigError if its options cannot work
+  check()                          optional: raises ConfigError if its options cannot work
   unshaped_options()               -> {option: value} of those that change the logits and no parameter's shape
   fit_weights(found, expected, old_grid)
                                    -> (arrays, note): weights of the same body in another form brought to this one's

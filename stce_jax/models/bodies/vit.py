@@ -3,7 +3,7 @@
 Shape letters: B batch, H W image height and width, N tokens, D model width, h w grid.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import chex
 import jax
@@ -16,15 +16,8 @@ from stce_jax.models.bodies.vit_weights import fit_weights
 from stce_jax.models.layers import MLP, Attention, LayerNorm, drop_path_scales, linear, truncated_normal
 from stce_jax.models.ops.positions import resize_position_embedding, sincos_position_embedding
 from stce_jax.models.reductions import Reduction
-from stce_jax.models.tokens import Tokens
+from stce_jax.models.tokens import Tokens, check_tokens
 
-# S is EarlyConv's ViT-S, whose MLP ratio of 3 fits the paper's parameter counts at depth 12; Ti and B are the ViT
-# family's.
-SIZES: dict[str, dict[str, int]] = {
-    "ti": {"width": 192, "depth": 12, "heads": 3, "mlp_dim": 576},
-    "s": {"width": 384, "depth": 12, "heads": 6, "mlp_dim": 1152},
-    "b": {"width": 768, "depth": 12, "heads": 12, "mlp_dim": 3072},
-}
 POOLINGS = ("class", "mean")
 POSITION_EMBEDDINGS = ("learned", "sincos2d")
 
@@ -67,7 +60,9 @@ class Block(nn.Module):
         branch, given = attention(tokens.with_values(norm(tokens.values)), context, train=train, give=needs)
         tokens = _add_branch(tokens, branch, scales, 0)
         if self.reduction is not None:
-            tokens = self.reduction(tokens, given, train=train)
+            reduced = self.reduction(tokens, given, train=train)
+            check_tokens("reduction", reduced, (tokens.shape[0], None, tokens.shape[2]), leading=tokens.leading)
+            tokens = reduced
         normed = LayerNorm(self.dtype, name="mlp_norm")(tokens.values)
         branch = MLP(self.mlp_dim, self.dropout, self.dtype, name="mlp")(normed, train=train)
         return _add_branch(tokens, branch, scales, 1)
@@ -115,6 +110,14 @@ class VisionTransformer(nn.Module):
     remat: bool = False
     scan_layers: bool = False
     reduction: Reduction | None = None
+
+    # S is EarlyConv's ViT-S, whose MLP ratio of 3 fits the paper's parameter counts at depth 12; Ti and B are the ViT
+    # family's.
+    SIZES: ClassVar[dict[str, dict[str, int]]] = {
+        "ti": {"width": 192, "depth": 12, "heads": 3, "mlp_dim": 576},
+        "s": {"width": 384, "depth": 12, "heads": 6, "mlp_dim": 1152},
+        "b": {"width": 768, "depth": 12, "heads": 12, "mlp_dim": 3072},
+    }
 
     def check(self) -> None:
         """Raises ConfigError if the options cannot work."""
@@ -200,9 +203,9 @@ class VisionTransformer(nn.Module):
         """Images -> the first block's tokens."""
         chex.assert_shape(images, (None, None, None, 3))
         batch, height, width, _ = images.shape
-        tokens = self.embedding(images.astype(self.dtype), train=train)
         rows, columns = self.embedding.grid(height, width)
-        chex.assert_shape(tokens.values, (batch, rows * columns, self.width))
+        tokens = self.embedding(images.astype(self.dtype), train=train)
+        check_tokens("embedding", tokens, (batch, rows * columns, self.width), leading=0)
         if self.pooling == "class":
             class_tokens = jnp.broadcast_to(self.class_token, (batch, 1, self.width)).astype(self.dtype)
             tokens = tokens.prepend(class_tokens)  # [B, 1 + N, D]

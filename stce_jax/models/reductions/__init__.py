@@ -7,6 +7,7 @@ the body asks of it:
   needs                            class attribute: what attention is to give, of "query", "key", "value" (each
                                    [B, N, A, E]) and "weights" [B, A, N, N]; what nobody needs is never computed
   needs_class_token                class attribute: whether it must be refused where there is no class token
+  check()                          optional: raises ConfigError if its options cannot work
   __call__(tokens, given, *, train)  -> Tokens, fewer of them or masked; `given` is {name: array} of what it needs
 
 Shapes are static: a method that keeps a number of tokens that differs from image to image masks instead. A reduction
