@@ -5,28 +5,30 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import run_cli
 
+from stce_jax.errors import ConfigError
 from stce_jax.models.factory import TABLES, create_model
+from stce_jax.models.tokens import Tokens
 from stce_jax.training.assemble import load_run
+from stce_jax.workdir import config as configuration
 from stce_jax.workdir.config import run_config_file
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, flags=re.DOTALL))
 MODULES = {"toy_embedding": ("embedding", "mean_color"), "toy_reduction": ("reduction", "every_second")}
 MODULES |= {"toy_body": ("body", "mean")}
-SMALL = (
-    "--config.epochs=0.1",
-    "--config.image_size=16",
-    "--config.optimizer.warmup_epochs=0",
-    "--config.model.body.vit.width=16",
-    "--config.model.body.vit.depth=2",
-    "--config.model.body.vit.mlp_dim=16",
-    "--config.model.embedding.stce.stem_widths=8",
-    "--config.model.embedding.stce.stem_strides=2",
-)
+SMALL = ("--config.epochs=0.1", "--config.image_size=16", "--config.optimizer.warmup_epochs=0")
+SMALL_VIT = tuple(f"--config.model.body.vit.{option}" for option in ("width=16", "depth=2", "mlp_dim=16"))
+SMALL_STCE = tuple(f"--config.model.embedding.stce.{option}" for option in ("stem_widths=8", "stem_strides=2"))
+SMALL_FOR = {  # options of modules that a file does not choose are refused
+    "toy_embedding": SMALL + SMALL_VIT,
+    "toy_reduction": SMALL + SMALL_VIT + SMALL_STCE,
+    "toy_body": SMALL + SMALL_STCE,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +56,7 @@ def test_the_page_has_a_file_for_each_part():
 def test_a_file_of_the_page_trains_and_its_run_opens_with_it_alone(name, capsys, tmp_path, data_dir):
     (part, module), file, workdir = MODULES[name], write(tmp_path, name), tmp_path / "run"
     data = f"--data_dir={data_dir}"
-    code, printed, errors = run_cli(capsys, "train", f"--config={file}", f"--workdir={workdir}", data, *SMALL)
+    code, printed, errors = run_cli(capsys, "train", f"--config={file}", f"--workdir={workdir}", data, *SMALL_FOR[name])
     assert code == 0 and "finished: top-1" in printed, errors
     assert json.loads((workdir / "config.json").read_text())["model"][part]["name"] == module
 
@@ -102,3 +104,30 @@ def test_verbs_that_build_a_runs_model_take_the_file(verb, capsys, tmp_path):
     file.write_text("def get_config():\n    raise RuntimeError('it was run')\n")
     code, _, errors = run_cli(capsys, verb, tmp_path, f"--config={file}")
     assert code == 2 and "it was run" in errors and errors.count("\n") == 1, errors
+
+
+def test_the_page_merges_pairs_by_their_sizes():
+    (code,) = re.findall(r"```python\n(def merge_pairs.*?)```", PAGE, flags=re.DOTALL)
+    names = {"jnp": jnp, "Tokens": Tokens}
+    exec(code, names)  # the page's own words
+    values = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    merged = names["merge_pairs"](Tokens(jnp.asarray(values), grid=(2, 2), leading=1))
+    np.testing.assert_allclose(merged[:, 1], values[:, 1:3].mean(axis=1), rtol=1e-6)
+    assert merged.shape == (2, 3, 3) and merged.leading == 1 and merged.grid is None
+    again = names["merge_pairs"](merged)
+    np.testing.assert_array_equal(again.sizes, [[1, 4], [1, 4]])
+    np.testing.assert_allclose(again.pooled_mean(), values[:, 1:].mean(axis=1), rtol=1e-5)
+
+
+def test_a_config_file_may_import_modules_beside_it(tmp_path):
+    write(tmp_path, "toy_reduction")
+    (tmp_path / "both.py").write_text("import toy_reduction\nfrom toy_reduction import get_config\n")
+    config = configuration.load_config(str(tmp_path / "both.py"))
+    assert config.model.reduction.name == "every_second" and "every_second" in TABLES["reduction"]
+
+
+def test_options_of_a_module_that_is_not_registered_are_refused_with_the_remedy(tmp_path):
+    file = tmp_path / "forgotten.py"
+    file.write_text(FILES["toy_embedding"].replace('EMBEDDINGS["mean_color"] = MeanColor\n', ""))
+    with pytest.raises(ConfigError, match=r"embedding 'mean_color', which is not registered; add it to EMBEDDINGS"):
+        configuration.load_config(str(file))

@@ -25,7 +25,7 @@ from stce_jax.training.state import abstract_variables
 
 OWN = 4  # the neighbour k at offset (0, 0)
 EQUAL = 1e-5  # relative difference of affinities that rounding makes in float32
-NO_SUPER_TOKENS = "the model's embedding has no super tokens; use --attention, which works with any embedding"
+NO_SUPER_TOKENS = "the model's embedding has no super tokens; use --attention, if it has a class token"
 NO_AFFINITIES = "the model averages its cells, with iterations=0: its super tokens have no affinities"
 NO_CLASS_TOKEN = "the model averages its tokens: there is no class token whose attention could be drawn"
 NO_ATTENTION = "the model's blocks have no attention over the image's tokens that could be drawn"
