@@ -96,6 +96,7 @@ def test_the_super_tokens_of_two_colours_follow_the_edge_between_them(edge):
             np.testing.assert_array_equal(labels[away], cells[away], "pixels have left cells that the edge is not in")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iterations, border, cell", [(3, "zero", 2), (2, "mask", (2, 4)), (0, "zero", 2)])
 def test_affinities_of_each_iteration(iterations, border, cell):
     options = {"iterations": iterations, "border": border, "cell": cell}

@@ -94,6 +94,7 @@ def test_the_same_model_begins_with_every_bit_of_a_run(source):
     assert line == f"begins with {len(trained)} arrays of {workdir}, head of the same 10 classes"
 
 
+@pytest.mark.slow
 def test_the_first_evaluation_is_that_of_the_source(source, data_dir):
     workdir, _ = source
     config = layout.read_config(workdir)
@@ -194,6 +195,7 @@ def test_the_position_embedding_is_interpolated_and_the_class_token_keeps_its_ow
     assert f", position embedding interpolated from 5x5 to {side}x{side}, head of the same" in line
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_at_another_image_size(source):
     workdir, trained = source
     model = tiny(image_size=24)
@@ -224,6 +226,7 @@ def test_a_file_without_a_square_grid_is_refused(tmp_path):
 # --- devices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices, fsdp", [(1, 1), (8, 2), (8, 8)])
 def test_a_split_state_keeps_its_shardings_and_trains(source, devices, fsdp):
     workdir, trained = source

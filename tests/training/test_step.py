@@ -177,6 +177,7 @@ def noisy_augment(key, step, images, labels):
 # --- devices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["8 devices", "fsdp 2", "fsdp 8"])
 def test_training_does_not_depend_on_the_devices(topologies, name):
     losses, state = topologies[name].six_steps()
@@ -296,6 +297,7 @@ def draws(seed, step):
     return augment_key, {"dropout": jax.random.fold_in(dropout_key, step)}
 
 
+@pytest.mark.slow
 def test_a_step_of_the_vision_transformer_equals_one_written_by_hand(one):
     """Compiled apart from the augmentation, for one device and with nothing donated."""
     state = one.initial()

@@ -28,6 +28,7 @@ TOO_LARGE = 10**13  # images: more bytes than any address space has
 # --- what is counted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_multiply_adds_of_a_super_token_model_by_hand(iterations):
     (spec,) = read_specs(f"{STCE},iterations={iterations}", image_size=32, num_classes=5)
@@ -189,6 +190,7 @@ def test_the_interval_of_a_median_is_the_sign_tests():
 # --- real models
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")  # JAX's of so many images
 def test_table_csv_and_json_agree_and_a_failing_row_stops_no_other(capsys, tmp_path):
     files = tmp_path / "a.csv", tmp_path / "a.json"

@@ -171,6 +171,7 @@ def test_an_image_file_becomes_the_pixels_that_model_json_describes(exported, se
         model.preprocess(tmp_path / "nothing.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, options, batch",
     [
@@ -251,6 +252,7 @@ def test_what_is_no_export(tmp_path):
             stce_jax.load_exported(place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["a weight", "a NaN", "the normalisation"])
 def test_a_program_that_differs_from_the_run_is_not_exported(capsys, tiny_run, tmp_path, monkeypatch, fault):
     make = program._program

@@ -59,6 +59,7 @@ def test_tokens_are_the_last_blocks_row_by_row(tiny_run, run, photos):
     np.testing.assert_allclose(found["class_token"], pooled, rtol=1e-5, atol=1e-5, err_msg="the head reads it")
 
 
+@pytest.mark.slow
 def test_models_without_class_token_average_their_tokens(run, photos, monkeypatch):
     """In bfloat16, too, where the head reads rounded numbers."""
     options = {"width": 8, "depth": 1, "heads": 1, "mlp_dim": 8, "pooling": "mean", "dtype": "bfloat16"}

@@ -14,7 +14,7 @@ from stce_jax.workdir.metrics import read_metrics
 def test_workdir_holds_what_is_documented(tiny_run):
     workdir, _ = tiny_run
     config = json.loads((workdir / "config.json").read_text())
-    assert config["model"]["width"] == 16 and config["optimizer"]["beta1"] == 0.9
+    assert config["model"]["body"]["vit"]["width"] == 16 and config["optimizer"]["beta1"] == 0.9
     assert (workdir / "plots" / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert list(workdir.glob("events.out.tfevents.*")), "no TensorBoard events"
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"45", "90"}

@@ -187,6 +187,7 @@ def tiny(tiny_run, tmp_path):
     return shutil.copytree(tiny_run[0], tmp_path / "tiny")
 
 
+@pytest.mark.slow
 def test_a_run_from_the_command_line(capsys, tiny, photos):
     """Names, a folder, equal names, a file given twice; the model sees what the run's preprocessing makes of them."""
     words = (photos / "one.png", photos, f"--workdir={tiny}", f"--tile={TILE}")

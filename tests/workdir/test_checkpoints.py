@@ -118,6 +118,7 @@ class Wide(nn.Module):
         return nn.Dense(10)(nn.BatchNorm(use_running_average=not train, momentum=0.9)(features))
 
 
+@pytest.mark.slow
 def test_steps_that_donate_the_saved_state_do_not_reach_into_the_checkpoint(tmp_path):
     """Training goes on while a checkpoint is written, and overwrites the very buffers that were saved."""
     mesh = mesh_of(*FSDP_8)
