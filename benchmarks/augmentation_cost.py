@@ -19,7 +19,7 @@ import optax
 from measure import interleave, machine, markdown_table, median_estimate
 
 from stce_jax.models.factory import create_model
-from stce_jax.recipe import augment, pixels, rand_augment
+from stce_jax.recipe import augment, rand_augment
 
 CLASSES = 100
 FILL = (124, 116, 104)
@@ -74,7 +74,7 @@ def subjects(batch, size):
         add(group, name, jax.vmap(function), *arguments)
 
     for name in ("invert", "autocontrast", "equalize", "grayscale"):
-        add_each("operation", name, getattr(pixels, name), images)
+        add_each("operation", name, getattr(augment, name), images)
     for name, option, values in (
         ("posterize", "bits", jnp.arange(batch) % 9),
         ("solarize", "threshold", 256 * share),
@@ -85,7 +85,7 @@ def subjects(batch, size):
         ("sharpness", "factor", 2 * share),
         ("gaussian_blur", "radius", 0.1 + 1.9 * share),
     ):
-        one = getattr(pixels, name)
+        one = getattr(augment, name)
         add_each(
             "operation",
             name,
@@ -100,7 +100,7 @@ def subjects(batch, size):
         ("translate_x", "pixels", 0.9 * size * share - 0.45 * size),
         ("translate_y", "pixels", 0.9 * size * share - 0.45 * size),
     ):
-        one = getattr(pixels, name)
+        one = getattr(augment, name)
         add_each(
             "operation",
             name,
@@ -109,7 +109,7 @@ def subjects(batch, size):
             values,
         )
 
-    policy = rand_augment.parse_policy(POLICY)
+    policy = augment.parse_policy(POLICY)
     draws = jax.vmap(lambda key: rand_augment.draw(key, policy=policy))(keys)
     amounts = jax.vmap(
         lambda operation, magnitude, sign: rand_augment.amount(

@@ -22,12 +22,12 @@ import jax
 import numpy as np
 from measure import machine, markdown_table
 
+from stce_jax.analysis.costs import count_parameters
 from stce_jax.data.catalog import IMAGENET_MEAN, IMAGENET_STD
 from stce_jax.training import assemble as runs
 from stce_jax.training.mesh import batch_sharding, make_mesh, sharded_shapes
 from stce_jax.training.state import abstract_state, init_state
 from stce_jax.training.step import make_train_step, run_key
-from stce_jax.verbs.summary import count_parameters
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import digests
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter

@@ -22,9 +22,9 @@ from embedding_cost import passes
 from measure import interleave, machine, markdown_table, median_estimate
 from roofline_model import CLASSES, embedding_work, model_work, part_rows, predicted_seconds
 
+from stce_jax.analysis.costs import count_parameters
 from stce_jax.models.factory import create_model, list_models, model_options
 from stce_jax.recipe.optimizers import make_optimizer
-from stce_jax.verbs.summary import count_parameters
 
 MODELS = ["vit_s_patch", "vit_s_conv", "vit_s_stce"]
 

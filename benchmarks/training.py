@@ -4,15 +4,14 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from stce_jax.recipe import optimizers as optim
+from stce_jax.analysis.timing.train_step import WEIGHT_DECAY, timed_train_step
 from stce_jax.training.mesh import batch_sharding, make_mesh
-from stce_jax.training.state import TrainState
-from stce_jax.training.step import make_train_step
+
+__all__ = ["CLASSES", "LEARNING_RATE", "WEIGHT_DECAY", "compile_step"]
 
 CLASSES = 100
-LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
+LEARNING_RATE = 1e-3
 
 
 def as_they_are(key, step, images, labels):
@@ -40,13 +39,9 @@ def compile_step(model, variables, images, labels, augment=as_they_are):
 
     The variables passed in stay whole.
     """
-    optimizer = optim.make_optimizer(
-        LEARNING_RATE, weight_decay=WEIGHT_DECAY, beta1=0.9, beta2=0.999, epsilon=1e-8, clip_norm=0.0
-    )
     variables = jax.tree.map(lambda leaf: leaf.copy(), variables)  # the step will reuse their memory
-    state = TrainState(np.zeros((), np.int32), variables, jax.jit(optimizer.init)(variables["params"]), None)
     mesh = make_mesh(1)
-    train_step = make_train_step(model, optimizer, augment, ema_decay=0.0, state=state, mesh=mesh)
+    train_step, state = timed_train_step(model, variables, augment, mesh, learning_rate=LEARNING_RATE)
     batch = jax.device_put({"image": images, "label": labels}, batch_sharding(mesh))
     key = jax.random.key(0)
     start = time.perf_counter()

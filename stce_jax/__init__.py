@@ -4,6 +4,7 @@ The public names are imported when first used, so that importing the package sta
 """
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -13,16 +14,16 @@ _HOMES = {
     "SuperTokenConvEmbed": "stce_jax.models.embeddings.stce",
     "cluster_super_tokens": "stce_jax.models.ops.supertoken",
     "load_run": "stce_jax.training.assemble",
-    "load_exported": "stce_jax.verbs.export",
+    "load_exported": "stce_jax.convert.program",
 }
 __all__ = list(_HOMES)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return [*globals(), *__all__]

@@ -9,19 +9,21 @@ import io
 import os
 import re
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from etils import epath
 
 from stce_jax.errors import ConfigError
 
 
-def is_remote(path):
+def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is a URL such as gs://bucket/run."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(path)) is not None
 
 
-def open_path(path):
+def open_path(path: epath.PathLike) -> epath.Path:
     """An `epath.Path`: absolute if it is local, with "~" the user's home; a remote one as it is.
 
     Raises:
@@ -41,13 +43,13 @@ def open_path(path):
     return remote
 
 
-def absolute(path):
+def absolute(path: epath.PathLike) -> Path:
     """A local path that means the same from any directory, its last part a name; "~" is the user's home."""
     path = Path(os.path.expanduser(path)).absolute()
     return Path(os.path.realpath(path)) if ".." in path.parts else path
 
 
-def write_bytes(path, data):
+def write_bytes(path: epath.PathLike, data: bytes | bytearray) -> None:
     """Writes a whole file, so that a reader or a crash finds what was there before or all that is new.
 
     Raises:
@@ -58,7 +60,7 @@ def write_bytes(path, data):
 
 
 @contextlib.contextmanager
-def whole_file(path):
+def whole_file(path: epath.PathLike) -> Iterator[BinaryIO]:
     """A binary file to be written bit by bit, that takes its place once all went well; otherwise nothing is left of it.
 
     Raises:
@@ -82,12 +84,25 @@ def whole_file(path):
         raise
 
 
-def write_text(path, text):
+def write_text(path: epath.PathLike, text: str) -> None:
     """`write_bytes` of UTF-8."""
     write_bytes(path, text.encode())
 
 
-def first_line(error):
+@contextlib.contextmanager
+def named_failures(action: str, advice: str, kinds: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
+    """Turns what goes wrong with a file into one line for the user.
+
+    Raises:
+      ConfigError: "cannot ACTION: what the system says; ADVICE", in place of an error of `kinds`.
+    """
+    try:
+        yield
+    except kinds as error:
+        raise ConfigError(f"cannot {action}: {first_line(error)}; {advice}") from error
+
+
+def first_line(error: BaseException) -> str:
     """What an exception says, in one line."""
     line = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), "")
     return textwrap.shorten(line, 300, placeholder=" ...").rstrip(".: ") or type(error).__name__

@@ -98,7 +98,7 @@ def test_an_empty_class(capsys, folder):
 def test_train_and_val_with_different_classes(capsys, folder):
     (folder / "val" / "dog").rename(folder / "val" / "wolf")
     code, error, workdir = refuse_folder(capsys, folder)
-    assert code == 3 and "different classes: 'dog' is in train alone" in error and not workdir.exists()
+    assert code == 3 and "different classes: 'dog' is only in train" in error and not workdir.exists()
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -1,29 +1,35 @@
-"""Learning curves: a colour and a marker for each group of runs, its mean over the runs and the band they lie in."""
+"""Learning curves: a colour and a marker for each group of runs, the mean over its runs and the band they lie in."""
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
+from etils import epath
+from jaxtyping import Float
 
 from stce_jax.paths import is_remote, open_path, write_bytes
 from stce_jax.workdir.metrics import read_metrics
 
-# Of Okabe and Ito's colours, which differ for every kind of colour vision, those that can be seen on white.
+# Those of Okabe and Ito's colours, which differ for every kind of colour vision, that can be seen on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#000000", "#CC79A7")
 MARKERS = "os^DvPX"
-BAND = "band: least to most of the runs"
+BAND = "band: min to max of the runs"
+
+Lines = Sequence[Mapping[str, Any]]  # of one run, as `read_metrics` gives them
 
 
-def curves(groups, path):
+def curves(groups: Mapping[str, Sequence[Lines]], path: epath.PathLike) -> epath.PathLike:
     """Draws loss (left) and top-1 (right) over epochs: evaluation solid with markers, training thin and dashed.
 
-    A group of several runs, such as seeds of one model, is drawn as their mean and a band from the least to the most of
-    them, at the epochs that all of them have that have any: so the mean is of the same runs everywhere.
+    A group of several runs, such as the seeds of one model, is drawn as their mean and a band from their minimum to
+    their maximum, at the epochs that all runs with any value have: the mean is of the same runs everywhere.
 
     Args:
-      groups: {label: [lines of one run, ...]}, lines as `read_metrics` gives them. A group keeps its colour in both
-        panels, and in every figure in which it has the same place.
-      path: of the picture, local or remote; its suffix says the format, such as .png, .svg or .pdf.
+      groups: {label: [lines of one run, ...]}. A group keeps its colour in both panels, and in every figure in which it
+        has the same place.
+      path: of the picture, local or remote; its suffix gives the format, such as .png, .svg or .pdf.
 
     Returns:
       `path`.
@@ -57,17 +63,17 @@ def curves(groups, path):
     return path
 
 
-def plot_curves(workdir):
-    """Draws loss and top-1 over epochs, training and evaluation, to workdir/plots/curves.png; returns that path."""
-    workdir = open_path(workdir)
-    plots = workdir / "plots"
+def plot_curves(workdir: epath.PathLike) -> epath.PathLike:
+    """Draws a run's curves to workdir/plots/curves.png; returns that path. Raises OSError if it cannot be written."""
+    path = open_path(workdir)
+    plots = path / "plots"
     if not is_remote(plots):
         plots.mkdir(exist_ok=True)
-    return curves({workdir.name: [read_metrics(workdir)]}, plots / "curves.png")
+    return curves({path.name: [read_metrics(path)]}, plots / "curves.png")
 
 
-def _over_runs(runs, split, name):
-    """(epochs, values [runs, epochs]) of the runs that have any value, at the epochs that all of these have."""
+def _over_runs(runs: Sequence[Lines], split: str, name: str) -> tuple[list[float], Float[np.ndarray, "runs epochs"]]:
+    """(epochs, values) of the runs that have any value, at the epochs that all of these have."""
     series = [
         {line["epoch"]: line[name] for line in lines if line["split"] == split and line[name] is not None}
         for lines in runs
@@ -77,29 +83,29 @@ def _over_runs(runs, split, name):
     return epochs, np.array([[values[epoch] for epoch in epochs] for values in series])
 
 
-def _style(place, split, points):
-    """How to draw the curve of a split of the group at a place."""
+def _style(place: int, split: str, points: int) -> dict[str, Any]:
+    """How to draw the curve of a split, of `points` points, of the group at a place."""
     colour = COLOURS[place % len(COLOURS)]
     if split == "train":
         return {"color": colour, "linewidth": 0.8, "linestyle": "--", "alpha": 0.7, "marker": "." * (points == 1)}
-    # Groups whose colours are used up twice differ in the marker.
+    # Groups that share a colour differ in the marker.
     marker = MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
     return {"color": colour, "linewidth": 1.6, "marker": marker, "markersize": 5, "markevery": max(1, points // 12)}
 
 
-def _legend(groups):
-    """What the legend shows: each group, then what solid, dashed and bands mean."""
+def _legend(groups: Mapping[str, Sequence[Lines]]) -> list[Any]:
+    """What the legend shows: each group, then what solid lines, dashed lines and bands mean."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles = []
+    handles: list[Any] = []
     for place, (label, runs) in enumerate(groups.items()):
         evaluated = sum(any(line["split"] == "eval" for line in lines) for lines in runs)
         if len(runs) > 1:
             label += f" ({len(runs)} runs" + f", {evaluated} of them evaluated" * (evaluated < len(runs)) + ")"
         elif not evaluated:
             label += " (no evaluation yet)"
-        # matplotlib leaves out what begins with "_", and sets as mathematics what stands between two "$".
+        # matplotlib leaves out labels that begin with "_", and takes text between two "$" for mathematics.
         handles.append(Line2D([], [], label=" " + label.replace("$", r"\$"), **_style(place, "eval", 1)))
     handles.append(Line2D([], [], color="grey", linewidth=1.6, label="evaluation"))
     handles.append(Line2D([], [], color="grey", linewidth=0.8, linestyle="--", label="training"))

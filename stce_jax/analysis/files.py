@@ -1,42 +1,52 @@
 """The files that `stce evaluate --output=DIR` writes: scores, logits of every image, tables and pictures of them."""
 
-import contextlib
 import csv
 import io
 import json
 import math
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from etils import epath
+from jaxtyping import Float, Int
 
-from stce_jax.errors import ConfigError, DataError
-from stce_jax.paths import first_line, is_remote, open_path, write_bytes
+from stce_jax.errors import DataError
+from stce_jax.paths import first_line, is_remote, named_failures, open_path, write_bytes
 
 SCORES = "evaluation.json"
 PREDICTIONS = "predictions.npz"
 IN_RUN = "evaluation"  # directory of a run in which others look for them
-WITH_NUMBERS = 20  # classes, most whose confusions are written into the cells
-WITH_NAMES = 150  # classes, most whose names can be read beside the picture
+WITH_NUMBERS = 20  # max number of classes whose confusions are written into the cells
+WITH_NAMES = 150  # max number of classes whose names can be read beside the picture
 LONGEST = 24  # characters of such a name
+ADVICE = "give another --output"
 
 
-def begin(directory):
-    """Makes the directory; without evaluation.json, which says that all of it belongs together.
+def begin(directory: epath.PathLike) -> None:
+    """Makes the directory; without evaluation.json, which is there only once all files belong together.
 
     Raises:
       ConfigError: it cannot be written to.
     """
-    with _named_failures(directory):
+    with named_failures(f"write to {directory}", ADVICE):
         path = open_path(directory)
         if not is_remote(path):
             path.mkdir(parents=True, exist_ok=True)
         (path / SCORES).unlink(missing_ok=True)
 
 
-def write(directory, result, names, labels, logits):
+def write(
+    directory: epath.PathLike,
+    result: Mapping[str, Any],
+    names: Iterable[str],
+    labels: Int[np.ndarray, "n"],
+    logits: Float[np.ndarray, "n C"],
+) -> None:
     """Writes an evaluation to a directory, each file whole, evaluation.json last.
 
-    evaluation.json has `result` without the confusion matrix, null for what is no number. predictions.npz has "labels"
+    evaluation.json has `result` without the confusion matrix, null for what is not finite. predictions.npz has "labels"
     int32 [n], "logits" float32 [n, C], "names" str [n], "class_ids" str [C]. confusion.csv has true classes in rows,
     predicted ones in columns. confusion.png and reliability.png are pictures.
 
@@ -44,14 +54,13 @@ def write(directory, result, names, labels, logits):
       directory: local or remote.
       result: of `evaluate`.
       names: of the n images, in the order of the other two.
-      labels: int [n].
-      logits: float32 [n, C].
+      labels, logits: of the images.
 
     Raises:
       ConfigError: it cannot be written to.
     """
     archive = io.BytesIO()
-    arrays = {"labels": labels.astype(np.int32), "logits": logits}
+    arrays: dict[str, Any] = {"labels": labels.astype(np.int32), "logits": logits}
     np.savez(archive, **arrays, names=np.array(names, str), class_ids=np.array(result["class_ids"], str))
     confusion, class_names = result["confusion"], result["class_names"]
     files = {
@@ -61,12 +70,12 @@ def write(directory, result, names, labels, logits):
         "reliability.png": _draw_reliability(result["reliability"], result["calibration_error"]),
         SCORES: _json(result),
     }
-    with _named_failures(directory):
+    with named_failures(f"write to {directory}", ADVICE):
         for name, content in files.items():
             write_bytes(open_path(directory) / name, content)
 
 
-def read_predictions(directory):
+def read_predictions(directory: epath.PathLike) -> dict[str, np.ndarray] | None:
     """{"labels" int [n], "hits" bool [n], "class_ids" [C]} of what `write` wrote; None if there is nothing.
 
     Raises:
@@ -81,28 +90,20 @@ def read_predictions(directory):
         return {"labels": labels, "hits": logits.argmax(axis=1) == labels, "class_ids": class_ids}
     except Exception as error:  # of a zip file, its compression, NumPy's header, or its shapes
         raise DataError(
-            f"cannot read {path}: {first_line(error)}; write it anew: "
+            f"cannot read {path}: {first_line(error)}; write it again: "
             f"stce evaluate --workdir={path.parents[1]} --output={path.parent}"
         ) from error
 
 
-@contextlib.contextmanager
-def _named_failures(directory):
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"cannot write to {directory}: {first_line(error)}; give another --output") from error
-
-
-def _json(result):
-    def number(value):
+def _json(result: Mapping[str, Any]) -> bytes:
+    def number(value: Any) -> Any:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     values = {name: number(value) for name, value in result.items() if name != "confusion"}
     return (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
 
 
-def _table(confusion, class_names):
+def _table(confusion: Int[np.ndarray, "C C"], class_names: Sequence[str]) -> bytes:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["true \\ predicted", *class_names])
@@ -110,7 +111,7 @@ def _table(confusion, class_names):
     return table.getvalue().encode(errors="surrogateescape")  # names of folders may be no UTF-8
 
 
-def _draw_confusion(confusion, class_names):
+def _draw_confusion(confusion: Int[np.ndarray, "C C"], class_names: Sequence[str]) -> bytes:
     """Shares of each true class, as colours; with few classes the numbers of images, too."""
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -135,7 +136,7 @@ def _draw_confusion(confusion, class_names):
     return _png(figure)
 
 
-def _draw_reliability(bins, error):
+def _draw_reliability(bins: Sequence[Mapping[str, Any]], error: float) -> bytes:
     """Accuracy over confidence, and how many images have that confidence."""
     from matplotlib.figure import Figure
 
@@ -154,12 +155,12 @@ def _draw_reliability(bins, error):
     return _png(figure)
 
 
-def _label(name):
+def _label(name: str) -> str:
     name = name.encode(errors="replace").decode()  # names of folders may be no UTF-8
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
-def _png(figure):
+def _png(figure: Any) -> bytes:
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # of names in scripts that matplotlib's font does not have

@@ -3,19 +3,22 @@
 Shape letters: n images, C classes.
 """
 
+from typing import Any
+
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 BINS = 15  # of confidence, as in Guo et al.
 
 
-def of_images(logits, labels):
+def of_images(logits: Float[np.ndarray, "n C"], labels: Int[np.ndarray, "n"]) -> dict[str, np.ndarray]:
     """Scores of each image by itself, as the evaluation step counts them: of equal logits the first class's is ahead.
 
     An image with a NaN among its logits is a miss: it has no predicted class, and its loss and confidence are NaN.
 
     Args:
-      logits: float [n, C].
-      labels: int [n], 0..C - 1.
+      logits: of the images.
+      labels: 0..C - 1.
 
     Returns:
       {"label": int64, "predicted": int64, -1 for none, "loss": float64, "confidence": float64, the largest softmax
@@ -40,7 +43,7 @@ def of_images(logits, labels):
     }
 
 
-def summary(images, class_count):
+def summary(images: dict[str, np.ndarray], class_count: int) -> dict[str, Any]:
     """Scores of all images.
 
     Args:
@@ -62,7 +65,7 @@ def summary(images, class_count):
     }
 
 
-def per_class(labels, hits, class_count):
+def per_class(labels: Int[np.ndarray, "n"], hits: Bool[np.ndarray, "n"], class_count: int) -> list[dict[str, Any]]:
     """[{"images", "top1"}] of the classes in turn; "top1" is None for a class without images."""
     counts = np.bincount(labels, minlength=class_count)
     right = np.bincount(labels, weights=hits, minlength=class_count)
@@ -72,19 +75,23 @@ def per_class(labels, hits, class_count):
     ]
 
 
-def confusion(labels, predicted, class_count):
-    """How many images of a class (row) were taken for a class (column), int64 [C, C]; none of those taken for -1."""
+def confusion(
+    labels: Int[np.ndarray, "n"], predicted: Int[np.ndarray, "n"], class_count: int
+) -> Int[np.ndarray, "C C"]:
+    """How many images of a class (row) were taken for a class (column), without those taken for -1."""
     known = predicted >= 0
     cells = labels[known] * class_count + predicted[known]
     return np.bincount(cells, minlength=class_count**2).reshape(class_count, class_count)  # [C * C] -> [C, C]
 
 
-def calibration(confidence, hits, bins=BINS):
+def calibration(
+    confidence: Float[np.ndarray, "n"], hits: Bool[np.ndarray, "n"], bins: int = BINS
+) -> tuple[float, list[dict[str, Any]]]:
     """Expected calibration error: how far confidence is from accuracy, on average over the images (Guo et al. 2017).
 
     Args:
-      confidence: float [n], the probability given to the predicted class, 0..1.
-      hits: bool [n], whether that class was right.
+      confidence: the probability given to the predicted class, 0..1.
+      hits: whether that class was right.
       bins: number of equally wide bins (from, to] of confidence.
 
     Returns:
@@ -111,8 +118,8 @@ def calibration(confidence, hits, bins=BINS):
     ]
 
 
-def softmax(logits):
-    """Probabilities, float64 [n, C]."""
+def softmax(logits: Float[np.ndarray, "n C"]) -> Float[np.ndarray, "n C"]:
+    """Probabilities, in float64."""
     logits = np.asarray(logits, np.float64)
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)

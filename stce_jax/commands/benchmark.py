@@ -4,8 +4,10 @@ import argparse
 import csv
 import io
 import json
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from stce_jax.commands import common
+from stce_jax.commands import common, tables
 from stce_jax.errors import ConfigError
 
 HELP = "measure images a second, latency and memory of models against one another"
@@ -17,8 +19,8 @@ EXAMPLES = """
 A MODEL is a name or pattern of `stce models`, a workdir of a run, or a config; ,KEY=VALUE sets an option of it.
 One device is used. Batches lie on it already: loading and transfer from the host are not included."""
 
-# Header -> (key of the row, how it is shown, least width: so that the blocks of a call stand below one another).
-COLUMNS = {
+# Header -> (key of the row, how it is shown, minimum width: so that the blocks of a call match).
+COLUMNS: dict[str, tuple[str, Callable[[Any], str], int]] = {
     "model": ("model", str, 12),
     "dtype": ("dtype", str, 8),
     "batch": ("batch_size", str, 5),
@@ -37,7 +39,7 @@ COLUMNS = {
 LEFT = ("model", "dtype", "what")
 
 
-def add_arguments(verb):
+def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("models", nargs="+", metavar="MODEL", help="such as vit_s_stce, 'vit_s_*', runs/digits")
     verb.add_argument("--batch_sizes", type=_numbers, help="images of a batch (1,8,32; a run's own)")
     verb.add_argument("--dtypes", type=_words, help="float32, bfloat16 or both, with a comma (the model's own)")
@@ -45,14 +47,14 @@ def add_arguments(verb):
     verb.add_argument("--num_classes", type=int, help="classes of the head (100; a run's own)")
     verb.add_argument("--what", type=_words, default=("inference", "training"), help="inference, training or both")
     verb.add_argument("--rounds", type=int, default=10, help="turns of each model (10)")
-    verb.add_argument("--seconds", type=float, default=0.2, help="that a turn lasts at least (0.2)")
+    verb.add_argument("--seconds", type=float, default=0.2, help="minimum length of a turn (0.2)")
     verb.add_argument("--accumulate", type=int, default=1, help="micro-batches of a training step (1)")
     common.add_modules(verb)
     verb.add_argument("--csv", default="", metavar="FILE", help="write the table there, too")
-    verb.add_argument("--json", default="", metavar="FILE", help="likewise, as a list of objects")
+    verb.add_argument("--json", default="", metavar="FILE", help="write it as a list of objects, too")
 
 
-def run(arguments, _):
+def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.analysis.timing.turns import machine
     from stce_jax.paths import open_path
     from stce_jax.verbs.benchmark import benchmark
@@ -63,9 +65,9 @@ def run(arguments, _):
         if not open_path(file).parent.is_dir():  # before minutes of measuring
             raise ConfigError(f"cannot write {file}: there is no directory {open_path(file).parent}")
     common.register_modules(arguments)
-    printed = []
+    printed: list[Any] = []
 
-    def print_rows(rows):
+    def print_rows(rows: list[dict[str, Any]]) -> None:
         if not printed:
             print(machine(), flush=True)
         lines = table(rows)
@@ -81,31 +83,25 @@ def run(arguments, _):
         raise ConfigError(f"nothing could be measured: {rows[0]['error']}; try smaller --batch_sizes")
 
 
-def table(rows):
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A header and a line for each row, aligned."""
     cells = [list(COLUMNS)]
     for row in rows:
         cells.append(["" if row[key] is None else show(row[key]) for key, show, _ in COLUMNS.values()])
-    columns = zip(COLUMNS.values(), zip(*cells, strict=True), strict=True)
-    widths = [max(least, *map(len, column)) for (_, _, least), column in columns]
-    lines = []
-    for line, row in zip(cells, [None, *rows], strict=True):
-        aligned = [
-            cell.ljust(width) if name in LEFT else cell.rjust(width)
-            for name, cell, width in zip(COLUMNS, line, widths, strict=True)
-        ]
-        error = f"  {row['error']}" if row else ""
-        lines.append(f"{' '.join(aligned)}{error}".rstrip())
-    return lines
+    right = [place for place, name in enumerate(COLUMNS) if name not in LEFT]
+    minimum = [width for _, _, width in COLUMNS.values()]
+    header, *lines = tables.aligned(cells, right, minimum, gap=" ")
+    errors = [f"  {tables.printable(row['error'])}" if row["error"] else "" for row in rows]
+    return [header, *(f"{line}{error}" for line, error in zip(lines, errors, strict=True))]
 
 
-def write(rows, *, csv_file="", json_file=""):
+def write(rows: Sequence[dict[str, Any]], *, csv_file: str = "", json_file: str = "") -> None:
     """Writes rows of `benchmark` to whole files, what was not measured as an empty cell or null.
 
     Raises:
       ConfigError: one cannot be written.
     """
-    from stce_jax.paths import first_line, open_path, write_text
+    from stce_jax.paths import named_failures, open_path, write_text
 
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -113,19 +109,18 @@ def write(rows, *, csv_file="", json_file=""):
     writer.writerows(rows)
     for file, content in ((csv_file, text.getvalue()), (json_file, json.dumps(rows, indent=2) + "\n")):
         if file:
-            try:
+            with named_failures(f"write {file}", "give another file"):
                 write_text(open_path(file), content)
-            except OSError as error:
-                raise ConfigError(f"cannot write {file}: {first_line(error)}; give another file") from error
 
 
-def _short(count):
+def _short(count: float) -> str:
     """17997508 -> 18.0M."""
-    size, unit = next(((size, unit) for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if count >= size), (1, ""))
+    units = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+    size, unit = next(((size, unit) for size, unit in units if count >= size), (1.0, ""))
     return f"{count / size:.3g}{unit}"
 
 
-def _notes(rows):
+def _notes(rows: Sequence[dict[str, Any]]) -> str:
     kinds = sorted({row["memory_kind"] for row in rows if row["memory_kind"]})
     return (
         f"MiB: peak memory ({', '.join(kinds) or 'not measured'}); multiply-adds: of one image forward; "
@@ -133,11 +128,11 @@ def _notes(rows):
     )
 
 
-def _words(text):
+def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
-def _numbers(text):
+def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(map(int, text.split(",")))
     except ValueError as error:

@@ -1,5 +1,9 @@
 """The words of `stce compare`."""
 
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from stce_jax.commands import common, tables
 
 HELP = "show runs side by side: curves, accuracies, what differs"
@@ -8,12 +12,12 @@ EXAMPLES = """
   stce compare runs/* --output=embeddings.svg --checkpoint=best
   stce compare runs/digits runs/patch --json
 
-The first run is the one that the others are held against. Of runs that were evaluated with
+The other runs are compared with the first. Of runs that were evaluated with
 `stce evaluate --workdir=RUN --output=RUN/evaluation` the difference is shown with its 95% interval."""
 NONE = "-"
 
 
-def add_arguments(verb):
+def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("workdirs", nargs="+", metavar="RUN", help="workdirs of runs, finished or not")
     verb.add_argument("--output", default="compare.png", help="picture of the curves (default: compare.png)")
     verb.add_argument("--checkpoint", default="last", help="whose loss and top-1: last (the default), best, or a step")
@@ -21,7 +25,7 @@ def add_arguments(verb):
     common.add_modules(verb)
 
 
-def run(arguments, _):
+def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.verbs.compare import compare, short_names, to_json
 
     common.register_modules(arguments)
@@ -37,7 +41,7 @@ def run(arguments, _):
     print(f"curves in {arguments.output}")
 
 
-def _print_runs(rows, names, checkpoint):
+def _print_runs(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], checkpoint: str) -> None:
     shown = {"last": "last", "best": "best"}.get(checkpoint, f"step {checkpoint}")
     header = ["run", "model", "epochs", "state", f"top-1, {shown}", "best top-1*", f"loss, {shown}"]
     table = [[*header, "parameters", "images/s"]]
@@ -60,11 +64,11 @@ def _print_runs(rows, names, checkpoint):
     print("* the best of all evaluations: chosen on the images of the evaluation, so no independent estimate")
 
 
-def _text(value, form):
+def _text(value: Any, form: str) -> str:
     return NONE if value is None else form.format(value)
 
 
-def _print_differences(rows, names):
+def _print_differences(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
     first = names[rows[0]["run"]]
     for row in rows[1:]:
         changes = "; ".join(row["differences"])
@@ -72,7 +76,7 @@ def _print_differences(rows, names):
         print(tables.printable(f"{names[row['run']]} {text}"))
 
 
-def _print_pairs(pairs, names):
+def _print_pairs(pairs: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
     for pair in pairs:
         first, second = (tables.printable(names[pair[place]]) for place in ("first", "second"))
         if pair.get("reason") == "other images":
@@ -86,7 +90,7 @@ def _print_pairs(pairs, names):
             )
 
 
-def _print_missing(rows, names):
+def _print_missing(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
     missing = [names[row["run"]] for row in rows if not row["predictions"]]
     if missing and len(rows) > 1:
         print(tables.printable(f"no predictions yet, hence no interval of a difference, of {', '.join(missing)}:"))

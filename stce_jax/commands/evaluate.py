@@ -1,5 +1,9 @@
 """The words of `stce evaluate`."""
 
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from stce_jax.commands import common, tables
 
 HELP = "measure a run's accuracy on its validation images, or on others of the same classes"
@@ -8,10 +12,10 @@ EXAMPLES = """
   stce evaluate --workdir=runs/digits --checkpoint=best --per_class --confusion
   stce evaluate --workdir=runs/digits --output=runs/digits/evaluation
   stce evaluate --workdir=runs/pets --dataset=folder --data_dir=other_pets"""
-WIDEST = 20  # classes, most of which the whole matrix is printed; of more, as many pairs
+WIDEST = 20  # max number of classes whose whole matrix is printed; of more classes, this many pairs
 
 
-def add_arguments(verb):
+def add_arguments(verb: argparse.ArgumentParser) -> None:
     common.add_run(verb)
     common.add_data_dir(verb, "where the images are, if not where the run was trained from")
     verb.add_argument("--dataset", default="", help="another dataset with the same classes: folder, imagenet100, ...")
@@ -22,7 +26,7 @@ def add_arguments(verb):
     verb.add_argument("--confusion", action="store_true", help="print which classes are taken for which")
 
 
-def run(arguments, _):
+def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.processes import peers as processes
     from stce_jax.verbs.evaluate import evaluate
 
@@ -48,14 +52,14 @@ def run(arguments, _):
         print(f"{arguments.output}: evaluation.json, predictions.npz, confusion.csv, confusion.png, reliability.png")
 
 
-def _print_per_class(result):
+def _print_per_class(result: Mapping[str, Any]) -> None:
     rows = [["class", "images", "top-1"]]
     for name, scores in zip(result["class_names"], result["per_class"].values(), strict=True):
         rows.append([name, str(scores["images"]), f"{100 * scores['top1']:.2f}%" if scores["images"] else "-"])
     print("\nper class", *tables.aligned(rows, right=(1, 2)), sep="\n")
 
 
-def _print_confusion(confusion, names):
+def _print_confusion(confusion: Any, names: Sequence[str]) -> None:
     counts = confusion.tolist()
     if len(names) <= WIDEST:
         print("\nconfusion: true classes in rows, predicted ones in columns")

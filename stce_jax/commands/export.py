@@ -1,6 +1,7 @@
 """The words of `stce export`."""
 
 import argparse
+from collections.abc import Sequence
 
 from stce_jax.commands import common
 
@@ -14,7 +15,7 @@ in Python:
   logits = model.logits(model.preprocess("seven.png")[None])     [1, classes], in the order of model.class_names"""
 
 
-def add_arguments(verb):
+def add_arguments(verb: argparse.ArgumentParser) -> None:
     common.add_run(verb)
     verb.add_argument("--output", required=True, metavar="DIR", help="the directory to make")
     verb.add_argument(
@@ -26,7 +27,7 @@ def add_arguments(verb):
     verb.add_argument("--batch", type=_batch, metavar="N", help="images in every call (default: symbolic, any number)")
 
 
-def run(arguments, _):
+def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.verbs.export import export
 
     common.register_modules(arguments)
@@ -42,7 +43,7 @@ def run(arguments, _):
     )
 
 
-def _batch(text):
+def _batch(text: str) -> int | None:
     if text == "symbolic":
         return None
     try:

@@ -1,5 +1,9 @@
 """The words of `stce features`."""
 
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
 from stce_jax.commands import common, tables
 from stce_jax.errors import ConfigError
 
@@ -9,7 +13,7 @@ EXAMPLES = """
   stce features photos --workdir=runs/pets --kind=tokens --checkpoint=best"""
 
 
-def add_arguments(verb):
+def add_arguments(verb: argparse.ArgumentParser) -> None:
     common.add_images(verb)
     verb.add_argument(
         "--kind",
@@ -20,7 +24,7 @@ def add_arguments(verb):
     verb.add_argument("--output", default="features.npz", metavar="FILE", help="the file (default: features.npz)")
 
 
-def run(arguments, _):
+def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     import numpy as np
 
     from stce_jax.data.files import list_images
@@ -30,9 +34,9 @@ def run(arguments, _):
         raise ConfigError("arrays cannot be printed; give --output a file")
     files = list_images(arguments.paths)
     common.register_modules(arguments)
-    failures = []
+    failures: list[Exception] = []
     with common.output_file(arguments.output) as file:
-        arrays = features(
+        arrays: Any = features(
             files,
             **common.of_run(arguments),
             kind=arguments.kind,

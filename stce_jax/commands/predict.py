@@ -1,10 +1,13 @@
 """The words of `stce predict`."""
 
+import argparse
 import contextlib
 import csv
 import io
 import json
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO
 
 from stce_jax.commands import common, tables
 from stce_jax.errors import ConfigError
@@ -17,14 +20,17 @@ EXAMPLES = """
 WIDEST = 60  # columns that names of files get before the others are pushed aside
 
 
-def add_arguments(verb):
+Write = Callable[[dict[str, Any]], Any]  # of one record
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
     common.add_images(verb)
     verb.add_argument("--topk", type=int, default=5, metavar="K", help="classes of each image (default: 5)")
     verb.add_argument("--json", default="", metavar="FILE", help="write a JSON array; - is standard output, alone")
     verb.add_argument("--csv", default="", metavar="FILE", help="write a line a class; - is standard output, alone")
 
 
-def run(arguments, _):
+def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     if arguments.json and arguments.json == arguments.csv:
         raise ConfigError(f"--json and --csv would mix in {arguments.json}; give one of them another file")
     from stce_jax.data.files import list_images
@@ -32,8 +38,8 @@ def run(arguments, _):
 
     files = list_images(arguments.paths)
     common.register_modules(arguments)
-    failures = []
-    records = predict(
+    failures: list[Exception] = []
+    records: Any = predict(
         files,
         **common.of_run(arguments),
         topk=arguments.topk,
@@ -57,11 +63,11 @@ def run(arguments, _):
 
 
 @contextlib.contextmanager
-def _json(file):
+def _json(file: BinaryIO) -> Iterator[Write]:
     """Writes an array, a record a line."""
     separator = "["
 
-    def write(record):
+    def write(record: dict[str, Any]) -> None:
         nonlocal separator
         file.write(f"{separator}\n{json.dumps(record, allow_nan=False)}".encode())
         separator = ","
@@ -71,8 +77,8 @@ def _json(file):
 
 
 @contextlib.contextmanager
-def _csv(file):
-    def write(*rows):
+def _csv(file: BinaryIO) -> Iterator[Write]:
+    def write(*rows: Sequence[Any]) -> None:
         lines = io.StringIO()
         csv.writer(lines, lineterminator="\n").writerows(rows)
         file.write(lines.getvalue().encode(errors="surrogateescape"))  # names of files may be no UTF-8
@@ -86,12 +92,12 @@ def _csv(file):
     )
 
 
-def _table(files):
-    """Prints a line a class; the file's name stands in the first. Classes come last, for their widths differ most."""
+def _table(files: Sequence[str]) -> Write:
+    """Prints a line a class, the first with the file's name. Classes come last, for their widths differ most."""
     width = min(WIDEST, max(map(tables.width, ["image", *files])))
     print(tables.line(["image", "probability", "class"], (width, 11, 0), right=(1,)))
 
-    def write(record):
+    def write(record: dict[str, Any]) -> None:
         for place, one in enumerate(record["classes"]):
             cells = ["" if place else record["name"], f"{100 * one['probability']:.2f}%", one["name"]]
             print(tables.line(cells, (width, 11, 0), right=(1,)))

@@ -1,5 +1,7 @@
 """The words of `stce prepare`."""
 
+import argparse
+
 from stce_jax.commands import common
 
 HELP = "make a data set of images in class folders, archives or parquet shards"
@@ -11,7 +13,7 @@ EXAMPLES = """
   stce prepare imagenet100 --source=~/ILSVRC2012 --raw_short_side=256"""
 
 
-def add_arguments(verb):
+def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("dataset", help="imagenet100, imagenet2012, or folder for any classes")
     verb.add_argument(
         "--source",
@@ -27,12 +29,12 @@ def add_arguments(verb):
         "--raw_short_side",
         type=int,
         default=0,
-        help="store pixels, the short side made this many, in place of files: larger, and no decoding (0: files)",
+        help="store pixels instead of files, resized to this short side: larger, and no decoding (0: files)",
     )
     verb.add_argument("--workers", type=int, default=0, help="threads (0: one a core)")
 
 
-def run(arguments, _):
+def run(arguments: argparse.Namespace, _: list[str]) -> None:
     from stce_jax.verbs.prepare import prepare
 
     prepare(

@@ -1,5 +1,7 @@
 """The words of `stce show-data`."""
 
+import argparse
+
 from stce_jax.commands import common
 
 HELP = "draw a training batch as the model sees it"
@@ -8,14 +10,14 @@ EXAMPLES = """
   stce show-data --config=stce_vit_s --output=batch.png --step=1000 --config.augment.cutmix=0"""
 
 
-def add_arguments(verb):
+def add_arguments(verb: argparse.ArgumentParser) -> None:
     common.add_config(verb)
     verb.add_argument("--output", default="show_data.png", help="the picture to write (default: show_data.png)")
     verb.add_argument("--step", type=int, default=0, help="the training step whose batch is drawn (default: 0)")
     verb.usage = "stce show-data --config=CONFIG [--data_dir=DIR] [--output=FILE] [--step=N] [--config.KEY=VALUE ...]"
 
 
-def run(arguments, overrides):
+def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = common.load_config(arguments, overrides)
     from stce_jax.verbs.show_data import show_data
 

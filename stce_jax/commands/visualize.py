@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 
 from stce_jax.commands import common, tables
 from stce_jax.errors import ConfigError
@@ -16,7 +17,7 @@ EXAMPLES = """
 In each iteration a pixel of the stem's features belongs to the super token of its greatest affinity."""
 
 
-def add_arguments(verb):
+def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("paths", nargs="+", metavar="PATH", help="image files, and folders with images at any depth")
     common.add_run(verb, required=False)
     verb.add_argument("--model", default="", help="instead of a run: a model of `stce models` with random weights")
@@ -28,7 +29,7 @@ def add_arguments(verb):
     verb.add_argument("--output", default="", help="directory of the pictures (visualize in the workdir, or here)")
 
 
-def run(arguments, _):
+def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     of_run, size = common.of_run(arguments), arguments.image_size
     if bool(arguments.workdir) == bool(arguments.model):
         raise ConfigError("give either --workdir=RUN or --model=NAME")
@@ -47,7 +48,7 @@ def run(arguments, _):
     else:
         subject = open_run(**of_run, image_size=size)
         output = arguments.output or os.path.join(arguments.workdir, "visualize")
-    failures = []
+    failures: list[Exception] = []
     visualize(
         files,
         subject,
@@ -61,7 +62,7 @@ def run(arguments, _):
     common.end_with(failures, len(files))
 
 
-def _token(text):
+def _token(text: str) -> tuple[int, int]:
     try:
         row, column = map(int, text.split(","))
     except ValueError:

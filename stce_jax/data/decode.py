@@ -1,4 +1,4 @@
-"""On the host: encoded bytes to a uint8 crop of the training size. Pixels leave the host as bytes, nothing more.
+"""On the host: from encoded bytes to a uint8 crop of the training size. Pixels leave the host as bytes.
 
 Shape letters: H W image height and width.
 """
@@ -8,10 +8,12 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
+from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from stce_jax.errors import ConfigError, DataError
@@ -19,34 +21,34 @@ from stce_jax.errors import ConfigError, DataError
 MAX_PIXELS = 89_478_485  # of an image; a quarter of a GiB as RGB, where Pillow begins to warn
 # What Pillow may try. More formats than these are a risk without a use: EPS, say, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
-# Such images are refused; Pillow's warning would only be a second voice.
+# Such images are refused; Pillow's warning would only repeat that.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Damaged EXIF data; their orientation is not applied anyway.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
-# As `raw_file` writes it. Any other kind of PPM is left to Pillow.
+# What `raw_file` writes. Pillow reads any other kind of PPM.
 _RAW_HEADER = re.compile(rb"P6\n([1-9][0-9]{0,8}) ([1-9][0-9]{0,8})\n255\n")
 
-LONGEST = 16  # short sides, what of an image's long side is looked at for the central square
+LONGEST = 16  # short sides; only this much of a long side is resized for the central square
 
 
-def decode_image(encoded, name):
+def decode_image(encoded: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
     """Decodes an image file by its content, whatever it is called; JPEGs by the faster simplejpeg, raw pixels at once.
 
     The same in training, evaluation, prediction and preparing: the first frame of an animation; alpha is dropped;
     palettes are looked up; of 16 bits the high byte counts; CMYK as Pillow converts it; grey in three equal channels.
-    The EXIF orientation is not applied, as in ImageNet's usual pipelines. Images above MAX_PIXELS are refused by what
-    their header says, so that a small file cannot claim all memory.
+    The EXIF orientation is not applied, as in ImageNet's usual pipelines. Images above MAX_PIXELS are refused by their
+    header, so that a small file cannot claim all memory.
 
     Args:
       encoded: the file's bytes.
       name: what to call the image in an error message.
 
     Returns:
-      [H, W, 3] uint8, red green blue; maybe read-only.
+      Red, green, blue; maybe read-only.
 
     Raises:
-      DataError: the bytes are no readable image of one of FORMATS, or too large.
+      DataError: the bytes are not a readable image of one of FORMATS, or it is too large.
     """
     try:
         if encoded[:3] == b"\xff\xd8\xff":
@@ -62,7 +64,7 @@ def decode_image(encoded, name):
             if len(encoded) == header.end() + 3 * width * height:
                 return np.frombuffer(encoded, np.uint8, offset=header.end()).reshape(height, width, 3)
         with open_image(encoded) as image:
-            if image.mode.startswith("I;16"):  # convert() would clip it to white; the high byte, as in 16-bit colour
+            if image.mode.startswith("I;16"):  # convert() would clip it to white
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
             if image.mode in ("I", "F"):
                 raise ValueError(f"its pixels are of mode {image.mode}, not 8 or 16 bits a channel")
@@ -70,13 +72,15 @@ def decode_image(encoded, name):
             image.info.pop("transparency", None)  # of palette and key colours; Pillow warns where it drops it itself
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError as error:
-        raise DataError(f"cannot decode {name}: it is no image that Pillow knows; repair or remove it") from error
+        raise DataError(
+            f"cannot decode {name}: Pillow does not recognise it as an image; repair or remove it"
+        ) from error
     except Exception as error:  # whatever Pillow's plugins make of damaged files
         raise DataError(f"cannot decode {name}: {error}; repair or remove it") from error
 
 
-def open_image(encoded):
-    """The file as a Pillow image, its header read and its pixels not.
+def open_image(encoded: bytes) -> Image.Image:
+    """The file as a Pillow image of which only the header was read.
 
     Raises:
       TooLargeError: it has more than MAX_PIXELS.
@@ -94,45 +98,36 @@ class TooLargeError(Exception):
     """An image that would take too much memory."""
 
 
-def _check_pixels(width, height):
+def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise TooLargeError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,} altogether")
 
 
-def raw_file(image, short_side):
-    """Pixels as a file that `decode_image` need not decode: binary PPM, of images no larger than asked.
+def raw_file(image: UInt8[np.ndarray, "H W 3"], short_side: int) -> bytes:
+    """Pixels as a file that `decode_image` need not decode: binary PPM, a header and the pixels.
 
-    Larger ones are first made as small as `center_crop` would: so the evaluation's view of size 224 and fraction 0.875
-    is the same to the bit at a short side of 256, unless the image is more than LONGEST times as long as wide.
-
-    Args:
-      image: [H, W, 3] uint8.
-      short_side: pixels that the short side may have; smaller images keep their size.
-
-    Returns:
-      bytes: a header and [H, W, 3] uint8.
+    Images with a longer short side are first resized to `short_side` pixels, as `center_crop` does: so the evaluation's
+    view of size 224 and fraction 0.875 is the same to the bit at a short side of 256, unless the image is more than
+    LONGEST times as long as wide.
     """
     resized = _with_short_side(image, short_side) if min(image.shape[:2]) > short_side else Image.fromarray(image)
     return b"P6\n%d %d\n255\n" % resized.size + resized.tobytes()
 
 
-def _with_short_side(image, length):
-    """[H, W, 3] uint8 as a Pillow image whose short side has `length` pixels; rounds as torchvision."""
+def _with_short_side(image: UInt8[np.ndarray, "H W 3"], length: int) -> Image.Image:
+    """The image resized (bicubic) so that its short side has `length` pixels; rounds as torchvision."""
     height, width, _ = image.shape
     short = min(height, width)
     return Image.fromarray(image).resize((length * width // short, length * height // short), Image.Resampling.BICUBIC)
 
 
-def center_crop(image, size, fraction):
+def center_crop(image: UInt8[np.ndarray, "H W 3"], size: int, fraction: float) -> UInt8[np.ndarray, "size size 3"]:
     """DeiT's evaluation view: short side to size / fraction (bicubic), then the central square; rounds as torchvision.
 
     Args:
-      image: [H, W, 3] uint8.
+      image: of any size.
       size: side of the result in pixels.
       fraction: share of the short side that the square covers, 0 < fraction <= 1; DeiT's is 0.875.
-
-    Returns:
-      [size, size, 3] uint8.
     """
     height, width, _ = image.shape
     short, scaled = min(height, width), int(size / fraction)
@@ -145,15 +140,17 @@ def center_crop(image, size, fraction):
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
-def read_view(image, *, size, fraction):
-    """DeiT's evaluation view of a path, encoded bytes, or uint8 [H, W, 3]: uint8 [size, size, 3], see `center_crop`.
+def read_view(
+    image: str | os.PathLike[str] | bytes | UInt8[np.ndarray, "H W 3"], *, size: int, fraction: float
+) -> UInt8[np.ndarray, "size size 3"]:
+    """DeiT's evaluation view of a file, encoded bytes, or pixels, see `center_crop`.
 
     Raises:
       DataError: it cannot be read or decoded.
     """
     name = "the image"
     if isinstance(image, str | os.PathLike):
-        name = os.fspath(image)
+        name = str(os.fspath(image))
         try:
             image = Path(image).read_bytes()
         except OSError as error:
@@ -163,50 +160,55 @@ def read_view(image, *, size, fraction):
     return center_crop(image, size, fraction)
 
 
-def random_resized_crop(rng, image, size, *, area, ratio, resize="pillow"):
+def random_resized_crop(
+    rng: np.random.Generator,
+    image: UInt8[np.ndarray, "H W 3"],
+    size: int,
+    *,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    resize: str = "pillow",
+) -> UInt8[np.ndarray, "size size 3"]:
     """A random part of the image, resized to a square (bicubic): Inception's augmentation, as torchvision draws it.
 
     Args:
-      rng: np.random.Generator.
-      image: [H, W, 3] uint8.
+      rng: source of the draws.
+      image: of any size.
       size: side of the result in pixels.
-      area: (least, most) share of the image's area, 0..1.
-      ratio: (least, most) width over height, drawn log-uniformly.
-      resize: "pillow", or "simd": the same bicubic by vector instructions, in a fifth of the time. Both first make the
-        rows shorter and then the columns, but for Pillow 13, which takes tall parts the other way round; in one order,
+      area: minimum and maximum of the part's share of the image's area, 0..1.
+      ratio: minimum and maximum of its width over its height, drawn log-uniformly.
+      resize: "pillow", or "simd": the same bicubic by vector instructions, in a fifth of the time. Both first shorten
+        the rows and then the columns, except Pillow 13, which takes tall parts the other way round; in the same order
         they differ by at most 2 of 255 levels.
-
-    Returns:
-      [size, size, 3] uint8.
 
     Raises:
       ConfigError: "simd" is not installed.
     """
-    top, left, height, width = _draw_box(rng, *image.shape[:2], area, ratio)
+    top, left, height, width = _draw_box(rng, image.shape[0], image.shape[1], area, ratio)
     part = image[top : top + height, left : left + width]
     if resize == "simd":
         return simd_resize()(part, size)
-    part = Image.fromarray(np.ascontiguousarray(part))
-    return np.asarray(part.resize((size, size), Image.Resampling.BICUBIC))
+    picture = Image.fromarray(np.ascontiguousarray(part))
+    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
 
 
 @functools.cache
-def simd_resize():
-    """The function ([H, W, 3] uint8, size) -> [size, size, 3] uint8, or a ConfigError."""
+def simd_resize() -> Callable[[UInt8[np.ndarray, "H W 3"], int], UInt8[np.ndarray, "size size 3"]]:
+    """The function (image, size) -> resized image; ConfigError if its package is not installed."""
     try:
         import cykooz_resizer as simd
     except ImportError as error:
         raise ConfigError(
-            'config.augment.resize="simd" needs the package cykooz-resizer; install it, or take "pillow"'
+            'config.augment.resize="simd" needs the package cykooz-resizer; install it, or use "pillow"'
         ) from error
     pixels, bicubic = simd.PixelType.U8x3, simd.ResizeAlg.convolution(simd.FilterType.catmull_rom)
     options = simd.ResizeOptions(resize_alg=bicubic, use_alpha=False)
 
-    def resize(image, size):
+    def resize(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
         height, width, _ = image.shape
         whole = simd.ImageData(width, height, pixels, image.tobytes())
         short, square = simd.ImageData(size, height, pixels), simd.ImageData(size, size, pixels)
-        resizer = simd.Resizer()  # one would not serve several threads
+        resizer = simd.Resizer()  # not thread-safe
         resizer.resize(whole, short, options)
         resizer.resize(short, square, options)
         return np.frombuffer(square.get_buffer(), np.uint8).reshape(size, size, 3)
@@ -214,7 +216,9 @@ def simd_resize():
     return resize
 
 
-def _draw_box(rng, height, width, area, ratio):
+def _draw_box(
+    rng: np.random.Generator, height: int, width: int, area: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
     """(top, left, height, width): ten tries, then the largest central box whose ratio is in range."""
     for _ in range(10):
         target = height * width * rng.uniform(*area)

@@ -4,13 +4,26 @@
 into 1,437 for training and 360 for testing.
 """
 
+import contextlib
+import hashlib
 import io
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from stce_jax.data.catalog import SPLITS, VERSION
+from stce_jax.data.dataset import SPLITS, Dataset, hash_of
+from stce_jax.data.locks import locked
+from stce_jax.data.places import VERSION
+from stce_jax.data.records import TfdsSource, damaged
+from stce_jax.errors import DataError
+
+MEAN, STD = (0.305, 0.305, 0.305), (0.376, 0.376, 0.376)  # of the training images
 
 
 class Digits(tfds.core.ShardBasedBuilder):
@@ -19,7 +32,7 @@ class Digits(tfds.core.ShardBasedBuilder):
     VERSION = tfds.core.Version(VERSION)
     name = "digits"
 
-    def _info(self):
+    def _info(self) -> Any:
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
@@ -31,12 +44,12 @@ class Digits(tfds.core.ShardBasedBuilder):
             description=__doc__,
         )
 
-    def _shard_iterators_per_split(self, dl_manager):
+    def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list]:
         del dl_manager  # nothing to download
         return {split: [lambda split=split: _examples(split)] for split in SPLITS}
 
 
-def _examples(split):
+def _examples(split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (key, example) of one split; the split is drawn class by class with a fixed seed."""
     from sklearn.datasets import load_digits  # here, for scikit-learn takes a second to import and is needed once
     from sklearn.model_selection import train_test_split
@@ -48,5 +61,61 @@ def _examples(split):
         grey = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)  # [8, 8]
         png = io.BytesIO()
         Image.fromarray(grey).convert("RGB").save(png, format="PNG")
-        png.seek(0)  # tfds stores an unrewound buffer as an empty image, without a word
+        png.seek(0)  # tfds silently stores an unrewound buffer as an empty image
         yield int(index), {"image": png, "label": int(digits.target[index])}
+
+
+def prepare_digits(data_dir: Path) -> Path:
+    """Writes the digits below `data_dir` unless they are there; processes that come at the same time wait.
+
+    Returns:
+      Their directory.
+
+    Raises:
+      DataError: it cannot be written.
+    """
+    directory = data_dir / "digits" / VERSION
+    if directory.is_dir():
+        return directory
+    try:
+        with locked(data_dir / "digits.lock"):
+            if not directory.is_dir():
+                _write_digits(data_dir)
+    except OSError as error:
+        raise DataError(
+            f"cannot prepare the digits in {data_dir}: {error.strerror}; give another --data_dir"
+        ) from error
+    return directory
+
+
+def _write_digits(data_dir: Path) -> None:
+    for leftover in (data_dir / "digits").glob("incomplete*"):  # of a process killed while preparing
+        shutil.rmtree(leftover)
+    # tfds announces a download that never happens, and keeps a folder for it.
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as no_downloads:
+        builder = Digits(data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare(download_dir=no_downloads)
+
+
+def open_digits(directory: Path) -> Dataset:
+    """Opens what `prepare_digits` wrote; DataError if it is damaged."""
+    try:
+        builder = tfds.builder_from_directory(directory)
+        train, val = (TfdsSource(builder, split) for split in SPLITS)
+    except Exception as error:  # whatever tfds and array_record make of damaged files
+        raise damaged(directory, error) from error
+    names = tuple(builder.info.features["label"].names)
+
+    def find_fingerprint() -> str:
+        records = (source[index] for source in (train, val) for index in range(len(source)))
+        return hash_of(f"{record['label']} {hashlib.sha256(record['image']).hexdigest()}" for record in records)
+
+    return Dataset(
+        train=train,
+        val=val,
+        class_ids=names,
+        class_names=names,
+        find_fingerprint=find_fingerprint,
+        mean=MEAN,
+        std=STD,
+    )

@@ -1,4 +1,4 @@
-"""Batches made in the background, under watch: whoever waits for one too long is told what holds it up.
+"""Batches made in the background; waiting for one too long ends with a message that names the cause.
 
 A run that is killed leaves nothing behind: worker processes send their batches through pipes, not shared memory, and
 end when their parent does, however it dies.
@@ -11,47 +11,54 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import Any, Self
 
 from stce_jax.data import views
 from stce_jax.errors import DataError, PreemptedError
 
 READY = 2  # batches that wait in memory to be taken
-LOOK = 0.5  # seconds between two looks at who is late
-REPORT = 10.0  # seconds after which a late batch is reported, if it is still to come
+LOOK = 0.5  # seconds between two looks at the worker processes
+REPORT = 10.0  # seconds after which a late batch is reported
 _END = object()
 
 
 class Feeder:
-    """An iterator over a grain dataset that a thread of its own keeps ahead of; a context manager, to be closed.
+    """An iterator over a grain dataset, which a thread of its own reads ahead; a context manager, to be closed.
 
     Args:
       dataset: a grain IterDataset.
       timeout: seconds after which a missing element ends the iteration.
-      stop: function without arguments, or None; once it is true, nobody waits for an element any longer.
+      stop: function, or None; once it returns true, `next` waits no longer.
 
     Raises:
       DataError: from `next`: an image cannot be read, a worker process died, or nothing came in time.
       PreemptedError: from `next`: it would have to wait, and `stop` is true.
     """
 
-    def __init__(self, dataset, *, timeout, stop=None):
+    def __init__(self, dataset: Any, *, timeout: float, stop: Callable[[], bool] | None = None) -> None:
         self._dataset, self._timeout, self._stop = dataset, timeout, stop
-        self._ready = queue.Queue(maxsize=READY)
+        self._ready: queue.Queue[Any] = queue.Queue(maxsize=READY)
         self._closed = threading.Event()
-        self._others, self._workers, self._started = _grain_processes(), set(), False
+        self._others, self._started = _grain_processes(), False
+        self._workers: set[BaseProcess] = set()
         self._thread = threading.Thread(target=self._fill, name="stce feeder", daemon=True)
         self._thread.start()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self):
+    def __next__(self) -> Any:
         start = time.monotonic()
         reported = False
         while True:
@@ -61,7 +68,7 @@ class Feeder:
             except queue.Empty:
                 self._look_at_workers()
                 if self._stop and self._stop():
-                    raise PreemptedError("stopped while waiting for data; run again to go on") from None
+                    raise PreemptedError("stopped while waiting for data; run again to resume") from None
                 waited = time.monotonic() - start
                 if waited > self._timeout:
                     self._kill_workers()
@@ -71,37 +78,38 @@ class Feeder:
                 if waited > REPORT and not reported:
                     print(f"stce: waiting for data for {waited:.0f} s{_culprit()}", file=sys.stderr, flush=True)
                     reported = True
-        if element is _END or isinstance(element, BaseException):
-            self._ready.put(element)  # so that asking again ends alike
-            if element is _END:
-                raise StopIteration
+        if element is _END:
+            self._ready.put(element)  # so that the next call ends in the same way
+            raise StopIteration
+        if isinstance(element, BaseException):
+            self._ready.put(element)
             if not isinstance(element, DataError):
                 self._look_at_workers()  # whose death may have been the cause
-            if isinstance(element, RuntimeError) and "Worker process" in str(element):  # it died before it was known
+            if isinstance(element, RuntimeError) and "Worker process" in str(element):  # it died before it was noticed
                 raise DataError(f"a loader process died: {element}") from element
             raise element
         return element
 
-    def close(self):
-        """Ends the thread and the worker processes; what they have in hand is dropped."""
+    def close(self) -> None:
+        """Ends the thread and the worker processes; what they are reading is dropped."""
         self._closed.set()
-        while True:  # a full queue would hold the thread up
+        while True:  # a full queue would block the thread
             try:
                 self._ready.get_nowait()
             except queue.Empty:
                 break
         self._ready.put(_END)
         self._thread.join(timeout=LOOK)
-        self._know_workers()
+        self._find_workers()
         self._kill_workers()
         self._thread.join(timeout=10 * LOOK)
 
-    def _fill(self):
+    def _fill(self) -> None:
         try:
             iterator = iter(self._dataset)
             try:
                 for element in iterator:
-                    self._know_workers()
+                    self._find_workers()
                     self._started = True
                     if not self._put(element):
                         return
@@ -111,7 +119,7 @@ class Feeder:
         except BaseException as error:
             self._put(error)
 
-    def _put(self, element):
+    def _put(self, element: Any) -> bool:
         while not self._closed.is_set():
             try:
                 self._ready.put(element, timeout=LOOK)
@@ -120,39 +128,39 @@ class Feeder:
                 continue
         return False
 
-    def _know_workers(self):
-        """Remembers the processes that grain starts for this feeder; all are there once the first element is."""
+    def _find_workers(self) -> None:
+        """Remembers the processes that grain starts for this feeder; all of them run before the first element comes."""
         if not self._started:
             self._workers |= _grain_processes() - self._others
 
-    def _look_at_workers(self):
-        self._know_workers()
+    def _look_at_workers(self) -> None:
+        self._find_workers()
         for worker in self._workers:
             code = worker.exitcode
             if code is not None and code < 0:
                 raise DataError(
                     f"loader process {worker.pid} was killed by signal {-code}; if memory ran out, use fewer "
-                    "--config.loader_workers. Run again to go on"
+                    "--config.loader_workers. Run again to resume"
                 )
             if code:
                 raise DataError(f"loader process {worker.pid} ended with code {code}; see what it printed")
 
-    def _kill_workers(self):
+    def _kill_workers(self) -> None:
         for worker in self._workers:
             worker.kill()
 
 
-def _grain_processes():
+def _grain_processes() -> set[BaseProcess]:
     return {child for child in multiprocessing.active_children() if child.name.startswith("grain")}
 
 
-def _culprit():
+def _culprit() -> str:
     work = views.slowest()
     return f": {work[0]} has been read for {work[1]:.0f} s" if work else ""
 
 
-def prepare_worker(timeout, index, count):
-    """Makes a loader process end with its parent, leave signals to it, and say which image it hangs on."""
+def prepare_worker(timeout: float, index: int, count: int) -> None:
+    """Makes a loader process end with its parent, leave signals to it, and report which image it hangs on."""
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):  # they often go to the whole group, and the parent has yet to save
         signal.signal(number, signal.SIG_IGN)
@@ -160,15 +168,17 @@ def prepare_worker(timeout, index, count):
     threading.Thread(target=_report_stuck, args=(timeout,), daemon=True).start()
 
 
-def _end_with_parent():
-    multiprocessing.parent_process().join()
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is no worker process"
+    parent.join()
     os._exit(1)
 
 
-def _report_stuck(timeout):
+def _report_stuck(timeout: float) -> None:
     while True:
         time.sleep(LOOK)
         work = views.slowest()
-        if work and work[1] > min(timeout, REPORT) / 2:  # before the parent loses its patience
+        if work and work[1] > min(timeout, REPORT) / 2:  # before the parent's own timeout
             print(f"stce: a loader process is stuck{_culprit()}", file=sys.stderr, flush=True)
             time.sleep(timeout)

@@ -53,6 +53,6 @@ def read_image(path: PathLike) -> UInt8[np.ndarray, "H W 3"]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe, say, from which nothing may ever come
             raise DataError(f"cannot read {path}: it is no regular file")
-        return decode_image(Path(path).read_bytes(), path)
+        return decode_image(Path(path).read_bytes(), os.fspath(path))
     except OSError as error:
         raise DataError(f"cannot read {path}: {first_line(error)}") from error

@@ -4,10 +4,14 @@ The order of training examples, and every host-side draw, is a pure function of 
 where position = step x global batch + row. A loader that starts at any step, with any number of threads, workers or
 processes, continues the same stream. A process loads the rows that its devices hold: of P processes, number p the p-th
 P-th of every global batch.
+
+Shape letters: B images of a global batch.
 """
 
 import functools
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import grain
 import jax
@@ -15,17 +19,29 @@ import numpy as np
 from absl import flags
 
 from stce_jax.data.feeder import Feeder, prepare_worker
-from stce_jax.data.views import Stream
+from stce_jax.data.views import Stream, Views
 from stce_jax.errors import check_range
 
 
-def train_batches(views, *, batch_size, repeats, seed, salt, start_step, threads, workers, timeout, stop=None):
+def train_batches(
+    views: Views,
+    *,
+    batch_size: int,
+    repeats: int,
+    seed: int,
+    salt: int,
+    start_step: int,
+    threads: int,
+    workers: int,
+    timeout: float,
+    stop: Callable[[], bool] | None = None,
+) -> Feeder:
     """This process's share of every global batch from `start_step` on, without end.
 
     Args:
-      views: a `stce_jax.data.views.Views`.
+      views: of the training images.
       batch_size: images of a global batch; must be divisible by the number of processes.
-      repeats: how many times in a row an image comes, cut anew each time; an epoch keeps its length, so that of n
+      repeats: how often in a row an image comes, each time with another crop; an epoch keeps its length, so of n
         images the first n / repeats of its order come (repeated augmentation, Hoffer et al. 2020, as DeiT draws it).
       seed: of order and crops.
       salt: of the order, see `Stream`.
@@ -35,17 +51,17 @@ def train_batches(views, *, batch_size, repeats, seed, salt, start_step, threads
       timeout, stop: see `Feeder`.
 
     Returns:
-      A `Feeder` of {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes]}; to be closed.
+      An iterator over {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes]}; to be closed.
     """
     rows = batch_size // jax.process_count()
     first = start_step * batch_size + jax.process_index() * rows
     stream = Stream(views, seed=seed, salt=salt, repeats=repeats, first=first, rows=rows, batch_size=batch_size)
     examples = grain.MapDataset.range(sys.maxsize).map(stream.example)
     if workers:
-        # Whole batches, for a worker takes every n-th element of what it is given.
+        # Whole batches: a worker takes every n-th element.
         batches = examples.batch(rows).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain hands them to its workers
+            flags.FLAGS.mark_as_parsed()  # grain passes them to its workers
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         # Through pipes: named shared memory would outlive a killed run.
         through_pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
@@ -56,18 +72,18 @@ def train_batches(views, *, batch_size, repeats, seed, salt, start_step, threads
     return Feeder(batches, timeout=timeout, stop=stop)
 
 
-def eval_batches(views, *, batch_size, threads, timeout):
+def eval_batches(views: Views, *, batch_size: int, threads: int, timeout: float) -> Feeder:
     """This process's share of one pass over the views, every image once.
 
-    The last global batch is filled up with black images of weight 0, so that all processes see equally many batches.
+    The last global batch is filled with black images of weight 0, so that all processes see the same number of batches.
 
     Returns:
-      A `Feeder` of {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes], "weight": float32,
-      1 or 0}; to be closed.
+      An iterator over {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes], "weight": float32
+      [B / processes], 1 or 0}; to be closed.
     """
     count = len(views)
 
-    def example(position):
+    def example(position: int) -> dict[str, Any]:
         if position >= count:
             image, label = np.zeros((views.size, views.size, 3), np.uint8), np.int32(0)
         else:
@@ -80,18 +96,18 @@ def eval_batches(views, *, batch_size, threads, timeout):
     return Feeder(examples.to_iter_dataset(_read_options(threads, rows)).batch(rows), timeout=timeout)
 
 
-def _read_options(threads, rows):
+def _read_options(threads: int, rows: int) -> Any:
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * rows, threads))
 
 
-def to_devices(batches, sharding):
+def to_devices(batches: Iterable[dict[str, np.ndarray]], sharding: jax.sharding.Sharding) -> Iterator[dict[str, Any]]:
     """Turns process-local NumPy batches into global device arrays.
 
-    A batch is sent when it is asked for. Steps are dispatched without waiting for them, so that is while the step
-    before is being computed.
+    A batch is sent when it is requested. Steps are dispatched without waiting for them, so that happens while the
+    previous step is computed.
     """
     for batch in batches:
-        with jax.transfer_guard("allow"):  # of several processes, JAX does not see that this is asked for
+        with jax.transfer_guard("allow"):  # with several processes, JAX takes this for an implicit transfer
             sent = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
         yield sent
 

@@ -1,11 +1,15 @@
 """Where prepared datasets lie in a data_dir: DATASET/NAME-HASH/VERSION, of raw pixels DATASET/NAME-HASH-rawN/VERSION.
 
-NAME is what the list of classes, or the source's folder, is called, HASH stands for the classes, N is the short side.
+NAME is what the list of classes, or the source's folder, is called, HASH identifies the classes, N is the short side.
 """
 
 import os
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+from etils import epath
 
 from stce_jax.data import class_lists
 from stce_jax.errors import ConfigError, DataError
@@ -13,43 +17,49 @@ from stce_jax.paths import is_remote
 
 VERSION = "1.0.0"  # of what is prepared; names its directories
 INFO_FILE = "dataset_info.json"  # tfds's
+Directory = TypeVar("Directory", Path, epath.Path)  # local, or maybe remote
 
 
-def prepared(root, name):
+def default_data_dir() -> Path:
+    """The user's data directory: $XDG_DATA_HOME/stce_jax, or ~/.local/share/stce_jax."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "stce_jax"
+
+
+def prepared(root: Directory, name: str) -> list[Directory]:
     """Directories of the prepared datasets of this name, sorted."""
     found = (root / name).glob(f"*/{VERSION}")
     return sorted(path for path in found if not path.parent.name.startswith("incomplete") and is_complete(path))
 
 
-def is_complete(directory):
+def is_complete(directory: Path | epath.Path) -> bool:
     """Whether a dataset is there. A local one takes its place whole; a remote one has this file uploaded last."""
     return (directory / INFO_FILE).exists() if is_remote(directory) else directory.is_dir()
 
 
-def config_name(name, class_ids, raw_short_side=0):
+def config_name(name: str, class_ids: Iterable[str], raw_short_side: int = 0) -> str:
     """The name of a prepared dataset's directory, by what its list of classes is called."""
     return f"{name}-{class_lists.list_hash(class_ids)}{_raw_mark(raw_short_side)}"
 
 
-def raw_short_side_of(directory):
+def raw_short_side_of(directory: Path | epath.Path) -> int:
     """The short side of a prepared dataset's raw pixels, by its directory's name; 0: its images are as they were."""
     mark = re.search(r"-raw(\d+)$", directory.parent.name)
     return int(mark[1]) if mark else 0
 
 
-def _raw_mark(raw_short_side):
+def _raw_mark(raw_short_side: int) -> str:
     return f"-raw{raw_short_side}" if raw_short_side else ""
 
 
-def called(directory):
+def called(directory: Path | epath.Path) -> str:
     """What a prepared dataset's list of classes, or its source's folder, was called."""
     return directory.parent.name.removesuffix(_raw_mark(raw_short_side_of(directory))).rpartition("-")[0]
 
 
-def find_prepared(root, name, classes, raw_short_side=0):
+def find_prepared(root: Directory, name: str, classes: str, raw_short_side: int = 0) -> Directory | None:
     """The directory of a prepared ImageNet with the classes of a list, whatever that list was called, or None.
 
-    A list that is gone, its file moved or deleted, is found by the name that it was prepared under.
+    If the list's file was moved or deleted, the dataset is found by the name that it was prepared under.
 
     Raises:
       ConfigError: there is no such list, and none or several were prepared under that name.
@@ -68,14 +78,16 @@ def find_prepared(root, name, classes, raw_short_side=0):
     return next(iter(own + found), None)
 
 
-def not_prepared(root, name, classes, raw_short_side, others):
-    """What to say where a dataset is not prepared; `others`: directories of its other kinds."""
+def not_prepared(
+    root: Path | epath.Path, name: str, classes: str, raw_short_side: int, others: Sequence[Path | epath.Path]
+) -> DataError:
+    """The error where a dataset is not prepared; `others`: directories of its other kinds."""
     what = f"{name} with the classes {classes!r}" if classes else name
     options = f" --classes={classes}" if classes and classes != "all" else ""
     raw = f" --raw_short_side={raw_short_side}" if raw_short_side else ""
     how = f"not prepared in {root}" + (f" as raw pixels of short side {raw_short_side}" if raw else "")
     if others and not raw:
-        how = f"prepared in {root} as raw pixels alone"
+        how = f"prepared in {root} only as raw pixels"
     sides = " or ".join(str(side) for side in sorted({raw_short_side_of(path) for path in others}))
     return DataError(
         f"{what} is {how}; "

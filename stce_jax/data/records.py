@@ -1,24 +1,46 @@
-"""Random-access sources of records {"image": encoded bytes, "label": int, "name": str}."""
+"""Random-access sources of images with their labels: class folders, and what `stce prepare` wrote."""
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol, TypedDict
+
+from etils import epath
 
 from stce_jax.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
-def is_image(name):
-    """Whether a file is an image by its name; hidden ones, such as macOS's "._x.JPEG", and those in hidden folders
-    are none."""
+class Record(TypedDict):
+    """One image: its encoded bytes, its label, and what to call it in an error message."""
+
+    image: bytes
+    label: int
+    name: str
+
+
+class Source(Protocol):
+    """The images of one split, indexed 0..len - 1. `name` tells which image is meant before anything is read."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+    def name(self, index: int) -> str: ...
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name; hidden files, such as macOS's "._x.JPEG", and those in hidden folders
+    are not."""
     hidden = any(part.startswith(".") and part != "." for part in name.split("/"))
     return name.lower().endswith(IMAGE_SUFFIXES) and not hidden
 
 
-def walk_files(folder):
-    """Yields the paths of all files at any depth, sorted; hidden folders are not entered.
+def walk_files(folder: str | Path) -> Iterator[str]:
+    """Yields the paths of all files at any depth, sorted; hidden folders are skipped.
 
-    Links are followed, but not to a folder that one is in already: the images of other classes may lie there.
+    Links are followed, except to a folder that contains this one: the images of other classes may lie there.
 
     Raises:
       OSError: a folder cannot be listed.
@@ -27,7 +49,7 @@ def walk_files(folder):
     yield from _walk(os.fspath(folder), frozenset(map(_inode, parents)))
 
 
-def _walk(folder, above):
+def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     above |= {_inode(folder)}
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
@@ -38,16 +60,21 @@ def _walk(folder, above):
             yield from _walk(entry.path, above)
 
 
-def _inode(path):
+def _inode(path: str | Path) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
 
 class FolderSource:
-    """The image files of one split's class folders, classes in the given order, files sorted by path."""
+    """The image files of one split's class folders, classes in the given order, files sorted by path.
 
-    def __init__(self, root, class_names):
-        self._root, self._files = root, []
+    Raises:
+      DataError: a folder cannot be listed, or holds no image.
+    """
+
+    def __init__(self, root: Path, class_names: Sequence[str]) -> None:
+        self._root = root
+        self._files: list[tuple[str, int]] = []
         for label, name in enumerate(class_names):
             try:
                 files = sorted(path for path in walk_files(root / name) if is_image(os.path.basename(path)))
@@ -57,21 +84,21 @@ class FolderSource:
                 raise DataError(f"class folder {root / name} holds no image; add some, or remove the folder")
             self._files += [(path, label) for path in files]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._files)
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         return self._files[index][0]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Record:
         path, label = self._files[index]
         try:
             return {"image": Path(path).read_bytes(), "label": label, "name": path}
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
 
-    def listing(self):
-        """Yields label, path and bytes of each file: enough to notice that something has changed."""
+    def listing(self) -> Iterator[str]:
+        """Yields label, path and size of each file: enough to notice that something has changed."""
         for path, label in self._files:
             try:
                 yield f"{label} {os.path.relpath(path, self._root)} {os.stat(path).st_size}"
@@ -80,9 +107,14 @@ class FolderSource:
 
 
 class TfdsSource:
-    """One split of a prepared tfds dataset, images left encoded."""
+    """One split of a prepared tfds dataset, images left encoded.
 
-    def __init__(self, builder, split):
+    Args:
+      builder: a tfds DatasetBuilder of a prepared dataset.
+      split: "train" or "val".
+    """
+
+    def __init__(self, builder: Any, split: str) -> None:
         import tensorflow_datasets as tfds
 
         self._label = f"{builder.info.full_name} {split}"
@@ -90,16 +122,16 @@ class TfdsSource:
         self._source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
         self._shards = builder.info.splits[split]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._source)
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         return f"image {index} of {self._label}"
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Record:
         try:
             stored = self._source[index]
-            if not stored:  # array_record gives nothing where a file is cut off
+            if not stored:  # array_record returns nothing where a file is cut off
                 raise ValueError(f"record {index} is empty")
             record = _parsed(stored)
         except Exception as error:  # whatever array_record makes of damaged files
@@ -109,7 +141,7 @@ class TfdsSource:
             name = f"{record['file_name'].decode(errors='replace')}, {name}"
         return {"image": record["image"], "label": record["label"], "name": name}
 
-    def check_shards(self):
+    def check_shards(self) -> None:
         """Counts the records of every shard and reads the last: DataError where a file is missing or cut off.
 
         One file is open at a time; as a source of records, each stays open.
@@ -128,8 +160,8 @@ class TfdsSource:
                 raise damaged(self._directory, error) from error
 
 
-def _parsed(stored):
-    """The features of a record, a value each. Of raw pixels, tfds's own parser would take as long as reading them."""
+def _parsed(stored: bytes) -> dict[str, Any]:
+    """The features of a record, one value each. For raw pixels, tfds's own parser takes as long as reading them."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     record = {}
@@ -138,7 +170,7 @@ def _parsed(stored):
     return record
 
 
-def damaged(directory, error):
-    """What to say of prepared files that cannot be read."""
+def damaged(directory: str | Path | epath.Path, error: object) -> DataError:
+    """The error for prepared files that cannot be read."""
     cause = next(iter(str(error).splitlines()), type(error).__name__)
-    return DataError(f"cannot read {directory}: {cause}; delete it, and make it anew")
+    return DataError(f"cannot read {directory}: {cause}; delete it, and prepare it again")

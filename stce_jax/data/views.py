@@ -1,27 +1,33 @@
 """What the model is shown of a source's images: decoded, cut to size, and kept in memory where they are few.
 
-Runs in threads and in processes of their own, so it knows nothing of JAX.
+Runs in threads and in processes of their own, so it does not import JAX.
 """
 
 import functools
 import threading
 import time
+from collections.abc import Callable
+from typing import Any, TypedDict
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from stce_jax.data.decode import center_crop, decode_image, random_resized_crop, simd_resize
+from stce_jax.data.records import Source
 from stce_jax.errors import check_choice, check_pair, check_range
 
 CROPS = ("random_resized", "center")
 RESIZES = ("pillow", "simd")
-SAMPLES = 8  # images that are decoded to tell whether all of them fit into the cache
-_at_work = {}  # thread of this process -> (name of the image it reads, since when)
+SAMPLES = 8  # images that are decoded to estimate whether all of them fit into the cache
+_at_work: dict[int, tuple[str, float]] = {}  # thread of this process -> (name of the image it reads, since when)
+
+View = UInt8[np.ndarray, "size size 3"]
 
 
-def slowest():
+def slowest() -> tuple[str, float] | None:
     """(name, seconds) of the image that a thread of this process has been reading longest, or None."""
     since = min(list(_at_work.values()), key=lambda work: work[1], default=None)
-    return since and (since[0], time.monotonic() - since[1])
+    return (since[0], time.monotonic() - since[1]) if since else None
 
 
 class Views:
@@ -31,79 +37,96 @@ class Views:
     crop of them. Safe to use from several threads; a copy in another process starts with an empty cache.
 
     Args:
-      source: records, see `stce_jax.data.catalog`.
+      source: the images.
       size: side of the views in pixels.
       crop: "random_resized", or "center" for the evaluation's view.
       fraction: see `center_crop`.
-      area, ratio, resize: see `random_resized_crop`; for that crop alone.
+      area, ratio, resize: see `random_resized_crop`; only for that crop.
       cache_bytes: if all the pixels of the first step seem to fit into this many bytes, they are kept; never more.
     """
 
-    def __init__(self, source, *, size, crop, fraction, area=None, ratio=None, resize="pillow", cache_bytes=0):
+    def __init__(
+        self,
+        source: Source,
+        *,
+        size: int,
+        crop: str,
+        fraction: float,
+        area: tuple[float, float] = (0.0, 0.0),
+        ratio: tuple[float, float] = (0.0, 0.0),
+        resize: str = "pillow",
+        cache_bytes: int = 0,
+    ) -> None:
         self.size = size
         self._source = source
+        self._pixels: Callable[[UInt8[np.ndarray, "H W 3"]], View] | None
+        self._cut: Callable[[np.random.Generator, UInt8[np.ndarray, "H W 3"]], View] | None
         if crop == "center":
             self._pixels, self._cut = functools.partial(center_crop, size=size, fraction=fraction), None
         else:
             if resize == "simd":
-                simd_resize()  # says at once that it is not installed
-            options = {"size": size, "area": area, "ratio": ratio, "resize": resize}
-            self._pixels, self._cut = None, functools.partial(random_resized_crop, **options)
+                simd_resize()  # fails at once if it is not installed
+            cut = functools.partial(random_resized_crop, size=size, area=area, ratio=ratio, resize=resize)
+            self._pixels, self._cut = None, cut
         self._cache_bytes = cache_bytes
         self._start()
 
-    def _start(self):
-        self._cache, self._fits = None, None  # not yet known
+    def _start(self) -> None:
+        self._cache: list[tuple[UInt8[np.ndarray, "H W 3"], np.int32] | None] = []
+        self._fits: bool | None = None  # not yet known
         self._room = self._cache_bytes
         self._lock = threading.Lock()
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         own = ("_cache", "_fits", "_room", "_lock")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._source)
 
-    def view(self, index, rng=None):
-        """The view of image `index`: (uint8 [size, size, 3], label); a random crop takes its draws from `rng`.
+    def view(self, index: int, rng: np.random.Generator | None = None) -> tuple[View, np.int32]:
+        """The view of image `index` and its label; a random crop takes its draws from `rng`.
 
         Raises:
           DataError: the image cannot be read; it is named.
         """
         pixels, label = self._kept(index)
-        return (pixels if self._cut is None else self._cut(rng, pixels)), label
+        if self._cut is None:
+            return pixels, label
+        assert rng is not None, "a random crop needs a source of draws"
+        return self._cut(rng, pixels), label
 
-    def _kept(self, index):
+    def _kept(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], np.int32]:
         if self._fits is None:
             with self._lock:
                 if self._fits is None:
                     fits = self._all_fit()
-                    self._cache = [None] * len(self) if fits else None
+                    self._cache = [None] * len(self) if fits else []
                     self._fits = fits
         if not self._fits:
             return self._decoded(index)
         kept = self._cache[index]
         if kept is None:
             kept = self._decoded(index)
-            with self._lock:  # the guess may have been wrong
+            with self._lock:  # the estimate may have been wrong
                 if self._cache[index] is None and kept[0].nbytes <= self._room:
                     self._room -= kept[0].nbytes
                     self._cache[index] = kept
         return kept
 
-    def _all_fit(self):
-        """Guesses from a few images spread over the source."""
+    def _all_fit(self) -> bool:
+        """Whether all images seem to fit, estimated from a few spread over the source."""
         if not self._cache_bytes:
             return False
         places = np.linspace(0, len(self) - 1, min(SAMPLES, len(self))).astype(int)
         sizes = [self._decoded(int(place))[0].nbytes for place in places]
         return float(np.mean(sizes)) * len(self) <= self._cache_bytes
 
-    def _decoded(self, index):
+    def _decoded(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], np.int32]:
         thread = threading.get_ident()
         _at_work[thread] = (self._source.name(index), time.monotonic())
         try:
@@ -114,25 +137,34 @@ class Views:
             del _at_work[thread]
 
 
+class Example(TypedDict):
+    """A view and its label."""
+
+    image: View
+    label: np.int32
+
+
 class Stream:
     """One process's training examples, numbered from 0, of the endless stream that all processes share.
 
     Args:
       views: see `Views`.
       seed: of order and crops.
-      salt: of the order, to be changed when a run goes back and is to see other images.
-      repeats: how many times in a row an image comes.
+      salt: of the order; another one when a run is rolled back, so that other images follow.
+      repeats: how often in a row an image comes.
       first: position of this process's first row of its first batch.
       rows, batch_size: of this process's part of a batch, of the whole.
     """
 
-    def __init__(self, views, *, seed, salt, repeats, first, rows, batch_size):
+    def __init__(
+        self, views: Views, *, seed: int, salt: int, repeats: int, first: int, rows: int, batch_size: int
+    ) -> None:
         self._views, self._seed = views, seed
         self._index = functools.partial(image_index, count=len(views), seed=seed, salt=salt, repeats=repeats)
         self._first, self._rows, self._batch_size = first, rows, batch_size
 
-    def example(self, number):
-        """{"image": uint8 [size, size, 3], "label": int32}: cut by the draws of its position alone."""
+    def example(self, number: int) -> Example:
+        """Example `number`, 0 or more; its crop depends on its position in the shared stream alone."""
         step, row = divmod(number, self._rows)
         position = self._first + step * self._batch_size + row
         draws = np.random.Generator(np.random.Philox(key=(self._seed, position)))
@@ -140,16 +172,16 @@ class Stream:
         return {"image": image, "label": label}
 
 
-def image_index(position, *, count, seed, salt, repeats):
+def image_index(position: int, *, count: int, seed: int, salt: int, repeats: int) -> int:
     """Which of `count` images stands at a position of the stream, see `Stream`."""
     epoch, within = divmod(position, count)
     return int(_order(seed, salt, epoch, count)[within // repeats])
 
 
-@functools.lru_cache(maxsize=2)  # at the turn of an epoch, some threads are still in the old one
-def _order(seed, salt, epoch, count):
+@functools.lru_cache(maxsize=2)  # where epochs meet, some threads are still in the old one
+def _order(seed: int, salt: int, epoch: int, count: int) -> Int[np.ndarray, "count"]:
     """The order of `count` images in an epoch."""
-    # Another counter than the crops': they have the same keys.
+    # The crops have the same keys and another counter.
     return np.random.Generator(np.random.Philox(key=(seed, epoch), counter=(0, 0, salt, 1))).permutation(count)
 
 

@@ -1,1 +1,1 @@
-"""Datasets, written once and read by `data`."""
+"""Writing datasets that `data` reads: find a source's images, inspect them, write them, report."""

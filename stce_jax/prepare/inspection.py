@@ -1,6 +1,6 @@
-"""Looking at images before they are stored: can each be decoded, what is odd about it, does it occur twice.
+"""Inspecting images before they are stored: can each be decoded, what is odd about it, does it occur twice.
 
-Odd images are kept, for `decode_image` has a rule for each; they are told so that nobody is surprised.
+Odd images are kept, because `decode_image` has a rule for each; they are reported so that nobody is surprised.
 """
 
 import collections
@@ -9,18 +9,21 @@ import csv
 import dataclasses
 import hashlib
 import struct
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from stce_jax.data.catalog import SPLITS
+from stce_jax.data.dataset import SPLITS
 from stce_jax.data.decode import decode_image, open_image, raw_file
 from stce_jax.errors import DataError
-from stce_jax.prepare.sources.references import Reference, UnreadableError
+from stce_jax.prepare.sources.references import Ignored, Reference, UnreadableError
 
 TINY = 32  # pixels; an image with a shorter side is reported
 _ORIENTATION = 0x0112  # EXIF tag
-BAD, IGNORED = "cannot be decoded", "passed over: no image by its name or place"
+BAD, IGNORED = "cannot be decoded", "ignored: not an image by its name or place"
 _IN_BOTH, _IN_TWO_CLASSES, _TWICE = "same bytes in train and val", "same bytes in two classes", "same bytes twice"
 
 
@@ -29,12 +32,12 @@ class Inspected:
     """An image that was read.
 
     Attributes:
-      reference: which.
+      reference: which image.
       encoded: the bytes to be stored, its own or its raw pixels; empty if it is bad.
       digest: SHA-256 of them.
-      odd: (kind, detail) of what is odd about it.
+      odd: (kind, detail) of each oddity.
       error: why it cannot be used, or "".
-      unread: whether that is because it could not be read, which a look at the image itself may not confirm.
+      unread: whether that is because it could not be read: the image itself may be good.
     """
 
     reference: Reference
@@ -45,14 +48,17 @@ class Inspected:
     unread: bool = False
 
 
-def inspect_all(references, read, workers, raw_short_side=0):
+def inspect_all(
+    references: Iterable[Reference], read: Callable[[Reference], bytes], workers: int, raw_short_side: int = 0
+) -> Generator[Inspected]:
     """Reads and inspects images in threads; yields an `Inspected` for each in the order given.
 
     With a `raw_short_side` above 0 their pixels are to be stored, see `raw_file`, not the files.
 
-    At most four images a thread are held. Reading, hashing and decoding all let go of Python's lock.
+    At most four images a thread are in memory. Reading, hashing and decoding all release Python's lock.
     """
-    pool, waiting = ThreadPoolExecutor(workers), collections.deque()
+    pool = ThreadPoolExecutor(workers)
+    waiting: collections.deque[Future[Inspected]] = collections.deque()
     try:
         for reference in references:
             waiting.append(pool.submit(_inspect, reference, read, raw_short_side))
@@ -64,7 +70,7 @@ def inspect_all(references, read, workers, raw_short_side=0):
         pool.shutdown(cancel_futures=True)
 
 
-def _inspect(reference, read, raw_short_side):
+def _inspect(reference: Reference, read: Callable[[Reference], bytes], raw_short_side: int) -> Inspected:
     try:
         encoded = read(reference)
         image = decode_image(encoded, str(reference))
@@ -79,7 +85,7 @@ def _inspect(reference, read, raw_short_side):
     return Inspected(reference, encoded, hashlib.sha256(encoded).digest(), tuple(odd))
 
 
-def _format_oddities(name, encoded):
+def _format_oddities(name: str, encoded: bytes) -> Iterator[tuple[str, str]]:
     """Yields (kind, detail)."""
     with contextlib.ExitStack() as stack:
         try:
@@ -103,10 +109,10 @@ def _format_oddities(name, encoded):
             yield "EXIF rotation (not applied)", f"orientation {orientation}"
 
 
-def _orientation(image):
+def _orientation(image: Image.Image) -> int | None:
     try:
         return image.getexif().get(_ORIENTATION)
-    except Exception:  # damaged EXIF, which does not hinder decoding
+    except Exception:  # damaged EXIF, which does not affect decoding
         return None
 
 
@@ -115,22 +121,22 @@ class Tally:
 
     Args:
       class_ids: in the order of their labels.
-      total: number of images there may be.
+      total: maximum number of images.
     """
 
-    def __init__(self, class_ids, total):
+    def __init__(self, class_ids: Sequence[str], total: int) -> None:
         self.class_ids = tuple(class_ids)
         self.counts = {split: [0] * len(class_ids) for split in SPLITS}
-        self.odd = []  # (kind, image, detail)
-        self.bad = []  # (image, cause)
-        self.unread = []  # likewise
+        self.odd: list[tuple[str, str, str]] = []  # (kind, image, detail)
+        self.bad: list[tuple[str, str]] = []  # (image, cause)
+        self.unread: list[tuple[str, str]] = []  # (image, cause)
         self._label = {class_id: label for label, class_id in enumerate(class_ids)}
-        self._references = []
+        self._references: list[Reference] = []
         self._digests = np.zeros((total, 32), np.uint8)
         self._hash = hashlib.sha256("\n".join(class_ids).encode(errors="surrogateescape"))
 
-    def add(self, inspected):
-        """Counts an image in; returns its label, or None if it is bad and must not be stored."""
+    def add(self, inspected: Inspected) -> int | None:
+        """Adds an image; returns its label, or None if it is bad and must not be stored."""
         reference = inspected.reference
         if inspected.error:
             (self.unread if inspected.unread else self.bad).append((str(reference), inspected.error))
@@ -144,23 +150,23 @@ class Tally:
         return label
 
     @property
-    def fingerprint(self):
-        """Stands for the class ids and every image's split, class and stored bytes in their order."""
+    def fingerprint(self) -> str:
+        """Identifies the class ids and every image's split, class and stored bytes in their order."""
         return self._hash.hexdigest()
 
-    def add_repeated(self):
+    def add_repeated(self) -> None:
         """Adds to the oddities which images have the same bytes."""
         digests = self._digests[: len(self._references)].view(np.uint64)  # [N, 4]
         order = np.lexsort(digests.T)
         same = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)
-        group = []
+        group: list[Reference] = []
         for place, index in enumerate(order):
             group.append(self._references[index])
             if place == len(same) or not same[place]:
                 self._add_group(group)
                 group = []
 
-    def _add_group(self, group):
+    def _add_group(self, group: Sequence[Reference]) -> None:
         for kind, apart in (
             (_IN_BOTH, len({reference.split for reference in group}) > 1),
             (_IN_TWO_CLASSES, len({reference.class_id for reference in group}) > 1),
@@ -170,12 +176,12 @@ class Tally:
                 for index, reference in enumerate(group):
                     self.odd.append((kind, str(reference), str(group[index - 1])))
 
-    def odd_counts(self):
-        """{kind: number of images}, most first."""
+    def odd_counts(self) -> dict[str, int]:
+        """{kind: number of images}, most frequent first."""
         return dict(collections.Counter(kind for kind, _, _ in self.odd).most_common())
 
-    def write_csv(self, path, ignored):
-        """Writes kind, image and detail of everything odd, bad and passed over."""
+    def write_csv(self, path: Path, ignored: Ignored) -> None:
+        """Writes kind, image and detail of every odd image, bad image and ignored file."""
         with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.writer(file)
             table.writerow(("kind", "image", "detail"))

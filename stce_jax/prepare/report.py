@@ -1,67 +1,20 @@
-"""What `stce prepare` says: its progress, and the table at the end."""
+"""What a prepared data set holds: stored beside it, and printed as a table."""
 
 import dataclasses
 import json
-import sys
-import time
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
 
 from stce_jax.data import catalog
-from stce_jax.data.catalog import SPLITS
-from stce_jax.data.records import damaged
+from stce_jax.data.dataset import SPLITS
+from stce_jax.data.records import TfdsSource, damaged
+from stce_jax.prepare.inspection import Tally
+from stce_jax.prepare.sources.listing import NAMED, first_names
+from stce_jax.prepare.sources.references import Source
 
-_EVERY = 10  # seconds between two lines where there is no terminal
 _LISTED = 120  # classes; of more, only those with the fewest and the most images are listed
-_EXAMPLES = 3  # images named of each oddity
 _NOT_STORED = {"examples", "directory"}  # fields of a report
-
-
-def say(text, file=None):
-    """Prints text at once; what the output's encoding lacks, such as file names that are no UTF-8, is escaped."""
-    file = file or sys.stdout
-    encoding = file.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
-
-
-class ImageProgress:
-    """Images done, images a second and the time left: a live line on a terminal, plain lines elsewhere."""
-
-    def __init__(self, verb, total):
-        console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
-        self._output, self._live = sys.stdout, console.is_terminal and console.is_interactive
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not self._live,
-        )
-        self._verb, self._total = verb, total
-        self._task = self._bar.add_task(verb, total=total, text="")
-        self._start = self._said = time.monotonic()
-
-    def __enter__(self):
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._bar.stop()
-
-    def update(self, done, total=None, *, bad=0):
-        """Reports that `done` images are done, and how many of them are bad."""
-        now = time.monotonic()
-        rate = done / max(now - self._start, 1e-9)
-        text = f"{rate:,.0f} images/s" + (f"  {bad:,} bad" if bad else "")
-        self._bar.update(self._task, completed=done, total=total, text=text)
-        if not self._live and (now - self._said >= _EVERY or done == (total or self._total)):
-            self._said = now
-            minutes, seconds = divmod(round((self._total - done) / rate), 60)
-            left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
-            say(f"{self._verb} {done:,} of {self._total:,} images  {text}  {left}", self._output)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +29,8 @@ class Report:
       counts: {split: images of each class}.
       odd: {kind: number of images}.
       bad: number of images left out because they cannot be decoded.
-      ignored: number of files passed over because they are no images by their name or place.
-      other_classes: number of classes of the source that are not wanted.
+      ignored: number of files ignored because they are not images by their name or place.
+      other_classes: number of classes of the source that were not selected.
       raw_short_side: pixels of the short side, if pixels are stored and not files; 0: files. Stored only if not 0.
       examples: {kind: some images}; not stored.
       directory: where it is; not stored.
@@ -98,11 +51,13 @@ class Report:
     directory: str = ""
 
     @classmethod
-    def of_tally(cls, config, class_names, source, tally, raw_short_side=0):
+    def of_tally(
+        cls, config: str, class_names: Iterable[str], source: Source, tally: Tally, raw_short_side: int = 0
+    ) -> Self:
         """The report of what has just been written."""
-        examples = {}
+        examples: dict[str, list[str]] = {}
         for kind, image, _ in tally.odd:
-            if len(examples.setdefault(kind, [])) < _EXAMPLES:
+            if len(examples.setdefault(kind, [])) < NAMED:
                 examples[kind].append(image)
         return cls(
             config=config,
@@ -116,12 +71,12 @@ class Report:
             ignored=source.ignored.count,
             other_classes=source.other_classes,
             raw_short_side=raw_short_side,
-            examples=examples | {"bad": [image for image, _ in tally.bad[:_EXAMPLES]]},
+            examples=examples | {"bad": [image for image, _ in tally.bad[:NAMED]]},
         )
 
     @classmethod
-    def of_prepared(cls, directory):
-        """The report of a data set prepared earlier; DataError if that is damaged, or not all of it is there."""
+    def of_prepared(cls, directory: Path) -> Self:
+        """The report of a data set prepared earlier; DataError if that is damaged or incomplete."""
         dataset = catalog.open_prepared(directory)
         fields = {field.name for field in dataclasses.fields(cls)} - _NOT_STORED
         try:
@@ -133,19 +88,20 @@ class Report:
             raise damaged(directory, error) from error
         for split in SPLITS:
             source = getattr(dataset, split)
+            assert isinstance(source, TfdsSource)
             if len(source) != expected[split]:
                 raise damaged(directory, f"it has {len(source):,} of {expected[split]:,} {split} images")
             source.check_shards()
         return cls(**stored, directory=str(directory))
 
-    def metadata(self):
+    def metadata(self) -> dict[str, Any]:
         """What is stored with the data."""
         left_out = _NOT_STORED | ({"raw_short_side"} if not self.raw_short_side else set())
         fields = [field.name for field in dataclasses.fields(self)]
         return {name: getattr(self, name) for name in fields if name not in left_out}
 
-    def table(self):
-        """Images a class, what is odd, and the fingerprint, as text."""
+    def table(self) -> str:
+        """The number of images of each class, oddities, and the fingerprint, as text."""
         train, val = (self.counts[split] for split in SPLITS)
         lines = [f"{'class':<12}{'train':>9}{'val':>8}  name"]
         lines += [f"{self.class_ids[k]:<12}{train[k]:>9,}{val[k]:>8,}  {self.class_names[k]}" for k in self._listed()]
@@ -155,24 +111,23 @@ class Report:
         lines.append(f"{'a class':<12}{_span(train):>9}{_span(val):>8}")
         lines += [f"{count:>8,}  {kind}{self._some(kind)}" for kind, count in self.odd.items()]
         lines.append(f"{self.bad:>8,}  left out: cannot be decoded{self._some('bad')}")
-        lines.append(f"{self.ignored:>8,}  files passed over: no images by their name or place")
+        lines.append(f"{self.ignored:>8,}  files ignored: not images by their name or place")
         if self.other_classes:
             lines.append(f"{self.other_classes:>8,}  other classes of the source")
         lines.append(f"fingerprint {self.fingerprint}")
         return "\n".join([*lines, f"prepared in {self.directory}; all that is odd is listed in odd.csv there"])
 
-    def _listed(self):
+    def _listed(self) -> Sequence[int]:
         everything = range(len(self.class_ids))
         if len(everything) <= _LISTED:
             return everything
         ordered = sorted(everything, key=lambda k: self.counts["train"][k])
         return sorted(ordered[:5] + ordered[-5:])
 
-    def _some(self, kind):
+    def _some(self, kind: str) -> str:
         names = self.examples.get(kind, [])
-        count = self.bad if kind == "bad" else self.odd[kind]
-        return (": " + ", ".join(names) + (", ..." if count > len(names) else "")) if names else ""
+        return ": " + first_names(names, self.bad if kind == "bad" else self.odd[kind]) if names else ""
 
 
-def _span(counts):
+def _span(counts: Sequence[int]) -> str:
     return f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,}-{max(counts):,}"

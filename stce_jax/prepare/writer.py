@@ -1,7 +1,7 @@
-"""tfds builders for images of given classes: imagenet100, imagenet2012 and any class folders.
+"""Writes images of given classes as a tfds dataset, without TensorFlow.
 
-They write ArrayRecord files without TensorFlow; the images' bytes are stored as given. What is written says for itself
-which classes it holds: anybody reads it with `tfds.builder_from_directory`.
+The images' bytes are stored as they are, in ArrayRecord files. The dataset describes itself, classes included:
+`tfds.builder_from_directory` reads it.
 """
 
 import contextlib
@@ -11,27 +11,30 @@ import itertools
 import logging
 import os
 import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.writer import ExampleWriter
 
-from stce_jax.data.catalog import VERSION
+from stce_jax.data.places import VERSION
 
 IMAGES_A_SHARD = 2000
 
 
 class _UncompressedWriter(ExampleWriter):
-    """Of raw pixels, zstd saves a fifth, and takes three times as long to read as the rest."""
+    """For raw pixels: zstd would save a fifth, and take three times as long as all the rest of reading."""
 
-    def write(self, path, examples):
+    def write(self, path: Any, examples: Any) -> None:
         records = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
         for _, example in examples:
             records.write(example)
         records.close()
 
 
-class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
+class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes prepared examples.
 
     Args:
@@ -43,11 +46,19 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version(VERSION)
 
-    def __init__(self, *, class_ids, shards, metadata, raw, **options):
+    def __init__(
+        self,
+        *,
+        class_ids: Sequence[str],
+        shards: Mapping[str, list[Callable[[], Iterator]]],
+        metadata: Any,
+        raw: bool,
+        **options: Any,
+    ) -> None:
         self._class_ids, self._shards, self._metadata, self._raw = class_ids, shards, metadata, raw
         super().__init__(**options)
 
-    def _info(self):
+    def _info(self) -> Any:
         what = "the images' pixels as PPM files" if self._raw else "the images' original bytes"
         return tfds.core.DatasetInfo(
             builder=self,
@@ -63,39 +74,33 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
             metadata=self._metadata,
         )
 
-    def _shard_iterators_per_split(self, dl_manager):
+    def _shard_iterators_per_split(self, dl_manager: Any) -> Any:
         del dl_manager  # nothing to download
         return self._shards
 
-    def _example_writer(self):
+    def _example_writer(self) -> Any:
         return _UncompressedWriter(self.info.file_format) if self._raw else super()._example_writer()
 
 
-class ImageNet100(_Builder, skip_registration=True):
-    name = "imagenet100"
-
-
-class ImageNet2012(_Builder, skip_registration=True):  # tfds has one of its own, which needs TensorFlow
-    name = "imagenet2012"
-
-
-class Folder(_Builder, skip_registration=True):
-    name = "folder"
-
-
-BUILDERS = {builder.name: builder for builder in (ImageNet100, ImageNet2012, Folder)}
-
-
-def write(dataset, config, class_ids, splits, stream, metadata, directory, raw=False):
+def write(
+    dataset: str,
+    config: str,
+    class_ids: Sequence[str],
+    splits: Mapping[str, int],
+    stream: Iterator[dict[str, Any] | None],
+    metadata: Callable[[], Mapping[str, Any]],
+    directory: Path,
+    raw: bool = False,
+) -> str:
     """Writes a data set below `directory`.
 
     Args:
-      dataset: a key of BUILDERS.
+      dataset: its name, see `catalog.PREPARED`.
       config: name of the config, which names the directory.
       class_ids: in the order of their labels.
       splits: {split: number of items that the stream has for it}, in the order of the stream.
       stream: iterator of examples {"image": bytes, "label": int, "file_name": str}, or None for one to be left out.
-      metadata: function that returns what to store beside the images; called once the stream has ended.
+      metadata: returns what to store beside the images; called after the last example.
       directory: an existing one.
       raw: whether the images are raw pixels, which are stored uncompressed.
 
@@ -108,21 +113,24 @@ def write(dataset, config, class_ids, splits, stream, metadata, directory, raw=F
 
     stored = tfds.core.MetadataDict()
 
-    def shard(count, last):
+    def shard(count: int, last: bool) -> Iterator[tuple[int, dict[str, Any]]]:
         for key, example in enumerate(itertools.islice(stream, count)):
             if example is not None:
                 yield key, example | {"image": _Once(example["image"])}
         if last:
             stored.update(metadata())
 
-    shards, written, total = {}, 0, sum(splits.values())
+    shards: dict[str, list[Callable[[], Iterator]]] = {}
+    written, total = 0, sum(splits.values())
     for split, count in splits.items():
         shards[split] = []
         for size in _sizes(count):
             written += size
             shards[split].append(functools.partial(shard, size, written == total))
+    # No subclass of its own for each name: tfds has an imagenet2012 that needs TensorFlow.
+    named = type(dataset, (_Builder,), {"name": dataset}, skip_registration=True)
     with _quiet(), tempfile.TemporaryDirectory() as no_downloads:
-        builder = BUILDERS[dataset](
+        builder = named(
             class_ids=class_ids,
             shards=shards,
             metadata=stored,
@@ -136,25 +144,25 @@ def write(dataset, config, class_ids, splits, stream, metadata, directory, raw=F
 
 
 class _Once:
-    """Bytes as tfds reads them, let go of as soon as it has: it keeps all examples of a shard, to count them."""
+    """Bytes that tfds can read once; then they are freed, for tfds keeps all examples of a shard, to count them."""
 
-    def __init__(self, data):
+    def __init__(self, data: bytes) -> None:
         self._data = data
 
-    def read(self):
-        data, self._data = self._data, None
+    def read(self) -> bytes:
+        data, self._data = self._data, b""
         return data
 
 
-def _sizes(count):
+def _sizes(count: int) -> list[int]:
     """Sizes of equal shards, with one image more in the first ones; bad images do not change their number."""
     shards = -(-count // IMAGES_A_SHARD)
     return [count // shards + (index < count % shards) for index in range(shards)]
 
 
 @contextlib.contextmanager
-def _quiet():
-    """Without tfds's talk of downloads that never happen and of custom configurations."""
+def _quiet() -> Iterator[None]:
+    """Hides tfds's messages about downloads that never happen and about custom configurations."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

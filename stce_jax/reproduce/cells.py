@@ -1,12 +1,14 @@
 """The paper's tables as training runs: which rows a table has, which runs they need, and where each run lies.
 
-A sweep is a directory: `cells/<run>_seed<seed>/` holds a run each, `claims/` says who is at work on which.
+A sweep is a directory: `cells/<run>_seed<seed>/` holds a run each, `claims/` says which job works on which.
 """
 
 import dataclasses
 import importlib
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from stce_jax.analysis.files import IN_RUN, PREDICTIONS, SCORES
 from stce_jax.errors import ConfigError
@@ -31,25 +33,25 @@ class Row:
     table: str
     run: str
     label: str
-    overrides: dict
+    overrides: dict[str, Any]
     against: tuple[str, ...]
-    paper: dict
+    paper: dict[str, Any]
     scale: str
     more: tuple[str, ...] = ()
 
-    def words(self):
-        """What `stce train` is told of the row's config."""
+    def words(self) -> list[str]:
+        """The words of `stce train` that give the row's config."""
         return [f"--config={self._name()}", *self._overrides()]
 
-    def config(self, *words):
+    def config(self, *words: str) -> Any:
         """The row's ConfigDict, with further overrides; raises ConfigError."""
         return load_config(self._name(), [*self._overrides(), *words])
 
-    def _name(self):
+    def _name(self) -> str:
         return f"tables/{self.table}:{self.scale}"
 
-    def _overrides(self):
-        return [*(f"--config.{key}={_spelt(value)}" for key, value in self.overrides.items()), *self.more]
+    def _overrides(self) -> list[str]:
+        return [*(f"--config.{key}={_spelled(value)}" for key, value in self.overrides.items()), *self.more]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Cell:
       row: the first row that needs it.
       seed: config.seed.
       directory: its workdir.
-      claim: directory that is locked by whoever is at work on it.
+      claim: directory that is locked by the job that works on it.
     """
 
     row: Row
@@ -68,27 +70,27 @@ class Cell:
     directory: Path
     claim: Path
 
-    def commands(self, data_dir):
+    def commands(self, data_dir: str) -> tuple[list[str], list[str]]:
         """The words of the two `stce` commands that make the cell: training, evaluating."""
         data = [f"--data_dir={data_dir}"] if data_dir else []
         workdir = f"--workdir={self.directory}"
         train = ["train", *self.row.words(), f"--config.seed={self.seed}", *data, workdir]
         return train, ["evaluate", workdir, *data, f"--output={self.directory / IN_RUN}"]
 
-    def finished(self):
+    def finished(self) -> bool:
         """Whether it is trained to the end, and the last epoch's raw weights are evaluated on the test images."""
         found = _read_json(self.directory / IN_RUN / SCORES)
         if not found or not (self.directory / IN_RUN / PREDICTIONS).exists():
             return False
-        as_wanted = (found["checkpoint"], found["ema"], found["split"]) == ("last", False, "val")
-        return as_wanted and is_last(found["step"], found["epoch"], self.row.config().epochs)
+        of_last_epoch = (found["checkpoint"], found["ema"], found["split"]) == ("last", False, "val")
+        return of_last_epoch and is_last(found["step"], found["epoch"], self.row.config().epochs)
 
-    def record(self):
+    def record(self) -> dict[str, Any]:
         """What `reproduce` has written about it, {} if nothing."""
         return _read_json(self.directory / CELL_FILE)
 
 
-def load_rows(table, scale="paper", more=()):
+def load_rows(table: str, scale: str = "paper", more: Iterable[str] = ()) -> list[Row]:
     """The rows of a table, in its order.
 
     Args:
@@ -107,7 +109,7 @@ def load_rows(table, scale="paper", more=()):
     return [Row(table=table, scale=scale, more=tuple(more), **entry) for entry in module.sweep(scale)]
 
 
-def cells_of(rows, seeds, workdir):
+def cells_of(rows: Iterable[Row], seeds: Sequence[int], workdir: Path) -> list[Cell]:
     """The cells that rows need, each once: all rows of a seed before the next seed, so that pairs are complete early.
 
     Args:
@@ -115,20 +117,20 @@ def cells_of(rows, seeds, workdir):
       seeds: of the runs.
       workdir: an absolute path, of the sweep.
     """
-    first = {}
+    first: dict[str, Row] = {}
     for row in rows:
         if row.table in TRAINED:
             first.setdefault(row.run, row)
     return [cell_of(row, seed, workdir) for seed in seeds for row in first.values()]
 
 
-def cell_of(row, seed, workdir):
+def cell_of(row: Row, seed: int, workdir: Path) -> Cell:
     """The cell of a row and a seed."""
     name = f"{row.run}_seed{seed}"
     return Cell(row, seed, workdir / "cells" / name, workdir / "claims" / name)
 
 
-def _read_json(path):
+def _read_json(path: Path) -> dict[str, Any]:
     """What a file holds, {} if it is not there or damaged."""
     try:
         return json.loads(path.read_text())
@@ -136,7 +138,7 @@ def _read_json(path):
         return {}
 
 
-def _spelt(value):
+def _spelled(value: Any) -> str:
     """A config value as a command line spells it."""
     if isinstance(value, tuple) and len(value) > 1:
         return ",".join(map(str, value))

@@ -6,7 +6,11 @@ Blocks: `heading`, `paragraph`, `bullets`, `table`, `figure`, `commands`. Text b
 import base64
 import html
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+Block = dict[str, Any]
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
@@ -21,39 +25,39 @@ figcaption { color: #555; font-size: .9rem; }
 """
 
 
-def heading(text, level=2):
+def heading(text: str, level: int = 2) -> Block:
     return {"kind": "heading", "text": text, "level": level}
 
 
-def paragraph(text):
+def paragraph(text: str) -> Block:
     return {"kind": "paragraph", "text": text}
 
 
-def bullets(lines):
+def bullets(lines: Iterable[str]) -> Block:
     return {"kind": "bullets", "lines": list(lines)}
 
 
-def table(rows):
+def table(rows: Sequence[Mapping[str, str]]) -> Block:
     """Rows are dicts with the same keys, the header; cells are texts."""
     return {"kind": "table", "rows": rows}
 
 
-def figure(path, caption):
+def figure(path: Any, caption: str) -> Block:
     """`path` is a PNG beside the document."""
     return {"kind": "figure", "path": Path(path), "caption": caption}
 
 
-def commands(title, lines):
+def commands(title: str, lines: Iterable[str]) -> Block:
     """Command lines that are folded away where that is possible."""
     return {"kind": "commands", "title": title, "lines": list(lines)}
 
 
-def to_markdown(blocks):
+def to_markdown(blocks: Iterable[Block]) -> str:
     """The document as Markdown; figures are links."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
-def to_html(blocks, title):
+def to_html(blocks: Iterable[Block], title: str) -> str:
     """The document as one HTML page, figures included."""
     body = "\n".join(_html(block) for block in blocks)
     return (
@@ -62,7 +66,7 @@ def to_html(blocks, title):
     )
 
 
-def _markdown(block):
+def _markdown(block: Block) -> str:
     match block:
         case {"kind": "heading", "text": text, "level": level}:
             return f"{'#' * level} {text}"
@@ -77,9 +81,10 @@ def _markdown(block):
             return f"![{caption}]({path.name})\n\n{caption}"
         case {"kind": "commands", "title": title, "lines": lines}:
             return "\n".join([f"{title}:", "", "```", *lines, "```"])
+    raise ValueError(f"unknown block {block['kind']!r}")
 
 
-def _html(block):
+def _html(block: Block) -> str:
     match block:
         case {"kind": "heading", "text": text, "level": level}:
             return f"<h{level}>{_inline(text)}</h{level}>"
@@ -99,7 +104,8 @@ def _html(block):
         case {"kind": "commands", "title": title, "lines": lines}:
             text = html.escape("\n".join(lines))
             return f"<details><summary>{_inline(title)}</summary><pre>{text}</pre></details>"
+    raise ValueError(f"unknown block {block['kind']!r}")
 
 
-def _inline(text):
+def _inline(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))

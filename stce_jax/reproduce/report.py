@@ -3,28 +3,31 @@
 import dataclasses
 import datetime
 import functools
-import json
 import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from stce_jax.analysis.costs import count_parameters
 from stce_jax.analysis.curves import curves
+from stce_jax.analysis.intervals import Interval
 from stce_jax.data import catalog
 from stce_jax.paths import write_text
 from stce_jax.reproduce import documents
-from stce_jax.reproduce.cells import TRAINED, load_rows
-from stce_jax.reproduce.documents import bullets, commands, figure, heading, paragraph, table
+from stce_jax.reproduce.cells import TRAINED, Row, load_rows
+from stce_jax.reproduce.costs import NONE, Count, cost_rows, count_row, how_timed, parameters
+from stce_jax.reproduce.documents import Block, bullets, commands, figure, heading, paragraph, table
 from stce_jax.reproduce.notes import NOTES, SCALES, TITLES
-from stce_jax.reproduce.results import NOT_FINISHED, differences, read_result
-from stce_jax.training import assemble as runs
-from stce_jax.training.state import abstract_variables
-from stce_jax.verbs.summary import count_model, count_parameters
+from stce_jax.reproduce.results import NOT_FINISHED, Difference, Result, differences, read_result
 from stce_jax.workdir import config as configuration
 
-PAPERS_CLASSES = 100
 FIGURE3 = ("patch", "conv", "stce")
-NONE = "–"
+Speeds = Mapping[str, Sequence[Mapping[str, Any]]]  # {table: rows of `stce benchmark`}
 
 
-def write_report(workdir, rows, seeds, *, command, dataset, speed):
+def write_report(
+    workdir: Path, rows: Sequence[Row], seeds: Sequence[int], *, command: str, dataset: Any, speed: Speeds
+) -> Path:
     """Writes report.md, report.html and the figures into a sweep's workdir.
 
     Args:
@@ -39,7 +42,7 @@ def write_report(workdir, rows, seeds, *, command, dataset, speed):
       Path of report.md.
     """
     results = {row.run: read_result(row, seeds, workdir) for row in rows if row.table in TRAINED}
-    count = functools.cache(lambda run: _count(results[run].row, len(dataset.class_names)))  # tables share runs
+    count = functools.cache(lambda run: count_row(results[run].row, len(dataset.class_names)))  # tables share runs
     blocks = [
         heading("The paper's tables, reproduced", level=1),
         *_opening(rows, results, seeds, command, dataset),
@@ -59,13 +62,15 @@ def write_report(workdir, rows, seeds, *, command, dataset, speed):
     return report
 
 
-def _opening(rows, results, seeds, command, dataset):
+def _opening(
+    rows: Sequence[Row], results: Mapping[str, Result], seeds: Sequence[int], command: str, dataset: Any
+) -> list[Block]:
     scale = rows[0].scale
     blocks = [paragraph(f"`{command}`, written {datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}.")]
     if not results:
         return blocks
     config = rows[0].config()
-    done, wanted = sum(len(result.seeds) for result in results.values()), len(results) * len(seeds)
+    done, planned = sum(len(result.seeds) for result in results.values()), len(results) * len(seeds)
     places = sorted({record["place"] for result in results.values() for record in result.records.values()})
     counts = {split: len(getattr(dataset, split)) for split in catalog.SPLITS}
     blocks.append(
@@ -74,7 +79,7 @@ def _opening(rows, results, seeds, command, dataset):
                 f"Scale `{scale}`: {SCALES[scale]}{_changed(rows[0])}.",
                 f"Images: `{config.dataset}`, {len(dataset.class_names)} classes, {counts['train']:,} for training, "
                 f"{counts['val']:,} for testing, {config.image_size} pixels; fingerprint {dataset.fingerprint[:12]}.",
-                f"Seeds {', '.join(map(str, seeds))}: {done} of {wanted} runs are finished.",
+                f"Seeds {', '.join(map(str, seeds))}: {done} of {planned} runs are finished.",
                 f"Computed on: {'; '.join(places) or 'nothing yet'}.",
                 "Every accuracy is the last epoch's, of the raw weights, as DeiT's code has it (the paper does not "
                 'say). There is no third split: "best epoch" is chosen on the test images, is therefore too high, and '
@@ -94,16 +99,16 @@ def _opening(rows, results, seeds, command, dataset):
     return [*blocks, paragraph("Failed:"), bullets(failed)] if failed else blocks
 
 
-def _changed(row):
+def _changed(row: Row) -> str:
     return f", with `{' '.join(row.more)}` for every row" if row.more else ""
 
 
-def _embeddings(rows):
+def _embeddings(rows: Sequence[Row]) -> list[Block]:
     """Table 1: counts at the paper's size, whatever the scale."""
     lines = []
     for row in load_rows("table1", "paper"):
-        if row.run in {wanted.run for wanted in rows}:
-            ours = count_parameters(_parameters(row)["embedding"])
+        if row.run in {own.run for own in rows}:
+            ours = count_parameters(parameters(row)["embedding"])
             printed = row.paper["embedding_parameters"]
             ratio = ours / (1e6 * float(printed.removesuffix("M")))
             lines.append(
@@ -112,7 +117,9 @@ def _embeddings(rows):
     return [table(lines), bullets(NOTES["table1"])]
 
 
-def _table(name, results, speed, workdir, count):
+def _table(
+    name: str, results: Sequence[Result], speed: Sequence[Mapping[str, Any]], workdir: Path, count: Count
+) -> list[Block]:
     blocks = [table([_accuracy(result) for result in results])]
     pairs = differences(results)
     if pairs:
@@ -122,26 +129,13 @@ def _table(name, results, speed, workdir, count):
         blocks += _order(results)
     groups = {result.row.label: result.curves for result in results if result.row.run in FIGURE3 and result.curves}
     if name == "table6" and groups:
-        caption = "Figure 3: loss and top-1 over epochs, mean over seeds, the band from the least to the most of them."
+        caption = "Figure 3: loss and top-1 over epochs, mean over seeds, the band from their min to their max."
         blocks.append(figure(curves(groups, workdir / "figure3.png"), caption))
-    blocks += [heading("Cost", level=3), table(_costs(results, speed, count)), *_how_timed(results, speed)]
+    blocks += [heading("Cost", level=3), table(cost_rows(results, speed, count)), *how_timed(results, speed)]
     return [*blocks, bullets(NOTES[name])]
 
 
-def _how_timed(results, speed):
-    if not speed:
-        return []
-    first, labels = speed[0], {result.row.run: result.row.label for result in results}
-    return [
-        paragraph(
-            f"Images/s of inference and training: `stce benchmark`, batches of {first['batch_size']}, "
-            f"{first['dtype']}, on one {first['device']}, the models in turn; in brackets the ratio to "
-            f"`{labels.get(first['model'], first['model'])}` with its 95% interval."
-        )
-    ]
-
-
-def _accuracy(result):
+def _accuracy(result: Result) -> dict[str, str]:
     paper, ours = result.row.paper.get("top1"), result.interval()
     return {
         "row": result.row.label,
@@ -154,7 +148,7 @@ def _accuracy(result):
     }
 
 
-def _difference(pair):
+def _difference(pair: Difference) -> dict[str, str]:
     p_values = "; ".join(f"{first}/{second}, p {_p(p_value)}" for first, second, p_value in pair.mcnemar)
     return {
         "rows": f"{pair.first.label} less {pair.second.label}",
@@ -166,7 +160,7 @@ def _difference(pair):
     }
 
 
-def _verdict(pair):
+def _verdict(pair: Difference) -> str:
     """What both intervals together allow to say; of one seed there is but one."""
     words = {1: "higher", -1: "lower", 0: "undecided"}
     by_images = _sign(pair.over_images)
@@ -175,73 +169,25 @@ def _verdict(pair):
     return words[by_images if _sign(pair.over_seeds) == by_images else 0]
 
 
-def _sign(interval):
-    """1 or -1 where an interval lies above or below 0, 0 where it holds it, or is none."""
+def _sign(interval: Interval) -> int:
+    """1 or -1 where an interval lies above or below 0; 0 where it contains 0, or there is none."""
     return int(interval.low > 0) - int(interval.high < 0)
 
 
-def _order(results):
+def _order(results: Sequence[Result]) -> list[Block]:
     """Whether the paper's order of the embeddings holds, by the seeds that all of them have."""
     compared = [result for result in results if result.row.run in FIGURE3]
     seeds = set.intersection(*(set(result.seeds) for result in compared)) if compared else set()
     if len(compared) < len(FIGURE3) or not seeds:
         return []
     sums = {of.row.run: sum(of.top1[of.seeds.index(seed)] for seed in seeds) for of in compared}
-    found = sorted(sums, key=sums.get, reverse=True)
+    found = sorted(sums, key=sums.__getitem__, reverse=True)
     verb = "holds" if found == ["stce", "conv", "patch"] else "does not hold"
     order = " > ".join(found)
     return [paragraph(f"The paper's order of the means, stce > conv > patch, {verb} here: {order}.")]
 
 
-def _costs(results, speed, count):
-    lines = []
-    for result in results:
-        row, counted = result.row, count(result.row.run)
-        line = {"row": row.label}
-        if "parameters" in row.paper:
-            line |= {"parameters, paper": row.paper["parameters"]}
-        line |= {"ours at the paper's size": f"{counted['papers_parameters']:,}"}
-        if row.scale != "paper" or row.more:
-            line |= {"here": f"{counted['parameters']:,}"}
-        line |= {"multiply-adds": f"{counted['multiply_adds'] / 1e6:,.1f}M"}
-        if "images_per_second" in {key for of in results for key in of.row.paper}:
-            line |= {"paper, images/s": str(row.paper.get("images_per_second", NONE))}
-        for what in ("inference", "training"):
-            line |= {f"{what}, images/s": _speed(row.run, speed, what)}
-        line |= {
-            "training with loading, images/s": _mean(result.images_per_second),
-            "minutes a run": _mean(result.seconds, unit=60, digits=1),
-        }
-        lines.append(line)
-    return lines
-
-
-def _count(row, classes):
-    """What `count_model` says of a row's model, and "papers_parameters": of its counterpart at the paper's size."""
-    config = row.config()
-    (papers,) = (found for found in load_rows(row.table, "paper") if found.run == row.run)
-    counted = count_model(runs.build_model(config, classes), config.image_size)
-    return counted | {"papers_parameters": count_parameters(_parameters(papers))}
-
-
-def _parameters(row):
-    """The shapes of the parameters of a row at the paper's size."""
-    config = row.config()
-    return abstract_variables(runs.build_model(config, PAPERS_CLASSES), config.image_size)["params"]
-
-
-def _speed(run, speed, what):
-    for measured in speed:
-        if measured["model"] == run and measured["what"] == what:
-            if measured["error"]:
-                return measured["error"]
-            margin = f" ± {100 * measured['ratio_margin']:.1f}%" if measured["ratio_margin"] else ""
-            ratio = "" if measured["ratio"] is None else f" ({100 * measured['ratio']:.1f}%{margin})"
-            return f"{measured['images_per_second']:,.0f}{ratio}"
-    return NONE
-
-
-def _closing(rows, results):
+def _closing(rows: Sequence[Row], results: Mapping[str, Result]) -> list[Block]:
     """What differs from the paper, what cannot be reconciled, and the commands."""
     blocks = [heading("What differs from the paper")]
     row = rows[0]
@@ -268,31 +214,15 @@ def _closing(rows, results):
     return blocks
 
 
-def read_speed(workdir, tables):
-    """{table: rows of `stce benchmark`} of the tables that were measured."""
-    paths = {name: speed_file(workdir, name) for name in tables}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
-
-
-def speed_file(workdir, name):
-    """Where the speed of a table's models is kept."""
-    return workdir / "speed" / f"{name}.json"
-
-
-def _percent(interval, sign=""):
+def _percent(interval: Interval, sign: str = "") -> str:
     """An `Interval` of fractions in percent or points."""
     mean, low, high = (f"{100 * value:{sign}.2f}" for value in interval)
     return mean if math.isnan(interval.low) else f"{mean} [{low}, {high}]"
 
 
-def _range(interval):
+def _range(interval: Interval) -> str:
     return f"[{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
 
 
-def _p(value):
+def _p(value: float) -> str:
     return f"{value:.2g}" if value >= 1e-4 else "< 0.0001"
-
-
-def _mean(values, *, unit=1, digits=0):
-    known = [value / unit for value in values if value is not None]
-    return f"{sum(known) / len(known):,.{digits}f}" if known else NONE

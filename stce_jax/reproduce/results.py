@@ -1,9 +1,13 @@
-"""What the cells of a sweep have come to: accuracies of every seed and image, curves, times."""
+"""The results of a sweep's cells: accuracies of every seed and image, curves, times."""
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from stce_jax.analysis.files import IN_RUN, read_predictions
 from stce_jax.analysis.intervals import (
@@ -29,12 +33,12 @@ class Result:
       row: the row.
       seeds: those whose cells are finished; everything below has one entry a seed, in this order.
       top1, best: fractions, of the last epoch and of the best one, which is chosen on the test images.
-      hits: bool [seeds, images], whether the last epoch's top-1 is right.
+      hits: whether the last epoch's top-1 is right.
       curves: lines of metrics.
       images_per_second: in training, loading included, see `training_speed`.
-      seconds: that training and evaluating took, all starts together but for those that were killed; None where
+      seconds: that training and evaluating took, all starts together except those that were killed; None where
         `reproduce` did not do it.
-      records: what `reproduce` has noted of all seeds' cells, finished or not: {seed: dict}.
+      records: what `reproduce` has written about all seeds' cells, finished or not: {seed: dict}.
       unfinished: {seed: why}.
     """
 
@@ -42,21 +46,21 @@ class Result:
     seeds: list[int]
     top1: list[float]
     best: list[float]
-    hits: np.ndarray
-    curves: list[list[dict]]
+    hits: Bool[np.ndarray, "seeds images"]
+    curves: list[list[dict[str, Any]]]
     images_per_second: list[float | None]
     seconds: list[float | None]
-    records: dict[int, dict]
+    records: dict[int, dict[str, Any]]
     unfinished: dict[int, str]
 
-    def interval(self):
+    def interval(self) -> Interval | None:
         """`Interval` of the top-1 over seeds, cut to what an accuracy can be; None without a finished seed."""
         if not self.top1:
             return None
         mean, low, high = mean_interval(self.top1)
         return Interval(mean, max(low, 0.0), min(high, 1.0))  # of one seed both stay nan
 
-    def over_images(self):
+    def over_images(self) -> Interval:
         """`Interval` that the number of test images leaves open of one run with the mean top-1."""
         count = self.hits.shape[1]
         return wilson_interval(round(float(self.hits.mean()) * count), count)
@@ -64,13 +68,13 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """What one row has over another, on the same seeds and images.
+    """How much better one row is than another, on the same seeds and images.
 
     Attributes:
       first, second: the rows.
       paper: difference of the printed top-1 in points, or None.
       over_seeds: `Interval` in fractions, of the paired differences of the seeds.
-      over_images: likewise, of resampled test images, the seeds averaged.
+      over_images: the same of resampled test images, the seeds averaged.
       mcnemar: for each seed (images that the first alone has right, the second alone, p value).
     """
 
@@ -82,14 +86,15 @@ class Difference:
     mcnemar: list[tuple[int, int, float]]
 
 
-def read_result(row, seeds, workdir):
+def read_result(row: Row, seeds: Sequence[int], workdir: Path) -> Result:
     """The `Result` of a row for these seeds; `workdir` is the sweep's absolute path."""
     cells = {seed: cell_of(row, seed, workdir) for seed in seeds}
     records = {seed: cell.record() for seed, cell in cells.items()}
     finished = [seed for seed, cell in cells.items() if cell.finished()]
     curves = [read_metrics(cells[seed].directory) for seed in finished]
     evaluated = [[line["top1"] for line in lines if line["split"] == "eval"] for lines in curves]
-    hits = [read_predictions(cells[seed].directory / IN_RUN)["hits"] for seed in finished]
+    predictions: list[Any] = [read_predictions(cells[seed].directory / IN_RUN) for seed in finished]
+    hits = [found["hits"] for found in predictions]
     return Result(
         row=row,
         seeds=finished,
@@ -104,13 +109,13 @@ def read_result(row, seeds, workdir):
     )
 
 
-def _why_unfinished(record):
+def _why_unfinished(record: dict[str, Any]) -> str:
     """A cell's error, unless it was stopped or is being tried again."""
     stopped = not record or record["exit_code"] in (0, PreemptedError.exit_code)
     return NOT_FINISHED if stopped else record["error"]
 
 
-def differences(results):
+def differences(results: Sequence[Result]) -> list[Difference]:
     """[Difference, ...] of every row and each that it is compared with, as far as they share finished seeds."""
     found = []
     by_run = {result.row.run: result for result in results}
@@ -122,15 +127,15 @@ def differences(results):
     return found
 
 
-def _difference(first, second, seeds):
-    tops = [[of.top1[of.seeds.index(seed)] for seed in seeds] for of in (first, second)]
+def _difference(first: Result, second: Result, seeds: Sequence[int]) -> Difference:
+    own, others = ([of.top1[of.seeds.index(seed)] for seed in seeds] for of in (first, second))
     hits = [of.hits[[of.seeds.index(seed) for seed in seeds]] for of in (first, second)]
-    printed = [of.row.paper.get("top1") for of in (first, second)]
+    printed: list[Any] = [of.row.paper.get("top1") for of in (first, second)]
     return Difference(
         first=first.row,
         second=second.row,
         paper=None if None in printed else printed[0] - printed[1],
-        over_seeds=paired_mean_interval(*tops),
+        over_seeds=paired_mean_interval(own, others),
         over_images=bootstrap_difference(*hits),
         mcnemar=[mcnemar(*pair) for pair in zip(*hits, strict=True)],
     )

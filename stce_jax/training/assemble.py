@@ -35,9 +35,6 @@ from stce_jax.workdir import parts
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.layout import checkpoints_in, read_config
 
-# The options of `config.augment` that act while images are loaded; the others act on the devices.
-LOADING = ("crop", "crop_area", "crop_ratio", "resize", "eval_crop_fraction", "repeats")
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -145,8 +142,9 @@ def check_options(config: config_dict.ConfigDict) -> None:
         timeout=config.loader_timeout,
         cache_megabytes=config.cache_megabytes,
     )
-    views.check_options(**{key: config.augment[key] for key in LOADING})
-    augment.make_augment(1, mean=catalog.IMAGENET_MEAN, std=catalog.IMAGENET_STD, **_on_devices(config))
+    on_devices = _on_devices(config)
+    views.check_options(**{key: value for key, value in config.augment.items() if key not in on_devices})
+    augment.make_augment(1, mean=catalog.IMAGENET_MEAN, std=catalog.IMAGENET_STD, **on_devices)
     optim.check_options(**config.optimizer)
     guard.check_options(**config.divergence)
 
@@ -172,7 +170,8 @@ def build_augment(config: config_dict.ConfigDict, dataset: Dataset) -> Callable[
 
 
 def _on_devices(config: config_dict.ConfigDict) -> dict[str, Any]:
-    return {key: value for key, value in config.augment.items() if key not in LOADING}
+    """The options of `config.augment` that act on the devices; the others act while images are loaded."""
+    return {name: config.augment[name] for name in augment.option_names()}
 
 
 def build_timetable(config: config_dict.ConfigDict, dataset: Dataset) -> Timetable:

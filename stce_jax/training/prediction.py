@@ -7,6 +7,7 @@ import collections
 import concurrent.futures
 import contextlib
 import functools
+import operator
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from stce_jax.training import assemble as runs
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated, round_up
 
 View = UInt8[np.ndarray, "S S 3"] | DataError
-Outputs = Float[np.ndarray, "b ..."]
+Outputs = Any  # Float[np.ndarray, "b ..."], or Tokens of such arrays
 
 
 def apply(
@@ -130,7 +131,8 @@ def _outputs(
     with contextlib.closing(_views(run.config, files, 2 * batch_size)) as views:
         for batch in predictions(step, run.variables, loader.to_devices(batches(views), sharding)):
             names = sent.popleft()
-            yield names, batch["outputs"][: len(names)]
+            # Tokens are a tree of arrays.
+            yield names, jax.tree.map(operator.itemgetter(slice(len(names))), batch["outputs"])
 
 
 def _batched(

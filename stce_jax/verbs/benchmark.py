@@ -6,45 +6,47 @@ Shape letters: B batch, S image side.
 import itertools
 import math
 import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+from stce_jax.analysis.costs import count_model
 from stce_jax.analysis.timing import contenders
 from stce_jax.analysis.timing.contenders import Contender
 from stce_jax.analysis.timing.model_specs import read_specs
 from stce_jax.analysis.timing.turns import in_turn, median_estimate
-from stce_jax.errors import ConfigError
+from stce_jax.errors import ConfigError, check_choice, check_range
+from stce_jax.models.factory import DTYPES
 from stce_jax.training.mesh import make_mesh
 from stce_jax.training.step import check_accumulation
-from stce_jax.verbs.summary import count_model
 
 WHAT = ("inference", "training")
-DTYPES = ("float32", "bfloat16")
 
 
 def benchmark(
-    models,
+    models: str | Sequence[str],
     *,
-    batch_sizes=None,
-    dtypes=None,
-    image_size=None,
-    num_classes=None,
-    what=WHAT,
-    rounds=10,
-    seconds=0.2,
-    accumulate=1,
-    on_rows=None,
-):
+    batch_sizes: Sequence[int] | None = None,
+    dtypes: Sequence[str] | None = None,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+    what: Sequence[str] = WHAT,
+    rounds: int = 10,
+    seconds: float = 0.2,
+    accumulate: int = 1,
+    on_rows: Callable[[list[dict[str, Any]]], None] | None = None,
+) -> list[dict[str, Any]]:
     """Measures models against one another on the first device, every combination of batch size, dtype and `what`.
 
-    The models of one combination take turns, round by round, in an order drawn anew: what else the machine does hits
-    all of them, and the ratios within a round mean something where its clock drifts.
+    The models of one combination take turns, round by round, in an order drawn again each time: other load on the
+    machine affects all of them, and the ratios within a round stay meaningful while its speed drifts.
 
     "inference" is uint8 pixels to logits. "training" is the whole step that `stce train` runs: forward, backward,
     AdamW, with an augmentation that normalises and does nothing else, and without a moving average. Batches lie on the
     device already: loading, augmentation and transfer from the host are not included, nor is compiling, which is
-    reported for itself. Weights are noise, whatever the model: speed does not depend on them.
+    reported separately. Weights are noise: speed does not depend on them.
 
     Args:
       models: names of models or shell patterns of them, workdirs of runs, or configs ("digits:patch", "my/config.py"),
@@ -55,7 +57,7 @@ def benchmark(
       num_classes: of the head; None: 100, for runs with a checkpoint their own.
       what: "inference", "training" or both.
       rounds: turns of each model, >= 1.
-      seconds: that each turn lasts at least, by several calls of quick models.
+      seconds: minimum length of a turn; quick models are called several times.
       accumulate: micro-batches of a training step, see `make_train_step`.
       on_rows: called with the rows of each combination once they are measured.
 
@@ -68,10 +70,10 @@ def benchmark(
       "multiply_adds" (forward, an image),
       "ratio" and "ratio_margin" (of images_per_second to that of the combination's first model: median over rounds and
       half the width of its 95% interval), "device", and "error": "" or why there are no numbers. What was not measured
-      is None; a combination that fails, for want of memory say, does not keep the others from being measured.
+      is None; where one combination fails, by lack of memory say, the others are still measured.
 
     Raises:
-      StceError: a model, option or number that cannot be; nothing was measured.
+      StceError: an impossible model, option or number; nothing was measured.
 
     Example:
       >>> rows = benchmark(["vit_s_patch", "vit_s_stce,iterations=1"], batch_sizes=[8], what=["inference"])
@@ -97,24 +99,32 @@ def benchmark(
     return rows
 
 
-def _check(batch_sizes, dtypes, image_size, num_classes, what, rounds, seconds):
+def _check(
+    batch_sizes: Sequence[int] | None,
+    dtypes: Sequence[str] | None,
+    image_size: int | None,
+    num_classes: int | None,
+    what: Sequence[str],
+    rounds: int,
+    seconds: float,
+) -> None:
     for name, number in (
         *(("batch size", size) for size in batch_sizes or ()),
         ("image_size", 1 if image_size is None else image_size),
         ("num_classes", 1 if num_classes is None else num_classes),
         ("rounds", rounds),
     ):
-        if number < 1:
-            raise ConfigError(f"{name} is {number}; it must be at least 1")
+        check_range(name, number, 1)
     if not 0 <= seconds < math.inf:
         raise ConfigError(f"seconds is {seconds}; it must be at least 0")
     for name, choices, chosen in (("dtype", DTYPES, dtypes or ()), ("what", WHAT, what)):
         for choice in chosen:
-            if choice not in choices:
-                raise ConfigError(f"{name} is {choice!r}; it must be one of {', '.join(choices)}")
+            check_choice(name, choice, choices)
 
 
-def _measure(rivals, mesh, *, rounds, seconds, accumulate):
+def _measure(
+    rivals: Sequence[Contender], mesh: jax.sharding.Mesh, *, rounds: int, seconds: float, accumulate: int
+) -> list[dict[str, Any]]:
     """Measures the models of one combination against one another; their rows."""
     for rival in rivals:
         rival.attempt(contenders.prepare, mesh, seconds=seconds, accumulate=accumulate)
@@ -131,7 +141,7 @@ def _measure(rivals, mesh, *, rounds, seconds, accumulate):
             "latency_ms_p95": 1e3 * float(np.percentile(rival.latencies, 95)),
         }
         if not first.row["error"]:
-            ratio = median_estimate(own / its for own, its in zip(rival.rates, first.rates, strict=True))
+            ratio = median_estimate(own / other for own, other in zip(rival.rates, first.rates, strict=True))
             margin = None if math.isnan(ratio.margin) else ratio.margin
             rival.row |= {"ratio": ratio.value, "ratio_margin": margin}
     return [rival.row for rival in rivals]

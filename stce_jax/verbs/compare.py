@@ -2,26 +2,31 @@
 
 import json
 import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from etils import epath
 
 from stce_jax.analysis import files
+from stce_jax.analysis.costs import count_parameters
 from stce_jax.analysis.curves import curves
 from stce_jax.analysis.intervals import bootstrap_difference, mcnemar
 from stce_jax.errors import CheckpointError, ConfigError
-from stce_jax.paths import first_line, open_path
+from stce_jax.paths import named_failures, open_path
 from stce_jax.training import assemble as runs
 from stce_jax.training.state import abstract_variables
 from stce_jax.training.timetable import is_last
-from stce_jax.verbs.summary import count_parameters
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.metrics import read_metrics, training_speed
 
 
-def compare(workdirs, output="", *, checkpoint="last"):
-    """Compares runs, finished or not, by what they have logged; the first is the one that the others are held against.
+def compare(
+    workdirs: Iterable[epath.PathLike], output: epath.PathLike = "", *, checkpoint: str | int = "last"
+) -> dict[str, Any]:
+    """Compares runs, finished or not, by what they have logged; the others are compared with the first.
 
     Args:
       workdirs: of the runs, at least one.
@@ -29,12 +34,12 @@ def compare(workdirs, output="", *, checkpoint="last"):
       checkpoint: whose evaluation is shown: "last", "best" (by top-1, of equals the last), or a step.
 
     Returns:
-      {"runs": [...], "pairs": [...]}. What there is not yet is None. A run is {"run", "model", "epoch": of the last
+      {"runs": [...], "pairs": [...]}. What is not there yet is None. A run is {"run", "model", "epoch": of the last
       line logged, "epochs": of the config, "finished", "step", "loss", "top1": of the evaluation shown, "best_step",
       "best_top1": chosen on the images of the evaluation, so no independent estimate, "parameters",
       "images_per_second": median in training, "differences": of its config from the first run's,
       "predictions": whether there is its evaluation/predictions.npz, of whatever checkpoint that was written}.
-      A pair is the first run and another, by these predictions: {"first", "second", "images", "first_top1",
+      A pair is the first run and another, compared by these predictions: {"first", "second", "images", "first_top1",
       "second_top1", "difference": the latter less the former, "low", "high": 95% interval of the paired bootstrap over
       images, "only_first", "only_second": images that one alone has right, "p_value": of McNemar's exact test}; where
       they cannot be compared, {"first", "second", "reason"}. Accuracies are fractions.
@@ -44,33 +49,31 @@ def compare(workdirs, output="", *, checkpoint="last"):
       CheckpointError: a run was not evaluated at the step.
       DataError: predictions are damaged.
     """
-    workdirs = [os.fspath(workdir) for workdir in workdirs]
-    if len(set(workdirs)) < len(workdirs):
+    paths = [os.fspath(workdir) for workdir in workdirs]
+    if len(set(paths)) < len(paths):
         raise ConfigError("a run is named twice; name each once")
-    configs = [_read_config(workdir) for workdir in workdirs]
-    metrics = [read_metrics(workdir) for workdir in workdirs]
-    predictions = [files.read_predictions(open_path(workdir) / files.IN_RUN) for workdir in workdirs]
-    counts = {}  # seeds of one model are counted once
+    configs = [_read_config(path) for path in paths]
+    metrics = [read_metrics(path) for path in paths]
+    predictions = [files.read_predictions(open_path(path) / files.IN_RUN) for path in paths]
+    counts: dict[str, int] = {}  # seeds of one model are counted once
     rows = [
-        _row(workdir, config, lines, checkpoint, counts)
+        _row(path, config, lines, checkpoint, counts)
         | {"differences": configuration.differences(configs[0], config), "predictions": hits is not None}
-        for workdir, config, lines, hits in zip(workdirs, configs, metrics, predictions, strict=True)
+        for path, config, lines, hits in zip(paths, configs, metrics, predictions, strict=True)
     ]
     pairs = [
-        {"first": workdirs[0], "second": workdir, **_difference(predictions[0], others)}
-        for workdir, others in zip(workdirs[1:], predictions[1:], strict=True)
+        {"first": paths[0], "second": path, **_difference(predictions[0], others)}
+        for path, others in zip(paths[1:], predictions[1:], strict=True)
     ]
     if output:
-        groups = {label: [lines] for label, lines in zip(short_names(workdirs), metrics, strict=True)}
-        try:
+        groups = {label: [lines] for label, lines in zip(short_names(paths), metrics, strict=True)}
+        with named_failures(f"write {output}", "give another --output", (OSError, ValueError)):
             curves(groups, open_path(output))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot write {output}: {first_line(error)}; give another --output") from error
     return {"runs": rows, "pairs": pairs}
 
 
-def short_names(workdirs):
-    """The last parts of paths, as many as it takes to tell them apart."""
+def short_names(workdirs: Sequence[str]) -> Sequence[str]:
+    """The last parts of paths, enough to tell them apart."""
     parts = [os.path.normpath(workdir).split(os.sep) for workdir in workdirs]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(path[-count:]) for path in parts]
@@ -79,17 +82,20 @@ def short_names(workdirs):
     return workdirs
 
 
-def _read_config(workdir):
+def _read_config(workdir: str) -> Any:
     try:
         return layout.read_config(workdir)
     except ConfigError as error:
         raise error if workdir in str(error) else ConfigError(f"{workdir}: {error}") from error
 
 
-def _row(workdir, config, lines, checkpoint, counts):
-    """What is said about a run; `counts` keeps the parameters of models already counted."""
+def _row(
+    workdir: str, config: Any, lines: Sequence[Mapping[str, Any]], checkpoint: str | int, counts: dict[str, int]
+) -> dict[str, Any]:
+    """What is reported about a run; `counts` keeps the parameters of models already counted."""
+    shown: Mapping[str, Any] | None
     evaluations = [line for line in lines if line["split"] == "eval"]
-    best = max(evaluations, key=lambda line: (line["top1"], line["step"]), default={})
+    best: Mapping[str, Any] = max(evaluations, key=lambda line: (line["top1"], line["step"]), default={})
     if checkpoint in ("last", "best") or not evaluations:
         shown = best if checkpoint == "best" else next(reversed(evaluations), {})
     else:
@@ -113,7 +119,7 @@ def _row(workdir, config, lines, checkpoint, counts):
     }
 
 
-def _count_parameters(workdir, config, counts):
+def _count_parameters(workdir: str, config: Any, counts: dict[str, int]) -> int | None:
     """None before the first checkpoint: that knows how many classes the head has."""
     checkpoints = Checkpoints(layout.checkpoints_in(workdir))
     try:
@@ -127,8 +133,8 @@ def _count_parameters(workdir, config, counts):
     return counts[key]
 
 
-def _difference(first, second):
-    """What two runs' predictions say about the difference of their accuracies."""
+def _difference(first: dict[str, np.ndarray] | None, second: dict[str, np.ndarray] | None) -> dict[str, Any]:
+    """The difference of two runs' accuracies by their predictions."""
     if first is None or second is None:
         return {"reason": "no predictions"}
     if not all(np.array_equal(first[name], second[name]) for name in ("labels", "class_ids")):
@@ -148,6 +154,6 @@ def _difference(first, second):
     }
 
 
-def to_json(result):
+def to_json(result: Mapping[str, Any]) -> str:
     """What `compare` returns, as JSON text."""
     return json.dumps(result, indent=2, allow_nan=False)

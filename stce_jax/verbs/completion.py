@@ -3,12 +3,14 @@
 import argparse
 import re
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from stce_jax import configs
 
 SHELLS = ("bash", "zsh")
-# What is completed, by an argument's name: these words; directories; nothing. Choices are argparse's own, numbers have
-# none, and whatever else is free text is taken for a file.
+# What is completed, by an argument's name: these words; directories; nothing. Choices are argparse's own, numbers are
+# not completed, and any other free text is completed as a file.
 WORDS = {
     "checkpoint": ("last", "best"),
     "dataset": ("folder", "imagenet100", "imagenet2012"),
@@ -62,24 +64,21 @@ complete -o bashdefault -F _stce stce
 """
 
 
-def completion(parser, shell):
+def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     """The script that completes verbs, options, paths, shipped configs and choices.
 
     Args:
-      parser: the argparse parser of the whole command line, made for this: what completes is set in it.
+      parser: of the whole command line, made for this: what completes is set in it.
       shell: one of `SHELLS`.
-
-    Returns:
-      The script's text, to be written to a file that the shell reads.
     """
     import shtab
 
     (verbs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     for verb in verbs.choices.values():
         for action in verb._actions:
-            _say_what_completes(action, shtab)
+            _set_completion(action, shtab)
     names = sorted(path.stem for path in Path(configs.__file__).parent.glob("[!_]*.py"))
-    preamble = {name: text.format(names=" ".join(names)) for name, text in CONFIGS.items()}
+    preamble: Any = {name: text.format(names=" ".join(names)) for name, text in CONFIGS.items()}
     script = shtab.complete(parser, shell, preamble=preamble)
     if shell == "bash":
         return script + BASH_EQUALS
@@ -87,8 +86,8 @@ def completion(parser, shell):
     return re.sub(r'^(  "--[\w-]+)(\[.*\]:.*")$', r"\1=\2", script, flags=re.MULTILINE)
 
 
-def _say_what_completes(action, shtab):
-    """Sets what shtab asks an action for, `complete` or `choices`."""
+def _set_completion(action: Any, shtab: ModuleType) -> None:
+    """Sets what shtab reads of an action, `complete` or `choices`."""
     if action.choices or action.nargs == 0 or action.type or action.dest in NOTHING:
         return
     if action.dest in WORDS:

@@ -1,16 +1,30 @@
 """`stce features`: what a run's model makes of image files before it names classes."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
 import numpy as np
+from etils import epath
 
 from stce_jax.data.files import list_images
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.training import assemble as runs
 from stce_jax.training import prediction
 
-KINDS = ("pooled", "tokens")
+METHODS = {"pooled": "features", "tokens": "tokens"}  # of a body, by the kind of features
 
 
-def features(paths, workdir, checkpoint="last", *, ema=False, kind="pooled", batch_size=64, unreadable=None):
+def features(
+    paths: epath.PathLike | Iterable[epath.PathLike],
+    workdir: epath.PathLike,
+    checkpoint: str | int = "last",
+    *,
+    ema: bool = False,
+    kind: str = "pooled",
+    batch_size: int = 64,
+    unreadable: Callable[[DataError], None] | None = None,
+) -> dict[str, np.ndarray]:
     """Computes features of images with a run's model.
 
     Args:
@@ -19,12 +33,14 @@ def features(paths, workdir, checkpoint="last", *, ema=False, kind="pooled", bat
       kind: "pooled": what the head reads, so that features @ kernel + bias are the logits; "tokens": the last block's
         tokens after the LayerNorm, the class token apart.
       batch_size: images that are computed at a time.
-      unreadable: function called with the DataError of each image that cannot be read, which is then left out; by
-        default the first is raised.
+      unreadable: called with the error of each image that cannot be read, which is then left out; by default the first
+        is raised.
 
     Returns:
-      {"names": str [n], the files' paths, "features": float32 [n, D]}; of tokens "features": float32 [n, N, D], row by
-      row of the grid, "grid": int32 [2], its rows and columns, and "class_token": float32 [n, D] if the model has one.
+      {"names": str [n], the files' paths, "features": float32 [n, D]}; of tokens "features": float32 [n, N, D], and
+      where there is such a thing "grid": int32 [2], the rows and columns in which they lie, row by row,
+      "class_token": float32 [n, D], or "leading_tokens": float32 [n, L, D] if there are several, "sizes": float32
+      [n, N], how many original tokens each stands for, and "mask": bool [n, N], False for those that are not real.
 
     Raises:
       StceError: options or paths are wrong, the run cannot be read, or none of the images can.
@@ -32,24 +48,40 @@ def features(paths, workdir, checkpoint="last", *, ema=False, kind="pooled", bat
     Example:
       >>> pooled = features("photos", "runs/pets")["features"]
     """
-    if kind not in KINDS:
-        raise ConfigError(f"there is no kind of features {kind!r}; the kinds are {', '.join(KINDS)}")
+    if kind not in METHODS:
+        raise ConfigError(f"there is no kind of features {kind!r}; the kinds are {', '.join(METHODS)}")
     files = list_images(paths)
     run = runs.load_run(workdir, checkpoint, ema)
-    model, method = (run.model.clone(num_classes=0), "__call__") if kind == "pooled" else (run.model, "tokens")
-    batches = prediction.apply(run, model, files, method=method, batch_size=batch_size, unreadable=unreadable)
-    names, found = [], None
-    for paths_done, rows in batches:
-        if found is None:
-            found = np.empty((len(files), *rows.shape[1:]), np.float32)  # once, for it may fill the memory
-        found[len(names) : len(names) + len(rows)] = rows
+    batches = prediction.apply(
+        run, run.model, files, method=METHODS[kind], batch_size=batch_size, unreadable=unreadable
+    )
+    names: list[str] = []
+    found: Any = None  # an array, or Tokens of arrays
+    for paths_done, outputs in batches:
+        if found is None:  # once, for it may fill the memory
+            found = jax.tree.map(lambda rows: np.empty((len(files), *rows.shape[1:]), np.float32), outputs)
+        for whole, rows in zip(jax.tree.leaves(found), jax.tree.leaves(outputs), strict=True):
+            whole[len(names) : len(names) + len(rows)] = rows
         names += paths_done
     if found is None:
         raise DataError(f"none of the {len(files)} images can be read")
-    found = found[: len(names)]
-    result = {"names": np.array(names, str), "features": found}
-    if kind == "tokens":
-        result["grid"] = np.array(run.model.embedding.grid(*run.model.image_size), np.int32)
-        if run.model.pooling == "class":
-            result |= {"class_token": found[:, 0], "features": found[:, 1:]}
-    return result
+    found = jax.tree.map(lambda rows: rows[: len(names)], found)
+    arrays = {"features": found} if kind == "pooled" else _of_tokens(found)
+    return {"names": np.array(names, str), **arrays}
+
+
+def _of_tokens(tokens: Any) -> dict[str, np.ndarray]:
+    """The arrays of `Tokens`."""
+    leading = tokens.leading
+    arrays = {"features": tokens.values[:, leading:]}
+    if tokens.grid is not None:
+        arrays["grid"] = np.array(tokens.grid, np.int32)
+    if leading == 1:
+        arrays["class_token"] = tokens.values[:, 0]
+    elif leading:
+        arrays["leading_tokens"] = tokens.values[:, :leading]
+    if tokens.sizes is not None:
+        arrays["sizes"] = tokens.sizes[:, leading:]
+    if tokens.mask is not None:
+        arrays["mask"] = tokens.mask[:, leading:] > 0
+    return arrays

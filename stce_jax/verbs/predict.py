@@ -1,15 +1,28 @@
 """`stce predict`: the likeliest classes of image files."""
 
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
 import numpy as np
+from etils import epath
 
 from stce_jax.analysis import scores
 from stce_jax.data.files import list_images
-from stce_jax.errors import CheckpointError, ConfigError
+from stce_jax.errors import CheckpointError, ConfigError, DataError
 from stce_jax.training import assemble as runs
 from stce_jax.training import prediction
 
 
-def predict(paths, workdir, checkpoint="last", *, ema=False, topk=5, batch_size=64, unreadable=None):
+def predict(
+    paths: epath.PathLike | Iterable[epath.PathLike],
+    workdir: epath.PathLike,
+    checkpoint: str | int = "last",
+    *,
+    ema: bool = False,
+    topk: int = 5,
+    batch_size: int = 64,
+    unreadable: Callable[[DataError], None] | None = None,
+) -> Iterator[dict[str, Any]]:
     """Classifies images with a run's model.
 
     Args:
@@ -17,12 +30,12 @@ def predict(paths, workdir, checkpoint="last", *, ema=False, topk=5, batch_size=
       workdir, checkpoint, ema: see `load_run`.
       topk: how many classes to give of each image, >= 1; never more than there are.
       batch_size: images that are computed at a time.
-      unreadable: function called with the DataError of each image that cannot be read, which is then left out; by
-        default the first is raised.
+      unreadable: called with the error of each image that cannot be read, which is then left out; by default the first
+        is raised.
 
     Returns:
       An iterator over {"name": path, "classes": [{"id", "name", "probability"}, ...]}, in the order of the paths, the
-      likeliest class first. Images are read as it goes on.
+      likeliest class first. Images are read while it advances.
 
     Raises:
       StceError: options or paths are wrong, or the run cannot be read; from the iterator: the weights give no numbers.
@@ -38,7 +51,7 @@ def predict(paths, workdir, checkpoint="last", *, ema=False, topk=5, batch_size=
     return _records(run, topk, prediction.apply(run, run.model, files, batch_size=batch_size, unreadable=unreadable))
 
 
-def _records(run, topk, batches):
+def _records(run: runs.Run, topk: int, batches: Iterable[tuple[list[str], np.ndarray]]) -> Iterator[dict[str, Any]]:
     for names, logits in batches:
         if not np.isfinite(logits).all():
             raise CheckpointError(f"the model of step {run.step} gives no finite numbers; take another --checkpoint")

@@ -17,7 +17,8 @@ from stce_jax.paths import absolute, first_line, is_remote, write_text
 from stce_jax.processes import clusters
 from stce_jax.processes.stopping import StopSignals, stopped
 from stce_jax.reproduce.cells import CELL_FILE, TABLES, TRAINED, cell_of, cells_of, load_rows
-from stce_jax.reproduce.report import read_speed, speed_file, write_report
+from stce_jax.reproduce.costs import read_speed, speed_file
+from stce_jax.reproduce.report import write_report
 from stce_jax.reproduce.subprocesses import describe_place, run_command
 from stce_jax.training import assemble as runs
 from stce_jax.workdir import migration

@@ -1,26 +1,28 @@
 """`stce show-data`: a picture of one training batch as the model sees it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from jaxtyping import Float, UInt8
+from ml_collections import config_dict
+from PIL import Image
 
+from stce_jax.analysis.drawing import pictures
 from stce_jax.errors import ConfigError
 from stce_jax.training import assemble as runs
 from stce_jax.training.step import step_keys
 
-SMALLEST_TILE = 112  # pixels; smaller images are enlarged, or there is no room for their labels
-LINE = 14  # pixels, height of a line of text
-MARGIN = 4  # pixels between tiles
+MIN_TILE = 112  # pixels; smaller images are enlarged, or there is no room for their labels
 
 
-def show_data(config, output, *, step=0):
+def show_data(config: config_dict.ConfigDict, output: str | Path, *, step: int = 0) -> list[list[tuple[str, float]]]:
     """Draws the batch of one training step, cropped, augmented and mixed, to an image file.
 
     Args:
-      config: a ConfigDict of `load_config`.
-      output: the file; its suffix says the format.
+      config: a run's config.
+      output: the file; its suffix chooses the format.
       step: the training step that would use the batch; 0 is the first.
 
     Returns:
@@ -43,37 +45,26 @@ def show_data(config, output, *, step=0):
     smoothing = config.augment.label_smoothing / len(dataset.class_names)
     labels = [_heaviest(target, dataset.class_names, smoothing) for target in targets]
     try:
-        _grid(pixels, labels).save(Path(output))
+        _sheet(pixels, labels).save(Path(output))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write {output}: {error}; give another --output") from error
     return labels
 
 
-def _heaviest(target, class_names, smoothing):
-    """[(name, weight)] of the at most two classes that have more than label smoothing gives to all."""
+def _heaviest(
+    target: Float[np.ndarray, "classes"], class_names: Sequence[str], smoothing: float
+) -> list[tuple[str, float]]:
+    """[(name, weight)] of up to two classes that have more than label smoothing gives to all."""
     places = np.argsort(target)[::-1][:2]
     return [(class_names[place], float(target[place])) for place in places if target[place] > smoothing + 1e-3]
 
 
-def _grid(pixels, labels):
-    """The tiles, about twice as many beside as above one another, each with its targets below."""
+def _sheet(pixels: UInt8[np.ndarray, "B S S 3"], labels: Sequence[Sequence[tuple[str, float]]]) -> Image.Image:
+    """The images, about twice as many in a row as in a column, each with its targets below."""
     count, side, _, _ = pixels.shape
-    tile = side * -(-SMALLEST_TILE // side)
+    scale = -(-MIN_TILE // side)
+    tiles = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+    captions = ["\n".join([*(f"{100 * weight:.0f}% {name}" for name, weight in names), "", ""][:2]) for names in labels]
     columns = min(count, round(np.sqrt(2 * count)))
-    rows = -(-count // columns)
-    width, height = tile + MARGIN, tile + 2 * LINE + MARGIN
-    sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
-    for place, (image, names) in enumerate(zip(pixels, labels, strict=True)):
-        left, top = MARGIN + place % columns * width, MARGIN + place // columns * height
-        sheet.paste(Image.fromarray(image).resize((tile, tile), Image.Resampling.NEAREST), (left, top))
-        for line, (name, weight) in enumerate(names):
-            text = _shortened(f"{100 * weight:.0f}% {name}", font, tile)
-            draw.text((left, top + tile + line * LINE), text, fill="black", font=font)
-    return sheet
-
-
-def _shortened(text, font, width):
-    while font.getlength(text) > width:
-        text = text[:-2] + "…"
-    return text
+    drawn = list(zip(tiles, captions, strict=True))
+    return pictures.sheet([drawn[first : first + columns] for first in range(0, count, columns)])

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from stce_jax.analysis.curves import plot_curves
+from stce_jax.convert.initial import initialize, read_weights
 from stce_jax.errors import DivergedError
 from stce_jax.models.bodies import Body
 from stce_jax.paths import first_line
@@ -27,7 +28,7 @@ from stce_jax.training.progress import TrainProgress
 from stce_jax.training.state import abstract_state, abstract_variables, init_state
 from stce_jax.training.step import check_accumulation, make_train_step, run_key
 from stce_jax.workdir import config as configuration
-from stce_jax.workdir import layout, weights
+from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.claim import Claim
 from stce_jax.workdir.metrics import MetricsLog
@@ -114,7 +115,7 @@ def train(
         start = _restore(setup)
         if start is None:
             state = init_state(model, optimizer, seed=config.seed, mesh=mesh, **shape)
-            start = StartingPoint(weights.initialize(state, initial_weights) if initial_weights else state)
+            start = StartingPoint(initialize(state, initial_weights) if initial_weights else state)
         if processes.is_main():
             layout.write_config(workdir, config)
         step, final = int(start.state.step), start.metrics
@@ -134,7 +135,7 @@ def _initial_weights(config: Any, workdir: str | Path, model: Body, dataset: Any
     if not config.init_from or layout.has_checkpoint(workdir):
         return {}
     expected = abstract_variables(model, config.image_size)
-    arrays, line = weights.read_weights(config.init_from, expected, model, dataset.class_ids)
+    arrays, line = read_weights(config.init_from, expected, model, dataset.class_ids)
     _print(line)
     return arrays
 

@@ -2,15 +2,19 @@
 
 import functools
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image
 
 from stce_jax.analysis.drawing import pictures, sheets
 from stce_jax.analysis.drawing.introspection import (
-    check_class_token,
+    check_class_attention,
     check_super_tokens,
     class_attention,
     iterated_affinities,
@@ -18,19 +22,22 @@ from stce_jax.analysis.drawing.introspection import (
 from stce_jax.data import catalog, decode
 from stce_jax.data.files import list_images, read_image
 from stce_jax.errors import CheckpointError, ConfigError, DataError
+from stce_jax.models.bodies import Body
 from stce_jax.models.factory import create_model
-from stce_jax.paths import absolute, first_line, is_remote, open_path, write_bytes
+from stce_jax.paths import absolute, is_remote, named_failures, open_path, write_bytes
 from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
 
 IMAGE_SIZE, CROP_FRACTION = 224, 0.875  # of models by name, as in configs/default.py
 SMALLEST_TILE = 160  # pixels; the captions need room
 
+Draw = Callable[[UInt8[np.ndarray, "S S 3"], UInt8[np.ndarray, "Y Y 3"]], dict[str, Image.Image]]
+
 
 class Subject(NamedTuple):
-    """A model to look into, and how it sees images."""
+    """A model to look into, and how it sees images: their side in pixels, the part of their short side, statistics."""
 
-    model: Any
+    model: Body
     variables: Any
     size: int
     fraction: float
@@ -38,8 +45,18 @@ class Subject(NamedTuple):
     std: tuple[float, float, float]
 
 
-def visualize(paths, subject, output, *, attention=False, token=None, tile=448, unreadable=None, report=None):
-    """Draws what a model makes of images, as PNG files: the super tokens unless something else is asked for.
+def visualize(
+    paths: epath.PathLike | Iterable[epath.PathLike],
+    subject: Subject,
+    output: str,
+    *,
+    attention: bool = False,
+    token: tuple[int, int] | None = None,
+    tile: int = 448,
+    unreadable: Callable[[DataError], None] | None = None,
+    report: Callable[[str], None] | None = None,
+) -> list[str]:
+    """Draws what a model makes of images, as PNG files: by default the super tokens.
 
     Args:
       paths: image files and folders of them, see `list_images`.
@@ -48,16 +65,17 @@ def visualize(paths, subject, output, *, attention=False, token=None, tile=448, 
       attention: draw the class token's attention in each block, see `sheets.attention_sheet`.
       token: (row, column) in the grid: draw the affinities to that super token, see `sheets.token_sheet`.
       tile: side in pixels of an image on the pictures; it is cut from the file at this resolution, not the model's.
-      unreadable: function called with the DataError of each image that cannot be read, which is then left out; None:
-        the first is raised.
-      report: function called with the path of each picture once it is written.
+      unreadable: called with the error of each image that cannot be read, which is then left out; None: the first is
+        raised.
+      report: called with the path of each picture once it is written.
 
     Returns:
       The paths of the pictures: NAME_super_tokens.png, NAME_attention.png, NAME_token_ROW_COLUMN.png. NAME is the
-      image's, with a number behind it where several are called alike.
+      image's, with a number behind it where several have the same name.
 
     Raises:
-      ConfigError: the model has no super tokens, no class token, or no such token; or a picture cannot be written.
+      ConfigError: the model has no super tokens, class token or attention, or no such token; or a picture cannot be
+        written.
       DataError: an image is not there or cannot be read.
       CheckpointError: the model gives no finite numbers.
     """
@@ -81,7 +99,9 @@ def visualize(paths, subject, output, *, attention=False, token=None, tile=448, 
     return written
 
 
-def open_run(workdir, checkpoint="last", ema=False, image_size=None):
+def open_run(
+    workdir: epath.PathLike, checkpoint: str | int = "last", ema: bool = False, image_size: int | None = None
+) -> Subject:
     """The model of a run, see `load_run`; it sees images at its own size, or at sides of `image_size` pixels."""
     run = runs.load_run(workdir, checkpoint, ema)
     config = run.config
@@ -89,7 +109,7 @@ def open_run(workdir, checkpoint="last", ema=False, image_size=None):
     return Subject(run.model, run.variables, size, config.augment.eval_crop_fraction, run.mean, run.std)
 
 
-def random_model(name, image_size=IMAGE_SIZE, seed=0):
+def random_model(name: str, image_size: int = IMAGE_SIZE, seed: int = 0) -> Subject:
     """A model of `list_models` with random weights."""
     model = create_model(name, num_classes=0, image_size=image_size)
     pixels = np.zeros((1, image_size, image_size, 3), np.float32)
@@ -97,31 +117,30 @@ def random_model(name, image_size=IMAGE_SIZE, seed=0):
     return Subject(model, variables, image_size, CROP_FRACTION, catalog.IMAGENET_MEAN, catalog.IMAGENET_STD)
 
 
-def _check(subject, attention, token, tile):
+def _check(subject: Subject, attention: bool, token: tuple[int, int] | None, tile: int) -> None:
     """Refuses what cannot be drawn before anything is read or compiled."""
     if tile < SMALLEST_TILE:
         raise ConfigError(f"a picture of {tile} pixels is too small; give at least {SMALLEST_TILE}")
-    if subject.size < 1:
-        raise ConfigError(f"image_size is {subject.size}; an image has at least one pixel")
-    embedding = subject.model.embedding
+    model, size = subject.model, subject.size
+    if size < 1:
+        raise ConfigError(f"image_size is {size}; an image has at least one pixel")
+    model.grid(size, size)  # refuses sizes that cannot be cut
     if attention:
-        check_class_token(subject.model)
+        check_class_attention(model, size)
     if token or not attention:
-        check_super_tokens(subject.model)
-    if token and not embedding.iterations:
-        raise ConfigError("the model averages its cells, with iterations=0: its super tokens have no affinities")
-    rows, columns = embedding.grid(subject.size, subject.size)  # refuses sizes that cannot be cut
+        check_super_tokens(model, size, affinities=bool(token))
+    rows, columns = model.embedding.grid(size, size)
     if token and not (0 <= token[0] < rows and 0 <= token[1] < columns):
         raise ConfigError(f"there is no token {token[0]},{token[1]}; the last of the grid is {rows - 1},{columns - 1}")
 
 
-def _drawer(subject, attention, token):
-    """A function that draws one image: (as the model sees it, as it is shown) -> {kind: `PIL.Image`}."""
+def _drawer(subject: Subject, attention: bool, token: tuple[int, int] | None) -> Draw:
+    """A function that draws one image: (as the model sees it, as it is shown) -> pictures by kind."""
     model, embedding = subject.model, subject.model.embedding
     find_attention = jax.jit(functools.partial(class_attention, model))
     find_affinities = jax.jit(functools.partial(iterated_affinities, model))
 
-    def draw(seen, shown):
+    def draw(seen: UInt8[np.ndarray, "S S 3"], shown: UInt8[np.ndarray, "Y Y 3"]) -> dict[str, Image.Image]:
         pixels = augment.normalize(seen, mean=subject.mean, std=subject.std)[None]  # [1, S, S, 3]
         drawn = {}
         if attention:
@@ -141,14 +160,16 @@ def _drawer(subject, attention, token):
     return draw
 
 
-def _check_finite(*arrays):
+def _check_finite(*arrays: np.ndarray) -> None:
     if not all(np.isfinite(array).all() for array in arrays):
         raise CheckpointError("the model gives no finite numbers; take another --checkpoint")
 
 
-def _named(files):
+def _named(files: Iterable[str]) -> dict[str, str]:
     """{name: path}: each file once, and no name twice, not even where "A" and "a" are one."""
-    names, seen, taken = {}, set(), set()
+    names: dict[str, str] = {}
+    seen: set[Path] = set()
+    taken: set[str] = set()
     for file in files:
         if (place := absolute(file)) in seen:
             continue
@@ -162,12 +183,10 @@ def _named(files):
     return names
 
 
-def _write(folder, name, picture):
+def _write(folder: str, name: str, picture: Image.Image) -> str:
     path = os.path.join(folder, name)
-    try:
+    with named_failures(f"write {path}", "give another --output"):
         if not is_remote(folder):
             os.makedirs(absolute(folder), exist_ok=True)
         write_bytes(open_path(path), pictures.png(picture))
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {first_line(error)}; give another --output") from error
     return path

@@ -10,7 +10,7 @@ import pytest
 
 from stce_jax.analysis.drawing import introspection
 from stce_jax.errors import ConfigError
-from stce_jax.models.embeddings.stce import ConvEmbed, EarlyConvEmbed, PatchEmbed, SuperTokenConvEmbed
+from stce_jax.models.embeddings import ConvEmbed, EarlyConvEmbed, PatchEmbed, SuperTokenConvEmbed
 from stce_jax.models.factory import create_model
 from stce_jax.models.ops.supertoken import cluster_super_tokens, grid_shape
 
@@ -157,10 +157,14 @@ def test_attention_of_the_class_token(depth, options):  # of 11, "blocks_10" mus
 def test_what_a_model_does_not_have_is_refused():
     patch = create_model("vit_ti_patch", num_classes=0, image_size=16)
     with pytest.raises(ConfigError, match="no super tokens; use --attention"):
-        introspection.iterated_affinities(patch, {}, IMAGES)
+        introspection.check_super_tokens(patch, 16, affinities=False)
+    pooled = create_model("vit_ti_stce", num_classes=0, image_size=16, iterations=0)
+    introspection.check_super_tokens(pooled, 16, affinities=False)
+    with pytest.raises(ConfigError, match="averages its cells, with iterations=0"):
+        introspection.check_super_tokens(pooled, 16, affinities=True)
     mean = create_model("vit_ti_stce", num_classes=0, image_size=16, pooling="mean")
     with pytest.raises(ConfigError, match="no class token"):
-        introspection.class_attention(mean, {}, IMAGES)
+        introspection.check_class_attention(mean, 16)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +187,9 @@ def test_features_are_drawn_in_the_middle_of_what_they_see(embedding, stride, sh
 
     def features(variables):
         tokens, sown = embedding.apply(variables, images, train=False, mutable="intermediates")
-        found = sown.get("intermediates", {}).get("features", (tokens.reshape(len(images), -1, side // stride, 8),))
+        found = sown.get("intermediates", {}).get(
+            "features", (tokens.values.reshape(len(images), -1, side // stride, 8),)
+        )
         return found[0]  # [1 + side, H, W, C]
 
     found = np.asarray(jax.jit(lambda key: features(embedding.init(key, images[:1], train=False)))(jax.random.key(0)))

@@ -9,10 +9,10 @@ import pytest
 import roofline_model
 from roofline_model import CLASSES, CLUSTERING, Work, model_work, predicted_seconds
 
+from stce_jax.analysis.costs import count_multiply_adds
 from stce_jax.models.factory import create_model
 from stce_jax.models.ops.supertoken import cluster_super_tokens
 from stce_jax.training.state import abstract_variables
-from stce_jax.verbs.summary import count_multiply_adds
 
 
 def gflop(work):

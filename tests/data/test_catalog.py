@@ -18,6 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from stce_jax.data import catalog
+from stce_jax.data import digits as digits_module
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.verbs.prepare import prepare
 
@@ -54,8 +55,17 @@ def preparation(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def digits(preparation):
-    return catalog.open_dataset("digits", preparation[0])
+def digits_dir(tmp_path_factory):
+    """A data directory with the digits, prepared where a killed process left something."""
+    directory = tmp_path_factory.mktemp("digits")
+    (directory / "digits" / "incomplete.ABC123_1.0.0").mkdir(parents=True)
+    catalog.open_dataset("digits", directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def digits(digits_dir):
+    return catalog.open_dataset("digits", digits_dir)
 
 
 def everything(source):
@@ -98,24 +108,24 @@ def test_processes_that_come_at_the_same_time_make_one_dataset(preparation):
     assert versions == ["1.0.0"], f"beside the prepared version something is left: {versions}"
 
 
+@pytest.mark.slow
 def test_neither_tensorflow_nor_jax_is_imported(preparation):
     for output in preparation[1]:
         assert not output["tensorflow"] and not output["tried"], "opening the digits imports TensorFlow"
         assert not output["jax"], "opening the digits starts JAX; stce_jax.data.catalog should not"
 
 
-def test_files_are_array_records(preparation):
-    directory, _ = preparation
-    names = sorted(path.name for path in (directory / "digits" / "1.0.0").glob("*record*"))
+def test_files_are_array_records(digits_dir):
+    names = sorted(path.name for path in (digits_dir / "digits" / "1.0.0").glob("*record*"))
     assert names == [f"digits-{split}.array_record-00000-of-00001" for split in ("train", "val")]
 
 
-def test_prepared_digits_are_not_prepared_again(preparation, monkeypatch):
+def test_prepared_digits_are_not_prepared_again(digits_dir, monkeypatch):
     def prepare(data_dir):
         raise AssertionError(f"{data_dir} is prepared a second time")
 
-    monkeypatch.setattr(catalog, "_prepare_digits", prepare)
-    assert len(catalog.open_dataset("digits", str(preparation[0])).train) == 1437
+    monkeypatch.setattr(digits_module, "_write_digits", prepare)
+    assert len(catalog.open_dataset("digits", str(digits_dir)).train) == 1437
 
 
 def test_digits_are_scikit_learns_each_exactly_once(digits):
@@ -157,9 +167,9 @@ def test_records_are_plain_and_named(digits):
 
 
 @pytest.mark.parametrize("damage", ["records cut off", "records emptied", "description gone"])
-def test_damaged_digits_are_named_with_the_way_out(preparation, tmp_path, damage):
+def test_damaged_digits_are_named_with_the_way_out(digits_dir, tmp_path, damage):
     copy = tmp_path / "digits" / "1.0.0"
-    shutil.copytree(preparation[0] / "digits" / "1.0.0", copy)
+    shutil.copytree(digits_dir / "digits" / "1.0.0", copy)
     [records] = copy.glob("digits-train.array_record*")
     if damage == "description gone":
         (copy / "dataset_info.json").unlink()
@@ -187,8 +197,8 @@ def test_default_data_directory(monkeypatch, tmp_path):
     assert catalog.default_data_dir() == tmp_path / ".local" / "share" / "stce_jax"
 
 
-def test_the_digits_fingerprint_is_of_their_records(digits, preparation):
-    again = catalog.open_dataset("digits", preparation[0])
+def test_the_digits_fingerprint_is_of_their_records(digits, digits_dir):
+    again = catalog.open_dataset("digits", digits_dir)
     assert again.fingerprint == digits.fingerprint and re.fullmatch("[0-9a-f]{64}", digits.fingerprint)
     assert digits.class_ids == digits.class_names
 
@@ -451,7 +461,7 @@ def test_an_empty_class_is_named(tmp_path, split):
 def test_a_class_of_one_split_alone_is_named(tmp_path, split):
     write_images(tmp_path, "train/a/0.png", "val/a/0.png", f"{split}/only/0.png")
     message = refusal(catalog.open_folder, tmp_path)
-    assert "'only'" in message and f"in {split} alone" in message
+    assert "'only'" in message and f"only in {split}" in message
 
 
 def test_an_image_that_vanishes_is_named(tmp_path):

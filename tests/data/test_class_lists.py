@@ -71,7 +71,7 @@ def test_a_file_of_ids(tmp_path):
 @pytest.mark.parametrize(
     "content, named",
     [
-        (b"n0144\n", "'n0144' is no WordNet id"),
+        (b"n0144\n", "'n0144' is not a WordNet id"),
         (b"n01440764\nn01440764\n", "twice"),
         (b"", "no class"),
         (b"\xff", "text"),

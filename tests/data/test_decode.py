@@ -498,7 +498,7 @@ def test_simd_crops_can_be_drawn_in_threads(simd):
 def test_simd_that_is_not_installed_is_a_mistake_in_the_config(monkeypatch):
     monkeypatch.setitem(sys.modules, "cykooz_resizer", None)
     decode.simd_resize.cache_clear()
-    with pytest.raises(ConfigError, match=r"needs the package cykooz-resizer; install it, or take \"pillow\"$"):
+    with pytest.raises(ConfigError, match=r"needs the package cykooz-resizer; install it, or use \"pillow\"$"):
         random_resized_crop(np.random.default_rng(0), noise(9, 9), 8, **INCEPTION, resize="simd")
     decode.simd_resize.cache_clear()
 

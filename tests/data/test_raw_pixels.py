@@ -296,7 +296,7 @@ def test_a_config_chooses_and_evaluation_follows_it(both):
     named = evaluate._open_dataset(config, "imagenet100", "", "", "val")
     assert named.fingerprint == both[0].fingerprint, "a dataset that is named means its images as they were"
     with pytest.raises(ConfigError, match=r"config\.raw_short_side is -1"):
-        configuration.load_config("small_folder", ["--config.raw_short_side=-1"])
+        runs.load_config("small_folder", ["--config.raw_short_side=-1"])
     assert configuration.differences(config, configuration.load_config("small_folder", words)), "it changes the images"
 
 
@@ -317,7 +317,7 @@ def test_a_byte_that_changed_on_disk_is_noticed(tmp_path, both):
     assert source[0]["image"] == opened(both, SIDE).train[0]["image"]
     with pytest.raises(DataError, match=re.escape(str(copy))) as caught:
         source[1]
-    assert "delete it, and make it anew" in str(caught.value) and "\n" not in str(caught.value)
+    assert "delete it, and prepare it again" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_data_sets_prepared_before_there_were_raw_ones_still_open(both):

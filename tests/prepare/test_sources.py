@@ -618,7 +618,7 @@ def test_shards_called_test_are_said_to_be_taken_for_val(tmp_path):
 
 
 def test_parquet_whose_groups_of_rows_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(recognition.parquet, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(recognition.parquet, "_MAX_BYTES", 1000)
     message = refusal(parquet(tmp_path, IMAGES), WNIDS)
     assert "train-00000-of-00002.parquet: a group of rows has" in message, "it should be told before all is copied"
 

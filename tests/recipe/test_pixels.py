@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pillow_reference import FILL, PILLOW, assert_equal_or_close, pillow, synthetic_images
 
-from stce_jax.recipe import pixels
+from stce_jax.recipe import augment, pixels
 
 # Name of the function -> its option, and values over the whole range; many are no round numbers.
 FACTORS = ("factor", (0.0, 0.1, 0.19, 0.35, 0.5, 0.77, 0.999, 1.0, 1.001, 1.3, 1.62, 1.9, 3.0))
@@ -41,7 +41,7 @@ EXACT = [name for name in CASES if name not in (*GEOMETRIC, "gaussian_blur")]
 
 @functools.cache
 def jitted(name):
-    return jax.jit(getattr(pixels, name))
+    return jax.jit(getattr(augment, name))
 
 
 def applied(name, image, value):
@@ -150,7 +150,7 @@ def test_vmapped_over_images_and_options_it_is_the_same(name):
     fill = {"fill": np.array(FILL, np.uint8)} if name in GEOMETRIC else {}
 
     def one(image, value):
-        return getattr(pixels, name)(image, **fill, **({option: value} if option else {}))
+        return getattr(augment, name)(image, **fill, **({option: value} if option else {}))
 
     numbers = np.float32([0 if value is None else value for value in values])
     found = np.asarray(jax.jit(jax.vmap(one))(images, numbers))

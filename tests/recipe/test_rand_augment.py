@@ -15,7 +15,8 @@ from pillow_reference import FILL, PILLOW, assert_equal_or_close, pillow, synthe
 
 from stce_jax.errors import ConfigError
 from stce_jax.recipe import rand_augment
-from stce_jax.recipe.rand_augment import OPERATIONS, WEIGHTS, Policy, parse_policy
+from stce_jax.recipe.policy import WEIGHTS, Policy, parse_policy
+from stce_jax.recipe.rand_augment import OPERATIONS
 
 DEIT = "rand-m9-mstd0.5-inc1"
 DRAWS = 20_000
@@ -43,13 +44,16 @@ def p_of_counts(values, shares):
 @pytest.mark.parametrize(
     "text, policy",
     [
-        (DEIT, Policy(operations=2, magnitude=9, deviation=0.5, most=10, increasing=True, probability=0.5)),
-        ("rand", Policy(operations=2, magnitude=10, deviation=0, most=10, increasing=False, weighted=False)),
+        (DEIT, Policy(operations=2, magnitude=9, deviation=0.5, max_magnitude=10, increasing=True, probability=0.5)),
+        ("rand", Policy(operations=2, magnitude=10, deviation=0, max_magnitude=10, increasing=False, weighted=False)),
         ("rand-n3-m7-inc0-p0.25", Policy(operations=3, magnitude=7, increasing=False, probability=0.25)),
-        ("rand-p1-inc1-mmax15-m12-n1", Policy(operations=1, magnitude=12, most=15, increasing=True, probability=1)),
+        (
+            "rand-p1-inc1-mmax15-m12-n1",
+            Policy(operations=1, magnitude=12, max_magnitude=15, increasing=True, probability=1),
+        ),
         ("rand-m9-mstd101", Policy(magnitude=9, deviation=math.inf)),
         ("rand-m9-mstd100", Policy(magnitude=9, deviation=100)),
-        ("rand-mmax8", Policy(magnitude=8, most=8)),
+        ("rand-mmax8", Policy(magnitude=8, max_magnitude=8)),
         ("rand-w0", Policy(weighted=True)),
         ("rand-m0-mstd.5", Policy(magnitude=0, deviation=0.5)),
     ],

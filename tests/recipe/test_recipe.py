@@ -134,7 +134,7 @@ def test_show_data_draws_the_batch(stce, imagenet, tmp_path):
 def tiles(picture):
     """The eight 128-pixel tiles of a sheet, each reduced to the 32 pixels it was enlarged from."""
     sheet = np.asarray(Image.open(picture))
-    places = [(4 + row * 160, 4 + column * 132) for row in range(2) for column in range(4)]
+    places = [(4 + row * 164, 4 + column * 132) for row in range(2) for column in range(4)]
     return [sheet[top : top + 128 : 4, left : left + 128 : 4] for top, left in places]
 
 

@@ -10,6 +10,7 @@ import pytest
 from sweep_cells import fail, finish
 
 from stce_jax import cli, create_model
+from stce_jax.analysis.costs import count_parameters
 from stce_jax.configs.tables.scales import super_tokens
 from stce_jax.data.catalog import open_dataset
 from stce_jax.errors import ConfigError
@@ -19,7 +20,6 @@ from stce_jax.reproduce.report import write_report
 from stce_jax.reproduce.results import differences, read_result
 from stce_jax.training import assemble as runs
 from stce_jax.training.state import abstract_variables
-from stce_jax.verbs.summary import count_parameters
 from stce_jax.workdir import config as configuration
 
 SCALES = ("paper", "small", "smoke")

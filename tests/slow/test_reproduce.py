@@ -18,7 +18,7 @@ from sweep_cells import finish
 
 from stce_jax import cli
 from stce_jax.processes.stopping import StopSignals
-from stce_jax.reproduce import report
+from stce_jax.reproduce import costs, report
 from stce_jax.reproduce.cells import cells_of, load_rows
 from stce_jax.reproduce.subprocesses import run_command
 from stce_jax.workdir.claim import Claim
@@ -61,7 +61,7 @@ def commands(monkeypatch, tmp_path, data_dir):
 
     monkeypatch.setattr(verb, "run_command", pretend)
     monkeypatch.setattr(verb, "describe_place", lambda: "nowhere")
-    monkeypatch.setattr(report, "_costs", lambda *_: [{"row": "none"}])  # counting is slow, and tested elsewhere
+    monkeypatch.setattr(report, "cost_rows", lambda *_: [{"row": "none"}])  # counting is slow, and tested elsewhere
     monkeypatch.setenv("XDG_DATA_HOME", str(data_dir))
     return noted
 
@@ -107,7 +107,7 @@ def test_speeds_are_kept_by_run_and_runs_of_one_model_are_timed_once(capsys, tmp
     assert run(capsys, tmp_path, *words)[0] == 0
     timed = [word.rpartition("/")[2] for word in commands["words"][-1][2:] if not word.startswith("--")]
     assert timed == ["patch_seed0", "stce_seed0"]
-    speed = report.read_speed(tmp_path / "sweep", ["table6", "table7"])
+    speed = costs.read_speed(tmp_path / "sweep", ["table6", "table7"])
     assert {row["model"] for row in speed["table6"]} == {"patch", "stce", "patch_500"} and "table7" not in speed
 
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from stce_jax.analysis.timing import contenders
+from stce_jax.analysis.costs import count_model, count_multiply_adds, count_parameters
+from stce_jax.analysis.timing import contenders, train_step
 from stce_jax.analysis.timing.model_specs import read_specs
 from stce_jax.analysis.timing.turns import Estimate, calls_lasting, in_turn, median_estimate
 from stce_jax.commands import benchmark as shown_words
 from stce_jax.training import assemble as runs
 from stce_jax.training.state import abstract_variables
 from stce_jax.verbs import benchmark as verb
-from stce_jax.verbs.summary import count_model, count_multiply_adds, count_parameters
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SMALL = "width=16,depth=1,heads=2,mlp_dim=24"
@@ -232,9 +232,9 @@ def test_table_csv_and_json_agree_and_a_failing_row_stops_no_other(capsys, tmp_p
 
 def test_training_steps_and_accumulation(monkeypatch):
     steps = []
-    make = contenders.make_train_step
+    make = train_step.make_train_step
     monkeypatch.setattr(
-        contenders, "make_train_step", lambda *args, **kwargs: steps.append(kwargs) or make(*args, **kwargs)
+        train_step, "make_train_step", lambda *args, **kwargs: steps.append(kwargs) or make(*args, **kwargs)
     )
     (row,) = verb.benchmark(
         [PATCH], batch_sizes=[4], image_size=16, num_classes=5, what=["training"], rounds=2, seconds=0.01, accumulate=2

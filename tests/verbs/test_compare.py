@@ -221,7 +221,7 @@ def test_damaged_predictions_are_refused(pair, capsys, damage):
         np.savez(path, labels=labels, logits=np.array([Harmful()]), class_ids=labels)
     else:
         np.savez(path, labels=labels, logits=np.zeros(16), class_ids=labels)
-    with pytest.raises(DataError, match=r"predictions\.npz: .*write it anew: stce evaluate --workdir="):
+    with pytest.raises(DataError, match=r"predictions\.npz: .*write it again: stce evaluate --workdir="):
         compare(pair)
     code, out, error = run_cli(capsys, "compare", *pair)
     assert code == 3 and out == "" and re.fullmatch(r"stce: .*\n", error), error

@@ -43,9 +43,11 @@ from stce_jax.data import catalog, class_lists
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.prepare import inspection
 from stce_jax.prepare import writer as imagenet100
-from stce_jax.prepare.report import ImageProgress, Report
+from stce_jax.prepare.conversion import examples
+from stce_jax.prepare.messages import ImageProgress
+from stce_jax.prepare.report import Report
 from stce_jax.prepare.sources import references
-from stce_jax.verbs.prepare import _examples, prepare
+from stce_jax.verbs.prepare import prepare
 
 FORMS = {
     "tree": lambda root: tree(root, IMAGES),
@@ -407,8 +409,8 @@ def test_after_a_bad_image_nothing_is_stored_and_all_is_looked_at():
     ]
     for on_bad, stored in (("error", [True, False, False]), ("skip", [True, False, True])):
         tally = inspection.Tally(["a"], 3)
-        examples = _examples(inspected, tally, ImageProgress("preparing", 3), on_bad)
-        assert [example is not None for example in examples] == stored
+        stream = examples(inspected, tally, ImageProgress("preparing", 3), on_bad)
+        assert [example is not None for example in stream] == stored
         assert tally.counts["train"] == [2] and len(tally.bad) == 1
 
 

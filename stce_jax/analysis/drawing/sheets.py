@@ -1,26 +1,34 @@
 """The sheets that `stce visualize` draws: an image beside what a model makes of it.
 
-Shape letters: Y side of a picture in pixels, S side of the image that the model sees, h w super-token grid, K = 9
-neighbours.
+Shape letters: Y side of a picture in pixels, S side of the image that the model sees, H W features, h w grid.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from flax import linen as nn
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from stce_jax.analysis.drawing import introspection, pictures
 
 
-def super_token_sheet(image, seen, affinities, embedding):
+def super_token_sheet(
+    image: UInt8[np.ndarray, "Y Y 3"],
+    seen: UInt8[np.ndarray, "S S 3"],
+    affinities: Sequence[Float[np.ndarray, "H W 9"]],
+    embedding: nn.Module,
+) -> Image.Image:
     """The borders of the super tokens on the image, and the super tokens in the mean colours of their pixels.
 
     Args:
-      image: uint8 [Y, Y, 3], what the model sees at any resolution.
-      seen: uint8 [S, S, 3], the same as the model sees it.
-      affinities: of each iteration, [h * rows, w * columns, 9], see `iterated_affinities`.
-      embedding: the `SuperTokenConvEmbed` that they are of.
+      image: what the model sees, at any resolution.
+      seen: the same as the model sees it.
+      affinities: of each iteration, see `iterated_affinities`.
+      embedding: that they are of.
 
     Returns:
-      A `PIL.Image`: from left to right the image, the cells (S0), and each iteration.
+      From left to right the image, the cells (S0), and each iteration.
     """
     side, picture_side = len(seen), len(image)
     nearest = introspection.nearest_features(embedding, side, picture_side)  # [Y]
@@ -37,7 +45,13 @@ def super_token_sheet(image, seen, affinities, embedding):
     return pictures.sheet([above, below])
 
 
-def token_sheet(image, affinities, embedding, side, token):
+def token_sheet(
+    image: UInt8[np.ndarray, "Y Y 3"],
+    affinities: Sequence[Float[np.ndarray, "H W 9"]],
+    embedding: nn.Module,
+    side: int,
+    token: tuple[int, int],
+) -> Image.Image:
     """The affinity of each pixel to one super token, iteration by iteration.
 
     Args:
@@ -46,8 +60,7 @@ def token_sheet(image, affinities, embedding, side, token):
       token: (row, column) of the super token in the grid.
 
     Returns:
-      A `PIL.Image`: the image with the super token's own cell, and heat maps of one scale, which ends at the greatest
-      affinity of all.
+      The image with the super token's own cell, and heat maps of one scale, which ends at the greatest affinity of all.
     """
     nearest = introspection.nearest_features(embedding, side, len(image))  # [Y]
     rows, columns = introspection.nearest_tokens(embedding, side, len(image))  # [Y] each
@@ -61,18 +74,20 @@ def token_sheet(image, affinities, embedding, side, token):
     return pictures.sheet([tiles])
 
 
-def attention_sheet(image, attention, embedding, side):
+def attention_sheet(
+    image: UInt8[np.ndarray, "Y Y 3"], attention: Float[np.ndarray, "depth h w"], embedding: nn.Module, side: int
+) -> Image.Image:
     """What the class token attends to in each block.
 
     Args:
-      image: uint8 [Y, Y, 3], what the model sees at any resolution.
-      attention: [depth, rows, columns], see `class_attention`.
+      image: what the model sees, at any resolution.
+      attention: see `class_attention`.
       embedding: of the model.
       side: S.
 
     Returns:
-      A `PIL.Image`: the image and a heat map a block, each of its own scale, which begins at 0 and ends at the block's
-      greatest attention. Each token is drawn at its place in the grid.
+      The image and a heat map a block, each of its own scale, which begins at 0 and ends at the block's greatest
+      attention. Each token is drawn at its place in the grid.
     """
     rows, columns = introspection.nearest_tokens(embedding, side, len(image))  # [Y] each
     tiles = [(image, "the image")]

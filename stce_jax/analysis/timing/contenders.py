@@ -1,21 +1,28 @@
-"""The models that `stce benchmark` measures against one another: each compiled, warm, and with its arrays in place."""
+"""The models that `stce benchmark` measures against one another: each compiled, warm, and with its arrays in place.
+
+Shape letters: B batch, S image side.
+"""
 
 import collections
 import functools
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int32, UInt8
 
+from stce_jax.analysis.timing.model_specs import ModelSpec
+from stce_jax.analysis.timing.train_step import timed_train_step
 from stce_jax.analysis.timing.turns import calls_lasting
 from stce_jax.data import catalog
 from stce_jax.paths import first_line
 from stce_jax.recipe import augment
-from stce_jax.recipe import optimizers as optim
 from stce_jax.training.mesh import batch_sharding, replicated
 from stce_jax.training.state import TrainState
-from stce_jax.training.step import make_train_step, run_key
+from stce_jax.training.step import run_key
 
 IN_FLIGHT = 2  # calls that are on the device at a time; more would only fill the memory
 LEARNING_RATE = 1e-9  # or the loss of the one batch would vanish, and with it the gradients: other numbers to multiply
@@ -30,9 +37,16 @@ class Contender:
       rates, latencies: images a second of each round; seconds of each single call.
     """
 
-    def __init__(self, spec, counts, dtype, batch_size, what):
+    call: Callable[[], Any] | None
+    calls: int
+    rates: list[float]
+    latencies: list[float]
+
+    def __init__(
+        self, spec: ModelSpec, counts: Mapping[str, int], dtype: str | None, batch_size: int, what: str
+    ) -> None:
         self.spec, self.model = spec, spec.build(**({"dtype": dtype} if dtype else {}))
-        self.row = {
+        self.row: dict[str, Any] = {
             "model": spec.label,
             "dtype": jnp.dtype(self.model.dtype).name,
             "batch_size": batch_size,
@@ -49,8 +63,8 @@ class Contender:
         }
         self.call, self.calls, self.rates, self.latencies = None, 1, [], []
 
-    def attempt(self, function, *arguments, **options):
-        """Runs a part of the measurement; if it fails, says so in the row and takes no further part."""
+    def attempt(self, function: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        """Runs a part of the measurement; if it fails, the row has the error and the model takes no further part."""
         try:
             function(self, *arguments, **options)
         except Exception as error:  # XLA's own for memory that runs out, and whatever a model raises
@@ -58,8 +72,8 @@ class Contender:
             self.call = None  # with it goes what it holds on the device
 
 
-def prepare(contender, mesh, *, seconds, accumulate):
-    """Compiles a contender, puts its arrays on the device, warms it up and notes what memory it takes."""
+def prepare(contender: Contender, mesh: jax.sharding.Mesh, *, seconds: float, accumulate: int) -> None:
+    """Compiles a contender, puts its arrays on the device, warms it up and measures its memory."""
     device, row = mesh.devices.flat[0], contender.row
     in_use, _ = _memory_stats(device)
     image = np.random.default_rng(0).integers(0, 256, (row["image_size"], row["image_size"], 3), np.uint8)
@@ -77,7 +91,7 @@ def prepare(contender, mesh, *, seconds, accumulate):
     state, batch = jax.device_put((state, batch), (replicated(mesh), batch_sharding(mesh)))
     if training:
 
-        def call():
+        def call() -> Any:
             nonlocal state
             state, metrics = compiled(state, batch, *key)  # the old state is donated
             return metrics
@@ -91,48 +105,44 @@ def prepare(contender, mesh, *, seconds, accumulate):
     contender.call = call
 
 
-def _make_inference(contender, mesh, _):
-    """(jitted step, variables): (variables, batch) -> logits float32 [B, classes]."""
+def _make_inference(contender: Contender, mesh: jax.sharding.Mesh, accumulate: int) -> tuple[Any, Any]:
+    """(jitted step, variables): (variables, batch) -> logits [B, classes]."""
+    del accumulate  # of training
 
-    def inference(variables, batch):
+    def inference(variables: Any, batch: Mapping[str, Array]) -> Float[Array, "B classes"]:
         return contender.model.apply(variables, _normalize(batch["image"]), train=False)
 
     return jax.jit(inference, out_shardings=replicated(mesh)), _noise(contender.spec.shapes)
 
 
-def _make_training(contender, mesh, accumulate):
+def _make_training(contender: Contender, mesh: jax.sharding.Mesh, accumulate: int) -> tuple[Any, TrainState]:
     """(jitted step, state of step 0), see `make_train_step`."""
 
-    def only_normalize(key, step, images, labels):
+    def only_normalize(
+        key: Array, step: Array, images: UInt8[Array, "B S S 3"], labels: Int32[Array, "B"]
+    ) -> tuple[Float[Array, "B S S 3"], Float[Array, "B classes"]]:
         del key, step
         return _normalize(images), augment.soft_targets(labels, contender.spec.num_classes, smoothing=0.0)
 
-    optimizer = optim.make_optimizer(
-        LEARNING_RATE, weight_decay=0.05, beta1=0.9, beta2=0.999, epsilon=1e-8, clip_norm=0.0
-    )
-    variables = _noise(contender.spec.shapes)
-    state = TrainState(np.zeros((), np.int32), variables, optimizer.init(variables["params"]), None)
-    step = make_train_step(
+    return timed_train_step(
         contender.model,
-        optimizer,
+        _noise(contender.spec.shapes),
         only_normalize,
-        ema_decay=0.0,
-        state=state,
-        mesh=mesh,
+        mesh,
+        learning_rate=LEARNING_RATE,
         accumulate=accumulate,
     )
-    return step, state
 
 
-def _normalize(images):
+def _normalize(images: UInt8[Array, "B S S 3"]) -> Float[Array, "B S S 3"]:
     return augment.normalize(images, mean=catalog.IMAGENET_MEAN, std=catalog.IMAGENET_STD)
 
 
-def _noise(shapes):
+def _noise(shapes: Any) -> Any:
     """Variables drawn on the host, where compiling a model's own initialisation would take longer than measuring it."""
     rng = np.random.default_rng(0)
 
-    def draw(path, leaf):
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         if path[-1].key in ("scale", "var"):
             return np.ones(leaf.shape, leaf.dtype)
         return 0.02 * rng.standard_normal(leaf.shape, leaf.dtype)
@@ -140,11 +150,16 @@ def _noise(shapes):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def take_turn(contender):
-    """One turn: a burst of calls for the rate, and as many one by one for the latency; of slow models one for both."""
+def take_turn(contender: Contender) -> None:
+    """One turn: a burst of calls for the rate, then the same number one by one for the latency.
+
+    Of a model that is called once a turn, that call counts for both.
+    """
+    assert contender.call
+
     start = time.perf_counter()
     if contender.calls > 1:
-        waited_for = collections.deque()
+        waited_for: collections.deque[Any] = collections.deque()
         for _ in range(contender.calls):
             waited_for.append(contender.call())
             if len(waited_for) > IN_FLIGHT:
@@ -163,18 +178,18 @@ def take_turn(contender):
         contender.latencies.append(time.perf_counter() - start)
 
 
-def _memory_stats(device):
-    """(bytes in use, most that ever were) on a device, (0, 0) where it does not say, as CPUs do not."""
+def _memory_stats(device: jax.Device) -> tuple[int, int]:
+    """(bytes in use, their peak) on a device, (0, 0) where it does not tell, as CPUs do not."""
     stats = device.memory_stats() or {}
     return stats.get("bytes_in_use", 0), stats.get("peak_bytes_in_use", 0)
 
 
-def peak_memory(analysis, in_use, peak_before, peak_after):
+def peak_memory(analysis: Any, in_use: int, peak_before: int, peak_after: int) -> tuple[int, str]:
     """(peak_bytes, memory_kind) of one call.
 
-    "device peak": what the device's allocator counted, less what lay there before this model came. A peak is of the
-    whole process and never falls, so it says something of a model only if the model raised it.
-    "compiled program": else, and on CPUs; arguments, outputs and temporaries of the program, as XLA laid them out.
+    "device peak": what the device's allocator counted, less what lay there before this model. A peak is of the whole
+    process and never falls, so it describes a model only if the model raised it.
+    "compiled program": otherwise, and on CPUs; arguments, outputs and temporaries of the program, as XLA planned them.
 
     Args:
       analysis: of the compiled program's `memory_analysis`.

@@ -3,11 +3,12 @@
 import ast
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from stce_jax.errors import ConfigError
-from stce_jax.models.factory import create_model, list_models, model_options
+from stce_jax.models.bodies import Body
+from stce_jax.models.factory import create_model, list_models
 from stce_jax.paths import first_line
 from stce_jax.training import assemble as runs
 from stce_jax.training.state import abstract_variables
@@ -23,32 +24,31 @@ class ModelSpec:
 
     Attributes:
       label: what the user called it.
-      build: (dtype=name, or nothing for its own) -> `VisionTransformer`.
+      build: (dtype=name, or nothing for its own) -> a body.
       shapes: its variables as ShapeDtypeStructs.
       image_size: side in pixels.
       num_classes: of the head.
-      batch_sizes: what it is run with unless told otherwise.
+      batch_sizes: that it is run with by default.
     """
 
     label: str
-    build: Callable
+    build: Callable[..., Body]
     shapes: Any
     image_size: int
     num_classes: int
     batch_sizes: tuple[int, ...]
 
 
-def read_specs(words, *, image_size=None, num_classes=None):
+def read_specs(
+    words: str | Iterable[str], *, image_size: int | None = None, num_classes: int | None = None
+) -> list[ModelSpec]:
     """The models that words name; a pattern may name several.
 
     Args:
       words: NAME[,KEY=VALUE...] each. NAME is a model or a shell pattern of models, a workdir of a run, or a config;
-        KEY an option of `create_model`; VALUE a Python literal, or else a string.
+        KEY one of its options, see `create_model`; VALUE a Python literal, or else a string.
       image_size: side in pixels; None: 224, for workdirs and configs their own.
       num_classes: of the head; None: 100, for runs with a checkpoint their own.
-
-    Returns:
-      [ModelSpec, ...].
 
     Raises:
       ConfigError: there is no such model, or it cannot be built with these options.
@@ -58,22 +58,20 @@ def read_specs(words, *, image_size=None, num_classes=None):
     return [spec for word in words for spec in _read(word, image_size, num_classes)]
 
 
-def _read(word, image_size, num_classes):
+def _read(word: str, image_size: int | None, num_classes: int | None) -> list[ModelSpec]:
     name, *settings = re.split(r",(?=\w+=)", word)  # not at the comma of stem_widths=16,32
     options = dict(map(_read_option, settings))
     if not (names := list_models(name)):
         return [_of_config(word, name, options, image_size, num_classes)]
     size, classes = image_size or IMAGE_SIZE, num_classes or NUM_CLASSES
 
-    def builder(each):
+    def builder(each: str) -> Callable[..., Body]:
         return lambda **dtype: create_model(each, num_classes=classes, image_size=size, **options | dtype)
 
-    for each in names:
-        _check_types(each, options)
     return [_spec(",".join([each, *settings]), builder(each), size, classes, BATCH_SIZES) for each in names]
 
 
-def _read_option(setting):
+def _read_option(setting: str) -> tuple[str, Any]:
     key, _, value = setting.partition("=")
     try:
         return key, ast.literal_eval(value)
@@ -81,25 +79,16 @@ def _read_option(setting):
         return key, value
 
 
-def _check_types(name, options):
-    """The factory checks values alone: 1.5 iterations, say, would run as one."""
-    defaults = model_options(name)
-    for key, value in options.items():
-        wanted = type(defaults.get(key))
-        if key == "cell" or wanted not in (bool, int, float, str):
-            continue
-        if not isinstance(value, (int, float) if wanted is float else wanted):
-            raise ConfigError(f"{name}: {key} is {value!r}; it must be of type {wanted.__name__}")
-
-
-def _of_config(word, name, options, image_size, num_classes):
+def _of_config(
+    word: str, name: str, options: dict[str, Any], image_size: int | None, num_classes: int | None
+) -> ModelSpec:
     config, own_classes = _open(name)
     config = config.copy_and_resolve_references()
     classes = num_classes or own_classes or NUM_CLASSES
     with config.unlocked():
         config.image_size = image_size or config.image_size
 
-    def build(**dtype):
+    def build(**dtype: str) -> Body:
         changed = config.copy_and_resolve_references()
         with changed.unlocked():
             for key, value in (options | dtype).items():
@@ -109,7 +98,7 @@ def _of_config(word, name, options, image_size, num_classes):
     return _spec(word, build, config.image_size, classes, (config.batch_size,))
 
 
-def _open(name):
+def _open(name: str) -> tuple[Any, int | None]:
     """(config, number of classes or None) of a workdir, or of a config."""
     if layout.is_workdir(name):
         config, checkpoints = layout.read_config(name), Checkpoints(layout.checkpoints_in(name))
@@ -125,11 +114,13 @@ def _open(name):
         ) from error
 
 
-def _spec(label, build, image_size, num_classes, batch_sizes):
+def _spec(
+    label: str, build: Callable[..., Body], image_size: int, num_classes: int, batch_sizes: tuple[int, ...]
+) -> ModelSpec:
     try:
         shapes = abstract_variables(build(), image_size)
     except ConfigError:
         raise
-    except Exception as error:  # whatever comes of options of another type
+    except Exception as error:  # whatever options of another type lead to
         raise ConfigError(f"{label} cannot be built: {first_line(error)}") from error
     return ModelSpec(label, build, shapes, image_size, num_classes, batch_sizes)

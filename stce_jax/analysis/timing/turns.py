@@ -1,7 +1,7 @@
-"""Timing functions against one another on a machine that does other things, too.
+"""Timing functions against one another on a machine that others use, too.
 
-The clock of a shared machine drifts by more than the differences of interest. So what is to be compared is timed in
-turn, round by round, and compared by the ratios within a round.
+The speed of a shared machine drifts by more than the differences of interest. So candidates are timed in turn, round by
+round, and compared by the ratios within a round.
 """
 
 import math
@@ -10,20 +10,23 @@ import platform
 import random
 import statistics
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
+Name = TypeVar("Name")
 
-def in_turn(names, rounds):
-    """Yields every name once a round, in an order drawn anew each round, so that none always follows the same one."""
-    names, draw = list(names), random.Random(0)
+
+def in_turn(names: Iterable[Name], rounds: int) -> Iterator[Name]:
+    """Yields every name once a round, in an order drawn again each round: no name always follows the same one."""
+    each, draw = list(names), random.Random(0)
     for _ in range(rounds):
-        yield from draw.sample(names, len(names))
+        yield from draw.sample(each, len(each))
 
 
-def calls_lasting(function, seconds):
-    """How many calls of a function last about so long, at least 1; calls it twice, so that it is warm afterwards.
+def calls_lasting(function: Callable[[], Any], seconds: float) -> int:
+    """How many calls of a function last about `seconds`, at least 1; calls it twice, so that it is warm afterwards.
 
     Args:
       function: without arguments; the JAX arrays that it returns are waited for.
@@ -41,30 +44,31 @@ class Estimate(NamedTuple):
     value: float
     margin: float
 
-    def __str__(self):
+    def __str__(self) -> str:
         digits = 2 if self.margin < 0.005 else 1
         return f"{self.value:.{digits}%} ± {self.margin:.{digits}%}"
 
 
-def median_estimate(values):
-    """The median of `values`, with an interval that holds the true one at least 95 times in 100, whatever they follow.
+def median_estimate(values: Iterable[float]) -> Estimate:
+    """The median of `values`, with an interval that holds the true one at least 95 times in 100 for any distribution.
 
-    It is that of the sign test: from the k-th smallest value to the k-th largest, where more than 39 in 40 draws of as
-    many coins show k heads or more. The margin is the distance to the farther end. Fewer than six values have none.
+    The interval is the sign test's: from the k-th smallest value to the k-th largest, where more than 39 in 40 draws of
+    one fair coin a value show k heads or more. The margin is the distance to the farther end; NaN for fewer than six
+    values.
     """
-    values = sorted(values)
-    count, median = len(values), statistics.median(values)
+    ordered = sorted(values)
+    count, median = len(ordered), statistics.median(ordered)
     place, chance = 0, 0.5**count  # the chance of at most `place` heads
     while chance <= 0.025:
         place += 1
         chance += math.comb(count, place) * 0.5**count
     if not place:
         return Estimate(median, math.nan)
-    return Estimate(median, max(median - values[place - 1], values[count - place] - median))
+    return Estimate(median, max(median - ordered[place - 1], ordered[count - place] - median))
 
 
-def machine():
-    """One line on where numbers come from: processor, cores, devices, Python and JAX versions."""
+def machine() -> str:
+    """One line on where measurements come from: processor, cores, devices, Python and JAX versions."""
     model = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as lines:

@@ -7,10 +7,13 @@ Its download of ILSVRC2012 has train and val in ILSVRC/Data/CLS-LOC, and LOC_val
 import os
 import re
 import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from stce_jax.data.records import is_image, walk_files
 from stce_jax.errors import DataError
+from stce_jax.prepare.sources.listing import first_names
 from stce_jax.prepare.sources.references import (
     Ignored,
     Reference,
@@ -22,26 +25,27 @@ from stce_jax.prepare.sources.references import (
     read_file,
     safe_parts,
 )
-from stce_jax.prepare.sources.val_labels import DEVKIT, SOLUTION, find_labels, parse_labels, read_labels
+from stce_jax.prepare.sources.val_labels import DEVKIT, SOLUTION, Labels, find_labels, parse_labels, read_labels
 
 _SPLIT_FOLDER = re.compile(r"(train|val)(\.X\d*)?")
 _CLS_LOC = ("ILSVRC", "Data", "CLS-LOC")  # where Kaggle's download of ILSVRC2012 has train and val
+_Root = TypeVar("_Root", Path, tuple[str, ...])
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # bzip2's and LZMA's members cannot be unpacked in small steps
 
 
-def split_folders(names):
+def split_folders(names: Iterable[str]) -> dict[str, tuple[str, bool]]:
     """{folder name: (split, whether as on Kaggle)} of those names that are folders of a split."""
     matches = {name: _SPLIT_FOLDER.fullmatch(name) for name in names}
     folders = {name: (match[1], match[2] is not None) for name, match in matches.items() if match}
     return folders if {split for split, _ in folders.values()} == {"train", "val"} else {}
 
 
-def find_root(directory):
+def find_root(directory: Path) -> Path | None:
     """The directory itself, one just below, or ILSVRC/Data/CLS-LOC in one of these, that has train and val; or None.
 
-    Hidden directories, and those that cannot be listed, are passed over.
+    Hidden directories, and those that cannot be listed, are skipped.
     """
-    os.listdir(directory)  # says why where it cannot be listed
+    os.listdir(directory)  # raises an OSError with the cause if it cannot be listed
     if split_folders(_folders_in(directory)):
         return directory
     below = [directory / name for name in _folders_in(directory)]
@@ -51,20 +55,20 @@ def find_root(directory):
     return _only(directory, sorted(found.values()))
 
 
-def open_tree(source, root, wanted, val_labels):
+def open_tree(source: Path, root: Path, selected: Sequence[str] | None, val_labels: str) -> Source:
     """Opens class folders.
 
     Args:
-      source: directory that was given; labels of validation images are looked for from `root` up to it.
+      source: the directory that the user gave; labels of validation images are looked for from `root` up to it.
       root: directory with train and val folders, see `find_root`.
-      wanted: class ids, or None for all that there are.
+      selected: class ids, or None for all.
       val_labels: file with the labels of validation images that lie in no class folders, or "".
     """
     folders = split_folders(_folders_in(root))
     upwards = (root, *root.parents)
     highest = 3 if root.parts[-3:] == _CLS_LOC else 1
     places = upwards[: 1 + max(highest, upwards.index(source))]
-    gathered = _Gathered(wanted, bool(val_labels), lambda: _labels_at(val_labels or find_labels(*places)))
+    gathered = _Gathered(selected, bool(val_labels), lambda: _labels_at(val_labels or find_labels(*places)))
     for folder, (split, _) in sorted(folders.items()):
         for entry in sorted(os.scandir(root / folder), key=lambda entry: entry.name):
             if not entry.is_dir():
@@ -76,11 +80,11 @@ def open_tree(source, root, wanted, val_labels):
     return gathered.source(kind, lambda reference: read_file(reference.place, reference.place), root)
 
 
-def open_zip(path, wanted, val_labels):
+def open_zip(path: Path, selected: Sequence[str] | None, val_labels: str) -> Source | None:
     """Opens class folders within a zip archive; returns None if there are none in it."""
     archive = read_directory(path)
     members = [info for info in archive.infolist() if not info.is_dir()]
-    roots = {}  # folders above those of the splits -> names of the latter
+    roots: dict[tuple[str, ...], set[str]] = {}  # folders above those of the splits -> names of the latter
     for info in members:
         names = safe_parts(info.filename)
         for depth in range(min(len(names) - 1, 5)):
@@ -93,7 +97,7 @@ def open_zip(path, wanted, val_labels):
         return None
     folders, depth = split_folders(roots[root]), len(root)
     gathered = _Gathered(
-        wanted, bool(val_labels), lambda: _labels_at(val_labels) or _labels_in(archive, root) or _labels_beside(path)
+        selected, bool(val_labels), lambda: _labels_at(val_labels) or _labels_in(archive, root) or _labels_beside(path)
     )
     for info in members:
         names = safe_parts(info.filename)
@@ -112,24 +116,24 @@ def open_zip(path, wanted, val_labels):
     return source
 
 
-def read_directory(path):
-    """The opened zip archive."""
+def read_directory(path: Path) -> zipfile.ZipFile:
+    """The opened zip archive; DataError if it is not a whole one."""
     try:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
         raise DataError(
-            f"cannot read {path}: {error or 'it is cut off'}; it is no whole zip archive, so get it again"
+            f"cannot read {path}: {error or 'it is cut off'}; it is not a whole zip archive, so get it again"
         ) from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def read_member(archive, info):
-    """The bytes of a zip archive's member, unpacked in steps of bounded size."""
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """The bytes of a zip archive's member, unpacked in steps of bounded size; DataError if it cannot be used."""
     name = f"{info.filename} of {archive.filename}"
     check_size(info.file_size, name)
     if info.compress_type not in _METHODS:
-        raise DataError(f"cannot read {name}: neither stored nor deflated; pack the archive anew")
+        raise DataError(f"cannot read {name}: neither stored nor deflated; pack the archive again")
     try:
         with archive.open(info) as member:
             return read_bounded(member, name)
@@ -144,25 +148,30 @@ def read_member(archive, info):
 class _Gathered:
     """Collects references class by class, and gives those without a class theirs once all labels are needed."""
 
-    def __init__(self, wanted, given, find_val_labels):
-        """`find_val_labels` returns (function from file name to class id, where it is from) or None; `given`: whether
-        the user has said where."""
-        self.wanted = wanted if wanted is None else frozenset(wanted)
+    def __init__(
+        self,
+        selected: Sequence[str] | None,
+        given: bool,
+        find_val_labels: Callable[[], tuple[Labels, str] | None],
+    ) -> None:
+        """`find_val_labels` returns the labels and where they are from, or None; `given`: the user gave the place."""
+        self.selected = selected if selected is None else frozenset(selected)
         self.ignored = Ignored()
-        self.references = []
-        self.classes, self.others = set(), set()
-        self._flat = []
+        self.references: list[Reference] = []
+        self.classes: set[str] = set()
+        self.others: set[str] = set()
+        self._flat: list[tuple[str, Any]] = []
         self._given, self._find_val_labels = given, find_val_labels
 
-    def has_class(self, class_id):
-        """Notes that the source has this class; returns whether its images are wanted."""
+    def has_class(self, class_id: str) -> bool:
+        """Notes that the source has this class; returns whether it is selected."""
         if class_id.startswith("."):
             return False
-        wanted = self.wanted is None or class_id in self.wanted
-        (self.classes if wanted else self.others).add(class_id)
-        return wanted
+        selected = self.selected is None or class_id in self.selected
+        (self.classes if selected else self.others).add(class_id)
+        return selected
 
-    def add(self, split, class_id, name, place, path):
+    def add(self, split: str, class_id: str | None, name: str, place: Any, path: str) -> None:
         name = name.replace(os.sep, "/")
         if not is_image(name):
             self.ignored.add(str(path))
@@ -173,19 +182,19 @@ class _Gathered:
         else:
             self.ignored.add(str(path))
 
-    def source(self, kind, read, where):
+    def source(self, kind: str, read: Callable[[Reference], bytes], where: Path) -> Source:
         note = self._label(where) if self._flat else ""
-        class_ids = tuple(sorted(self.classes if self.wanted is None else self.wanted))
+        class_ids = tuple(sorted(self.classes if self.selected is None else self.selected))
         if not class_ids:
             raise DataError(f"{where} has no class folders; put each class's images into a folder of its own")
         check_classes(self.references, class_ids, where, self.classes | self.others)
         return Source(kind, class_ids, self.references, read, self.ignored, len(self.others), note)
 
-    def _label(self, where):
+    def _label(self, where: Path) -> str:
         """Sorts validation images that lie in no class folder into classes; returns where the labels are from."""
         in_folders = {reference.name.rpartition("/")[2] for reference in self.references if reference.split == "val"}
         if in_folders and not self._given:
-            for name, _ in self._flat:  # strays beside proper class folders
+            for name, _ in self._flat:  # stray files beside class folders
                 self.ignored.add(f"val/{name}")
             return ""
         labels = self._find_val_labels()
@@ -205,23 +214,23 @@ class _Gathered:
         return f"validation labels from {labels_from}"
 
 
-def _kind(folders, where):
-    """What to call the layout; two for one split are refused."""
+def _kind(folders: dict[str, tuple[str, bool]], where: Path) -> str:
+    """What to call the layout; DataError if there are two for one split."""
     if len(set(folders.values())) > len({split for split, _ in folders.values()}):
         raise DataError(f"{where} holds two sets of images, in {', '.join(sorted(folders))}; keep one of them there")
     kaggle = any(kaggle for _, kaggle in folders.values())
     return "Kaggle's layout (train.X1, ..., val.X)" if kaggle else "class folders"
 
 
-def _folders_in(directory):
-    """Names of the folders in a directory that are not hidden; none where it cannot be listed, or is not there."""
+def _folders_in(directory: Path) -> list[str]:
+    """Names of the folders in a directory that are not hidden; none if it is missing or cannot be listed."""
     try:
         return [path.name for path in directory.iterdir() if not path.name.startswith(".") and os.path.isdir(path)]
     except OSError:
         return []
 
 
-def _is_root(names):
+def _is_root(names: tuple[str, ...]) -> bool:
     """Whether an archive's folders, one in the other, may hold those of the splits; as in `find_root`."""
     for end in (_CLS_LOC, _CLS_LOC[1:], ()):
         if names[len(names) - len(end) :] == end:
@@ -230,23 +239,23 @@ def _is_root(names):
     return False
 
 
-def _only(where, roots):
-    """The one place with images, or None; several are refused."""
+def _only(where: Path, roots: Sequence[_Root]) -> _Root | None:
+    """The one place with images, or None; DataError for several."""
     if len(roots) > 1:
-        named = ", ".join("/".join(root) if isinstance(root, tuple) else str(root) for root in roots[:3])
+        named = first_names(["/".join(root) if isinstance(root, tuple) else str(root) for root in roots])
         raise DataError(f"{where} holds {len(roots)} sets of images, in {named}; give one of them alone as --source")
     return next(iter(roots), None)
 
 
-def _labels_at(path):
+def _labels_at(path: str) -> tuple[Labels, str] | None:
     return (read_labels(path), path) if path else None
 
 
-def _labels_beside(archive_path):
-    return _labels_at(find_labels(Path(archive_path).parent))
+def _labels_beside(archive_path: Path) -> tuple[Labels, str] | None:
+    return _labels_at(find_labels(archive_path.parent))
 
 
-def _labels_in(archive, root):
+def _labels_in(archive: zipfile.ZipFile, root: tuple[str, ...]) -> tuple[Labels, str] | None:
     """The labels in an archive's folder `root` or above it."""
     for depth in range(len(root), -1, -1):
         for name in (f"{DEVKIT}.tar.gz", SOLUTION):
@@ -257,5 +266,6 @@ def _labels_in(archive, root):
     return None
 
 
-def is_zip(path):
-    return Path(path).suffix.lower() == ".zip" and Path(path).is_file()
+def is_zip(path: Path) -> bool:
+    """Whether a path is a zip archive, by its name."""
+    return path.suffix.lower() == ".zip" and path.is_file()

@@ -1,6 +1,6 @@
 """Parquet shards as on Hugging Face: train-*.parquet and validation-*.parquet, columns image {bytes, path} and label.
 
-A row cannot be read without unpacking its neighbours, so the wanted images are first copied into one file, in a
+A row cannot be read without unpacking its neighbours, so the selected images are first copied into one file, in a
 sequential pass, and then read from that. Arrow may hold a whole group of rows, twice, while it reads one.
 """
 
@@ -8,22 +8,28 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
 
 from stce_jax.data.class_lists import ids_of_words, is_wordnet_id, load_class_ids
 from stce_jax.errors import DataError
+from stce_jax.prepare.sources.listing import first_names
 from stce_jax.prepare.sources.references import Reference, Source, check_classes, check_size, read_part
 
 _SHARDS = {"train": ("train-*",), "val": ("validation-*", "val-*", "test-*")}  # the first that matches
 _ID_IN_PATH = re.compile(r"(?:.*/)?(?:.*_(n\d{8})\.\w+|(n\d{8})_\d+\.\w+)")
 _PART = re.compile(r"-(\d+)-of-(\d+)\b")
 _ROWS = 8  # images in memory at a time, besides the group that they are from
-_MOST_BYTES = 2 * 2**30  # of a group of rows, unpacked; Hugging Face's have 10 to 100 million
+_MAX_BYTES = 2 * 2**30  # of a group of rows, unpacked; Hugging Face's have 10 to 100 million
+
+_Row = tuple[str, tuple[int, int], int, str | None]  # split, (file, row), label, path
 
 
-def find_shards(directory):
+def find_shards(directory: Path) -> dict[str, list[Path]] | None:
     """{split: paths} in the directory or its folder data, or None unless both splits are there."""
     for folder in (directory, directory / "data"):
-        shards = {}
+        shards: dict[str, list[Path]] = {}
         for split, patterns in _SHARDS.items():
             found = (sorted(folder.glob(f"{pattern}.parquet")) for pattern in patterns)
             shards[split] = next((paths for paths in found if paths), [])
@@ -34,8 +40,8 @@ def find_shards(directory):
     return None
 
 
-def _check_whole(folder, paths):
-    """Refuses shards that say by their names that some are missing, or that they belong to several sets."""
+def _check_whole(folder: Path, paths: Sequence[Path]) -> None:
+    """Raises DataError if the shards' names show that some are missing, or that they belong to several sets."""
     parts = [tuple(map(int, match.groups())) for path in paths if (match := _PART.search(path.name))]
     if not parts:
         return
@@ -44,22 +50,26 @@ def _check_whole(folder, paths):
         raise DataError(f"{folder} mixes several sets of {kind}-*.parquet; keep the shards of one")
     missing = sorted(set(range(total)) - {number for number, _ in parts})
     if missing:
-        some = ", ".join(f"{kind}-{number:05d}" for number in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        some = first_names([f"{kind}-{number:05d}" for number in missing])
         raise DataError(f"{folder} lacks {len(missing)} of {total} {kind} shards: {some}; get them, too")
     if len(parts) > total:
         raise DataError(f"{folder} has shards beyond number {total - 1} of {kind}; keep the shards of one set")
 
 
-def open_shards(directory, shards, wanted):
+def open_shards(directory: Path, shards: dict[str, list[Path]], selected: Sequence[str] | None) -> Source:
     """Opens parquet shards.
 
     Args:
       directory: what to call them.
       shards: of `find_shards`.
-      wanted: class ids, or None for all that there are, under the names that the shards give their labels.
+      selected: class ids, or None for all, under the names that the shards give their labels.
+
+    Raises:
+      DataError: they are damaged, do not say which classes their labels are, or lack a class.
     """
     files = [(split, path) for split, paths in shards.items() for path in paths]
-    rows, names = [], None
+    rows: list[_Row] = []
+    names: list[str] | None = None
     for index, (split, path) in enumerate(files):
         with _reading(path) as file:
             _check_groups(file, path)
@@ -70,8 +80,8 @@ def open_shards(directory, shards, wanted):
             rows += [(split, (index, row), label, image) for row, (label, image) in enumerate(_labels(file, path))]
     if not rows:
         raise DataError(f"the parquet shards in {directory} hold no images; get them again, or name another --source")
-    ids, rule = _class_ids(rows, names, directory, wanted is None)
-    class_ids = tuple(sorted(set(ids.values()) if wanted is None else wanted))
+    ids, rule = _class_ids(rows, names, directory, selected is None)
+    class_ids = tuple(sorted(set(ids.values()) if selected is None else selected))
     chosen = frozenset(class_ids)
     references = [
         Reference(
@@ -96,33 +106,33 @@ def open_shards(directory, shards, wanted):
 
 
 class _Copy:
-    """The wanted images one after the other in a file."""
+    """The selected images one after the other in a file."""
 
-    def __init__(self, files, references):
+    def __init__(self, files: Sequence[tuple[str, Path]], references: Sequence[Reference]) -> None:
         self._files = files
-        self._wanted = {reference.place for reference in references}
-        self._parts = {}  # place -> (offset, size); size None: the row holds no bytes
-        self._descriptor = None
+        self._selected = {reference.place for reference in references}
+        self._parts: dict[tuple[int, int], tuple[int, int | None]] = {}  # place -> (offset, size); None: no bytes
+        self._descriptor: int | None = None
 
-    def make(self, directory, tick):
+    def make(self, directory: Path, tick: Callable[[int, int], None]) -> None:
         path, offset = directory / "images", 0
         with open(path, "wb") as copy:
             for index, (_, shard) in enumerate(self._files):
                 with _reading(shard) as file:
-                    for row, image in _images(file, index, self._wanted):
+                    for row, image in _images(file, index, self._selected):
                         self._write(copy, image or b"")
                         self._parts[index, row] = offset, None if image is None else len(image)
                         offset += len(image or b"")
-                        tick(len(self._parts), len(self._wanted))
+                        tick(len(self._parts), len(self._selected))
         self._descriptor = os.open(path, os.O_RDONLY)
         path.unlink()  # gone once the descriptor is closed, however this ends
 
-    def close(self):
+    def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _write(self, copy, image):
+    def _write(self, copy: IO[bytes], image: bytes) -> None:
         try:
             copy.write(image)
         except OSError as error:
@@ -130,7 +140,8 @@ class _Copy:
                 f"cannot write {copy.name}: {error.strerror}; make room, or give another --data_dir"
             ) from error
 
-    def read(self, reference):
+    def read(self, reference: Reference) -> bytes:
+        assert self._descriptor is not None, "`make` comes before `read`"
         name = f"{reference} in row {reference.place[1]:,} of {self._files[reference.place[0]][1]}"
         offset, size = self._parts[reference.place]
         if size is None:
@@ -140,7 +151,7 @@ class _Copy:
 
 
 @contextlib.contextmanager
-def _reading(path):
+def _reading(path: Path) -> Iterator[Any]:
     """The opened parquet file; what goes wrong in reading it becomes one line."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -149,7 +160,7 @@ def _reading(path):
         # Without buffering ahead, a row group is read page by page.
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
             yield file
-    except BrokenPipeError:  # whoever read what is printed has gone
+    except BrokenPipeError:  # the reader of the output has gone
         raise
     except (pa.ArrowException, OSError, KeyError) as error:
         cause = " ".join(str(error).split())[:200]
@@ -158,8 +169,8 @@ def _reading(path):
         ) from error
 
 
-def _label_names(file):
-    """What the metadata that Hugging Face writes calls the labels, or None."""
+def _label_names(file: Any) -> list[str] | None:
+    """The labels' names in the metadata that Hugging Face writes, or None."""
     try:
         described = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
         names = described["info"]["features"]["label"]["names"]
@@ -168,17 +179,20 @@ def _label_names(file):
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
-def _labels(file, path):
+def _labels(file: Any, path: Path) -> Iterator[tuple[int, str | None]]:
     """Yields (label, path or None) of every row."""
     import pyarrow as pa
 
-    columns, fields = set(file.schema_arrow.names), set()
+    columns = set(file.schema_arrow.names)
+    fields: set[str] = set()
     if "image" in columns and pa.types.is_struct(described := file.schema_arrow.field("image").type):
         fields = {field.name for field in described}
     if "label" not in columns or "bytes" not in fields:
-        raise DataError(f"{path} has no columns label and image with bytes and path; it is no set of labelled images")
-    wanted = ["label", *(["image.path"] if "path" in fields else [])]
-    for batch in file.iter_batches(batch_size=8192, columns=wanted):
+        raise DataError(
+            f"{path} has no columns label and image with bytes and path; it is not a set of labelled images"
+        )
+    read = ["label", *(["image.path"] if "path" in fields else [])]
+    for batch in file.iter_batches(batch_size=8192, columns=read):
         labels = batch.column("label").to_pylist()
         images = batch.column("image").to_pylist() if "path" in fields else [None] * len(labels)
         for label, image in zip(labels, images, strict=True):
@@ -187,39 +201,41 @@ def _labels(file, path):
             yield label, (image or {}).get("path")
 
 
-def _check_groups(file, path):
-    """Refuses what would fill the memory."""
+def _check_groups(file: Any, path: Path) -> None:
+    """Raises DataError for a group of rows that would fill the memory."""
     for group in range(file.num_row_groups):
-        if (size := file.metadata.row_group(group).total_byte_size) > _MOST_BYTES:
+        if (size := file.metadata.row_group(group).total_byte_size) > _MAX_BYTES:
             raise DataError(
-                f"cannot read {path}: a group of rows has {size:,} bytes, more than {_MOST_BYTES:,}; write them "
-                "anew in smaller groups"
+                f"cannot read {path}: a group of rows has {size:,} bytes, more than {_MAX_BYTES:,}; write them "
+                "again in smaller groups"
             )
 
 
-def _images(file, index, wanted):
-    """Yields (row, bytes or None) of the wanted rows, some at a time."""
+def _images(file: Any, index: int, places: set[tuple[int, int]]) -> Iterator[tuple[int, bytes | None]]:
+    """Yields (row, bytes or None) of the selected rows, a few at a time."""
     first = 0
     for group in range(file.num_row_groups):
         count = file.metadata.row_group(group).num_rows
-        if any((index, row) in wanted for row in range(first, first + count)):
+        if any((index, row) in places for row in range(first, first + count)):
             row = first
             for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=["image.bytes"]):
                 images = batch.column("image").field("bytes")
                 for place in range(len(images)):
-                    if (index, row) in wanted:
+                    if (index, row) in places:
                         yield row, images[place].as_py()
                     row += 1
         first += count
 
 
-def _class_ids(rows, names, directory, any_names):
-    """({label: class id}, by which rule)."""
-    ids = {}
+def _class_ids(
+    rows: Sequence[_Row], names: list[str] | None, directory: Path, any_names: bool
+) -> tuple[dict[int, str], str]:
+    """({label: class id}, where the ids are from)."""
+    ids: dict[int, str] = {}
     for _, _, label, path in rows:
         match = _ID_IN_PATH.fullmatch(path or "")
         if match and ids.setdefault(label, match[1] or match[2]) != (match[1] or match[2]):
-            raise DataError(f"label {label} of {directory} stands for several WordNet ids by the paths of its images")
+            raise DataError(f"label {label} of {directory} has several WordNet ids in the paths of its images")
     labels = {label for _, _, label, _ in rows}
     if labels == set(ids):
         return ids, "the WordNet ids in the images' paths"
@@ -237,8 +253,8 @@ def _class_ids(rows, names, directory, any_names):
     )
 
 
-def _mostly_sorted(names):
-    """Whether the names whose words are known stand where the 1000 sorted ids have them."""
+def _mostly_sorted(names: Sequence[str]) -> bool:
+    """Whether the names whose words are known are in the order of the 1000 sorted ids."""
     ids = load_class_ids("all")
     known = [(found[0], expected) for name, expected in zip(names, ids, strict=True) if (found := ids_of_words([name]))]
     return len(known) >= 900 and all(one == other for one, other in known)

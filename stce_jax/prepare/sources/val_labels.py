@@ -1,4 +1,4 @@
-"""Which class each validation image of ILSVRC2012 shows: its archive says nothing of it.
+"""Which class each validation image of ILSVRC2012 shows: its archive does not say.
 
 The labels are in the development kit (as numbers of ILSVRC's own, which meta.mat translates), in Kaggle's
 LOC_val_solution.csv, and in many a text file.
@@ -11,7 +11,9 @@ import os
 import re
 import tarfile
 import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 from stce_jax.data.class_lists import is_wordnet_id
 from stce_jax.data.records import is_image
@@ -22,10 +24,12 @@ DEVKIT = "ILSVRC2012_devkit_t12"
 SOLUTION = "LOC_val_solution.csv"
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
-_MOST_BYTES = 64 * 2**20  # of a file with labels; the devkit's are smaller than one
+_MAX_BYTES = 64 * 2**20  # of a file with labels; the devkit's has less than 1 MiB
+
+Labels = Callable[[str], str]  # from a validation image's file name to its WordNet id
 
 
-def find_labels(*directories):
+def find_labels(*directories: Path) -> str:
     """The path of the devkit, unpacked or not, or of Kaggle's table, in the first directory that has one; else ""."""
     for directory in directories:
         for name in (f"{DEVKIT}.tar.gz", DEVKIT, SOLUTION):
@@ -34,7 +38,7 @@ def find_labels(*directories):
     return ""
 
 
-def read_labels(path):
+def read_labels(path: str | Path) -> Labels:
     """A function from a validation image's file name to its WordNet id.
 
     Args:
@@ -42,20 +46,20 @@ def read_labels(path):
         WordNet id or of these the other way round, or lines of a WordNet id alone, in the order of the images' numbers.
 
     Raises:
-      DataError: none of these; the function raises it for an image that has no label.
+      DataError: none of these forms. The function raises it for an image that has no label.
     """
     path = Path(os.path.expanduser(path))
-    with _told(path):
+    with _one_line(path):
         if path.is_dir():
             return _by_name(_from_devkit(lambda name: _one_of(path, name).read_bytes(), path), {}, path)
         with open(path, "rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+            content = file.read(_MAX_BYTES + 1)
     return parse_labels(content, path)
 
 
-def parse_labels(content, path):
+def parse_labels(content: bytes, path: str | Path) -> Labels:
     """The function of `read_labels` from a file's bytes; `path` is what to call it."""
-    with _told(path):
+    with _one_line(path):
         content = _unpack(content, path)
         if content[257:262] == b"ustar":
             return _by_name(_from_packed_devkit(content, path), {}, path)
@@ -63,8 +67,8 @@ def parse_labels(content, path):
 
 
 @contextlib.contextmanager
-def _told(path):
-    """Makes one line of what goes wrong in reading labels."""
+def _one_line(path: str | Path) -> Iterator[None]:
+    """Turns what goes wrong in reading labels into one line."""
     try:
         yield
     except (OSError, UnicodeDecodeError, tarfile.TarError, EOFError, zlib.error) as error:
@@ -72,10 +76,10 @@ def _told(path):
         raise DataError(f"cannot read validation labels from {path}: {cause}; give --val-labels=FILE") from error
 
 
-def _by_name(by_number, by_stem, path):
+def _by_name(by_number: Sequence[str], by_stem: dict[str, str], path: str | Path) -> Labels:
     """The function of `read_labels` from what `_from_lines` returns."""
 
-    def label(name):
+    def label(name: str) -> str:
         found = by_stem.get(stem(name))
         number = _NUMBER.fullmatch(stem(name))
         if found is None and number and 1 <= int(number[1]) <= len(by_number):
@@ -87,32 +91,32 @@ def _by_name(by_number, by_stem, path):
     return label
 
 
-def _unpack(content, path):
-    """The bytes of a file, which may be packed with gzip."""
+def _unpack(content: bytes, path: str | Path) -> bytes:
+    """The bytes of a file that may be gzipped."""
     if content[:2] == b"\x1f\x8b":
         with gzip.open(io.BytesIO(content)) as file:
-            content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise DataError(f"{path} holds more than {_MOST_BYTES:,} bytes: no validation labels; give --val-labels=FILE")
+            content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise DataError(f"{path} holds more than {_MAX_BYTES:,} bytes: no validation labels; give --val-labels=FILE")
     return content
 
 
-def _from_packed_devkit(content, path):
+def _from_packed_devkit(content: bytes, path: str | Path) -> list[str]:
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
         contents = {}
         while (member := archive.next()) is not None:
             base = member.name.rpartition("/")[2]
             if member.isfile() and base in ("meta.mat", _TRUTH):
-                contents[base] = archive.extractfile(member).read()
+                contents[base] = cast(io.BufferedReader, archive.extractfile(member)).read()  # a file has one
     for name in ("meta.mat", _TRUTH):
         if name not in contents:
             raise DataError(f"{path} holds no {name}; give the devkit of tasks 1 and 2, {DEVKIT}.tar.gz")
     return _from_devkit(contents.__getitem__, path)
 
 
-def _from_devkit(read, path):
+def _from_devkit(read: Callable[[str], bytes], path: str | Path) -> list[str]:
     """WordNet ids in the order of the images' numbers."""
-    from scipy.io import loadmat  # here, for it is needed for a devkit alone
+    from scipy.io import loadmat  # here, because only a devkit needs it
 
     try:
         synsets = loadmat(io.BytesIO(read("meta.mat")), squeeze_me=True)["synsets"].ravel()
@@ -124,19 +128,20 @@ def _from_devkit(read, path):
         raise DataError(f"cannot read the devkit {path}: {error or type(error).__name__}; get it again") from error
 
 
-def _one_of(directory, name):
+def _one_of(directory: Path, name: str) -> Path:
     found = sorted(directory.rglob(name))
     if not found:
         raise DataError(f"{directory} holds no {name}; give the devkit of tasks 1 and 2, {DEVKIT}.tar.gz")
     return found[0]
 
 
-def _from_lines(lines, path):
+def _from_lines(lines: Sequence[str], path: str | Path) -> tuple[list[str], dict[str, str]]:
     """(ids in the order of the images' numbers, {stem of a file name: id}); one of them is empty."""
-    by_number, by_stem = [], {}
+    by_number: list[str] = []
+    by_stem: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         words = line.replace(",", " ").split()
-        if not words or words[0] == "ImageId":  # the head of Kaggle's table
+        if not words or words[0] == "ImageId":  # the header of Kaggle's table
             continue
         if len(words) == 1 and is_wordnet_id(words[0]):
             by_number.append(words[0])
@@ -155,5 +160,5 @@ def _from_lines(lines, path):
     return by_number, by_stem
 
 
-def _is_image_name(word):
+def _is_image_name(word: str) -> bool:
     return is_image(word) or _NUMBER.fullmatch(stem(word)) is not None

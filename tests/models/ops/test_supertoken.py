@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stce_jax.analysis.costs import count_multiply_adds
 from stce_jax.errors import ConfigError
 from stce_jax.models.ops import supertoken
 from stce_jax.models.ops.supertoken import cluster_super_tokens, grid_shape
-from stce_jax.verbs.summary import count_multiply_adds
 
 GOLDEN = ("a_B2_H8_W8_C16_s2_n1", "a_B2_H8_W8_C16_s2_n3", "c_B1_H56_W56_C32_s4_n3")
 

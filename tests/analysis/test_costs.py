@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from stce_jax.verbs.summary import count_multiply_adds, summarize
+from stce_jax.analysis.costs import count_multiply_adds
+from stce_jax.verbs.summary import summarize
 
 
 def test_products_convolutions_and_scans():

@@ -1,0 +1,65 @@
+"""What a model costs: parameters and multiply-adds, counted without computing anything."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Jaxpr, jaxprs_in_params
+
+from stce_jax.models.bodies import Body
+from stce_jax.training.state import abstract_variables
+
+
+def count_model(model: Body, image_size: int) -> dict[str, int]:
+    """{"parameters", "embedding_parameters", "multiply_adds"} of a body for square images of `image_size` pixels.
+
+    Multiply-adds are those of one image forward, of matrix products and convolutions, as executed: in the last block of
+    a model that reads the class token alone, those of the class token.
+    """
+    variables = abstract_variables(model, image_size)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    return {
+        "parameters": count_parameters(variables["params"]),
+        "embedding_parameters": count_parameters(variables["params"].get("embedding", {})),
+        "multiply_adds": count_multiply_adds(functools.partial(model.apply, train=False), variables, images),
+    }
+
+
+def count_parameters(params: Any) -> int:
+    """How many numbers a tree of arrays or ShapeDtypeStructs holds."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def count_multiply_adds(function: Callable[..., Any], *args: Any) -> int:
+    """Multiply-adds of the matrix products and convolutions that a function executes; each turn of a scan counts.
+
+    Where a function has a form for each platform, the default form counts: the others may multiply zeros.
+
+    Args:
+      function: any traceable function.
+      *args: its arguments, arrays or ShapeDtypeStructs.
+    """
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr: Jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        output: Any = equation.outvars[0].aval
+        inputs: list[Any] = [variable.aval for variable in equation.invars]
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += math.prod(output.shape) * math.prod(inputs[0].shape[axis] for axis in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel = inputs[1].shape
+            features = equation.params["dimension_numbers"].rhs_spec[0]
+            total += math.prod(output.shape) * math.prod(kernel) // kernel[features]
+        elif equation.primitive.name == "cond":
+            total += _count(equation.params["branches"][-1].jaxpr)
+        else:
+            turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+            total += turns * sum(_count(inner) for inner in jaxprs_in_params(equation.params))
+    return total

@@ -1,0 +1,67 @@
+"""Mixup and CutMix on the device, and the targets that they mix.
+
+Shape letters: B batch, H W image height and width.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+
+def soft_targets(labels: Int[Array, "B"], num_classes: int, *, smoothing: float) -> Float[Array, "B classes"]:
+    """1 - smoothing on the label, `smoothing` (0..1) spread evenly over all classes."""
+    return jax.nn.one_hot(labels, num_classes) * (1.0 - smoothing) + smoothing / num_classes
+
+
+def mix(
+    key: PRNGKeyArray,
+    images: Float[Array, "B H W 3"],
+    targets: Float[Array, "B classes"],
+    *,
+    mixup: float,
+    cutmix: float,
+    switch_probability: float,
+) -> tuple[Float[Array, "B H W 3"], Float[Array, "B classes"]]:
+    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of a batch with itself in reverse order, as in DeiT.
+
+    One lambda for a batch; CutMix's is corrected to the area that its box keeps within the image.
+
+    Args:
+      key: of this batch.
+      images, targets: to be mixed.
+      mixup, cutmix: alpha of the Beta(alpha, alpha) that lambda is drawn from; 0 switches that one off.
+      switch_probability: probability of CutMix where both are on, 0..1.
+
+    Returns:
+      (images, targets), mixed; unchanged if both are off.
+    """
+    if not mixup and not cutmix:
+        return images, targets
+    switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 4)
+    other_images, other_targets = images[::-1], targets[::-1]
+    _, height, width, _ = images.shape
+    keep = jax.random.beta(mixup_key, mixup, mixup) if mixup else 1.0
+    blend = keep
+    inside: Bool[Array, "H W 1"] | bool = False
+    if cutmix:
+        box = cutmix_box(box_key, jax.random.beta(cutmix_key, cutmix, cutmix), height, width)  # [H, W, 1]
+        use_cutmix = jax.random.bernoulli(switch_key, switch_probability) if mixup else True
+        inside = box & use_cutmix
+        keep = jnp.where(use_cutmix, 1.0 - box.mean(), keep)
+        blend = jnp.where(use_cutmix, 1.0, blend)  # CutMix blends nothing outside its box
+    images = jnp.where(inside, other_images, blend * images + (1.0 - blend) * other_images)
+    return images, keep * targets + (1.0 - keep) * other_targets
+
+
+def cutmix_box(key: PRNGKeyArray, keep: Float[Array, ""], height: int, width: int) -> Bool[Array, "H W 1"]:
+    """CutMix's box: sides sqrt(1 - keep) of the image's, centred anywhere, cut at the border."""
+    row_key, column_key = jax.random.split(key)
+    side = jnp.sqrt(1.0 - keep)
+
+    def inside(key: PRNGKeyArray, length: int) -> Bool[Array, "length"]:
+        center = jax.random.randint(key, (), 0, length)
+        half = (length * side).astype(jnp.int32) // 2
+        positions = jnp.arange(length)
+        return (positions >= center - half) & (positions < center + half)
+
+    return (inside(row_key, height)[:, None] & inside(column_key, width)[None, :])[:, :, None]

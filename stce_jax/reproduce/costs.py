@@ -1,0 +1,97 @@
+"""What the rows of a sweep cost: parameters, multiply-adds and speed, beside what the paper prints."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stce_jax.analysis.costs import count_model, count_parameters
+from stce_jax.reproduce.cells import Row, load_rows
+from stce_jax.reproduce.documents import Block, paragraph
+from stce_jax.reproduce.results import Result
+from stce_jax.training import assemble as runs
+from stce_jax.training.state import abstract_variables
+
+PAPERS_CLASSES = 100
+NONE = "–"
+
+Count = Callable[[str], Mapping[str, int]]  # of a run
+
+
+def cost_rows(results: Sequence[Result], speed: Sequence[Mapping[str, Any]], count: Count) -> list[dict[str, str]]:
+    """The lines of a table of costs, a row each."""
+    lines = []
+    for result in results:
+        row, counted = result.row, count(result.row.run)
+        line = {"row": row.label}
+        if "parameters" in row.paper:
+            line |= {"parameters, paper": row.paper["parameters"]}
+        line |= {"ours at the paper's size": f"{counted['papers_parameters']:,}"}
+        if row.scale != "paper" or row.more:
+            line |= {"here": f"{counted['parameters']:,}"}
+        line |= {"multiply-adds": f"{counted['multiply_adds'] / 1e6:,.1f}M"}
+        if "images_per_second" in {key for of in results for key in of.row.paper}:
+            line |= {"paper, images/s": str(row.paper.get("images_per_second", NONE))}
+        for what in ("inference", "training"):
+            line |= {f"{what}, images/s": _speed(row.run, speed, what)}
+        line |= {
+            "training with loading, images/s": _mean(result.images_per_second),
+            "minutes a run": _mean(result.seconds, unit=60, digits=1),
+        }
+        lines.append(line)
+    return lines
+
+
+def count_row(row: Row, classes: int) -> dict[str, int]:
+    """`count_model` of a row's model, and "papers_parameters": of its counterpart at the paper's size."""
+    config = row.config()
+    (papers,) = (found for found in load_rows(row.table, "paper") if found.run == row.run)
+    counted = count_model(runs.build_model(config, classes), config.image_size)
+    return counted | {"papers_parameters": count_parameters(parameters(papers))}
+
+
+def parameters(row: Row) -> Any:
+    """The shapes of the parameters of a row at the paper's size."""
+    config = row.config()
+    return abstract_variables(runs.build_model(config, PAPERS_CLASSES), config.image_size)["params"]
+
+
+def _speed(run: str, speed: Sequence[Mapping[str, Any]], what: str) -> str:
+    for measured in speed:
+        if measured["model"] == run and measured["what"] == what:
+            if measured["error"]:
+                return measured["error"]
+            margin = f" ± {100 * measured['ratio_margin']:.1f}%" if measured["ratio_margin"] else ""
+            ratio = "" if measured["ratio"] is None else f" ({100 * measured['ratio']:.1f}%{margin})"
+            return f"{measured['images_per_second']:,.0f}{ratio}"
+    return NONE
+
+
+def how_timed(results: Sequence[Result], speed: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """How the speeds of a table were measured; nothing if they were not."""
+    if not speed:
+        return []
+    first, labels = speed[0], {result.row.run: result.row.label for result in results}
+    return [
+        paragraph(
+            f"Images/s of inference and training: `stce benchmark`, batches of {first['batch_size']}, "
+            f"{first['dtype']}, on one {first['device']}, the models in turn; in brackets the ratio to "
+            f"`{labels.get(first['model'], first['model'])}` with its 95% interval."
+        )
+    ]
+
+
+def read_speed(workdir: Path, tables: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """{table: rows of `stce benchmark`} of the tables that were measured."""
+    paths = {name: speed_file(workdir, name) for name in tables}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def speed_file(workdir: Path, name: str) -> Path:
+    """Where the speed of a table's models is kept."""
+    return workdir / "speed" / f"{name}.json"
+
+
+def _mean(values: Sequence[float | None], *, unit: float = 1, digits: int = 0) -> str:
+    known = [value / unit for value in values if value is not None]
+    return f"{sum(known) / len(known):,.{digits}f}" if known else NONE

@@ -1,0 +1,307 @@
+"""Every verb over every entry of the registries: what is registered works everywhere, by its protocol alone.
+
+One entry a body, an embedding and a reduction, each with the plainest partners; all in one process, on random weights.
+"""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from PIL import Image
+
+import stce_jax
+from stce_jax.convert.initial import initialize, read_weights
+from stce_jax.errors import ConfigError
+from stce_jax.models.bodies import BODIES
+from stce_jax.models.embeddings import EMBEDDINGS
+from stce_jax.models.reductions import REDUCTIONS
+from stce_jax.models.tokens import Tokens
+from stce_jax.training import assemble as runs
+from stce_jax.training.mesh import make_mesh, replicated
+from stce_jax.training.state import TrainState, abstract_variables
+from stce_jax.verbs.benchmark import benchmark
+from stce_jax.verbs.compare import compare
+from stce_jax.verbs.evaluate import evaluate
+from stce_jax.verbs.export import export
+from stce_jax.verbs.features import features
+from stce_jax.verbs.predict import predict
+from stce_jax.verbs.visualize import open_run, visualize
+from stce_jax.workdir import layout
+from stce_jax.workdir.checkpoint_writer import CheckpointWriter
+from stce_jax.workdir.weights import flatten
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+SIZE, LARGER = 16, 32
+PARTS = ("body", "embedding", "reduction")
+# Options of the package's modules at a tiny size; modules of others come with defaults that fit such images.
+TINY = {
+    "body": {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24},
+    "embedding": {"patch_size": 4, "stem_widths": (8, 16), "stem_strides": (2, 2)},
+    "reduction": {},
+}
+
+
+class ToyEmbed(nn.Module):
+    """Means of 4x4 pixels, projected."""
+
+    width: int = 16
+    dtype: jnp.dtype = jnp.float32
+
+    def grid(self, height, width):
+        return height // 4, width // 4
+
+    def feature_places(self):
+        return 4, 1.5
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        rows, columns = self.grid(*images.shape[1:3])
+        pooled = nn.avg_pool(images, (4, 4), (4, 4)).reshape(images.shape[0], rows * columns, 3)
+        return Tokens(nn.Dense(self.width, dtype=self.dtype, name="projection")(pooled), grid=(rows, columns))
+
+
+class ToyReduction(nn.Module):
+    """Keeps every second image token; they lie in no grid from there on."""
+
+    blocks: tuple[int, ...] | None = (0,)
+    needs = ()
+    needs_class_token = False
+
+    def __call__(self, tokens, given, *, train):
+        kept = np.r_[: tokens.leading, tokens.leading : tokens.shape[1] : 2]
+        sizes = 2.0 * jnp.ones((tokens.shape[0], len(kept)), jnp.float32)
+        return Tokens(tokens.values[:, kept], sizes=sizes, grid=None, leading=tokens.leading)
+
+
+class ToyBody(nn.Module):
+    """No attention, no class token, a head that is not called so."""
+
+    embedding: nn.Module
+    num_classes: int
+    image_size: tuple[int, int] = (SIZE, SIZE)
+    hidden: int = 8
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.mix = nn.Dense(self.hidden, dtype=self.dtype)
+        if self.num_classes:
+            self.classifier = nn.Dense(self.num_classes, dtype=self.dtype)
+
+    def __call__(self, images, *, train):
+        features = self.features(images, train=train)
+        return self.classifier(features).astype(jnp.float32) if self.num_classes else features
+
+    def features(self, images, *, train):
+        return self.tokens(images, train=train).pooled_mean().astype(jnp.float32)
+
+    def tokens(self, images, *, train):
+        tokens = self.embedding(images.astype(self.dtype), train=train)
+        return tokens.with_values(nn.gelu(self.mix(tokens.values)))
+
+    def grid(self, height, width):
+        return self.embedding.grid(height, width)
+
+    def check(self):
+        pass
+
+    def unshaped_options(self):
+        return {}
+
+    def fit_weights(self, found, expected, old_grid):
+        return found, ""
+
+
+TOYS = {"toy body": (BODIES, ToyBody), "toy embedding": (EMBEDDINGS, ToyEmbed), "toy": (REDUCTIONS, ToyReduction)}
+ENTRIES = {
+    **{f"embedding {name}": {"embedding": name} for name in EMBEDDINGS},
+    **{f"reduction {name}": {"reduction": name} for name in REDUCTIONS},
+    **{f"body {name}": {"body": name} for name in BODIES if name != "vit"},  # which the others have
+    "toys": {"body": "toy body", "embedding": "toy embedding"},
+    "toy reduction": {"reduction": "toy"},
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Three images of several sizes."""
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (18 + number, 24, 3), np.uint8)).save(root / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module", params=ENTRIES)
+def entry(request, data_dir, tmp_path_factory):
+    """(names of the parts, workdir of a run with random weights) of an entry."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, (table, module) in TOYS.items():
+            patch.setitem(table, name, module)
+        names = {"body": "vit", "embedding": "patch", "reduction": None, **ENTRIES[request.param]}
+        workdir = tmp_path_factory.mktemp("runs") / request.param.replace(" ", "_")
+        write_run(workdir, config_of(names, data_dir))
+        yield names, workdir
+
+
+def config_of(names, data_dir):
+    config = runs.load_config("digits", ["--config.batch_size=16", f"--config.data_dir={data_dir}"])
+    with config.unlocked():
+        config.image_size, config.model.name = SIZE, "vit_ti_patch"
+        for part in PARTS:
+            config.model[part].name = names[part]
+            section = config.model[part].get(names[part] or "", {})  # a section is there for the package's own alone
+            for option, value in TINY[part].items():
+                if option in section:
+                    section[option] = value
+    return config
+
+
+def write_run(workdir, config):
+    """What `stce train` leaves behind, without the training."""
+    dataset = runs.open_dataset(config)
+    model = runs.build_model(config, len(dataset.class_names))
+    workdir.mkdir()
+    layout.write_config(workdir, config)
+    meta = runs.checkpoint_meta(config, dataset) | {"epoch": 0.0, "salt": 0, "guard": {}}
+    with CheckpointWriter(layout.checkpoints_in(workdir), keep=1) as checkpoints:
+        checkpoints.save(noise_state(model, SIZE), meta, {"loss": 2.3, "top1": 0.1, "top5": 0.5})
+
+
+def noise_state(model, image_size):
+    """A state of step 0 of noise, which need not be compiled."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        noise = np.ones(leaf.shape) if path[-1].key in ("scale", "var") else 0.1 * rng.standard_normal(leaf.shape)
+        return jnp.asarray(noise, leaf.dtype)
+
+    variables = jax.tree_util.tree_map_with_path(draw, abstract_variables(model, image_size))
+    return jax.device_put(TrainState(jnp.int32(0), variables, None, None), replicated(make_mesh()))
+
+
+def apply(run, photos, count, method="__call__"):
+    """What the run's model makes of the first photos."""
+    images = np.stack([run.preprocess(photos / f"{number}.png") for number in range(count)])
+    variables = jax.device_get(run.variables)
+    return jax.jit(lambda images: run.model.apply(variables, images, train=False, method=method))(images)
+
+
+def test_its_protocol(entry):
+    """Logits, features, tokens and their grid agree in shape and meaning."""
+    _, workdir = entry
+    run = stce_jax.load_run(workdir)
+    model, images = run.model, jnp.asarray(np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)), jnp.float32)
+
+    def shapes(method):
+        return jax.eval_shape(lambda v: model.apply(v, images, train=False, method=method), run.variables)
+
+    assert model.image_size == (SIZE, SIZE) and model.num_classes == 10 and model.dtype == jnp.float32
+    logits, pooled, tokens = shapes("__call__"), shapes("features"), shapes("tokens")
+    assert logits.shape == (2, 10) and logits.dtype == jnp.float32
+    assert pooled.shape[0] == 2 and pooled.ndim == 2 and pooled.dtype == jnp.float32
+    assert isinstance(tokens, Tokens) and tokens.values.shape[0] == 2
+    assert len(model.grid(SIZE, SIZE)) == len(model.embedding.grid(SIZE, SIZE)) == 2
+    if tokens.grid is not None:
+        assert tokens.grid == model.grid(SIZE, SIZE)
+        assert tokens.values.shape[1] == tokens.leading + math.prod(tokens.grid), "not a token for each place"
+    for part in (tokens.sizes, tokens.mask):
+        assert part is None or part.shape == tokens.values.shape[:2]
+    stride, first = model.embedding.feature_places()
+    assert stride >= 1 and 0 <= first < stride
+    json.dumps(model.unshaped_options())
+    headless = runs.build_model(run.config, 0)
+    without = jax.eval_shape(lambda v: headless.apply(v, images, train=False), run.variables)
+    assert without.shape == pooled.shape, "with 0 classes a model gives its pooled features"
+
+
+def test_evaluate_predict_and_compare(entry, photos, data_dir):
+    _, workdir = entry
+    result = evaluate(workdir)
+    assert result["images"] > 300 and math.isfinite(result["loss"])
+    records = list(predict(photos, workdir, batch_size=2, topk=3))
+    assert len(records) == 3 and all(len(record["classes"]) == 3 for record in records)
+    (row,) = compare([workdir])["runs"]
+    assert row["parameters"] > 0 and row["differences"] == []
+
+
+def test_features(entry, photos):
+    _, workdir = entry
+    run = stce_jax.load_run(workdir)
+    pooled, tokens = features(photos, workdir), features(photos, workdir, kind="tokens")
+    expected = apply(run, photos, 3, method="tokens")
+    np.testing.assert_allclose(tokens["features"], expected.image_values(), atol=1e-4)
+    assert pooled["features"].shape == (3, tokens["features"].shape[2])
+    assert ("grid" in tokens) == (expected.grid is not None) and ("sizes" in tokens) == (expected.sizes is not None)
+    assert ("class_token" in tokens) == (expected.leading == 1)
+    if expected.leading == 0 and expected.sizes is expected.mask is None:
+        np.testing.assert_allclose(pooled["features"], tokens["features"].mean(axis=1), atol=1e-4)
+
+
+def test_visualize(entry, photos, tmp_path):
+    """Drawn is what is sown; what is not is refused with the reason."""
+    names, workdir = entry
+    subject, picture = open_run(workdir), photos / "0.png"
+    drawn = {}
+    for kind, options in (("super_tokens", {}), ("attention", {"attention": True}), ("token_0_1", {"token": (0, 1)})):
+        try:
+            (path,) = visualize([picture], subject, str(tmp_path), tile=160, **options)
+        except ConfigError as error:
+            assert "\n" not in str(error)
+            drawn[kind] = str(error)
+        else:
+            drawn[kind] = ""
+            assert path.endswith(f"0_{kind}.png") and Image.open(path).width > 160
+    has_super_tokens, has_attention = names["embedding"] == "stce", names["body"] == "vit"
+    if names["embedding"] in ("patch", "conv", "stce", "toy embedding"):
+        assert (drawn["super_tokens"] == drawn["token_0_1"] == "") == has_super_tokens, drawn
+        assert has_super_tokens or "no super tokens; use --attention" in drawn["super_tokens"]
+    if names["body"] in ("vit", "toy body"):
+        assert (drawn["attention"] == "") == has_attention, drawn
+        assert has_attention or "no class token" in drawn["attention"]
+
+
+def test_export(entry, photos, tmp_path):
+    names, workdir = entry
+    done = export(workdir, tmp_path / "out", platforms=("cpu",), batch=2)
+    assert done["greatest_logit"] > 0
+    model, run = stce_jax.load_exported(tmp_path / "out"), stce_jax.load_run(workdir)
+    pixels = np.stack([model.preprocess(photos / f"{number}.png") for number in range(2)])
+    np.testing.assert_allclose(model.logits(pixels), apply(run, photos, 2), atol=1e-4)
+    described = {part: model.description["model"].get(part) for part in PARTS}
+    assert all(described[part] in (None, names[part]) for part in PARTS), described
+
+
+def test_benchmark(entry):
+    _, workdir = entry
+    rows = benchmark([str(workdir)], batch_sizes=[2], rounds=1, seconds=0)
+    assert [row["what"] for row in rows] == ["inference", "training"]
+    for row in rows:
+        assert row["error"] == "" and row["images_per_second"] > 0 and row["parameters"] > row["embedding_parameters"]
+
+
+def test_its_weights_begin_another_run(entry):
+    """At another image size, with other classes: all but what depends on the classes is taken over."""
+    _, workdir = entry
+    run = stce_jax.load_run(workdir)
+    config = run.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.image_size = LARGER
+    model = runs.build_model(config, 3)
+    expected = abstract_variables(model, LARGER)
+    arrays, line = read_weights(str(workdir), expected, model, ["a", "b", "c"])
+    trained, shapes = flatten(run.variables), flatten(jax.tree.map(lambda leaf: np.empty(leaf.shape), expected))
+    new = shapes.keys() - arrays.keys()
+    assert new and all(3 in shapes[path].shape for path in new), f"new are {sorted(new)}"
+    assert "new head for 3 classes" in line
+    for path, array in arrays.items():
+        assert array.shape == shapes[path].shape, path
+        if array.shape == trained[path].shape:
+            np.testing.assert_array_equal(array, trained[path], err_msg=path)
+    begun = flatten(initialize(noise_state(model, LARGER), arrays).variables)
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(begun[path], array, err_msg=path)
+    same, line = read_weights(str(workdir), abstract_variables(run.model, SIZE), run.model, run.class_ids)
+    assert same.keys() == trained.keys() and "head of the same 10 classes" in line
