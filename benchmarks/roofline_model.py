@@ -147,9 +147,12 @@ def block_work(options, batch, count, kept, size, *, training, fused):
     linear = functools.partial(product, size=size, training=training)
     # A residual sum and the norm after it: two read, two written, forward and backward.
     norm = functools.partial(passes_over, "norms, residuals", size=size, training=training, forward=4, backward=4)
+    # Queries that are not all tokens come from a product of their own.
+    queries = linear("attention: linear", left, width, 3 * width) if kept < count else []
     return (
         norm(rows * width)
         + linear("attention: linear", rows, width, 3 * width)
+        + queries
         + attention_products(batch, kept, count, width, options["heads"], size, training=training, fused=fused)
         + linear("attention: linear", left, width, width)
         + norm(left * width)
