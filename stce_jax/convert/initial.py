@@ -16,6 +16,7 @@ from stce_jax.training.assemble import load_run
 from stce_jax.training.state import TrainState, abstract_variables
 from stce_jax.workdir.layout import is_workdir
 from stce_jax.workdir.mismatch import first_mismatch
+from stce_jax.workdir.parts import NotRegisteredError
 from stce_jax.workdir.weights import flatten, read_file, unflatten
 
 
@@ -105,7 +106,7 @@ def _read(source: str, model: Body) -> tuple[dict[str, np.ndarray], list[str] | 
         return *read_file(source), None
     try:
         run = load_run(str(path), "last")
-    except ConfigError as error:  # such as a module of which this process does not know
+    except NotRegisteredError as error:  # nothing is wrong with the checkpoint
         raise ConfigError(f"cannot begin with {source}: {error}") from error
     except StceError as error:
         raise CheckpointError(f"cannot begin with {source}: {error}") from error

@@ -20,6 +20,10 @@ TABLES = {
 }
 
 
+class NotRegisteredError(ConfigError):
+    """A run uses a module that this process does not know."""
+
+
 def chosen(model: Mapping[str, Any]) -> dict[str, str | None]:
     """The name of each part's module, by its own name or the preset's; None: no module, or an unknown preset."""
     names = {part: model[part]["name"] for part in TABLES}
@@ -114,7 +118,7 @@ def check_modules(config: config_dict.ConfigDict) -> None:
     """Takes the sections of unknown modules out of a run's unlocked config, if the run does not use them.
 
     Raises:
-      ConfigError: the run uses a module that is not part of the package, and no config file has registered it.
+      NotRegisteredError: the run uses a module that is not part of the package, and no config file has registered it.
     """
     from stce_jax.models.factory import presets
 
@@ -126,7 +130,7 @@ def check_modules(config: config_dict.ConfigDict) -> None:
     if not unknown and config.model.name not in presets():
         unknown = [("model", config.model.name)]
     for part, name in unknown:
-        raise ConfigError(
+        raise NotRegisteredError(
             f"the run uses the {part} {name!r}, which is not part of stce_jax; give the config file that registers it: "
             "--config=FILE"
         )

@@ -272,7 +272,7 @@ def one_hot(key, step, images, labels):
         ({"stem_widths": (8, 24)}, "params/embedding/module_2/convolution/bias is (16,) in it, the model wants (24,)"),
         ({"pooling": "mean"}, f"{POSITIONS} is (1, 5, 16) in it, the model wants (1, 4, 16)"),
         ({"position_embedding": "sincos2d"}, f"{POSITIONS} is (1, 5, 16) in it, the model has none"),
-        ({"heads": 4}, "heads is 2 in it, the model wants 4"),
+        ({"heads": 4}, "heads is 2 in it, the model wants 4; give the config the same"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
