@@ -392,7 +392,8 @@ def test_a_detached_command_outlives_its_connection_and_is_followed(tmp_path):
     second = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     assert "following it" in second.stdout.readline()
     (tmp_path / "go").touch()
-    shown = second.communicate(timeout=30)[0]
+    shown = second.stdout.read()  # not by communicate, which loses what readline has read ahead
+    second.wait(timeout=30)
     assert (shown, second.returncode) == ("begun\nended\n", 3), "output or exit code is lost"
 
 
@@ -512,7 +513,7 @@ def test_tpu_workers_run_the_checkout_with_all_words(pod):
     assert install[-1] == f"{pod.folder / 'home' / 'stce'}[gcs]", "gs:// needs packages of its own"
     assert train[3] == "train" and train[-5:] == [*RUN, *ODD_WORDS]
     home = pod.folder / "home" / "stce"
-    assert (home / "stce_jax" / "train.py").read_text() == (ROOT / "stce_jax" / "train.py").read_text()
+    assert (home / "stce_jax" / "cli.py").read_text() == (ROOT / "stce_jax" / "cli.py").read_text()
     assert (home / "configs" / "default.py").exists() and not (home / "stale.py").exists()
 
 

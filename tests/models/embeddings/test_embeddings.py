@@ -169,7 +169,7 @@ def test_convolutions_start_he_normal_by_fan_out():
 
 
 def test_a_stem_of_unequal_widths_and_strides_is_refused():
-    with pytest.raises(ConfigError, match="one entry a module"):
+    with pytest.raises(ConfigError, match="one positive entry a module each"):
         SuperTokenConvEmbed(8, (4, 6), (2,)).init(jax.random.key(0), IMAGES, train=False)
 
 
