@@ -101,6 +101,7 @@ def test_train_and_val_with_different_classes(capsys, folder):
     assert code == 3 and "different classes: 'dog' is only in train" in error and not workdir.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("damage", ["text", "cut"])
 def test_a_corrupt_image_is_named(capsys, folder, split, damage):

@@ -76,6 +76,7 @@ def test_a_file_of_the_page_trains_and_its_run_opens_with_it_alone(name, capsys,
     assert logits.shape == (1, 10)
 
 
+@pytest.mark.slow
 def test_the_reduction_of_the_page_keeps_every_second_token(tmp_path):
     run_config_file(str(write(tmp_path, "toy_reduction")))
     options = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 16, "patch_size": 8, "reduction": "every_second"}

@@ -110,6 +110,7 @@ def test_the_checks_see_what_is_missing():
     ]
 
 
+@pytest.mark.slow
 def test_mypy_finds_nothing(monkeypatch):
     """Over the whole package, as [tool.mypy] says; what mypy keeps for the next time lies beside what pytest keeps."""
     monkeypatch.chdir(ROOT)

@@ -179,7 +179,8 @@ def _assemble(resolved: Resolved, *, num_classes: int, image_size: tuple[int, in
     if image_size is not None:
         shared["image_size"] = image_size
     body = BODIES[str(names["body"])](**shared, **options["body"])
-    for module in (body, embedding, shared.get("reduction")):
+    modules: tuple[Any, ...] = (body, embedding, shared.get("reduction"))
+    for module in modules:
         if hasattr(module, "check"):
             module.check()
     if image_size is not None:

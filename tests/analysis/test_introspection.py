@@ -55,6 +55,7 @@ def test_the_cells_are_the_regular_grid():
     np.testing.assert_array_equal(cut, expected[:5, :10], "of a map that the cells do not divide the last are cut off")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("border", ["zero", "mask"])
 def test_the_affinity_to_a_token_is_its_column(border):
     features = np.random.default_rng(2).normal(size=(1, 6, 9, 4)).astype(np.float32)
@@ -74,6 +75,7 @@ def test_the_affinity_to_a_token_is_its_column(border):
         np.testing.assert_allclose(total, 1, atol=1e-6, err_msg="what all tokens get is not the whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edge", ["diagonal", "circle"])
 def test_the_super_tokens_of_two_colours_follow_the_edge_between_them(edge):
     y, x = np.mgrid[:24, :24]
@@ -122,6 +124,7 @@ def stacked(params, depth):
     return rest | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth, options", [(11, {}), (2, {"remat": True}), (2, {"scan_layers": True})])
 def test_attention_of_the_class_token(depth, options):  # of 11, "blocks_10" must not come before "blocks_2"
     heads = 2
@@ -153,6 +156,7 @@ def test_attention_of_the_class_token(depth, options):  # of 11, "blocks_10" mus
         tokens = tokens + numpy_reference.dense(hidden, block["mlp"]["out"])
 
 
+@pytest.mark.slow
 def test_what_a_model_does_not_have_is_refused():
     patch = create_model("vit_ti_patch", num_classes=0, image_size=16)
     with pytest.raises(ConfigError, match="no super tokens; use --attention"):
@@ -166,6 +170,7 @@ def test_what_a_model_does_not_have_is_refused():
         introspection.check_class_attention(mean, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "embedding, stride, shift",
     [

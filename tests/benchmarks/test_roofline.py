@@ -45,6 +45,7 @@ def test_the_last_block_counts_what_the_class_token_needs():
     assert gflop(count(scan_layers=True)) - gflop(count()) == pytest.approx((spared - again) / 1e9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_ti_patch", "vit_ti_conv", "vit_ti_conv1x1", "vit_ti_earlyconv", "vit_ti_stce"])
 def test_flops_are_those_of_the_traced_program(name):
     """Exactly, but for the clustering: its products also take in super tokens that a mask then hides."""

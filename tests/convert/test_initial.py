@@ -83,6 +83,7 @@ def source(tiny_run):
 # --- what is taken over
 
 
+@pytest.mark.slow
 def test_the_same_model_begins_with_every_bit_of_a_run(source):
     workdir, trained = source
     model = tiny()
@@ -108,6 +109,7 @@ def test_the_first_evaluation_is_that_of_the_source(source, data_dir):
     assert metrics == {name: pytest.approx(result[name], rel=1e-6 if name == "loss" else 0) for name in metrics}
 
 
+@pytest.mark.slow
 def test_other_classes_get_a_new_head_and_keep_the_rest(source):
     workdir, trained = source
     model = tiny(classes=7)
@@ -155,6 +157,7 @@ def test_weights_without_a_head_get_one(tmp_path):
     assert len(found) == len(noise_of(features)) and line.endswith("new head for 10 classes (there: none)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("from_stacked", [True, False])
 def test_blocks_are_stacked_and_unstacked(tmp_path, from_stacked):
     old, new = tiny("patch", depth=11, scan_layers=from_stacked), tiny("patch", depth=11, scan_layers=not from_stacked)
@@ -180,6 +183,7 @@ def by_pillow(positions, old, new):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new_size", [56, 16], ids=["up", "down"])
 @pytest.mark.parametrize("pooling", ["class", "mean"])
 def test_the_position_embedding_is_interpolated_and_the_class_token_keeps_its_own(tmp_path, new_size, pooling):
@@ -257,6 +261,7 @@ def one_hot(key, step, images, labels):
 # --- another model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -165,6 +165,7 @@ def test_a_damaged_image_ends_training_by_name(threads):
 # --- trouble
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [0, 2])
 def test_an_image_that_never_comes_is_named(threads, monkeypatch, capsys):
     monkeypatch.setattr(feeding, "REPORT", 0.3)
@@ -182,6 +183,7 @@ def test_an_error_stays_one():
                 list(itertools.islice(batches, 3))
 
 
+@pytest.mark.slow
 def test_nobody_waits_who_is_to_stop():
     start = time.monotonic()
     with feeder(SlowSource(), stop=lambda: True) as batches, pytest.raises(PreemptedError):

@@ -37,6 +37,7 @@ def count(variables):
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_models())
 def test_parameters_of_every_model(name):
     logits, variables = shapes(create_model(name, num_classes=100))
@@ -51,6 +52,7 @@ def test_listing():
 
 
 # Table 7 of the paper: convolution modules before the clustering, and our counts beside its rounded ones.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "widths, strides, cell, parameters",
     [

@@ -552,6 +552,7 @@ def test_labels_without_a_meaning_are_refused(tmp_path, names):
     assert "does not tell which classes" in refusal(parquet(tmp_path, IMAGES, paths=False, names=names), WNIDS)
 
 
+@pytest.mark.slow
 def test_a_thousand_names_in_the_sorted_order_are_known_by_their_places(tmp_path):
     """Some are spelt otherwise."""
     names = [f"{name}!" if k in (5, 500) else name for k, name in enumerate(class_lists.class_names(_thousand()))]

@@ -251,6 +251,7 @@ def is_cutmix(images):
     return ((images[..., 0] == 0) | (images[..., 0] == 1)).all(axis=(1, 2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXINGS)
 def test_targets_are_exactly_the_share_of_pixels(name):
     images, targets = mixed(name)
@@ -371,6 +372,7 @@ def test_three_augments_blurs_are_pillows_with_radii_uniform_from_a_tenth_to_two
         assert nearest <= 2, f"no blur that Pillow makes of it: {nearest} levels off"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.3, 1.5])
 def test_color_jitter_is_pillows_in_every_order_equally_often(strength):
     image = synthetic_images(13, 17)["noise"]
@@ -487,6 +489,7 @@ def test_it_is_filled_with_standard_normal_noise_that_never_repeats():
     assert len(np.unique(values)) > 0.9 * len(values), "images share their noise"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("area, ratio", [((0.6, 0.7), (0.7, 0.8)), ((0.02, 0.5), (9, 99))])
 def test_noise_suffices_for_the_largest_boxes(area, ratio):
     """More noise than values to fill is drawn for any range of boxes: hardly any repeats in the fullest image."""
@@ -575,6 +578,7 @@ def test_an_images_draws_depend_on_its_position_in_the_stream_alone(start):
         np.testing.assert_allclose(half, whole[rows], atol=1e-6, err_msg=f"rows of step {start + part}")
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_the_others_of_its_batch():
     images, labels = noise(16, 12, 10, 3), np.arange(16) % 5
     others = images.copy()
@@ -605,6 +609,7 @@ def test_switching_one_part_on_leaves_the_draws_of_the_others(part, off, idle):
     np.testing.assert_allclose(alone, beside, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_parts_come_in_order():
     """The same as the functions one after the other, each with a subkey of the image's own key."""
     images, labels = noise(16, 12, 10, 3), np.arange(16) % 5
@@ -625,6 +630,7 @@ def test_the_parts_come_in_order():
         np.testing.assert_allclose(found[row], expected(2 * 16 + row, images[row]), atol=1e-5, err_msg=f"row {row}")
 
 
+@pytest.mark.slow
 def test_what_comes_from_outside_has_the_mean_colour():
     images, labels = np.zeros((64, 12, 10, 3), np.uint8), np.zeros(64, int)
     out, _ = augmentation(rand_augment="rand-m10-p1-w0-n1", mean=MEAN, std=STD)(KEY, 0, images, labels)
@@ -646,6 +652,7 @@ def test_parts_that_are_off_are_not_computed():
         assert part.make(**{option: off[option] for option in own}) is None, f"{name} is on"
 
 
+@pytest.mark.slow
 def test_positions_steps_and_seeds_draw_differently():
     image = noise(1, 8, 8, 3)
     images, labels = np.repeat(image, 64, axis=0), np.zeros(64, int)

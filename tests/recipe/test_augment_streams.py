@@ -53,6 +53,7 @@ def run(options):
     return jax.device_get(function(jax.random.key(KEY), STEP, STORED["images"], STORED["labels"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_streams_are_those_of_version_0_1(name):
     images, targets = run(CONFIGS[name])
@@ -74,6 +75,7 @@ def toy(*, toy_rate):
     return change
 
 
+@pytest.mark.slow
 def test_new_parts_change_no_others_draws(monkeypatch):
     """Neither at the beginning nor in the midst nor at the end."""
     expected = run(OTHERS)

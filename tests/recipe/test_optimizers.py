@@ -77,6 +77,7 @@ class NumpyAdamW:
             self.params[name] = self.params[name] - rate * first / (np.sqrt(second) + self.epsilon)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -120,6 +121,7 @@ def test_clipping_scales_the_global_norm_and_leaves_short_gradients_alone():
 # --- the mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["blocks", "scan"])
 @pytest.mark.parametrize("name", list_models())
 def test_decay_is_for_kernels_and_nothing_else(name, scan_layers):

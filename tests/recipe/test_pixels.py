@@ -62,6 +62,7 @@ def test_every_operation_is_compared():
     assert set(CASES) == set(PILLOW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_equals_pillow_on_made_up_images(name):
     for what, image in synthetic_images(37, 53).items():
@@ -69,6 +70,7 @@ def test_equals_pillow_on_made_up_images(name):
             check(name, image, value, what)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("size", [(1, 1), (2, 5)])
 def test_equals_pillow_on_tiny_images(name, size):
@@ -77,6 +79,7 @@ def test_equals_pillow_on_tiny_images(name, size):
             check(name, image, value, f"{what} {size}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*GEOMETRIC, "gaussian_blur"])
 @pytest.mark.parametrize("size", [(1, 1), (2, 5)])
 def test_is_within_a_level_of_pillow_on_tiny_images(name, size):
@@ -143,6 +146,7 @@ def test_equalize_is_pillows_for_any_counts():
         assert (np.asarray(equalize(image)) == pillow("equalize", image)).all(), f"seed {seed}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_vmapped_over_images_and_options_it_is_the_same(name):
     option, values = CASES[name]

@@ -140,6 +140,7 @@ def test_operations_are_drawn_alike_with_replacement_and_independently():
     assert p > 1e-3, f"not all 15 x 15 pairs are equally likely: p = {p:.1e}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text, probability", [(DEIT, 0.5), ("rand-p0.2", 0.2), ("rand-p0", 0.0), ("rand-p1", 1.0)])
 def test_each_is_applied_with_its_probability_independently(text, probability):
     applied = drawn(text).applied
@@ -164,6 +165,7 @@ def test_magnitudes_are_normal_and_clipped():
     assert abs(correlation) < 4 / np.sqrt(DRAWS), f"an image's magnitudes correlate: {correlation:.3f}"
 
 
+@pytest.mark.slow
 def test_magnitudes_without_deviation_are_constant_and_with_an_infinite_one_uniform():
     assert (drawn("rand-m7").magnitude == 7).all()
     p = scipy.stats.kstest(drawn("rand-m8-mstd101").magnitude[:, 0], scipy.stats.uniform(0, 8).cdf).pvalue
@@ -245,6 +247,7 @@ def check_chains(image, policy, count, what):
         assert_equal_or_close(picture, expected, exact, f"{' then '.join(chain) or 'nothing'} on {what}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [DEIT, "rand-m6-mstd101-n3-p1"])
 @pytest.mark.parametrize("what", ["noise", "gradient", "narrow", "one flat channel", "flat"])
 def test_chains_are_pillows_on_made_up_images(what, policy):
@@ -261,6 +264,7 @@ def test_chains_are_pillows_on_photographs(place, policy, test_data):
     check_chains(np.asarray(image), policy, 150, names[place])
 
 
+@pytest.mark.slow
 def test_pictures_without_probability_are_untouched_and_a_policy_is_checked():
     image = synthetic_images(*SIZE)["noise"]
     assert (np.asarray(augmented(jax.random.split(jax.random.key(0), 8), image, "rand-p0")[0]) == image).all()

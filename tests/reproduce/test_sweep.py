@@ -75,6 +75,7 @@ def test_what_the_papers_rows_change_is_what_they_say():
     assert changed["conv1x1"] == {"model.name": "vit_s_conv1x1"} and changed["stce"] == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_commands_of_a_cell_are_its_config(scale, tmp_path):
     rows = list(itertools.chain(*(load_rows(table, scale, ["--config.log_every=7"]) for table in TABLES)))
@@ -291,6 +292,7 @@ def test_the_page_needs_no_other_file_and_is_whole(report):
     assert "<code>image_size: 224 -&gt; 32</code>" in text
 
 
+@pytest.mark.slow
 def test_a_sweep_without_a_finished_run_has_a_report(tmp_path, data_dir):
     options = {"command": "stce reproduce table8", "dataset": open_dataset("digits", data_dir), "speed": {}}
     report = write_report(tmp_path, load_rows("table8", "smoke"), [0], **options)

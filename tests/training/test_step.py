@@ -200,6 +200,7 @@ def shares(tree, parts):
     return split, held / total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, parts", [("8 devices", 1), ("fsdp 2", 2), ("fsdp 8", 8)])
 def test_fsdp_splits_the_whole_state_and_it_stays_split(topologies, name, parts):
     _, state = topologies[name].six_steps()
@@ -224,6 +225,7 @@ def test_parameters_are_born_sharded(born):
     assert int(born.step) == 0
 
 
+@pytest.mark.slow
 def test_batch_norm_keeps_the_global_batchs_statistics(topologies):
     """Against NumPy over the whole batch, for the first module, whose input is known."""
     topology = topologies["8 devices"]
@@ -312,6 +314,7 @@ def test_a_step_of_the_vision_transformer_equals_one_written_by_hand(one):
     assert_step_equals(after, metrics, before, targets, by_hand(MODEL, OPTIMIZER, before, images, targets, rngs))
 
 
+@pytest.mark.slow
 def test_a_step_equals_one_written_by_hand_without_any_compilation():
     mesh, model = make_mesh(1, jax.devices()[:1]), Toy(dropout=0.5)
     state = init_state(model, SGD, seed=0, image_size=SIZE, with_ema=False, mesh=mesh)
@@ -421,6 +424,7 @@ def breakable(request):
     return mesh, host(state), train_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [NAN_IMAGE, INFINITE_LOSS, NAN_GRADIENT], ids=["image", "loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_steps_number(breakable, fault):
     """One image of sixteen is broken, on one device and in one micro-batch; all devices decide alike."""
@@ -462,6 +466,7 @@ class Large(nn.Module):
         return nn.Dense(CLASSES)(nn.Dense(1000)(images.reshape(len(images), -1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 def test_the_update_passes_once_over_what_it_changes_and_copies_nothing(clip_norm):
     """On CPUs. Two moments, parameters with their decay, and the average: each is written where it lay.
@@ -552,6 +557,7 @@ def test_devices_work_on_rows_of_their_own(accumulating):
     assert rows_travel(neighbours), "the test does not see rows travel that must"
 
 
+@pytest.mark.slow
 def test_each_micro_batch_has_statistics_and_draws_of_its_own():
     """Against a plain loop: mixing comes before splitting, statistics one after another, draws from the number."""
     mesh, model, count = make_mesh(2), Toy(dropout=0.5), 4
@@ -635,6 +641,7 @@ def toy_step(model, augment=plain_augment, *, seed=0, with_ema=False):
     return train_step(state, jax.device_put(make_batch(0), batch_sharding(mesh)), run_key(seed, mesh))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, augment", [(Toy(dropout=0.5), plain_augment), (Toy(), noisy_augment)], ids=["dropout", "augmentation"]
 )
@@ -710,6 +717,7 @@ def evaluate(logits, labels, weights, devices=1):
     return {name: float(value) for name, value in sums.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("classes", [2, 3, 5, 6, 10])
 def test_evaluation_equals_numpy(classes, devices):
@@ -770,6 +778,7 @@ def test_logits_that_are_no_numbers_are_never_right():
     assert (sums["top1"], sums["top5"]) == (0, 0), "NaN counts as the greatest of all numbers"
 
 
+@pytest.mark.slow
 def test_evaluation_on_eight_devices_uses_the_running_statistics(topologies):
     """The tiny STCE-ViT, its variables split over eight devices, against its plain application on one."""
     topology = topologies["fsdp 8"]

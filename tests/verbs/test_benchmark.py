@@ -233,6 +233,7 @@ def test_table_csv_and_json_agree_and_a_failing_row_stops_no_other(capsys, tmp_p
     assert len(list(tmp_path.iterdir())) == 2, "something else was left"
 
 
+@pytest.mark.slow
 def test_training_steps_and_accumulation(monkeypatch):
     steps = []
     make = train_step.make_train_step
@@ -292,6 +293,7 @@ def test_a_workdir_is_a_model(tiny_run):
     assert rows[1]["multiply_adds"] < rows[0]["multiply_adds"] == count
 
 
+@pytest.mark.slow
 def test_patterns_configs_and_options():
     specs = read_specs(["vit_ti_*,depth=2", "digits:patch", "digits,depth=1"], num_classes=7)
     assert [spec.label for spec in specs[-3:]] == ["vit_ti_stce,depth=2", "digits:patch", "digits,depth=1"]

@@ -303,6 +303,7 @@ def test_json_is_what_the_function_returns(pair, tmp_path, capsys):
     assert code == 0 and json.loads(out) == compare(pair) and (tmp_path / "out.png").exists()
 
 
+@pytest.mark.slow
 def test_what_evaluate_writes_is_compared(tiny_run, data_dir, tmp_path, capsys):
     workdir = shutil.copytree(tiny_run[0], tmp_path / "run")
     code, _, error = run_cli(

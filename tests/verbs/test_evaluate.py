@@ -55,6 +55,7 @@ def own_logits(tiny_run, data_dir):
     return np.asarray(logits), np.array([record["label"] for record in records])
 
 
+@pytest.mark.slow
 def test_the_scores_are_those_logged_in_training(tiny_run, written):
     result, output = written
     logged = [line for line in read_metrics(tiny_run[0]) if line["split"] == "eval"][-1]
@@ -139,6 +140,7 @@ def test_two_processes_write_what_one_does(tiny_run, data_dir, written, tmp_path
         np.testing.assert_allclose(two["logits"], one["logits"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables(tiny_run, capsys, written, tmp_path):
     output = tmp_path / "evaluation"
     words = (f"--workdir={tiny_run[0]}", "--per_class", "--confusion", f"--output={output}")
@@ -186,6 +188,7 @@ def test_class_names_of_any_script_and_with_formulas_are_drawn(written, tmp_path
     assert "数字".encode() in table and b"caf\xe9" in table
 
 
+@pytest.mark.slow
 def test_a_failed_evaluation_leaves_none_that_looks_complete(tiny_run, exported, tmp_path):
     """The old evaluation.json goes before anything else is written: its presence means that all belongs together."""
     images, output = tmp_path / "images", tmp_path / "output"
@@ -197,6 +200,7 @@ def test_a_failed_evaluation_leaves_none_that_looks_complete(tiny_run, exported,
     assert sorted(path.name for path in output.iterdir()) == [name for name in FILES if name != "evaluation.json"]
 
 
+@pytest.mark.slow
 def test_refusals(tiny_run, exported, tmp_path, capsys):
     workdir = tiny_run[0]
     (tmp_path / "file").write_text("")

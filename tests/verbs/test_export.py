@@ -198,6 +198,7 @@ def test_other_models(tiny_run, tmp_path, monkeypatch, name, options, batch):
             model.logits(noise_images(3))
 
 
+@pytest.mark.slow
 def test_the_moving_average_and_a_checkpoint_of_ones_choice(capsys, tiny_run, tmp_path):
     workdir, directory = tiny_run[0], tmp_path / "average"
     words = ("--ema", "--checkpoint=best", "--platforms=cpu", "--batch=1")

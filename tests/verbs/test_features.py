@@ -39,6 +39,7 @@ def of_model(run, photos, **options):
     return np.asarray(jax.jit(lambda x: run.model.apply(run.variables, x, train=False, **options))(inputs(run, photos)))
 
 
+@pytest.mark.slow
 def test_pooled_features_are_what_the_head_reads(tiny_run, run, photos):
     found = features(photos, tiny_run[0], batch_size=8)
     assert found["names"].tolist() == [str(photos / f"{number:02}.png") for number in range(12)]
@@ -49,6 +50,7 @@ def test_pooled_features_are_what_the_head_reads(tiny_run, run, photos):
     assert set(found) == {"names", "features"}
 
 
+@pytest.mark.slow
 def test_tokens_are_the_last_blocks_row_by_row(tiny_run, run, photos):
     found = features(photos, tiny_run[0], kind="tokens", batch_size=5)
     tokens = of_model(run, photos, method="tokens")
@@ -77,6 +79,7 @@ def test_models_without_class_token_average_their_tokens(run, photos, monkeypatc
     np.testing.assert_allclose(logits, of_model(own, photos), atol=0.02)
 
 
+@pytest.mark.slow
 def test_the_moving_average_and_the_checkpoint_count(tiny_run, photos):
     found = [
         features(photos, tiny_run[0], *words)["features"] for words in ((), (45,), ("45",))

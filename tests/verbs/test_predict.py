@@ -148,6 +148,7 @@ def test_all_classes_at_most(tiny_run, files):
     assert sum(one["probability"] for one in record["classes"]) == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_unreadable_files_are_named_and_the_rest_is_done(tiny_run, files, pictures, tmp_path, capsys):
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("no image")
@@ -266,6 +267,7 @@ def test_a_whole_file_or_none(tmp_path):
     assert target.read_bytes() == b"new" and list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.slow
 def test_real_awkward_files(tiny_run, run, test_data, tmp_path):
     """CMYK, 16 bits, GIF and WebP called JPEG, one pixel, cut off, not there at all, as they came with ImageNet."""
     with zipfile.ZipFile(test_data / "data" / "imagenet_samples.zip") as archive:

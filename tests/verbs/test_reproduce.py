@@ -190,6 +190,7 @@ def test_a_workdir_holds_one_sweep(capsys, tmp_path, commands):
         assert code == 2 and "sweep.json is damaged" in error, f"{damaged}: {error}"
 
 
+@pytest.mark.slow
 def test_jobs_that_begin_and_end_at_once_do_each_cell_once(capsys, tmp_path, commands, monkeypatch):
     """Six threads stand for six machines; all of them write the report."""
     import stce_jax.verbs.reproduce as verb

@@ -60,6 +60,7 @@ def test_heaviest_classes_where_there_are_few(target, named):
     assert [name for name, _ in show_data_module._heaviest(np.array(target), "ab", smoothing)] == named
 
 
+@pytest.mark.slow
 def test_show_data_refuses(stce_here, imagenet, tmp_path):
     data_dir, classes = imagenet
     words = (*SMALL, f"--config.classes={classes}", f"--data_dir={data_dir}")

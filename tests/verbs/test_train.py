@@ -55,6 +55,7 @@ def test_a_finished_run_says_so_and_changes_nothing(tiny_run, stce_here, data_di
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_evaluate_reproduces_the_logged_accuracy(tiny_run, stce_here):
     workdir, _ = tiny_run
     logged = {line["step"]: line for line in read_metrics(workdir) if line["split"] == "eval"}

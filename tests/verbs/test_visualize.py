@@ -100,6 +100,7 @@ def test_heat_is_matplotlibs_colour_over_the_grey_image():
     np.testing.assert_allclose(drawn, 0.4 * grey + 0.6 * 255 * colours, atol=0.51)
 
 
+@pytest.mark.slow
 def test_the_sheet_of_super_tokens_pixel_by_pixel(stce_subject, photos, tmp_path):
     (path,) = visualize.visualize(photos / "one.png", stce_subject, tmp_path / "new" / "folder", tile=TILE)
     assert path == str(tmp_path / "new" / "folder" / "one_super_tokens.png")
@@ -147,6 +148,7 @@ def test_a_token_is_drawn_as_its_affinity(stce_subject, tmp_path):
     assert (rows[0], rows[-1], columns[0]) == (34, 75, 114), f"the cell is drawn at {rows}, {columns}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stce_subject", "patch_subject"])
 def test_attention_is_drawn_as_it_is_sown(name, request, tmp_path):
     subject = request.getfixturevalue(name)
@@ -242,6 +244,7 @@ def test_names_that_differ_in_case_alone_are_two_files(stce_subject, photos, tmp
     assert len({name.casefold() for name in names}) == len(names) == 4, names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words, code, named",
     [
@@ -276,6 +279,7 @@ def test_refusals(capsys, monkeypatch, tmp_path, photos, tiny_run, words, code, 
     assert sorted(tiny_run[0].iterdir()) == before, "something was written"
 
 
+@pytest.mark.slow
 def test_a_named_model_with_random_weights(capsys, monkeypatch, photos, tmp_path):
     """Without super tokens it is refused; its attention is drawn."""
 

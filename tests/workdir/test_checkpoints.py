@@ -89,6 +89,7 @@ def six(tmp_path_factory):
 # --- round trips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [True, False], ids=["ema", "no ema"])
 @pytest.mark.parametrize(
     "source, target", [(EIGHT, EIGHT), (FSDP_8, ONE), (ONE, FSDP_8), (FSDP_8, FSDP_2)], ids=lambda pair: str(pair)
@@ -285,6 +286,7 @@ def flip(path, place, bit):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_any_file_is_found_and_named(six):
     """One bit of each file, drawn at random; and each bit of the file of digests' first line."""
     rng = np.random.default_rng(0)

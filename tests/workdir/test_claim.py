@@ -71,6 +71,7 @@ def test_an_owner_killed_on_this_machine_is_noticed_at_once(bucket, monkeypatch)
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "owner",
     [

@@ -94,6 +94,7 @@ def test_a_reduction_acts_in_its_blocks_and_has_no_parameters(pooling):
     assert everywhere.shape == (2, leading + 2, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["class", "mean"])
 @pytest.mark.parametrize("remat", [False, True])
 def test_masked_tokens_count_nowhere(pooling, remat):

@@ -27,6 +27,7 @@ def apply(model, variables, images=IMAGES, **options):
     return jax.jit(lambda v, x: model.apply(v, x, train=False, **options))(variables, images)
 
 
+@pytest.mark.slow
 def test_whole_patch_model_equals_numpy():
     model = small("vit_ti_patch")
     variables = init(model)
@@ -91,6 +92,7 @@ def test_the_last_block_computes_what_the_head_reads_and_no_more(pooling):
     assert spared == (pooling == "class"), f"{work[logits]:.0f} of {work[by_all_tokens]:.0f} operations"
 
 
+@pytest.mark.slow
 def test_pooling_mean_has_no_class_token():
     model = small(pooling="mean")
     variables = init(model)
@@ -101,6 +103,7 @@ def test_pooling_mean_has_no_class_token():
     np.testing.assert_allclose(apply(model, variables, IMAGES), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_classes_it_returns_features():
     model = create_model("vit_ti_stce", num_classes=0, image_size=16, **STCE)
     variables = init(model)
@@ -110,6 +113,7 @@ def test_without_classes_it_returns_features():
     np.testing.assert_allclose(features, tokens[:, 0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_sincos_positions_are_no_parameter_and_tell_places_apart():
     model = small("vit_ti_patch", position_embedding="sincos2d", pooling="mean")
     variables = init(model)
@@ -131,6 +135,7 @@ def test_positions_follow_the_grid_of_other_sizes(position_embedding, size):
     assert np.isfinite(apply(model, variables, images)).all()
 
 
+@pytest.mark.slow
 def test_rectangular_image_size():
     model = create_model("vit_ti_stce", num_classes=5, image_size=(16, 24), **STCE)
     variables = init(model, np.zeros((1, 16, 24, 3), np.float32))
@@ -162,6 +167,7 @@ def test_drop_path_and_dropout_act_in_training_alone():
         np.testing.assert_array_equal(logits(0, False), logits(1, False), err_msg=f"{options} acts in evaluation")
 
 
+@pytest.mark.slow
 def test_intermediates_hold_affinities_and_attention_of_every_block():
     model = small()
     _, sown = apply(model, init(model), IMAGES, mutable=["intermediates"], method="tokens")

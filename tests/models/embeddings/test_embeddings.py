@@ -66,6 +66,7 @@ def test_patch_embedding_equals_numpy():
     np.testing.assert_allclose(apply(SMALL["patch"], variables, images, False), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conv", "conv1x1"])
 def test_convolution_stack_equals_numpy(name):
     embedding = SMALL[name]
@@ -77,6 +78,7 @@ def test_convolution_stack_equals_numpy(name):
     np.testing.assert_allclose(actual, expected.reshape(actual.shape), rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_super_token_embedding_equals_numpy():
     embedding = SMALL["stce"]
     variables = randomized(init(embedding, IMAGES))
@@ -151,6 +153,7 @@ def test_usable_inside_somebody_elses_model(name):
     chex.assert_shape(logits, (2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32(name):
     embedding, images = SMALL[name].clone(dtype=jnp.bfloat16), IMAGES[:, :16, :12]

@@ -160,6 +160,7 @@ def test_iterations_continue_from_given_super_tokens():
         associate(features, 2, 1, initial=jnp.zeros((2, 3, 2, 4)))
 
 
+@pytest.mark.slow
 def test_is_a_pytree_with_a_static_layout():
     features = jnp.asarray(draw(2, 7, 9, 4), jnp.float32)
     association = jax.jit(lambda x: associate(x, (2, 3), 1, border="mask"))(features)

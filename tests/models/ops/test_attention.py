@@ -50,6 +50,7 @@ def fused(query, key, value, *, bias=None, mask=None):
     return attention._by_cudnn(query, key, value, attention._with_four_axes(bias), mask, implementation="xla")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [attention.dot_product_attention, fused], ids=["products", "fused"])
 @pytest.mark.parametrize(("bias", "mask"), CASES, ids=lambda part: "masked" if part is MASK else str(part))
 def test_equals_the_plain_form_with_its_gradients(form, bias, mask):
@@ -109,6 +110,7 @@ def test_hidden_keys_are_as_if_they_were_not_there(form):
         assert not np.any(gradient[~MASK]), f"a hidden {name} has a gradient"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [attention.dot_product_attention, fused], ids=["products", "fused"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_an_image_without_keys_gets_zeros_and_no_gradient(form, dtype):
@@ -150,6 +152,7 @@ def test_fewer_queries_than_keys_give_the_first_outputs(monkeypatch):
     chex.assert_trees_all_close(passes(ours, query, key, value, bias, MASK), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_dot_product_attention_equals_jax_with_its_gradient(scale):
     """Scaled by 100, all weights but one of a row vanish, and unshifted exponentials would overflow."""

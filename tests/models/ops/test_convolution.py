@@ -9,6 +9,7 @@ import pytest
 from stce_jax.models.ops import convolution
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 2)])
 # On CPUs the second and the last compute over blocks of pixels.
 @pytest.mark.parametrize(("channels", "features"), [(4, 5), (3, 16), (3, 17), (1, 2)])

@@ -25,6 +25,7 @@ def gradient(features, cotangent, *args, **options):
     return jax.jit(jax.grad(lambda x: (cluster_super_tokens(x, *args, **options)[0] * cotangent).sum()))(features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("border", ["zero", "mask"])
@@ -149,6 +150,7 @@ def test_default_gradient_holds_affinities_constant(border):
     np.testing.assert_allclose(actual, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iterations", [1, 2])
 @pytest.mark.parametrize("differentiable", [False, True])
 def test_pixels_out_of_reach_have_exactly_zero_gradient(iterations, differentiable):
@@ -188,6 +190,7 @@ def test_images_of_a_batch_do_not_see_each_other():
         np.testing.assert_allclose(together[index], alone[0], atol=1e-6, err_msg=f"image {index}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("differentiable", [False, True])
 @pytest.mark.parametrize("border", ["zero", "mask"])
 def test_extreme_inputs_stay_finite(border, differentiable):
