@@ -81,6 +81,7 @@ def check_command(line, complete):
     check_overrides(config, overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page, line, complete", COMMANDS, ids=lambda value: value if isinstance(value, str) else "")
 def test_command_lines_are_right(page, line, complete):
     try:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from stce_jax.analysis.costs import count_multiply_adds
 from stce_jax.verbs.summary import summarize
@@ -23,6 +24,7 @@ def test_products_convolutions_and_scans():
     assert count_multiply_adds(jax.jit(scanned), x) == 7 * 3 * 4 * 4
 
 
+@pytest.mark.slow
 def test_vit_s_patch_by_hand():
     (row,) = summarize("vit_s_patch")
     tokens, width, mlp = 197, 384, 1152

@@ -130,6 +130,7 @@ def test_without_the_long_cones_red_is_green():
     assert np.linalg.norm(seen("#b04000", "long") - seen("#506000", "long")) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["_private", "a$b$c", "runs/with spaces"])
 def test_any_name_is_shown_as_it_is(tmp_path, name):
     path = curves({name: [run_of(1, 2)]}, tmp_path / "curves.png")

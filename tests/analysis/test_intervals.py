@@ -83,6 +83,7 @@ def explicit_bootstrap(first, second, draws, seed, over):
     return np.quantile(means, [0.025, 0.975])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over", [("images",), ("seeds", "images")])
 @pytest.mark.parametrize("kind", ["bool", "float"])
 def test_the_bootstrap_is_that_of_lists_of_images(over, kind):
@@ -163,6 +164,7 @@ def test_one_image_always_resamples_to_itself():
     assert bootstrap_difference([True], [False]) == (1, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mean", "paired", "bootstrap", "wilson"])
 def test_intervals_hold_the_truth_as_often_as_they_say(name):
     """1000 experiments of which the truth is known; 95% of intervals hold it, give or take what 1000 leave open."""

@@ -54,6 +54,7 @@ def test_flops_are_those_of_the_traced_program(name):
     assert gflop(counted) == 2 * count_multiply_adds(*traced(name, **overrides)) / 1e9
 
 
+@pytest.mark.slow
 def test_flops_of_a_training_step_without_convolutions_are_those_of_the_traced_program():
     forward, variables, images = traced("vit_ti_patch")
     counted = model_work("vit_ti_patch", batch=2, image_size=64, size=4, training=True)
@@ -80,6 +81,7 @@ def test_clustering_multiplies_with_a_whole_number_of_super_tokens_a_token_and_a
     assert sum(one.flops for one in count()) <= executed
 
 
+@pytest.mark.slow
 def test_xla_counts_the_same_within_a_few_percent():
     """It adds elementwise work and leaves out products with the borders' zeros."""
     function, variables, images = traced("vit_ti_stce", iterations=1, image_size=96)

@@ -123,12 +123,14 @@ def test_other_classes_get_a_new_head_and_keep_the_rest(source):
     assert line.endswith(", new head for 7 classes (there: of other classes)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_ids", [DIGITS[::-1], list("abcdefghij")], ids=["other order", "other names"])
 def test_as_many_but_other_classes_get_a_new_head_too(source, class_ids):
     arrays, line = read(source[0], tiny(), class_ids)
     assert not set(HEAD) & set(arrays) and "new head for 10 classes" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("embedding", ["stce", "patch"])
 def test_files_hold_what_was_saved(tmp_path, embedding):
     """A .safetensors file says of which classes its head is; a .npz file does not."""
@@ -352,6 +354,7 @@ def test_a_pickle_is_refused_and_never_unpickled(tmp_path, name):
     assert not mark.exists(), "it was unpickled"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 4, 8, 200, -1])
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_a_truncated_file_is_one_line(tmp_path, suffix, kept):
@@ -426,6 +429,7 @@ def test_fine_tuning_from_the_command_line(source, stce, data_dir, tmp_path):
     assert_same_bits(weights.flatten(runs.load_run(workdir).variables), ends)
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_end_with_exit_4_before_the_workdir_is_touched(source, stce_here, data_dir, tmp_path):
     words = ("train", *TINY, f"--data_dir={data_dir}", f"--workdir={tmp_path / 'run'}")
     words += ("--config.model.body.vit.depth=3",)

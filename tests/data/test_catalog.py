@@ -470,6 +470,7 @@ def test_an_image_that_vanishes_is_named(tmp_path):
     assert str(tmp_path / "val" / "a" / "0.png") in refusal(dataset.val.__getitem__, 0)
 
 
+@pytest.mark.slow
 def test_real_class_folders(test_data, tmp_path):
     """CIFAR-10 as JPEG files."""
     with zipfile.ZipFile(test_data / "data" / "small_real.zip") as archive:

@@ -15,6 +15,7 @@ TOKENS = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32)
 FEATURES = (3, 5, 4, 6)
 
 
+@pytest.mark.slow
 def test_mlp_equals_numpy():
     module = layers.MLP(hidden=20)
     params = module.init(jax.random.key(0), TOKENS, train=False)["params"]
@@ -33,6 +34,7 @@ def test_layer_norm_keeps_its_digits_on_flat_inputs():
     np.testing.assert_allclose(module.apply({"params": params}, rows), expected, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_layer_norm_equals_flax_with_its_gradient():
     rng = np.random.default_rng(0)
     rows, cotangent = rng.normal(size=(2, 3, 5, 16)).astype(np.float32)
@@ -61,6 +63,7 @@ def test_initial_kernels_have_deits_spread():
     assert abs(values.std() - 0.02) < 2e-4 and abs(values.mean()) < 2e-4 and np.isfinite(values).all()
 
 
+@pytest.mark.slow
 def test_attention_equals_numpy_and_sows_its_weights():
     module, tokens = layers.Attention(heads=3), Tokens(TOKENS)
     variables = module.init(jax.random.key(0), tokens, train=False)
@@ -125,6 +128,7 @@ def passes(module, inputs, cotangent):
     return outputs, statistics, pull_back(cotangent.astype(outputs.dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "far from zero", "one colour"])
 def test_gelu_and_batch_norm_equal_flaxs_two(kind):
     rng = np.random.default_rng(1)

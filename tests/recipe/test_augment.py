@@ -260,6 +260,7 @@ def test_targets_are_exactly_the_share_of_pixels(name):
     assert targets.min() >= 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXINGS)
 def test_the_partner_is_the_batch_reversed_with_one_lambda_and_one_box(name):
     images, targets = mixed(name)
@@ -396,6 +397,7 @@ def test_color_jitter_is_pillows_in_every_order_equally_often(strength):
         assert p > 1e-3, f"factors of {kinds[kind]} are not uniform over {low}..{high}: p = {p:.1e}"
 
 
+@pytest.mark.slow
 def test_both_are_pillows_on_a_photograph(test_data):
     with zipfile.ZipFile(test_data / "data" / "imagenet_samples.zip") as archive:
         name = sorted(each for each in archive.namelist() if "one_per_class/" in each and each.endswith(".JPEG"))[33]
@@ -452,6 +454,7 @@ def test_boxes_are_distributed_as_timms(size, area):
     assert (found[:, 0] + found[:, 2] <= size[0]).all() and (found[:, 1] + found[:, 3] <= size[1]).all()
 
 
+@pytest.mark.slow
 def test_areas_and_log_ratios_are_uniform():
     _, _, height, width = over_keys(lambda key: erasing.erasing_box(key, 2000, 2000, **ERASING), 4000)
     p = scipy.stats.kstest(height * width / 2000**2, scipy.stats.uniform(0.02, 1 / 3 - 0.02).cdf).pvalue
@@ -467,6 +470,7 @@ def erased(probability, count=1000, image=None, **options):
     return over_keys(lambda key: augment.random_erasing(key, image, probability=probability, **options), count)
 
 
+@pytest.mark.slow
 def test_one_whole_box_is_erased_with_its_probability():
     found = erased(0.25)
     changed = found != 7
@@ -499,6 +503,7 @@ def test_noise_suffices_for_the_largest_boxes(area, ratio):
     assert len(np.unique(noise)) > 0.995 * len(noise) > 0
 
 
+@pytest.mark.slow
 def test_no_box_that_fits_changes_nothing():
     assert (erased(1.0, 200, area=(0.9, 1.0), ratio=(9.0, 10.0)) == 7).all()
 
@@ -686,6 +691,7 @@ def test_flip_and_shift_are_drawn_independently():
     assert p > 1e-3, f"flip and shift are not independent (p = {p:.1e}): {sorted(views.values())}"
 
 
+@pytest.mark.slow
 def test_smoothed_targets_stay_distributions_when_mixed():
     for step in range(8):
         _, targets = augmentation(**MIXED)(KEY, step, noise(16, 6, 6, 3), np.arange(16) % 5)

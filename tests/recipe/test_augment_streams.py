@@ -89,6 +89,7 @@ def test_new_parts_change_no_others_draws(monkeypatch):
     np.testing.assert_allclose(targets, expected[1], atol=1e-6, err_msg="targets change, though the toys leave them")
 
 
+@pytest.mark.slow
 def test_a_new_part_draws_by_its_name(monkeypatch):
     drawn = []
     for name in ("toy", "toy", "other"):

@@ -205,6 +205,7 @@ def test_a_group_function_sees_path_and_shape():
     assert groups["class_token"] == "class_token 3"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_of_the_table_steps(name):
     optimizer, params = make_optimizer(1e-3, name=name, **ADAMW), random_tree(0)

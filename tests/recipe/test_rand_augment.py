@@ -92,6 +92,7 @@ def test_others_are_refused_in_one_line_that_names_the_option(text, named):
 # --- what magnitudes mean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("increasing", [True, False], ids=["inc1", "inc0"])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_magnitudes_mean_what_they_do_in_timm(name, increasing):
@@ -217,6 +218,7 @@ def test_each_operation_is_pillows_over_the_whole_range(increasing):
             assert_equal_or_close(np.asarray(found), expected, name not in INEXACT, label)
 
 
+@pytest.mark.slow
 def test_none_of_the_operations_changes_nothing():
     for what, image in synthetic_images(*SIZE).items():
         found = np.asarray(applied(image, np.full(150, -1), np.linspace(-30, 256, 150, dtype=np.float32)))

@@ -41,6 +41,7 @@ def test_table_8_has_the_papers_speeds_and_table_1_its_counts():
     assert [row.paper["embedding_parameters"] for row in load_rows("table1")] == ["0.30M", "1.00M", "0.09M"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", SCALES)
 def test_rows_that_share_a_run_are_the_same_run_and_every_row_gives_one_grid(scale):
     configs, grids = {}, set()

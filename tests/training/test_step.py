@@ -213,6 +213,7 @@ def test_fsdp_splits_the_whole_state_and_it_stays_split(topologies, name, parts)
     assert [shard.data.shape for shard in kernel.addressable_shards] == [(16, 32 // parts)] * 8
 
 
+@pytest.mark.slow
 def test_parameters_are_born_sharded(born):
     expected = state_shardings(born, make_mesh(8))
     for (path, leaf), sharding in zip(jax.tree.leaves_with_path(born), jax.tree.leaves(expected), strict=True):
@@ -659,6 +660,7 @@ def test_another_seed_compiles_nothing(one):
     assert one.train_step._cache_size() == 1, "another seed was compiled for"
 
 
+@pytest.mark.slow
 def test_initial_parameters_depend_on_the_seed_and_not_on_the_devices():
     states = {
         (seed, fsdp): init_state(
@@ -677,6 +679,7 @@ def test_without_an_average_there_is_none():
     assert state.ema is None and int(state.step) == 1 and np.isfinite(float(metrics["loss"]))
 
 
+@pytest.mark.slow
 def test_a_model_without_batch_norm_has_no_statistics():
     state, _ = toy_step(Toy(batch_norm=False), with_ema=True)
     assert set(state.variables) == set(state.ema) == {"params"}

@@ -305,6 +305,7 @@ def test_patterns_configs_and_options():
     assert abstract_variables(model, 32)["params"]["head"]["bias"].shape == (100,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words, named",
     [

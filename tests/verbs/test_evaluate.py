@@ -68,6 +68,7 @@ def test_the_scores_are_those_logged_in_training(tiny_run, written):
     assert saved == json.loads(json.dumps({name: value for name, value in result.items() if name != "confusion"}))
 
 
+@pytest.mark.slow
 def test_the_predictions_are_the_models(tiny_run, data_dir, written):
     _, output = written
     logits, labels = own_logits(tiny_run, data_dir)
@@ -98,6 +99,7 @@ def test_the_tables_and_pictures_agree_with_the_predictions(written):
             assert min(picture.size) > 300, f"{name} is too small to read"
 
 
+@pytest.mark.slow
 def test_class_folders_of_the_same_images_give_the_same_logits(tiny_run, exported, written, tmp_path):
     """The run's own mean and standard deviation count, not the other dataset's; train/ is not there."""
     result = evaluate(tiny_run[0], dataset="folder", data_dir=str(exported), output=str(tmp_path))
@@ -110,6 +112,7 @@ def test_class_folders_of_the_same_images_give_the_same_logits(tiny_run, exporte
         np.testing.assert_array_equal(folder["labels"], own["labels"][places])
 
 
+@pytest.mark.slow
 def test_the_training_images_can_be_evaluated(tiny_run):
     result = evaluate(tiny_run[0], 45, split="train", ema=True)
     assert (result["images"], result["split"], result["checkpoint"], result["ema"]) == (1437, "train", "45", True)

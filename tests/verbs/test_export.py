@@ -322,6 +322,7 @@ def test_a_full_disk_leaves_nothing(capsys, tiny_run, small_disk):
     assert os.listdir(small_disk) == ["other"], "something was left"
 
 
+@pytest.mark.slow
 def test_what_a_killed_export_left_is_no_hindrance(tiny_run, tmp_path):
     left = tmp_path / ".out.stce-export" / "model.json"
     left.parent.mkdir()

@@ -88,6 +88,7 @@ def test_the_moving_average_and_the_checkpoint_count(tiny_run, photos):
     assert not np.allclose(found[0], found[1]) and not np.allclose(found[0], found[3])
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_python_returns(tiny_run, photos, tmp_path, capsys):
     output = tmp_path / "tokens.npz"
     (photos / "13.png").write_text("no image")

@@ -68,6 +68,7 @@ def check(records, expected, run, topk):
         np.testing.assert_allclose(found, probabilities[ranked], rtol=1e-5, err_msg=record["name"])
 
 
+@pytest.mark.slow
 def test_probabilities_are_the_models_in_the_order_of_the_input(tiny_run, run, pictures, files):
     order = [files[10], str(pictures / "b"), files[0], files[10]]
     meant = [files[10], *files[1:10], files[0], files[10]]
@@ -83,6 +84,7 @@ def test_a_folder_means_the_images_in_it_at_any_depth(pictures, files):
     assert list_images([named]) == [named], "a file that is named is meant, whatever it is called"
 
 
+@pytest.mark.slow
 def test_the_model_is_compiled_for_one_shape(tiny_run, files, monkeypatch):
     shapes, make = [], prediction.make_predict_step
 
@@ -120,6 +122,7 @@ def parsed_table(text):
     return rows
 
 
+@pytest.mark.slow
 def test_table_json_and_csv_tell_the_same(tiny_run, run, files, tmp_path, capsys):
     words = (*files, f"--workdir={tiny_run[0]}", "--topk=3", "--batch_size=8")
     outputs = (f"--json={tmp_path}/a.json", f"--csv={tmp_path}/a.csv")
@@ -197,6 +200,7 @@ def test_refusals(tiny_run, files, tmp_path, capsys):
     assert [path.name for path in tmp_path.rglob("*")] == ["folder"], "something was written"
 
 
+@pytest.mark.slow
 def test_weights_that_give_no_numbers(run, files, monkeypatch):
     broken = dataclasses.replace(run, variables=jax.tree.map(lambda x: x * np.nan, run.variables))
     monkeypatch.setattr("stce_jax.training.assemble.load_run", lambda *_: broken)

@@ -226,6 +226,7 @@ def test_the_fingerprint_notices_every_change(tmp_path, prepared, change, classe
     assert report.fingerprint != prepared["tree"][0].fingerprint
 
 
+@pytest.mark.slow
 def test_imagenet2012_takes_all_thousand(tmp_path, monkeypatch):
     thousand = class_lists.load_class_ids("all")
     images = make_images(train=1, val=1, wnids=thousand)

@@ -80,6 +80,7 @@ def test_each_cell_is_trained_then_evaluated_seed_by_seed(capsys, tmp_path, comm
     assert "4 of 4 runs are finished" in text and (tmp_path / "sweep" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_done_again(capsys, tmp_path, commands):
     assert run(capsys, tmp_path, *BOTH)[0] == 0
     commands["words"].clear()
@@ -141,6 +142,7 @@ def test_a_signal_stops_the_sweep_and_no_time_is_lost(capsys, tmp_path, commands
     assert code == 0 and "1/4  pooling_seed0: top-1 50.00%  (100 s)" in out, "the seconds before the stop do not count"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words, code, named",
     [
@@ -172,6 +174,7 @@ def test_refusals(capsys, tmp_path, commands, words, code, named):
     assert out == "" and not (tmp_path / "sweep").exists() and not commands["words"], "something was done"
 
 
+@pytest.mark.slow
 def test_a_workdir_holds_one_sweep(capsys, tmp_path, commands):
     assert run(capsys, tmp_path, *BOTH)[0] == 0
     for words, told in (
@@ -230,6 +233,7 @@ def test_a_disk_that_fills_fails_the_cell_in_one_line(capsys, tmp_path, commands
     assert code == 2 and "2 of 2 cells failed" in error and out.count("No space left on device") == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_a_dead_sweep_left_behind_is_waited_for(capsys, tmp_path, commands, monkeypatch):
     import stce_jax.verbs.reproduce as verb
 
@@ -256,6 +260,7 @@ def test_several_processes_and_remote_workdirs_are_refused(capsys, tmp_path, com
     assert code == 2 and "start it once a machine" in error
 
 
+@pytest.mark.slow
 def test_table_1_needs_no_images_and_no_runs(capsys, tmp_path):
     code, _, error = run(capsys, tmp_path, "table1")
     assert code == 0, error

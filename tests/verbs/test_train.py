@@ -47,6 +47,7 @@ def test_output_is_plain_lines_without_a_terminal(tiny_run):
     assert last.startswith("finished: top-1 ") and "  waited for data " in last
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_changes_nothing(tiny_run, stce_here, data_dir):
     workdir, _ = tiny_run
     before = (workdir / "metrics.jsonl").read_bytes()
@@ -71,6 +72,7 @@ def test_evaluate_reproduces_the_logged_accuracy(tiny_run, stce_here):
         ), done.stdout
 
 
+@pytest.mark.slow
 def test_evaluate_the_moving_average(tiny_run, stce_here):
     workdir, _ = tiny_run
     raw, ema = (stce_here("evaluate", f"--workdir={workdir}", *flag) for flag in ((), ("--ema",)))

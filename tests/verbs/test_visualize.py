@@ -126,6 +126,7 @@ def test_the_sheet_of_super_tokens_pixel_by_pixel(stce_subject, photos, tmp_path
         np.testing.assert_array_equal(lines, pictures.draw_boundaries(image, large), f"column {column}")
 
 
+@pytest.mark.slow
 def test_a_token_is_drawn_as_its_affinity(stce_subject, tmp_path):
     Image.new("RGB", (16, 16)).save(tmp_path / "black.png")  # on black there is nothing but the heat
     path, other = visualize.visualize(
@@ -302,6 +303,7 @@ def test_a_named_model_with_random_weights(capsys, monkeypatch, photos, tmp_path
     assert (tmp_path / "visualize" / "one_attention.png").read_bytes() == first, "the same seed has other weights"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, wanted, named",
     [
@@ -317,6 +319,7 @@ def test_what_a_model_does_not_have_is_refused(photos, tmp_path, options, wanted
     assert not (tmp_path / "drawn").exists()
 
 
+@pytest.mark.slow
 def test_average_pooling_has_cells_alone(photos, tmp_path):
     stem = {"stem_widths": (8,), "stem_strides": (2,)}
     model = create_model("vit_ti_stce", num_classes=0, image_size=16, iterations=0, **SMALL, **stem)
@@ -324,6 +327,7 @@ def test_average_pooling_has_cells_alone(photos, tmp_path):
     assert Image.open(path).width == 2 * (TILE + 4) + 4, "there is something else than the image and its cells"
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_numbers_are_refused(stce_subject, photos, tmp_path):
     broken = stce_subject._replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, stce_subject.variables))
     for wanted in ({}, {"attention": True}):

@@ -306,6 +306,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_named(six):
     assert digests.find_damage(epath.Path(step)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut short", "empty", "missing", "too much"])
 def test_files_that_are_not_whole_are_found_and_named(six, tmp_path, how):
     for number, original in enumerate(files_of(six / "6")):
@@ -444,6 +445,7 @@ class Malice:
         return open, (os.environ["STCE_TEST_TRACE"], "w")
 
 
+@pytest.mark.slow
 def test_restoring_never_unpickles(six, tmp_path, monkeypatch):
     """Neither while a good step is restored, nor where a pickle lies in the place of a file of ours."""
     monkeypatch.setenv("STCE_TEST_TRACE", str(tmp_path / "trace"))

@@ -102,11 +102,13 @@ def test_masked_tokens_count_nowhere(pooling, remat):
     np.testing.assert_allclose(*logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_token_that_stands_for_two_counts_twice():
     logits = [outputs(name, blocks=(0,), pooling="mean")[2] for name in ("doubled", "repeated")]
     np.testing.assert_allclose(*logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_reduction_is_given_what_it_needs():
     _, _, logits = outputs("watching")
     np.testing.assert_allclose(logits, outputs(None)[2], atol=1e-6)

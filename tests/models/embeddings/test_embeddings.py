@@ -91,6 +91,7 @@ def test_super_token_embedding_equals_numpy():
     np.testing.assert_allclose(sown["intermediates"]["affinity"][0], affinity, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2])
 def test_module_in_training_uses_and_keeps_the_batchs_statistics(stride):
     module = ConvModule(5, stride)
@@ -118,6 +119,7 @@ def test_strided_convolutions_are_not_shifted():
     np.testing.assert_allclose(mirrored, straight[:, :, ::-1], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SMALL))
 @pytest.mark.parametrize("size", [(16, 16), (16, 12), (17, 14), (7, 30), (1, 1)])
 def test_grid_tells_the_number_of_tokens_for_every_size(name, size):

@@ -28,6 +28,7 @@ def channels_last(array):
     return np.moveaxis(array, 1, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SVIT)
 def test_equals_svits_golden_vectors(test_data, name):
     golden = np.load(test_data / "golden" / "reductions" / f"svit_sta_{name}.npz")
@@ -115,6 +116,7 @@ def test_the_means_of_the_features_are_the_super_tokens():
         np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("differentiable", [False, True])
 def test_gradients_reach_the_features_through_affinities_if_differentiable(differentiable):
     features, values = draw(1, 4, 5, 2), draw(1, 4, 5, 3, seed=1)

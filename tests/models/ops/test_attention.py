@@ -61,6 +61,7 @@ def test_equals_the_plain_form_with_its_gradients(form, bias, mask):
     chex.assert_trees_all_close(ours, plain, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [attention.dot_product_attention, fused], ids=["products", "fused"])
 def test_equals_the_plain_form_in_bfloat16(form):
     bias = draw(1, HEADS, TOKENS, TOKENS, seed=5)
@@ -100,6 +101,7 @@ def test_the_fused_path_pads_what_the_kernel_needs_and_hides_it(monkeypatch, tok
     np.testing.assert_array_equal(handed["mask"], np.broadcast_to(expected, (len(seen), 1, 8, 8)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [attention.dot_product_attention, fused], ids=["products", "fused"])
 def test_hidden_keys_are_as_if_they_were_not_there(form):
     query, key, value = operands()
@@ -125,6 +127,7 @@ def test_an_image_without_keys_gets_zeros_and_no_gradient(form, dtype):
     np.testing.assert_allclose(weights.sum(axis=-1), np.broadcast_to([[[0.0]], [[1.0]]], weights.shape[:-1]), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queries", [2, TOKENS])
 @pytest.mark.parametrize("bias", [None, (HEADS, 1, TOKENS)])
 def test_the_weights_are_those_of_the_outputs(queries, bias):
@@ -164,6 +167,7 @@ def test_dot_product_attention_equals_jax_with_its_gradient(scale):
     chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5 * scale**2)
 
 
+@pytest.mark.slow
 def test_bfloat16_attention_accumulates_in_float32():
     arrays = jnp.asarray(draw(3, 1, 64, 2, 16, seed=2), jnp.bfloat16)
     cotangent = jnp.asarray(draw(1, 64, 2, 16, seed=3), jnp.bfloat16)

@@ -17,6 +17,7 @@ def test_equals_its_plain_form_with_its_gradients(channels, features, size):
     check_form((2, *size, channels), features, jnp.float32, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "features"), [(4, 5), (3, 16)])
 def test_equals_its_plain_form_in_bfloat16(channels, features):
     check_form((2, 5, 8, channels), features, jnp.bfloat16, 4e-2)  # a digit of bfloat16 is 0.8%; sums cancel

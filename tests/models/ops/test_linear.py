@@ -12,6 +12,7 @@ from stce_jax.models.ops.linear import product, product_plain
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("leading", [(5,), (2, 5)])
 def test_equals_its_plain_form_with_its_gradients(leading, dtype):

@@ -130,6 +130,7 @@ def test_differentiable_gradient_equals_finite_differences(border, size, cell, i
     np.testing.assert_allclose(actual, expected, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("border", ["zero", "mask"])
 def test_default_gradient_holds_affinities_constant(border):
     """d/dx_p = sum_k q[p, k] * cotangent[k] / shares[k], with q and its sums as numbers."""
@@ -165,6 +166,7 @@ def test_pixels_out_of_reach_have_exactly_zero_gradient(iterations, differentiab
     assert found[np.ix_(near, near)].astype(bool).mean() > 0.9, f"pixels within {reach} cells have none"
 
 
+@pytest.mark.slow
 def test_mask_border_drops_nothing_and_affinities_sum_to_one():
     features = jnp.asarray(random_features(2, 7, 9, 5), jnp.float32)
     for border in ("zero", "mask"):
@@ -182,6 +184,7 @@ def test_tokens_stay_among_the_features():
     assert (tokens >= features.min(axis=(1, 2), keepdims=True) - 1e-6).all()
 
 
+@pytest.mark.slow
 def test_images_of_a_batch_do_not_see_each_other():
     features = jnp.asarray(random_features(3, 6, 6, 4), jnp.float32)
     together, _ = clustered(features, 2, 2)
@@ -222,6 +225,7 @@ def test_extreme_inputs_stay_finite(border, differentiable):
             np.testing.assert_allclose(outputs["tokens"], 1.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype, computed", [("bfloat16", "float32"), ("float16", "float32"), ("float32", "float32")])
 def test_computes_in_float32_at_least(dtype, computed):
     features = jnp.asarray(random_features(1, 6, 6, 4), dtype)
