@@ -8,6 +8,7 @@ import pytest
 from helpers import run_cli
 from PIL import Image
 
+from stce_jax import cli
 from stce_jax.data import catalog
 from stce_jax.errors import DataError
 
@@ -159,3 +160,9 @@ def test_help_shows_examples_and_exit_codes(capsys, verb):
     assert code == 0 and "exit codes" in out
     if verb:
         assert f"stce {verb[0]} " in out and "examples" in out
+
+
+def test_importing_the_module_that_python_runs_starts_no_command():
+    import stce_jax.__main__
+
+    assert stce_jax.__main__.main is cli.main
