@@ -84,9 +84,7 @@ class _NotingLoader(importlib.machinery.SourceFileLoader):
         path = self.get_filename(fullname)
         tree = ast.parse(self.get_data(path), path)
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-        functions = [
-            node for node in functions if ast.unparse(node.body[-1]) != "..."
-        ]  # of a protocol, for type checkers
+        functions = [node for node in functions if ast.unparse(node.body[-1]) != "..."]  # of protocols
         for function in functions:
             first = 0 if ast.get_docstring(function, clean=False) is None else 1
             where = function.body[min(first, len(function.body) - 1)]

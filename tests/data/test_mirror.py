@@ -28,6 +28,7 @@ def test_a_part_is_copied_once_and_what_is_gone_there_goes_here(remote):
 def test_what_is_uploaded_is_there_and_stays_as_the_copy(remote, tmp_path):
     local = tmp_path / "cache" / "made"
     local.mkdir(parents=True)
+    (remote / "set").mkdir(parents=True)  # a storage of objects has no folders
     (local / "data").write_text("images")
     (local / "info.json").write_text("{}")
     mirror.upload(remote, "set", local, "info.json")
@@ -37,5 +38,5 @@ def test_what_is_uploaded_is_there_and_stays_as_the_copy(remote, tmp_path):
 
 def test_nothing_to_copy_is_refused(remote):
     remote.mkdir()
-    with pytest.raises(DataError, match="there is nothing in .*; give another --data_dir"):
+    with pytest.raises(DataError, match=r"there is nothing in .*; give another --data_dir"):
         mirror.local_copy(remote, "set")
