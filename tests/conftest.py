@@ -130,24 +130,8 @@ def made_once(directory, make):
         return printed.read_text()
 
 
-@pytest.fixture(scope="session")
-def tiny_run(stce_here, shared, data_dir, tmp_path_factory):
-    """(workdir, output) of a finished run of a tiny STCE-ViT on the digits, made in this process by the command."""
-
-    def make(directory):
-        from helpers import TINY
-
-        done = stce_here("train", *TINY, f"--workdir={directory}", f"--data_dir={data_dir}")
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    output = made_once(shared / "tiny", make)
-    return shutil.copytree(shared / "tiny", tmp_path_factory.mktemp("runs") / "tiny"), output
-
-
-@pytest.fixture(scope="session")
-def tiny_process_run(stce, shared, data_dir, tmp_path_factory):
-    """The same in a process of its own with two devices, optimized: other processes are compared with it to the bit."""
+def trained_once(name, stce, shared, data_dir, tmp_path_factory):
+    """(workdir, output) of a run of `TINY` that one worker trains by `stce`; the workdir is a copy."""
 
     def make(directory):
         from helpers import TINY
@@ -156,8 +140,20 @@ def tiny_process_run(stce, shared, data_dir, tmp_path_factory):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    output = made_once(shared / "tiny_process", make)
-    return shutil.copytree(shared / "tiny_process", tmp_path_factory.mktemp("runs") / "tiny"), output
+    output = made_once(shared / name, make)
+    return shutil.copytree(shared / name, tmp_path_factory.mktemp("runs") / "tiny"), output
+
+
+@pytest.fixture(scope="session")
+def tiny_run(stce_here, shared, data_dir, tmp_path_factory):
+    """(workdir, output) of a finished run of a tiny STCE-ViT on the digits, made in this process by the command."""
+    return trained_once("tiny", stce_here, shared, data_dir, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_process_run(stce, shared, data_dir, tmp_path_factory):
+    """The same in a process of its own with two devices, optimized: other processes are compared with it to the bit."""
+    return trained_once("tiny_process", stce, shared, data_dir, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -91,8 +91,7 @@ def model_options(name: str, **overrides: Any) -> dict[str, Any]:
     """Every option of a named model as one flat dict, overrides applied and checked; raises as `create_model`."""
     parts, dtype = _parts(name, overrides)
     resolved = resolve(name, **parts)
-    model = _assemble(resolved, num_classes=1, image_size=None, dtype=dtype)
-    del model  # built for its checks
+    _assemble(resolved, num_classes=1, image_size=None, dtype=dtype)  # built for its checks
     own = resolved.options
     return {**own["body"], "dtype": dtype or DTYPES[0], **own["embedding"], **own["reduction"]}
 

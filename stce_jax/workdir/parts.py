@@ -30,8 +30,7 @@ def chosen(model: Mapping[str, Any]) -> dict[str, str | None]:
     if None in names.values():
         from stce_jax.models.factory import presets
 
-        if model["name"] in presets():
-            preset = presets()[model["name"]]
+        if preset := presets().get(model["name"]):
             names["body"] = names["body"] or preset.body
             names["embedding"] = names["embedding"] or preset.embedding
     return names
