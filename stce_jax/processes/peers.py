@@ -1,12 +1,11 @@
 """Several processes, one run: finding each other, agreeing on what is run, stopping together, ending together.
 
 Order in a process: `start` -> `agree` -> work, within `together` -> `leave`. In a run of one process all of them do
-nothing. JAX is imported by the functions that need it, so that the command line can use this module.
+nothing. JAX and hashlib are imported by the functions that need them, so that the command line can use this module.
 """
 
 import contextlib
 import functools
-import hashlib
 import itertools
 import json
 import os
@@ -112,6 +111,8 @@ def agree(facts: dict[str, str]) -> None:
     Raises:
       ConfigError: in all processes: which fact differs, and in which process.
     """
+    import hashlib
+
     if not _heartbeat:
         return
     client = _heartbeat.client
@@ -171,6 +172,7 @@ def share(value: Any) -> Any:
 
 def code_digest() -> str:
     """SHA-256 over this package's source files and the versions of what computes, as 64 hexadecimal digits."""
+    import hashlib
     import importlib.metadata
 
     package = Path(__file__).parents[1]
