@@ -18,7 +18,7 @@ from stce_jax.errors import ConfigError, StceError
 from stce_jax.processes import peers as processes
 from stce_jax.processes.stop_flag import FLAG, carries_flag, flagged
 from stce_jax.processes.watch import Watch
-from stce_jax.training.mesh import batch_sharding, make_mesh, replicated
+from stce_jax.training.mesh import batch_sharding, connect, make_mesh, replicated
 
 OPTIONS = {
     "steps": 1000000,
@@ -32,6 +32,8 @@ OPTIONS = {
     "step_timeout": 600.0,
     "sleep": 0.0,  # seconds that the fifth step of process 0 takes
     "start_timeout": 60,
+    "compiles_slowly": -1,  # the process whose compilation takes longer
+    "compiles": 0.0,  # by so many seconds
     "finish": 0.0,  # seconds that process 0 takes after its last step
 }
 BATCH, WIDTH = 16, 8
@@ -49,13 +51,19 @@ def work(options, folder):
     requested = []
     signal.signal(signal.SIGTERM, lambda *_: requested.append(True))
     mesh = make_mesh(options["fsdp"])
+    connect(mesh)
     index, count = jax.process_index(), jax.process_count()
 
     def update(weights, batch):
         loss, gradient = jax.value_and_grad(lambda w: jnp.mean((batch["x"] @ w - batch["y"]) ** 2))(weights)
         return weights - 0.1 * gradient, {"loss": loss}
 
-    update = jax.jit(carries_flag(update), out_shardings=replicated(mesh))
+    def update_late(*arguments):
+        if index == options["compiles_slowly"]:  # this is called while JAX traces it, before it compiles
+            time.sleep(options["compiles"])
+        return update(*arguments)
+
+    train = processes.compile_together(jax.jit(carries_flag(update_late), out_shardings=replicated(mesh)))
     weights = jax.device_put(np.zeros(WIDTH, np.float32), replicated(mesh))
     losses, rows, stopped_at = [], [], None
     with Watch(options["step_timeout"], processes.own_name()) as watch:
@@ -67,7 +75,7 @@ def work(options, folder):
             [parts] = flagged([{"x": x[own], "y": y[own], "label": y[own]}], lambda: requested)
             [parts] = to_devices([parts], batch_sharding(mesh))
             rows = sorted({shard.index[0].start for shard in parts["x"].addressable_shards})
-            weights, metrics = update(weights, parts)
+            weights, metrics = train(weights, parts)
             losses.append(float(metrics["loss"]))
             time.sleep(options["sleep"] if step == 5 and index == 0 else options["pause"])
             if step == 1:

@@ -49,6 +49,35 @@ def default_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "stce_jax", "jax")
 
 
+def serve_all_processes() -> None:
+    """Has each process of a run on CPUs keep what it compiles; to be called before JAX's first computation.
+
+    JAX lets process 0 alone write. Elsewhere what it writes serves all, but a CPU's programs have other names in each
+    process, so that the others would compile at every start.
+    """
+    import jax
+    from jax._src import compilation_cache, compiler, distributed  # the cache has no public name
+
+    write = getattr(compiler, "_cache_write", None)
+    if write is None:  # another version of JAX: none of them uses the cache
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+
+    def write_in_all(
+        key: str, seconds: float, module: str, backend: Any, executable: Any, host_callbacks: Any, *more: Any
+    ) -> None:
+        if backend.platform != "cpu" or distributed.global_state.process_id == 0:
+            write(key, seconds, module, backend, executable, host_callbacks, *more)
+        elif not host_callbacks and seconds >= jax.config.jax_persistent_cache_min_compile_time_secs:
+            try:
+                compilation_cache.put_executable_and_time(key, module, executable, backend, int(seconds))
+            except Exception as error:  # as JAX does, see `FAILURE`
+                text = f"Error writing persistent compilation cache entry for '{module}': {type(error).__name__}: {error}"
+                warnings.warn(text, stacklevel=1)
+
+    compiler._cache_write = write_in_all
+
+
 def _limit_size(directory: Path) -> None:
     """Once a day, deletes all but the most recently used programs; a run that needs a deleted one compiles it."""
     stamp = directory / STAMP

@@ -47,7 +47,7 @@ def _from_variables(given: Sequence[str]) -> dict[str, Any] | None:
             raise ConfigError(f"{name} is {text!r}, which is no number")
     if int(count) == 0:
         raise ConfigError("JAX_NUM_PROCESSES is 0; there is at least this one")
-    if not re.fullmatch(r".+:\d+", address):
+    if not re.fullmatch(r".+:\d{1,5}", address) or int(address.rpartition(":")[2]) >= 2**16:
         raise ConfigError(f"JAX_COORDINATOR_ADDRESS is {address!r}; it must be HOST:PORT of process 0")
     if int(index) >= int(count):
         raise ConfigError(f"JAX_PROCESS_ID is {index}, but {count} processes are numbered from 0 to {int(count) - 1}")

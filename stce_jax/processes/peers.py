@@ -1,33 +1,32 @@
 """Several processes, one run: finding each other, agreeing on what is run, stopping together, ending together.
 
 Order in a process: `start` -> `agree` -> work, within `together` -> `leave`. In a run of one process all of them do
-nothing. JAX and hashlib are imported by the functions that need them, so that the command line can use this module.
+nothing. What only runs of several processes need is imported by the functions that need it, JAX too, so that the
+command line can use this module.
 """
 
 import contextlib
 import functools
 import itertools
-import json
 import os
 import re
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from stce_jax.errors import ConfigError, PreemptedError, StceError
-from stce_jax.platform import jax_settings
-from stce_jax.platform.c_signals import on_abort
-from stce_jax.processes.heartbeat import BEAT, PEER_TIMEOUT, STOPPED, Heartbeat
+
+if TYPE_CHECKING:
+    from stce_jax.processes.heartbeat import Heartbeat
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # JAX's own ways to notice a dead process end it with a wall of text; they are the last resort.
 HEARTBEAT_TIMEOUT = 100  # seconds
-_heartbeat: Heartbeat | None = None  # of this process, while it is one of several
-_shared = itertools.count()
+_heartbeat: "Heartbeat | None" = None  # of this process, while it is one of several
+_shared, _met = itertools.count(), itertools.count()
 
 
 def start(timeout: float = 300) -> None:
@@ -39,22 +38,29 @@ def start(timeout: float = 300) -> None:
       timeout: seconds to wait for all processes to come.
 
     Raises:
-      ConfigError: contradictory variables, or an address that cannot be used. If not all come in time, the process
-        ends with such a line and exit code 75, for JAX cannot be called back from waiting.
+      ConfigError: contradictory variables, an address that cannot be used, or processes that do not fit together.
+      PreemptedError: not all come in time.
     """
     global _heartbeat
     if _heartbeat:
         return
+    import threading
+
     import jax
     from jax._src import distributed  # the key-value store has no public name
 
-    from stce_jax.processes import clusters
+    from stce_jax.platform import compile_cache, jax_settings
+    from stce_jax.platform.c_signals import on_abort
+    from stce_jax.processes import clusters, joining
+    from stce_jax.processes.heartbeat import Heartbeat
 
     found = clusters.detect()
     if found is None:
         return
-    jax_settings.leave_signals_to_python()
     address, count, index = found["coordinator_address"], found["num_processes"], found["process_id"]
+    joining.join(address, count, index, timeout)
+    jax_settings.leave_signals_to_python()
+    compile_cache.serve_all_processes()
     refuse = functools.partial(_refuse_start, f"process {index} of {count} could not join the others at {address}")
     # JAX aborts with a wall of text where it could raise an error, so its own patience is never reached.
     patience = threading.Timer(timeout, refuse, [f"within {timeout:g} s; see whether all {count} were started"])
@@ -78,11 +84,12 @@ def start(timeout: float = 300) -> None:
     finally:
         patience.cancel()
     _heartbeat = Heartbeat(distributed.global_state.client, index, count, address)
+    jax.devices()  # now, for processes that ask for them one after the other wait only minutes for one another
 
 
 def _refuse_start(message: str, reason: str) -> NoReturn:
     print(f"stce: {message} {reason}", file=sys.stderr, flush=True)
-    os._exit(STOPPED)  # the others may come late: worth another try
+    os._exit(PreemptedError.exit_code)  # worth another try
 
 
 def several() -> bool:
@@ -111,10 +118,11 @@ def agree(facts: dict[str, str]) -> None:
     Raises:
       ConfigError: in all processes: which fact differs, and in which process.
     """
-    import hashlib
-
     if not _heartbeat:
         return
+    import hashlib
+    import json
+
     client = _heartbeat.client
     for name, text in facts.items():
         client.key_value_set(f"stce/fact/{_heartbeat.index}/{name}", text)
@@ -131,16 +139,48 @@ def agree(facts: dict[str, str]) -> None:
                 f"{_heartbeat.name(index)} was started with another {differing[0]} than {_heartbeat.name(0)}"
                 f"{_first_difference(*texts)}; start all processes with the same"
             )
-    client.key_value_set(f"stce/compared/{_heartbeat.index}", "")
-    _gather(_heartbeat, "stce/compared/")  # process 0 holds the store: it may end only when all have read it
+    meet()  # process 0 holds the store: it may end only when all have read it
     if problem:
         raise ConfigError(problem)
 
 
-def _gather(heartbeat: Heartbeat, folder: str) -> list[str]:
+def meet() -> None:
+    """Returns once all processes have called this as often as this one; waits for them as long as they live."""
+    if _heartbeat:
+        folder = f"stce/met/{next(_met)}/"
+        _heartbeat.client.key_value_set(f"{folder}{_heartbeat.index}", "")
+        _gather(_heartbeat, folder)
+
+
+def compile_together(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A jitted function whose first call compiles it, then meets the others, and only then runs it.
+
+    One process may find a program in the cache that another compiles for minutes. Collectives do not wait so long.
+
+    Args:
+      step: jitted; called with the same shapes each time, and by all processes in the same order.
+    """
+    if not _heartbeat:
+        return step
+    jitted: Any = step
+    compiled = False
+
+    @functools.wraps(step)
+    def first_compiled(*arguments: Any, **options: Any) -> Any:
+        nonlocal compiled
+        if not compiled:
+            jitted.lower(*arguments, **options).compile()  # the call finds it
+            meet()
+            compiled = True
+        return jitted(*arguments, **options)
+
+    return first_compiled
+
+
+def _gather(heartbeat: "Heartbeat", folder: str) -> list[str]:
     """The values that all processes have set in a folder of the store, in the processes' order."""
     while len(found := heartbeat.client.key_value_dir_get(folder)) < heartbeat.count:  # a lost process ends this one
-        time.sleep(0.1)
+        time.sleep(0.05)
     return [text for _, text in sorted(found, key=lambda pair: int(pair[0].rpartition("/")[2]))]
 
 
@@ -157,10 +197,12 @@ def _first_difference(reference: str, text: str) -> str:
 def share(value: Any) -> Any:
     """What process 0 passes, a JSON-able value, in all processes; they wait for it as long as process 0 lives.
 
-    It goes through the store and not the devices, whose collectives time out after half a minute.
+    It goes through the store and not the devices, whose collectives time out.
     """
     if not _heartbeat:
         return value
+    import json
+
     client, folder = _heartbeat.client, f"stce/shared/{next(_shared)}/"
     if _heartbeat.index == 0:
         client.key_value_set(f"{folder}0", json.dumps(value))
@@ -222,6 +264,8 @@ def blame(error: BaseException | None) -> None:
     while _heartbeat and error:
         # By its message, for JAX raises some as ValueError; running out of memory is this process's own error.
         if re.match(r"(?!RESOURCE_EXHAUSTED)[A-Z_]+: ", str(error)):
+            from stce_jax.processes.heartbeat import BEAT, PEER_TIMEOUT
+
             time.sleep(PEER_TIMEOUT + 5 * BEAT)
             return
         error = error.__cause__ or error.__context__

@@ -5,8 +5,6 @@ JAX is not imported here; `stop_flag` lets the devices carry a request from one 
 
 import contextlib
 import signal
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Self
@@ -35,27 +33,24 @@ class StopSignals:
         self._exit_process = exit_process
         self._where: str | None = "before its first step"  # None: there is something to save
         self._handlers_before: dict[int, Any] = {}
+        self._listening = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        import threading
+
         if threading.current_thread() is threading.main_thread():
-            self._reader, self._writer = socket.socketpair()
-            self._writer.setblocking(False)
+            if self._exit_process:
+                self._listening.enter_context(_listening(self._end_if_nothing_to_save))
             for number in NUMBERS:
                 self._handlers_before[number] = signal.signal(number, self._request)
-            self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-            if self._exit_process:
-                threading.Thread(target=self._listen, name="stce signals", daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._handlers_before:
-            signal.set_wakeup_fd(self._wakeup_before)
+            self._listening.close()
             for number, handler in self._handlers_before.items():
                 # A second signal must not change the exit code of a process that is about to end.
                 signal.signal(number, signal.SIG_IGN if self._exit_process and self.requested else handler)
-            self._writer.close()
-            if not self._exit_process:
-                self._reader.close()
 
     def end_at_once(self, step: int) -> None:
         """From now on a signal ends the process at once: nothing is newer than the saved step; 0 if there is none."""
@@ -74,15 +69,9 @@ class StopSignals:
         del frame
         self.requested = signal.Signals(number).name
 
-    def _listen(self) -> None:
-        """Receives signals while the main thread is busy outside of Python."""
-        assert self._exit_process
-        with self._reader, contextlib.suppress(OSError):
-            while received := self._reader.recv(1):
-                where = self._where
-                if received[0] in NUMBERS and where:
-                    error = stopped(signal.Signals(received[0]).name, where)
-                    self._exit_process(str(error), error.exit_code)
+    def _end_if_nothing_to_save(self, number: int) -> None:
+        if (where := self._where) and self._exit_process:
+            _end(self._exit_process, number, where)
 
 
 def stopped(name: str, where: str) -> PreemptedError:
@@ -90,19 +79,54 @@ def stopped(name: str, where: str) -> PreemptedError:
     return PreemptedError(f"stopped by {name} {where}; run again to resume")
 
 
+def _end(exit_process: Exit, number: int, where: str) -> None:
+    error = stopped(signal.Signals(number).name, where)
+    exit_process(str(error), error.exit_code)
+
+
 @contextlib.contextmanager
-def exit_on_signal(exit_process: Exit) -> Iterator[None]:
-    """Turns SIGTERM and SIGINT into the exit code 75 while a program starts, when there is nothing to save yet."""
+def exit_on_signal(exit_process: Exit, where: str = "before its first step") -> Iterator[None]:
+    """Turns SIGTERM and SIGINT into the exit code 75 while there is nothing to save.
+
+    Even while the main thread waits outside of Python, as JAX does for other processes. To be used in the main thread.
+
+    Args:
+      exit_process: ends the process, with a message and an exit code.
+      where: what the message says of the run.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        del frame
-        error = stopped(signal.Signals(number).name, "before its first step")
-        exit_process(str(error), error.exit_code)
+        """Nothing: the thread that listens does it."""
 
-    before = {number: signal.signal(number, handle) for number in NUMBERS}
+    with _listening(lambda number: _end(exit_process, number, where)):
+        before = {number: signal.signal(number, handle) for number in NUMBERS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                if signal.getsignal(number) is handle:
+                    signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _listening(act: Callable[[int], None]) -> Iterator[None]:
+    """Calls act(number) for each signal, in a thread of its own: the main thread may be busy outside of Python."""
+    import socket
+    import threading
+
+    reader, writer = socket.socketpair()
+
+    def listen() -> None:
+        with reader, contextlib.suppress(OSError):
+            while received := reader.recv(1):
+                if received[0] in NUMBERS:
+                    act(received[0])
+
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=listen, name="stce signals", daemon=True).start()
     try:
         yield
     finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) is handle:
-                signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        writer.close()

@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from stce_jax.errors import ConfigError
+from stce_jax.processes import peers as processes
 
 # Splitting an array smaller than this saves no memory worth the communication.
 SMALLEST_SPLIT = 2**14
@@ -39,6 +41,27 @@ def make_mesh(fsdp_devices: int = 1, devices: Sequence[jax.Device] | None = None
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     grid = np.array(ordered).reshape(len(devices) // fsdp_devices, fsdp_devices)
     return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def connect(mesh: Mesh) -> None:
+    """Has all processes connect their devices now, after they have met, along each axis of the mesh and as Orbax does.
+
+    On CPUs Gloo connects a group of devices at its first collective, and gives up a process that comes half a minute
+    later: it may still compile, read its part of a checkpoint, or compute what comes before that collective.
+    """
+    if jax.process_count() == 1:
+        return
+    every = ("data", "fsdp")
+
+    def sums(x: Any) -> Any:
+        return [jax.lax.psum(x, axes) for axes in ("data", "fsdp", every)]
+
+    sharding = batch_sharding(mesh)
+    spread = jax.make_array_from_callback((mesh.size,), sharding, lambda index: np.ones(1, np.float32))
+    outputs = [PartitionSpec("fsdp"), PartitionSpec("data"), PartitionSpec()]
+    summed = jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=sharding.spec, out_specs=outputs))
+    jax.block_until_ready(processes.compile_together(summed)(spread))
+    multihost_utils.sync_global_devices("stce connected")
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

@@ -22,6 +22,7 @@ from stce_jax.data.decode import center_crop
 from stce_jax.data.files import read_image
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.models.bodies import Body
+from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated, round_up
@@ -94,7 +95,7 @@ def make_predict_step(
         outputs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)  # of Tokens, too
         return {name: rows for name, rows in batch.items() if name != "image"} | {"outputs": outputs}
 
-    return jax.jit(predict_step, out_shardings=replicated(mesh))
+    return processes.compile_together(jax.jit(predict_step, out_shardings=replicated(mesh)))
 
 
 def predictions(step: Any, variables: Any, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int
 
 from stce_jax.models.bodies import Body
 from stce_jax.platform import jax_settings
+from stce_jax.processes import peers as processes
 from stce_jax.training.mesh import state_shardings
 
 
@@ -59,7 +60,7 @@ def init_state(
     key = jax.random.key(seed)
     shardings = state_shardings(jax.eval_shape(init, key), mesh)
     options = jax_settings.options_to_run_once(mesh.devices.flat[0].platform)
-    return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
+    return processes.compile_together(jax.jit(init, out_shardings=shardings, compiler_options=options))(key)
 
 
 def abstract_state(

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from stce_jax.errors import ConfigError
 from stce_jax.models.bodies import Body
 from stce_jax.platform import jax_settings
+from stce_jax.processes import peers as processes
 from stce_jax.processes.stop_flag import carries_flag
 from stce_jax.recipe.losses import cross_entropy, soft_target_cross_entropy, top_hits
 from stce_jax.training.mesh import batch_sharding, replicated, state_shardings
@@ -89,12 +90,16 @@ def make_train_step(
         metrics |= {"gradient_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}
         return updated.replace(step=state.step + 1), metrics
 
-    return jax.jit(
+    options = jax_settings.train_options(
+        mesh.devices.flat[0].platform, deterministic=deterministic, processes=jax.process_count()
+    )
+    step = jax.jit(
         carries_flag(train_step),
         donate_argnums=0,
         out_shardings=(state_shardings(state, mesh), None),
-        compiler_options=jax_settings.train_options(mesh.devices.flat[0].platform, deterministic=deterministic),
+        compiler_options=options,
     )
+    return processes.compile_together(step)
 
 
 def make_eval_step(model: Body, normalize: Normalize, *, deterministic: bool = False) -> Any:
@@ -119,7 +124,10 @@ def make_eval_step(model: Body, normalize: Normalize, *, deterministic: bool = F
         sums = {name: jnp.where(weight > 0, value * weight, 0.0).sum() for name, value in values.items()}
         return sums | {"count": weight.sum()}
 
-    return jax.jit(carries_flag(eval_step), compiler_options=jax_settings.eval_options(deterministic=deterministic))
+    options = jax_settings.eval_options(
+        jax.default_backend(), deterministic=deterministic, processes=jax.process_count()
+    )
+    return processes.compile_together(jax.jit(carries_flag(eval_step), compiler_options=options))
 
 
 def check_accumulation(batch_size: int, accumulate: int, mesh: Mesh) -> None:

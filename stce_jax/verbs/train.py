@@ -23,7 +23,7 @@ from stce_jax.processes.watch import Watch
 from stce_jax.training import assemble as runs
 from stce_jax.training.evaluation import eval_step
 from stce_jax.training.loop import ADVICE, RunDivergedError, Setup, StartingPoint, TrainLoop
-from stce_jax.training.mesh import check_batch_size, make_mesh, sharded_shapes
+from stce_jax.training.mesh import check_batch_size, connect, make_mesh, sharded_shapes
 from stce_jax.training.progress import TrainProgress
 from stce_jax.training.state import abstract_state, abstract_variables, init_state
 from stce_jax.training.step import check_accumulation, make_train_step, run_key
@@ -73,6 +73,7 @@ def train(
                 "data": dataset.fingerprint,
             }
         )
+        connect(mesh)
         initial_weights = _initial_weights(config, workdir, model, dataset)
         check_claim = _no_claim
         if processes.is_main():

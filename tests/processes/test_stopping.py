@@ -70,4 +70,5 @@ def test_while_a_program_starts_a_signal_is_exit_75():
     exits = Exits()
     with exit_on_signal(exits):
         signal.raise_signal(signal.SIGINT)
+        assert exits.called.wait(10), "the signal has been ignored"
     assert exits.calls == [("stopped by SIGINT before its first step; run again to resume", 75)]
