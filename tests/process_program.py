@@ -3,7 +3,9 @@
 Arguments: a folder, in which process p writes p.json, and KEY=VALUE of `OPTIONS`.
 """
 
+import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -15,8 +17,10 @@ import numpy as np
 
 from stce_jax.data.loader import to_devices
 from stce_jax.errors import ConfigError, StceError
+from stce_jax.processes import leaving
 from stce_jax.processes import peers as processes
 from stce_jax.processes.stop_flag import FLAG, carries_flag, flagged
+from stce_jax.processes.stopping import exit_on_signal
 from stce_jax.processes.watch import Watch
 from stce_jax.training.mesh import batch_sharding, connect, make_mesh, replicated
 
@@ -34,6 +38,7 @@ OPTIONS = {
     "start_timeout": 60,
     "compiles_slowly": -1,  # the process whose compilation takes longer
     "compiles": 0.0,  # by so many seconds
+    "dies_leaving": -1,  # the process that is killed when the others have come to their end, too
     "finish": 0.0,  # seconds that process 0 takes after its last step
 }
 BATCH, WIDTH = 16, 8
@@ -92,6 +97,19 @@ def work(options, folder):
         time.sleep(options["finish"])
 
 
+def exit_process(message, code):
+    print(f"stce: {message}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+@contextlib.contextmanager
+def die():
+    """In the place of what is done once all have come to their end."""
+    time.sleep(1)  # until all the others know it
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield
+
+
 def main():
     folder, *words = sys.argv[1:]
     options = dict(OPTIONS)
@@ -99,9 +117,13 @@ def main():
         key, _, value = word.partition("=")
         options[key] = type(OPTIONS[key])(value)
     try:
-        processes.start(timeout=options["start_timeout"])
+        with exit_on_signal(exit_process):
+            (Path(folder) / f"{os.environ.get('JAX_PROCESS_ID', '0')}.starting").touch()
+            processes.start(timeout=options["start_timeout"])
         with processes.together():
             work(options, Path(folder))
+        if options["dies_leaving"] == jax.process_index():
+            leaving.without_stderr = die
         processes.leave()
     except StceError as error:
         print(f"stce: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The words of `stce evaluate`."""
 
 import argparse
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,11 +29,14 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.processes import peers as processes
+    from stce_jax.processes.stopping import interrupted_by_signal
     from stce_jax.verbs.evaluate import evaluate
 
     options = {name: getattr(arguments, name) for name in ("data_dir", "dataset", "classes", "split", "output")}
     processes.start()
-    with processes.together():
+    # A process that waits for others outside of Python hears no signal.
+    hearing = interrupted_by_signal(arguments.exit_process) if processes.several() else contextlib.nullcontext()
+    with hearing, processes.together():
         common.register_modules(arguments)
         result = evaluate(**common.of_run(arguments), **options)
     first = processes.is_main()

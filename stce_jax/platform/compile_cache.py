@@ -72,7 +72,9 @@ def serve_all_processes() -> None:
             try:
                 compilation_cache.put_executable_and_time(key, module, executable, backend, int(seconds))
             except Exception as error:  # as JAX does, see `FAILURE`
-                text = f"Error writing persistent compilation cache entry for '{module}': {type(error).__name__}: {error}"
+                text = (
+                    f"Error writing persistent compilation cache entry for '{module}': {type(error).__name__}: {error}"
+                )
                 warnings.warn(text, stacklevel=1)
 
     compiler._cache_write = write_in_all

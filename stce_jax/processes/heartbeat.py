@@ -14,11 +14,12 @@ import threading
 import time
 from typing import Any
 
-from stce_jax.errors import ConfigError, PreemptedError
+from stce_jax.errors import PreemptedError
 from stce_jax.platform.c_signals import on_abort
 
 BEAT = 2.0  # seconds between two signs of life
 PEER_TIMEOUT = 30.0  # seconds of silence after which a process is given up
+FAREWELL = 10.0  # the same, once this process and process 0 have come to their end: nothing is lost with it
 POLL = 0.5  # seconds between two checks of how long the others have been silent
 STOPPED = PreemptedError.exit_code
 _STATES = "stce/state/"
@@ -38,24 +39,22 @@ class Heartbeat:
         self._coordinator = coordinator
         self._own: dict[str, Any] = {
             "host": socket.gethostname(),
-            "count": count,
             "beat": 0,
-            "left": False,
+            "left": 0,  # phases of leaving, see `leave`
             "end": None,
         }
         self._states = {index: self._own}
         # Seconds of each process without a sign of life, and of the coordination service without an answer.
         self._silence, self._unanswered = dict.fromkeys(range(count), 0.0), 0.0
         self._ending, self._closed = threading.Lock(), threading.Event()
-        self._publishing, self._published_leaving = threading.Lock(), False
+        self._publishing, self._published_leaving = threading.Lock(), 0
+        self._missing: set[int] = set()  # those that ended after the run's work was done
         targets = (self._beat, self._watch_others)
         self._threads = [threading.Thread(target=target, name="stce peers", daemon=True) for target in targets]
         for thread in self._threads:
             thread.start()
         while len(self._states) < count:  # the thread gives up a process that does not come
-            self._compare_counts()
             time.sleep(POLL / 5)
-        self._compare_counts()
         on_abort(self._explain_abort)
 
     def name(self, index: int) -> str:
@@ -66,24 +65,28 @@ class Heartbeat:
         """Prints why this process ends, notifies the others, and ends it."""
         self._end(message, exit_code, f"{self.name(self.index)} ended: {message}")
 
-    def leave(self) -> None:
-        """Waits until all processes have come to their proper end, still watching; afterwards nobody is missed."""
-        self._own["left"] = True
-        while not (self._published_leaving and all(self._states[index]["left"] for index in range(self.count))):
+    def leave(self, phase: int) -> None:
+        """Waits until all processes have come to their proper end, still watching: phase 1.
+
+        Phase 2: until all know that of all others. Who is killed between the two is not waited for.
+        """
+        self._own["left"] = phase
+        if phase == 2:
+            on_abort(self._outlive_abort)
+        while self._published_leaving < phase or not all(
+            index in self._missing or self._states[index]["left"] >= phase for index in range(self.count)
+        ):
             time.sleep(POLL / 5)
+
+    def close(self) -> bool:
+        """Ends the signs of life, after both phases of `leave`; returns whether all processes are still there."""
         self._closed.set()
         for thread in self._threads:
-            thread.join()
-        on_abort(None)
+            thread.join(2 * BEAT)  # of a coordinator that is gone, a call may never return
+        return not self._missing
 
-    def _compare_counts(self) -> None:
-        for index, state in list(self._states.items()):
-            if state["count"] != self.count:
-                message = (
-                    f"{self.name(index)} was started as one of {state['count']} processes, "
-                    f"{self.name(self.index)} as one of {self.count}; start all with the same number"
-                )
-                self._end(message, ConfigError.exit_code, message)
+    def _work_is_done(self) -> bool:
+        return bool(self._own["left"] and self._states[0]["left"])  # process 0 leaves when all is written
 
     def _beat(self) -> None:
         while not self._closed.is_set():
@@ -127,7 +130,10 @@ class Heartbeat:
                     self._end(message, exit_code, message)
                 if index == 0 or self._unanswered < 2 * BEAT:  # nothing is known of the others without process 0
                     self._silence[index] += passed
-                if self._silence[index] > PEER_TIMEOUT:
+                if self._work_is_done():
+                    if self._silence[index] > FAREWELL:
+                        self._missing.add(index)
+                elif self._silence[index] > PEER_TIMEOUT:
                     self._lost(index)
 
     def _lost(self, index: int) -> None:
@@ -156,6 +162,12 @@ class Heartbeat:
     def _is_over(self, index: int) -> bool:
         state = self._states.get(index)
         return not state or state["left"] or state["end"] or self._silence[index] > PEER_TIMEOUT / 2
+
+    def _outlive_abort(self) -> None:
+        # In a thread of JAX's, when process 0 is gone: the main thread leaves all the same.
+        self._missing.add(0)
+        while threading.current_thread() is not threading.main_thread():
+            time.sleep(PEER_TIMEOUT)
 
     def _explain_abort(self) -> None:
         # JAX aborts as soon as it loses process 0's service, and names nobody.

@@ -21,7 +21,9 @@ from stce_jax.errors import ConfigError, PreemptedError
 PAUSE = 0.05  # seconds between two attempts to reach process 0, or two looks at who has come
 POLL = 0.5  # seconds between two checks of the time
 TAKEN = 10.0  # seconds that process 0 waits for its port: an earlier run may be ending
-STRANGER = 45.0  # seconds that the others wait for what answers there to go away: an earlier run may be noticing its end
+STRANGER = (
+    45.0  # seconds that the others wait for what answers there to go away: an earlier run may be noticing its end
+)
 LONGEST = 4096  # bytes of a line
 WELCOME, GO, REFUSED = "stce welcome", "stce go", "stce refused "
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # JAX's own ways to notice a dead process end it with a wall of text; they are the last resort.
-HEARTBEAT_TIMEOUT = 100  # seconds
+HEARTBEAT_TIMEOUT, SHUTDOWN_TIMEOUT = 100, 10  # seconds
 _heartbeat: "Heartbeat | None" = None  # of this process, while it is one of several
 _shared, _met = itertools.count(), itertools.count()
 
@@ -76,7 +76,7 @@ def start(timeout: float = 300) -> None:
             cluster_detection_method="deactivate",
             initialization_timeout=int(timeout) + 60,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
-            shutdown_timeout_seconds=60,
+            shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
         )
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
@@ -272,11 +272,17 @@ def blame(error: BaseException | None) -> None:
 
 
 def leave() -> None:
-    """Ends this process's part in the run, once all others have come to their end as well."""
-    global _heartbeat
-    if _heartbeat:
-        import jax
+    """Ends this process's part in the run, once all others have come to their end as well.
 
-        _heartbeat.leave()
-        _heartbeat = None
-        jax.distributed.shutdown()
+    Who is killed once the run's work is done costs the others seconds, and not their exit code.
+    """
+    global _heartbeat
+    if not _heartbeat:
+        return
+    from stce_jax.processes import leaving
+
+    _heartbeat.leave(1)
+    with leaving.without_stderr():  # JAX has pages to say when a process has gone that is no longer needed
+        _heartbeat.leave(2)
+        leaving.shut_down(complete=_heartbeat.close(), timeout=2 * SHUTDOWN_TIMEOUT)
+    _heartbeat = None

@@ -94,11 +94,30 @@ def exit_on_signal(exit_process: Exit, where: str = "before its first step") -> 
       exit_process: ends the process, with a message and an exit code.
       where: what the message says of the run.
     """
+    with _acting(lambda number: _end(exit_process, number, where)):
+        yield
 
+
+@contextlib.contextmanager
+def interrupted_by_signal(exit_process: Exit) -> Iterator[None]:
+    """Ends a process that keeps nothing at SIGINT and SIGTERM, with the exit codes that shells give: 130 and 143.
+
+    See `exit_on_signal`.
+    """
+
+    def interrupt(number: int) -> None:
+        exit_process("interrupted" if number == signal.SIGINT else "terminated", 128 + number)
+
+    with _acting(interrupt):
+        yield
+
+
+@contextlib.contextmanager
+def _acting(act: Callable[[int], None]) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
-        """Nothing: the thread that listens does it."""
+        """Nothing: the thread that listens acts."""
 
-    with _listening(lambda number: _end(exit_process, number, where)):
+    with _listening(act):
         before = {number: signal.signal(number, handle) for number in NUMBERS}
         try:
             yield

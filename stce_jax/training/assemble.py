@@ -25,7 +25,7 @@ from stce_jax.models.bodies import Body
 from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
 from stce_jax.recipe import optimizers as optim
-from stce_jax.training.mesh import make_mesh, sharded_shapes
+from stce_jax.training.mesh import connect, make_mesh, sharded_shapes
 from stce_jax.training.options import check_options, on_devices
 from stce_jax.training.state import abstract_variables
 from stce_jax.training.timetable import Timetable
@@ -90,7 +90,9 @@ def load_run(workdir: str | Path, checkpoint: str | int = "last", ema: bool = Fa
     meta = checkpoints.restore_meta(step)
     own = configuration.from_dict(meta["config"])  # the checkpoint's: that of the workdir may have changed since
     model = build_model(own, len(meta["class_names"]))
-    target = sharded_shapes(abstract_variables(model, own.image_size), make_mesh())
+    mesh = make_mesh()
+    connect(mesh)  # or one that reads its part sooner would give the others up
+    target = sharded_shapes(abstract_variables(model, own.image_size), mesh)
     variables = checkpoints.restore_variables(step, target, ema=ema)
     preprocess = functools.partial(
         _preprocess,

@@ -18,7 +18,7 @@ from stce_jax.errors import DivergedError
 from stce_jax.models.bodies import Body
 from stce_jax.paths import first_line
 from stce_jax.processes import peers as processes
-from stce_jax.processes.stopping import Exit, StopSignals
+from stce_jax.processes.stopping import Exit, StopSignals, exit_on_signal
 from stce_jax.processes.watch import Watch
 from stce_jax.training import assemble as runs
 from stce_jax.training.evaluation import eval_step
@@ -127,7 +127,9 @@ def train(
             if step:
                 _print(f"resuming from step {step} of {timetable.total}")
             final = _train_to_the_end(setup, start)
-    processes.leave()
+    waiting = exit_on_signal(exit_process, "after its last step") if exit_process else contextlib.nullcontext()
+    with waiting:
+        processes.leave()
     return final
 
 

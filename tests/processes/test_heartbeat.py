@@ -85,7 +85,14 @@ def wait_for(condition):
 def test_two_come_and_leave_together(ended):
     first, second = start_two(Store())
     assert first.name(1) == second.name(1) and first.name(1).startswith("process 1 on ")
-    leaving = [threading.Thread(target=process.leave, daemon=True) for process in (first, second)]
+    left = []
+
+    def leave(process):
+        for phase in (1, 2):
+            process.leave(phase)
+        left.append(process.close())
+
+    leaving = [threading.Thread(target=leave, args=(process,), daemon=True) for process in (first, second)]
     leaving[0].start()
     time.sleep(0.3)
     assert leaving[0].is_alive(), "the first does not wait for the second"
@@ -93,7 +100,31 @@ def test_two_come_and_leave_together(ended):
     for thread in leaving:
         thread.join(10)
         assert not thread.is_alive(), "a process that has left is waited for"
+    assert left == [True, True] and not ended
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_who_is_killed_when_process_0_has_done_its_work_ends_nobody(ended, monkeypatch, phase):
+    """Before it knows that others have come to their end, or after."""
+    monkeypatch.setattr(heartbeat, "FAREWELL", 0.5)
+    first, second = start_two(Store())
+    if phase:
+        threading.Thread(target=second.leave, args=(1,), daemon=True).start()
+        wait_for(lambda: first._states[1]["left"] == 1)
+    second._closed.set()  # killed
+    for reached in (1, 2):
+        first.leave(reached)
+    assert not first.close(), "the second is said to be there"
     assert not ended
+
+
+def test_who_waits_for_process_0_is_not_done_before_that_is(ended, monkeypatch):
+    monkeypatch.setattr(heartbeat, "PEER_TIMEOUT", 0.5)
+    first, second = start_two(Store())
+    first._closed.set()  # killed, with a checkpoint perhaps half written
+    threading.Thread(target=second.leave, args=(1,), daemon=True).start()
+    wait_for(lambda: ended)
+    assert ended == [75]
 
 
 def test_one_that_fails_ends_the_other_with_its_message_and_code(ended, capfd):
@@ -113,12 +144,3 @@ def test_one_that_is_silent_is_given_up(ended, monkeypatch, capfd):
     wait_for(lambda: ended)
     assert ended == [75]
     assert f"stce: {first.name(1)} does not answer since 0 s" in capfd.readouterr().err
-
-
-def test_unequal_counts_are_refused(ended, capfd):
-    store = Store()
-    start(store, 0, count=3)
-    start(store, 1, count=2)
-    wait_for(lambda: len(ended) == 2)
-    assert ended == [2, 2]
-    assert "was started as one of " in capfd.readouterr().err

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import slurm, triple
+from helpers import slurm, triple, wait_for
 
 from stce_jax.processes.heartbeat import PEER_TIMEOUT
 
@@ -55,10 +55,12 @@ class Scenario:
         self.folder, self.port, self.count, self.running = folder, port, count, []
         self.seconds, self.codes = [None] * count, [None] * count
 
-    def start(self, *words, only=None, env=None, prefix=None, address="127.0.0.1"):
+    def start(self, *words, only=None, env=None, prefix=None, address="127.0.0.1", own_cache=False):
         """Starts the processes; `only` is {process: words} for some, `env` and `prefix` are functions of the id."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "JAX_NUM_"))}
         environment["JAX_NUM_CPU_DEVICES"] = str(4 // self.count)
+        if own_cache:
+            environment["JAX_COMPILATION_CACHE_DIR"] = str(self.folder / "cache")
         for index in range(self.count):
             own = {
                 "JAX_COORDINATOR_ADDRESS": f"{address}:{self.port}",
@@ -201,6 +203,12 @@ def scenarios(tmp_path_factory):
             cut()
             return started.watch_end(LIMIT + 20)
 
+    def waiting():
+        started = scenario("waiting", 1).start(env=lambda _: triple(f"127.0.0.1:{next(ports)}"))
+        wait_for(lambda: list(started.folder.glob("*.starting")), "a process that waits", started.running[0], PATIENCE)
+        time.sleep(1)
+        return started.signal(signal.SIGTERM, 0).watch_end(LIMIT)
+
     def voted():
         return scenario("voted").start().when_training().signal(signal.SIGTERM, 1).watch_end()
 
@@ -211,14 +219,7 @@ def scenarios(tmp_path_factory):
         started = scenario("slurm")
         return started.start("steps=3", env=slurm(started.port)).watch_end()
 
-    def not_come(index):
-        """Process `index` of two, whose peer never starts."""
-        started = scenario(f"alone {index}", 1)
-        variables = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{started.port}", "JAX_NUM_PROCESSES": "2"}
-        started.start("start_timeout=5", env=lambda _: variables | {"JAX_PROCESS_ID": str(index)})
-        return started.watch_end()
-
-    miscounted = next(ports)
+    late = ("steps=3", "compiles_slowly=1", f"compiles={PEER_TIMEOUT + 5}")
     slow = {
         "killed 1": lambda: struck("killed 1", signal.SIGKILL, 1),
         "killed 0": lambda: struck("killed 0", signal.SIGKILL, 0),
@@ -229,6 +230,9 @@ def scenarios(tmp_path_factory):
         "finish": played("finish", "steps=20", f"finish={PEER_TIMEOUT + 5}"),
         "killed leaving": killed_leaving,
         "cable": cable,
+        "late": played("late", *late, own_cache=True),
+        "gone 0": played("gone 0", "steps=3", "dies_leaving=0"),
+        "gone 1": played("gone 1", "steps=3", "dies_leaving=1"),
     }
     other_config = "config=a: 1\nb: 5\nc: 3"
     quick = {
@@ -237,15 +241,13 @@ def scenarios(tmp_path_factory):
         "fsdp": played("fsdp", "steps=20", "pause=0", "fsdp=4"),
         "config": played("config", only={1: [other_config]}),
         "code": played("code", only={0: ["code=two"]}),
-        "miscounted": played("miscounted", env=lambda i: triple(f"127.0.0.1:{miscounted}", str(2 + i), str(i))),
         "data": played("data", only={1: ["data=two"]}),
         "raising 0": played("raising 0", "raise_in=0", "raises=bug"),
         "raising 1": played("raising 1", "raise_in=1"),
         "slow step": played("slow step", "steps=8", "sleep=4", "step_timeout=1"),
         "voted": voted,
         "slurm": by_slurm,
-        "alone 0": lambda: not_come(0),
-        "alone 1": lambda: not_come(1),
+        "waiting": waiting,
     }
     try:
         with ThreadPoolExecutor(len(slow)) as first, ThreadPoolExecutor(2) as second:
@@ -293,13 +295,6 @@ def test_processes_started_with_something_else_refuse(scenarios, fact, more):
     for code, errors in zip(done.codes, done.errors, strict=True):
         assert code == 2, errors
         assert errors.strip().splitlines() == [expected], "not one line"
-
-
-def test_processes_told_different_numbers_refuse(scenarios):
-    done = scenarios["miscounted"]()
-    assert done.codes == [2, 2], done.all_errors()
-    for last in done.lasts:
-        assert re.fullmatch(r"stce: process . on \S+ was started as one of . processes, process .*", last), last
 
 
 # --- ending together
@@ -363,12 +358,32 @@ def test_a_cut_link_ends_both_hosts(scenarios):
         check_end(done, index, other, 75)
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_a_process_whose_peers_never_come_says_so(scenarios, index):
-    done = scenarios[f"alone {index}"]()
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_is_killed_when_the_work_is_done_costs_the_other_seconds(scenarios, killed):
+    done = scenarios[f"gone {killed}"]()
+    assert done.codes[1 - killed] == 0 and done.codes[killed] == -signal.SIGKILL, done.all_errors()
+    assert done.errors[1 - killed] == "", "nothing is wrong with it"
+
+
+# --- waiting for one another
+
+
+def test_one_that_compiles_for_longer_than_collectives_wait_is_waited_for(scenarios):
+    done = scenarios["late"]()
+    assert done.codes == [0, 0], done.all_errors()
+    assert done.all_errors() == ""
+
+
+def test_each_process_keeps_what_it_compiles(scenarios):
+    kept = [path.name for path in (scenarios["late"]().folder / "cache").glob("jit_update_late-*-cache")]
+    assert len(kept) == 2, f"the next start finds {kept}; of two processes, each has its own"
+
+
+def test_a_signal_is_heard_while_a_process_waits_for_the_others(scenarios):
+    done = scenarios["waiting"]()
     assert done.codes == [75], done.all_errors()
-    line = rf"stce: process {index} of 2 could not join the others at 127.0.0.1:\d+ within 5 s; see whether all 2 .*\n"
-    assert re.fullmatch(line, done.errors[0]), done.errors[0]
+    assert done.errors == ["stce: stopped by SIGTERM before its first step; run again to resume\n"]
+    assert done.seconds[0] < 10
 
 
 # --- stopping together
