@@ -56,11 +56,14 @@ def serve_all_processes() -> None:
     process, so that the others would compile at every start.
     """
     import jax
-    from jax._src import compilation_cache, compiler, distributed  # the cache has no public name
+    from jax._src import compilation_cache, distributed  # the cache has no public name
+    from jax._src import compiler as private
 
+    compiler: Any = private
+    settings: Any = jax.config
     write = getattr(compiler, "_cache_write", None)
     if write is None:  # another version of JAX: none of them uses the cache
-        jax.config.update("jax_enable_compilation_cache", False)
+        settings.update("jax_enable_compilation_cache", False)
         return
 
     def write_in_all(
@@ -68,7 +71,7 @@ def serve_all_processes() -> None:
     ) -> None:
         if backend.platform != "cpu" or distributed.global_state.process_id == 0:
             write(key, seconds, module, backend, executable, host_callbacks, *more)
-        elif not host_callbacks and seconds >= jax.config.jax_persistent_cache_min_compile_time_secs:
+        elif not host_callbacks and seconds >= settings.jax_persistent_cache_min_compile_time_secs:
             try:
                 compilation_cache.put_executable_and_time(key, module, executable, backend, int(seconds))
             except Exception as error:  # as JAX does, see `FAILURE`

@@ -6,7 +6,6 @@ buffers are elsewhere.
 """
 
 import contextlib
-import ctypes
 import os
 
 # The numbers of <malloc.h>: how many buffers may be outside the heap, how many heaps there are (threads' own heaps hold
@@ -21,6 +20,8 @@ def keep() -> None:
     configured = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
     if configured or any(map(os.path.exists, ACCELERATORS)):
         return
+    import ctypes  # here, for `stce --help` keeps nothing
+
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         for setting, size in SETTINGS.items():

@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -242,6 +241,8 @@ def together() -> Iterator[None]:
         if several():
             blame(error)
             if not isinstance(error, StceError):
+                import traceback
+
                 traceback.print_exc()
             fail(str(error) or repr(error), error.exit_code if isinstance(error, StceError) else 1)
         raise
