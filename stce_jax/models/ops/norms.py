@@ -3,14 +3,13 @@
 Shape letters: B batch, H W feature height and width, C channels, D model width.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from stce_jax.models.ops.activations import gelu, gelu_derivative, gelu_plain
+from stce_jax.models.ops.gradients import own_gradient
 from stce_jax.models.ops.precision import recompute_from, widened
 
 LAYER_NORM_EPSILON = 1e-6  # the ViT's
@@ -25,21 +24,6 @@ def layer_norm_plain(
     mean = wide.mean(axis=-1, keepdims=True)
     variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
     return ((wide - mean) * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale + bias).astype(dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(
-    inputs: Float[Array, "*rows D"], scale: Float[Array, "D"], bias: Float[Array, "D"], dtype: DTypeLike
-) -> Float[Array, "*rows D"]:
-    """LayerNorm over the last axis with an epsilon of 1e-6, computed in float32 at least; `dtype` is the result's.
-
-    Gradient: for CPUs; saves time: XLA's own recomputes the mean in every use, and a whole training step of ViT-S takes
-    1.7 times as long. It keeps the inputs, which the residual connection keeps anyway, and two numbers a row.
-
-    The variance comes from differences to the mean: flax's default, the mean of squares minus the squared mean, loses
-    every digit on a patch of one colour.
-    """
-    return layer_norm_plain(inputs, scale, bias, dtype)
 
 
 def _layer_norm_forward(
@@ -67,7 +51,19 @@ def _layer_norm_backward(
     return dinputs.astype(inputs.dtype), dscale, dbias
 
 
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+@own_gradient(_layer_norm_forward, _layer_norm_backward, nondiff_argnums=(3,))
+def layer_norm(
+    inputs: Float[Array, "*rows D"], scale: Float[Array, "D"], bias: Float[Array, "D"], dtype: DTypeLike
+) -> Float[Array, "*rows D"]:
+    """LayerNorm over the last axis with an epsilon of 1e-6, computed in float32 at least; `dtype` is the result's.
+
+    Gradient: for CPUs; saves time: XLA's own recomputes the mean in every use, and a whole training step of ViT-S takes
+    1.7 times as long. It keeps the inputs, which the residual connection keeps anyway, and two numbers a row.
+
+    The variance comes from differences to the mean: flax's default, the mean of squares minus the squared mean, loses
+    every digit on a patch of one colour.
+    """
+    return layer_norm_plain(inputs, scale, bias, dtype)
 
 
 def gelu_batch_norm_plain(
@@ -78,23 +74,6 @@ def gelu_batch_norm_plain(
     mean, variance = _statistics(activated)
     outputs = (activated - mean) * (jax.lax.rsqrt(variance + BATCH_NORM_EPSILON) * scale) + bias
     return outputs.astype(dtype), jax.lax.stop_gradient(mean), jax.lax.stop_gradient(variance)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def gelu_batch_norm(
-    inputs: Float[Array, "B H W C"], scale: Float[Array, "C"], bias: Float[Array, "C"], dtype: DTypeLike
-) -> tuple[Float[Array, "B H W C"], Float[Array, "C"], Float[Array, "C"]]:
-    """GELU, then BatchNorm by the batch's own statistics, as one operation with one gradient.
-
-    Gradient: for every backend; saves memory, for it keeps the inputs alone and recomputes the GELU from them (on CPUs,
-    where that is expensive, XLA may keep the GELU too). What XLA derives for the two by themselves keeps half a dozen
-    arrays of this size and reads them in as many passes.
-
-    Returns:
-      (outputs, mean, variance): outputs in `dtype`, computed in float32 at least; the statistics of gelu(inputs), the
-      variance as flax takes it (biased, mean of squares less squared mean, never below 0), constants of the gradient.
-    """
-    return _gelu_batch_norm_forward(inputs, scale, bias, dtype)[0]
 
 
 def _statistics(activated: Array) -> tuple[Array, Array]:
@@ -133,4 +112,18 @@ def _gelu_batch_norm_backward(
     return dinputs.astype(inputs.dtype), dscale, dbias
 
 
-gelu_batch_norm.defvjp(_gelu_batch_norm_forward, _gelu_batch_norm_backward)
+@own_gradient(_gelu_batch_norm_forward, _gelu_batch_norm_backward, nondiff_argnums=(3,))
+def gelu_batch_norm(
+    inputs: Float[Array, "B H W C"], scale: Float[Array, "C"], bias: Float[Array, "C"], dtype: DTypeLike
+) -> tuple[Float[Array, "B H W C"], Float[Array, "C"], Float[Array, "C"]]:
+    """GELU, then BatchNorm by the batch's own statistics, as one operation with one gradient.
+
+    Gradient: for every backend; saves memory, for it keeps the inputs alone and recomputes the GELU from them (on CPUs,
+    where that is expensive, XLA may keep the GELU too). What XLA derives for the two by themselves keeps half a dozen
+    arrays of this size and reads them in as many passes.
+
+    Returns:
+      (outputs, mean, variance): outputs in `dtype`, computed in float32 at least; the statistics of gelu(inputs), the
+      variance as flax takes it (biased, mean of squares less squared mean, never below 0), constants of the gradient.
+    """
+    return _gelu_batch_norm_forward(inputs, scale, bias, dtype)[0]
