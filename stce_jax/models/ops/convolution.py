@@ -63,13 +63,14 @@ def _by_parity(cotangent: Array, kernel: Array, shape: tuple[int, ...]) -> Array
     the first in output row i + 1. The same holds for columns.
     """
     batch, rows, columns, _ = cotangent.shape
+    channels = shape[-1]
     kernel = kernel.transpose(0, 1, 3, 2)  # [3, 3, features, C]
     met = ((slice(1, 2), (0, 0)), (slice(2, None, -2), (0, 1)))  # the kernel's rows in order, and the padding
     parts = [
         convolve(cotangent, kernel[down, across], 1, (below, right)) for down, below in met for across, right in met
     ]
-    even, odd = (jnp.stack(pair, axis=3).reshape(batch, rows, 2 * columns, -1) for pair in (parts[:2], parts[2:]))
-    gradient = jnp.stack([even, odd], axis=2).reshape(batch, 2 * rows, 2 * columns, -1)
+    even, odd = (jnp.stack(pair, axis=3).reshape(batch, rows, 2 * columns, channels) for pair in (parts[:2], parts[2:]))
+    gradient = jnp.stack([even, odd], axis=2).reshape(batch, 2 * rows, 2 * columns, channels)
     return gradient[:, : shape[1], : shape[2]]
 
 
@@ -91,4 +92,4 @@ def _by_blocks(inputs: Array, kernel: Array) -> Array:
     blocks = jnp.pad(inputs, margins).reshape(batch, rows, 2, columns, 2 * channels).transpose(0, 1, 3, 2, 4)
     kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0))).reshape(2, 2, 2, 2 * channels, -1)
     kernel = kernel.transpose(0, 2, 1, 3, 4).reshape(2, 2, 4 * channels, -1)
-    return convolve(blocks.reshape(batch, rows, columns, -1), kernel, 1, ((0, 0), (0, 0)))
+    return convolve(blocks.reshape(batch, rows, columns, 4 * channels), kernel, 1, ((0, 0), (0, 0)))
