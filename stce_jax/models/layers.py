@@ -227,7 +227,7 @@ class GeluBatchNorm(nn.Module):
             outputs, mean, variance = gelu_batch_norm_plain(inputs, scale, bias, self.dtype, self.axis_name)
         if not self.is_initializing():
             for running, new in ((running_mean, mean), (running_variance, variance)):
-                new = jax.lax.stop_gradient(new)
+                new = jax.lax.stop_gradient(new).astype(running.value.dtype)
                 running.value = BATCH_NORM_MOMENTUM * running.value + (1.0 - BATCH_NORM_MOMENTUM) * new
         return outputs
 

@@ -74,16 +74,18 @@ def _tangents(outputs: Any, saved: Any, tangents: Any, backward: Backward) -> An
     saved_leaves, saved_tree = jax.tree.flatten(saved)
     output_leaves, output_tree = jax.tree.flatten(outputs)
     leaves, operand_tree = jax.tree.flatten(tangents, is_leaf=lambda leaf: leaf is None)
-    moving = [leaf is not None and not isinstance(leaf, SymbolicZero) for leaf in leaves]
+    moving = {
+        place: leaf for place, leaf in enumerate(leaves) if leaf is not None and not isinstance(leaf, SymbolicZero)
+    }
+    dtypes = {place: leaf.dtype for place, leaf in moving.items()}
 
     def flat_backward(saved: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
-        given = backward(saved_tree.unflatten(saved), output_tree.unflatten(cotangents))
-        return [cotangent for cotangent, moves in zip(operand_tree.flatten_up_to(given), moving, strict=True) if moves]
+        given = operand_tree.flatten_up_to(backward(saved_tree.unflatten(saved), output_tree.unflatten(cotangents)))
+        return [given[place].astype(dtype) for place, dtype in dtypes.items()]
 
     types = tuple(jax.typeof(leaf).to_tangent_aval() for leaf in output_leaves)
     passes = _Passes(flat_backward, types, len(saved_leaves))
-    moved = [leaf for leaf, moves in zip(leaves, moving, strict=True) if moves]
-    return output_tree.unflatten(_linear.bind(*saved_leaves, *moved, passes=passes))
+    return output_tree.unflatten(_linear.bind(*saved_leaves, *moving.values(), passes=passes))
 
 
 def _forward_mode(*arrays: Any, passes: _Passes) -> list[Any]:
