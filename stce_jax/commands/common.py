@@ -72,12 +72,17 @@ def add_images(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--batch_size", type=int, default=64, metavar="N", help="images computed at a time (default: 64)")
 
 
+def say(line: str) -> None:
+    """Prints a line on standard error."""
+    print(f"stce: {tables.printable(line)}", file=sys.stderr, flush=True)
+
+
 def complain(failures: list[Exception]) -> Callable[[Exception], None]:
     """A function that prints an error as one line on standard error, and adds it to a list."""
 
     def report(error: Exception) -> None:
         failures.append(error)
-        print(f"stce: {tables.printable(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
+        say(" ".join(str(error).split()))
 
     return report
 

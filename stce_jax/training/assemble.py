@@ -7,6 +7,7 @@ reads, checks and uses it.
 import dataclasses
 import functools
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,10 +129,18 @@ def build_model(config: config_dict.ConfigDict, num_classes: int) -> Body:
 
 
 def open_dataset(config: config_dict.ConfigDict, data_dir: str = "") -> Dataset:
-    """The dataset that a config names, in `data_dir` or where the config says."""
-    return catalog.open_dataset(
+    """The dataset that a config names, in `data_dir` or where the config says; reports what was passed over."""
+    dataset = catalog.open_dataset(
         config.dataset, data_dir or config.data_dir, config.classes, raw_short_side=config.raw_short_side
     )
+    report_passed_over(dataset)
+    return dataset
+
+
+def report_passed_over(dataset: Dataset) -> None:
+    """Prints once, on standard error, which files of class folders are taken for no images."""
+    if dataset.passed_over and processes.is_main():
+        print(f"stce: {dataset.passed_over}", file=sys.stderr, flush=True)
 
 
 def build_augment(config: config_dict.ConfigDict, dataset: Dataset) -> Callable[..., Any]:

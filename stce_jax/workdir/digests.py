@@ -6,9 +6,10 @@ import re
 
 from etils import epath
 
-from stce_jax.paths import write_text
+from stce_jax.paths import is_remote, open_regular, read_regular, write_text
 
 FILE_NAME = "SHA256SUMS"
+_MAX_BYTES = 256 * 2**20  # of the file of digests
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
@@ -27,7 +28,8 @@ def find_damage(directory: epath.Path) -> str | None:
     files = _files(directory)
     if FILE_NAME not in files:
         return f"{FILE_NAME} is missing"
-    text = files.pop(FILE_NAME).read_bytes().decode(errors="replace")
+    own = files.pop(FILE_NAME)
+    text = (own.read_bytes() if is_remote(own) else read_regular(own, _MAX_BYTES)).decode(errors="replace")
     lines = [_LINE.fullmatch(line) for line in text.split("\n")[:-1]]
     digests = {line[2]: line[1] for line in lines if line}
     if not lines or not all(lines) or not text.endswith("\n"):
@@ -60,5 +62,5 @@ def _files(directory: epath.Path) -> dict[str, epath.Path]:
 
 
 def _digest(path: epath.Path) -> str:
-    with path.open("rb") as file:
+    with path.open("rb") if is_remote(path) else open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
