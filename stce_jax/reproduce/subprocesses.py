@@ -14,8 +14,10 @@ from stce_jax.processes.stopping import StopSignals
 
 # What `stce` does, of the very package that runs here, after asking for SIGTERM when the parent ends: the run then
 # saves its state. preexec_fn would have to fork a process full of JAX's threads.
-RUN = """import importlib.util, sys
-spec = importlib.util.spec_from_file_location("stce_jax", sys.argv.pop(1))
+RUN = """import importlib.util, os, sys
+path = sys.argv.pop(1)
+sys.path.append(os.path.dirname(os.path.dirname(path)))  # for its own processes; last, so that it hides nothing
+spec = importlib.util.spec_from_file_location("stce_jax", path)
 sys.modules["stce_jax"] = package = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
 from stce_jax.platform import c_signals
@@ -23,7 +25,7 @@ c_signals.terminate_with_parent()
 from stce_jax.cli import main
 main()"""
 # -P: nothing is imported from the directory where the command was started, whatever files lie there.
-PYTHON = (sys.executable, "-P", "-c")
+SAFE = ("-P", "-c")
 
 
 def run_command(words: Sequence[str], log: Path, stop: StopSignals) -> tuple[int, str]:
@@ -41,7 +43,7 @@ def run_command(words: Sequence[str], log: Path, stop: StopSignals) -> tuple[int
         output.write(f"$ {shlex.join(words)}\n".encode())
         output.flush()
         child = subprocess.Popen(
-            [*PYTHON, RUN, stce_jax.__file__, *words[1:]],
+            [sys.executable, *SAFE, RUN, stce_jax.__file__, *words[1:]],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -76,7 +78,7 @@ def describe_place() -> str:
         "{len(devices)} x {devices[0].device_kind}, Python {platform.python_version()}, jax {jax.__version__}')"
     )
     # A session of its own: Ctrl-C is for this process alone.
-    done = subprocess.run([*PYTHON, code], capture_output=True, text=True, start_new_session=True)
+    done = subprocess.run([sys.executable, *SAFE, code], capture_output=True, text=True, start_new_session=True)
     if done.returncode:
         raise ConfigError(f"JAX does not start: {(done.stderr.splitlines() or ['it says nothing'])[-1]}")
     return done.stdout.strip()

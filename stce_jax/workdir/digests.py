@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import re
+from typing import Any
 
 from etils import epath
 
@@ -62,5 +63,6 @@ def _files(directory: epath.Path) -> dict[str, epath.Path]:
 
 
 def _digest(path: epath.Path) -> str:
-    with path.open("rb") if is_remote(path) else open_regular(path) as file:
+    opened: Any = path.open("rb") if is_remote(path) else open_regular(path)
+    with opened as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,9 @@
 """Which files are images, by suffix or content, in folders and archives alike; the others are counted and said."""
 
 import io
+import multiprocessing.synchronize
 import os
+import pwd
 import socket
 import sys
 import types
@@ -14,11 +16,12 @@ from image_sources import tar_of
 from PIL import Image, ImageFile, features
 
 from stce_jax import paths
-from stce_jax.data import catalog, finding, formats
+from stce_jax.data import catalog, finding, formats, loader, mirror, places
 from stce_jax.data.decode import decode_image
 from stce_jax.data.files import list_images, read_image
 from stce_jax.data.finding import PassedOver, find_images
-from stce_jax.errors import DataError
+from stce_jax.data.views import Views
+from stce_jax.errors import ConfigError, DataError
 from stce_jax.prepare.sources.recognition import open_source
 from stce_jax.prepare.sources.tars import TRAIN, VAL
 
@@ -254,3 +257,42 @@ def test_files_are_read_whole_within_a_bound(tmp_path):
     ):
         with pytest.raises(OSError, match=cause):
             paths.read_regular(bad, limit)
+
+
+# --- machines that lack something
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch, tmp_path):
+    """As in a container that runs under a number without an entry in the password file."""
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", dict().__getitem__)  # a KeyError, as there
+    monkeypatch.chdir(tmp_path)
+    for action, advice in (
+        (places.default_data_dir, "set HOME or XDG_DATA_HOME, or give --data_dir"),
+        (lambda: mirror.local_root("gs://bucket/x"), "set HOME or XDG_CACHE_HOME"),
+        (lambda: paths.absolute("~/runs"), "set HOME, or give an absolute path"),
+        (lambda: paths.absolute("~"), "set HOME, or give an absolute path"),
+    ):
+        with pytest.raises(ConfigError, match=advice):
+            action()
+    assert paths.absolute("~x/y") == tmp_path / "~x" / "y", "no user, but a name that a file may have"
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert places.default_data_dir() == tmp_path / "stce_jax"
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system"), ImportError()]
+)
+def test_loader_processes_where_nothing_can_be_shared_are_refused(root, monkeypatch, error):
+    def refuse(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(multiprocessing.synchronize, "SemLock", refuse)
+    monkeypatch.setattr(multiprocessing.context.BaseContext, "Semaphore", refuse)
+    source = catalog.open_dataset("folder", root).train
+    views = Views(source, size=8, crop="center", fraction=1.0)
+    with pytest.raises(ConfigError, match=r"/dev/shm.*--config\.loader_workers=0"):
+        loader.train_batches(
+            views, batch_size=2, repeats=1, seed=0, salt=0, start_step=0, threads=1, workers=1, timeout=9
+        )
