@@ -44,7 +44,7 @@ def final_state(workdir, *words):
     """Every array of the last checkpoint: parameters, statistics, optimizer, average, step."""
     config = load_config("digits", [*WORDS[1:], *words])
     model = runs.build_model(config, 10)
-    _, optimizer = runs.build_optimizer(config, runs.Timetable(1437 / 32, 90, 9))
+    _, optimizer = runs.build_optimizer(config, runs.Timetable(1437, 32, 2, 0.2))
     blank = abstract_state(model, optimizer, image_size=16, with_ema=True)
     checkpoints = Checkpoints(layout.checkpoints_in(workdir))
     return checkpoints.restore(checkpoints.find("last"), sharded_shapes(blank, make_mesh(1, jax.devices()[:1])))

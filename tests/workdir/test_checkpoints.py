@@ -428,7 +428,8 @@ def test_a_whole_step_without_its_name_gets_it(six, tmp_path, left):
 
 
 def test_going_back_skips_steps_that_were_saved_because_of_a_stop(tmp_path):
-    with CheckpointWriter(tmp_path, keep=1, scheduled=lambda step: step % 3 == 0) as checkpoints:
+    with CheckpointWriter(tmp_path, keep=1) as checkpoints:
+        checkpoints.scheduled = lambda step: step % 3 == 0
         for step in (3, 4, 5):
             checkpoints.save(make_state(step, ema=False), META)
             checkpoints.wait()
