@@ -19,6 +19,7 @@ from stce_jax.errors import DivergedError, PreemptedError
 from stce_jax.training import assemble as runs
 from stce_jax.training import loop
 from stce_jax.training.timetable import Origin, Timetable
+from stce_jax.verbs import train as train_verb
 from stce_jax.verbs.compare import compare
 from stce_jax.verbs.train import train
 from stce_jax.workdir import layout
@@ -49,6 +50,12 @@ SMALLEST = (
 
 def config_of(data_dir, *words):
     return load_config("digits:patch", [*SMALLEST, f"--config.data_dir={data_dir}", *words])
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    """Drawing one takes as long as training does here."""
+    monkeypatch.setattr(train_verb, "plot_curves", lambda workdir: workdir)
 
 
 class Seen:
@@ -160,7 +167,7 @@ def changed(config, run):
 @pytest.mark.slow
 def test_a_finished_run_goes_on_to_more_epochs_and_says_how_the_learning_rate_jumps(finished, data_dir, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
-    output = changed(config_of(data_dir, "--config.epochs=1.2", "--config.batch_size=16"), run)
+    output = changed(config_of(data_dir, "--config.epochs=1.2", "--config.batch_size=16", "--config.accumulate=2"), run)
     found = re.search(
         r"at epoch 1\.00 of 1\.2; the learning rate there is (\S+) by this config, it was (\S+)\n", output
     )
