@@ -180,8 +180,7 @@ def _continue(config: Any, dataset: Any, step: int, meta: dict[str, Any]) -> Tim
 
 
 def _restore(setup: Setup, step: int, meta: dict[str, Any]) -> StartingPoint:
-    before, now = meta["config"]["optimizer"], setup.config.optimizer.to_dict()
-    changed = "; ".join(f"{key}: {before[key]} -> {now[key]}" for key in before if before[key] != now.get(key))
+    changed = "; ".join(configuration.differences(configuration.from_dict(meta["config"]), setup.config))
     state = setup.checkpoints.restore(step, setup.state_shapes, changed=changed)
     return StartingPoint(state, meta["metrics"], meta["salt"], meta["guard"])
 

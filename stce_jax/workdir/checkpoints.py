@@ -136,7 +136,7 @@ class Checkpoints:
           step: a step that is whole, see `newest_whole`.
           state: a TrainState of ShapeDtypeStructs (or arrays): the shapes, dtypes and shardings to restore. Its
             optimizer may have other parts than the one that was saved, if those have no state.
-          changed: options of the optimizer that are not those it was trained with; a refusal names them.
+          changed: options of the config that are not those it was trained with; a refusal names them.
 
         Raises:
           CheckpointError: it cannot be read, or is of another model or optimizer: the first array that differs is
@@ -177,7 +177,11 @@ class Checkpoints:
             for name, item in items.items():
                 mismatch = name != "optimizer" and first_mismatch(item, found[name].tree)
                 if mismatch:
-                    raise CheckpointError(f"checkpoint {step} in {self._directory} is of another model: {mismatch}")
+                    advice = (
+                        f"; give the options it was trained with ({changed}), or another --workdir" if changed else ""
+                    )
+                    what = f"is of another model: {mismatch}{advice}"
+                    raise CheckpointError(f"checkpoint {step} in {self._directory} {what}")
             if "optimizer" in items:
                 try:
                     items["optimizer"], arrange = carry_over(items["optimizer"], found["optimizer"].tree)

@@ -274,6 +274,7 @@ def test_a_deeper_model_names_the_first_parameter_that_does_not_fit(undisturbed,
     workdir = shutil.copytree(undisturbed, tmp_path / "copy")
     _, errors = finish(start(workdir, data_dir, "--config.model.body.vit.mlp_dim=48", "--allow_config_change"), 4)
     assert "params/blocks_0/mlp/in/bias is (32,) in it, the model wants (48,)" in errors and errors.count("\n") == 1
+    assert "; give the options it was trained with (model.body.vit.mlp_dim: 32 -> 48), or another --workdir" in errors
 
 
 def per_step(workdir):
