@@ -23,17 +23,20 @@ from stce_jax.data.places import (
     raw_short_side_of,
 )
 from stce_jax.data.records import FolderSource, TfdsSource, damaged
-from stce_jax.errors import ConfigError, DataError, check_choice, check_range
+from stce_jax.errors import ConfigError, DataError, check_choice, check_text, check_whole
 from stce_jax.paths import absolute, is_remote, open_path
 
 PREPARED = ("imagenet100", "imagenet2012", "folder")  # what `stce prepare` makes
+LARGEST_RAW = 4096  # pixels of the short side of raw images
 DATASETS = ("digits", "folder", "imagenet100", "imagenet2012")
 
 
-def check_options(*, dataset: str, raw_short_side: int) -> None:
+def check_options(*, dataset: str, raw_short_side: int, data_dir: str, classes: str) -> None:
     """Raises ConfigError if a config's options of datasets cannot work, whatever is there."""
     check_choice("config.dataset", dataset, DATASETS)
-    check_range("config.raw_short_side", raw_short_side, 0)
+    check_whole("config.raw_short_side", raw_short_side, 0, LARGEST_RAW)
+    check_text("config.data_dir", data_dir)
+    check_text("config.classes", classes)
 
 
 def open_dataset(

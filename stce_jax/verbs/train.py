@@ -6,9 +6,8 @@ is refused before anything of the workdir is changed.
 
 import contextlib
 import dataclasses
-import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from stce_jax.convert.initial import initialize, read_weights
 from stce_jax.errors import DivergedError
 from stce_jax.models.bodies import Body
 from stce_jax.paths import first_line
+from stce_jax.platform import terminal
 from stce_jax.processes import peers as processes
 from stce_jax.processes.stopping import Exit, StopSignals
 from stce_jax.processes.watch import Watch
@@ -190,7 +190,8 @@ def _roll_back(setup: Setup, rollbacks: int, reason: str, log: MetricsLog) -> St
     if start is None:
         raise DivergedError(f"{reason}, before the first checkpoint; {ADVICE}")
     step, count = int(start.state.step), rollbacks + 1
-    _print(f"stce: {reason}; went back to step {step}, continuing with other images ({count} of {limit})", sys.stderr)
+    if processes.is_main():
+        terminal.warn(f"{reason}; went back to step {step}, continuing with other images ({count} of {limit})")
     log.rewind(step, evaluated=bool(start.metrics))
     assert start.guard is not None
     return dataclasses.replace(start, rollbacks=count, guard={**start.guard, "skipped": 0})
@@ -206,9 +207,9 @@ def _plot(workdir: str | Path) -> str:
         return f"no curves: {first_line(error)}"
 
 
-def _print(text: str, file: TextIO | None = None) -> None:
+def _print(text: str) -> None:
     if processes.is_main():
-        print(text, file=file, flush=True)
+        terminal.say(text)
 
 
 def _no_claim() -> None:
