@@ -10,7 +10,7 @@ from etils import epath
 from jaxtyping import Float
 
 from stce_jax.paths import is_remote, open_path, write_bytes
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.metric_lines import read_metrics
 
 # Those of Okabe and Ito's colours, which differ for every kind of colour vision, that can be seen on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#000000", "#CC79A7")

@@ -203,7 +203,7 @@ def _plot(workdir: str | Path) -> str:
         return ""
     try:
         return f"curves in {plot_curves(workdir)}"
-    except OSError as error:
+    except Exception as error:  # of matplotlib, its fonts and caches anything
         return f"no curves: {first_line(error)}"
 
 

@@ -20,7 +20,7 @@ from stce_jax.training.state import abstract_state
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.config import load_config
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.metric_lines import read_metrics
 
 # 90 steps; an evaluation and a checkpoint after every ninth.
 WORDS = (*[word for word in TINY if "eval_every" not in word], "--config.eval_every=0.2")
