@@ -61,14 +61,25 @@ def check_choice(option: str, value: object, choices: Collection[object]) -> Non
         raise ConfigError(f"{option} is {shown(value)}; it must be one of {', '.join(map(str, choices))}")
 
 
-def check_whole(option: str, value: object, minimum: int, maximum: int) -> None:
-    """Raises ConfigError unless an option's value is a whole number with minimum <= value <= maximum."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not minimum <= value <= maximum:
-        raise ConfigError(f"{option} is {shown(value)}; it must be a whole number between {minimum} and {maximum}")
+def check_whole(option: str, value: object, minimum: int, maximum: int, *, or_zero: bool = False) -> None:
+    """Raises ConfigError unless a value is a whole number, minimum <= value <= maximum, or 0 where that is taken."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not (whole and (minimum <= value <= maximum or (or_zero and value == 0))):
+        zero = "0, or " * or_zero
+        raise ConfigError(
+            f"{option} is {shown(value)}; it must be {zero}a whole number between {minimum} and {maximum}"
+        )
 
 
 def check_range(
-    option: str, value: object, minimum: float, maximum: float, *, above: bool = False, below: bool = False
+    option: str,
+    value: object,
+    minimum: float,
+    maximum: float,
+    *,
+    above: bool = False,
+    below: bool = False,
+    or_zero: bool = False,
 ) -> None:
     """Raises ConfigError unless an option's value is a number with minimum <= value <= maximum; NaN is in no range.
 
@@ -78,14 +89,17 @@ def check_range(
       minimum, maximum: finite.
       above: minimum < value instead.
       below: value < maximum instead.
+      or_zero: 0 is taken, too.
     """
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if real and (minimum < value if above else minimum <= value) and (value < maximum if below else value <= maximum):
         return
+    if real and or_zero and value == 0:
+        return
     bounds = f"between {minimum} and {maximum}"
     if above or below:
         bounds = f"{'above' if above else 'at least'} {minimum} and {'below' if below else 'at most'} {maximum}"
-    raise ConfigError(f"{option} is {shown(value)}; it must be {bounds}")
+    raise ConfigError(f"{option} is {shown(value)}; it must be {'0, or ' * or_zero}{bounds}")
 
 
 def check_pair(option: str, pair: object, minimum: float, maximum: float) -> None:

@@ -75,8 +75,7 @@ def erase(*, erase: float, erase_area: Pair, erase_ratio: Pair) -> Callable | No
 def mix(*, mixup: float, cutmix: float, switch_probability: float) -> Callable | None:
     """Mixes the batch: `mixup`, `cutmix`, 0 or 0.001..1000, and `switch_probability`, 0..1, as in `mixing.mix`."""
     for option, alpha in (("mixup", mixup), ("cutmix", cutmix)):
-        if alpha:  # float32's Beta(alpha, alpha) is no number beyond
-            check_range(f"config.augment.{option}, if it is not 0,", alpha, 0.001, 1000)
+        check_range(f"config.augment.{option}", alpha, 0.001, 1000, or_zero=True)  # beyond, all draws are alike
     check_range("config.augment.switch_probability", switch_probability, 0, 1)
     if not mixup and not cutmix:
         return None

@@ -58,6 +58,5 @@ class DivergenceGuard:
 def check_options(*, max_skipped: int, loss_spike: float, max_rollbacks: int) -> None:
     """Raises ConfigError if the options of `config.divergence` cannot work."""
     check_whole("config.divergence.max_skipped", max_skipped, 1, 1_000_000)
-    if loss_spike:  # below 1, every loss would be a spike
-        check_range("config.divergence.loss_spike, if it is not 0,", loss_spike, 1, 1e30)
+    check_range("config.divergence.loss_spike", loss_spike, 1, 1e30, or_zero=True)  # below 1, any loss is a spike
     check_whole("config.divergence.max_rollbacks", max_rollbacks, 0, 10_000)

@@ -18,7 +18,7 @@ from etils import epath
 
 from stce_jax.analysis.files import IN_RUN, SCORES
 from stce_jax.data.locks import locked
-from stce_jax.errors import ConfigError, PreemptedError, StceError
+from stce_jax.errors import ConfigError, PreemptedError, StceError, check_whole
 from stce_jax.paths import absolute, first_line, is_remote, named_failures, write_text
 from stce_jax.platform import terminal
 from stce_jax.processes import clusters
@@ -33,6 +33,7 @@ from stce_jax.workdir.claim import Claim, InUseError
 
 SWEEP_FILE = "sweep.json"
 LOG_FILE = "log.txt"
+MOST_SEEDS = 1000
 PATIENCE = 60.0  # seconds to wait for a run whose sweep is dead
 ROUNDS = 7  # turns of each model when a table's speeds are measured; fewer than 6 have no interval
 
@@ -127,6 +128,7 @@ def _chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
 
 def _check_rows(rows: Sequence[Row], seeds: Sequence[int], overrides: Sequence[str]) -> None:
     """Refuses invalid overrides, and those that would undo what a row's name stands for."""
+    check_whole("the number of --seeds", len(seeds), 1, MOST_SEEDS)
     for row in rows:
         for word in migration.new_words(overrides, row.config().model):
             key = migration.flag_key(word)

@@ -23,6 +23,7 @@ from stce_jax.processes.watch import Watch
 from stce_jax.training import assemble as runs
 from stce_jax.training.evaluation import eval_step
 from stce_jax.training.loop import ADVICE, RunDivergedError, Setup, StartingPoint, TrainLoop
+from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import check_batch_size, make_mesh, sharded_shapes
 from stce_jax.training.progress import TrainProgress
 from stce_jax.training.state import abstract_state, abstract_variables, init_state
@@ -55,6 +56,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals(exit_process))
         watch = stack.enter_context(Watch(config.step_timeout, processes.own_name()))
+        runs.build_model(config, 1)  # refuses its options before data are prepared
         dataset = runs.open_dataset(config)
         mesh = make_mesh(config.fsdp_devices)
         check_batch_size(config.batch_size, mesh)
@@ -84,6 +86,7 @@ def train(
         stack.enter_context(processes.together())  # innermost: what the others' contexts wait for may never come
         shape: Any = {"image_size": config.image_size, "with_ema": config.optimizer.ema_decay > 0}
         state_shapes = sharded_shapes(abstract_state(model, optimizer, **shape), mesh)
+        check_memory(config, state_shapes, mesh)
         train_step = make_train_step(
             model,
             optimizer,

@@ -16,11 +16,10 @@ def check_stem(widths: Sequence[int], strides: Sequence[int]) -> None:
         if not isinstance(entries, tuple | list) or len(entries) > MOST_MODULES:
             raise ConfigError(f"{option} is {shown(entries)}; it must be a list of at most {MOST_MODULES} numbers")
         for entry in entries:
-            check_whole(f"an entry of {option}", entry, 1, largest)
+            check_whole(f"an entry of {option} {shown(entries)}", entry, 1, largest)
     if len(widths) != len(strides):
         raise ConfigError(
-            f"stem_widths {shown(widths)} and stem_strides {shown(strides)} need one entry a module each; give as many "
-            "of one as of the other"
+            f"stem_widths {shown(widths)} and stem_strides {shown(strides)} need one positive entry a module each"
         )
 
 
