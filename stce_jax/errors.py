@@ -5,6 +5,7 @@ The message of such an error is one line: the cause, and what to do about it.
 
 import numbers
 from collections.abc import Collection
+from typing import Any
 
 SHOWN = 100  # characters of a value in a message
 LONGEST_TEXT = 4096  # characters of an option: as long as Linux lets a path be
@@ -61,7 +62,7 @@ def check_choice(option: str, value: object, choices: Collection[object]) -> Non
         raise ConfigError(f"{option} is {shown(value)}; it must be one of {', '.join(map(str, choices))}")
 
 
-def check_whole(option: str, value: object, minimum: int, maximum: int, *, or_zero: bool = False) -> None:
+def check_whole(option: str, value: Any, minimum: int, maximum: int, *, or_zero: bool = False) -> None:
     """Raises ConfigError unless a value is a whole number, minimum <= value <= maximum, or 0 where that is taken."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not (whole and (minimum <= value <= maximum or (or_zero and value == 0))):
@@ -73,7 +74,7 @@ def check_whole(option: str, value: object, minimum: int, maximum: int, *, or_ze
 
 def check_range(
     option: str,
-    value: object,
+    value: Any,
     minimum: float,
     maximum: float,
     *,

@@ -160,10 +160,10 @@ def _plain(line: Line) -> bytes:
     return _line(line.values).encode().rstrip() if b"N" in line.raw or b"I" in line.raw else line.raw.rstrip()
 
 
-def _place(values: dict[str, Any]) -> tuple[int, int] | None:
-    """(rollbacks, step) of a line of skipped.jsonl, None if it is damaged."""
-    found = (values.get("salt"), values.get("step"))
-    return found if type(found[0]) is int and type(found[1]) is int else None
+def _is_before(values: dict[str, Any], rollbacks: int, step: int) -> bool:
+    """Whether a line of skipped.jsonl is of an earlier step. A damaged one stays: nobody but people reads this file."""
+    salt, skipped = values.get("salt"), values.get("step")
+    return type(salt) is not int or type(skipped) is not int or (salt, skipped) < (rollbacks, step)
 
 
 def log_skipped(workdir: str | PurePath, *, step: int, rollbacks: int, images: Sequence[str], **values: float) -> None:
@@ -180,12 +180,10 @@ def log_skipped(workdir: str | PurePath, *, step: int, rollbacks: int, images: S
       ConfigError: it cannot be written.
     """
     path = open_path(workdir) / SKIPPED_FILE_NAME
-    place = (rollbacks, step)
     finite = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
     try:
         lines = list(parse(read_bytes(workdir, SKIPPED_FILE_NAME)))
-        # What is damaged stays where it is: nobody reads this file but people.
-        kept = [line.raw for line in lines if not _place(line.values) or _place(line.values) < place]
+        kept = [line.raw for line in lines if _is_before(line.values, rollbacks, step)]
         own = _line({"step": step, "salt": rollbacks, **finite, "images": list(images)})
         write_bytes(path, b"".join(b"%s\n" % line for line in kept) + own.encode())
     except OSError as error:
