@@ -23,9 +23,14 @@ def printable(text: str, file: TextIO | None = None) -> str:
     invisible characters, and what `file` (by default standard output) cannot encode.
     """
     encoding = getattr(file or sys.stdout, "encoding", None) or "utf-8"
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    return visible(text).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def visible(text: str) -> str:
+    """`printable` for what is no terminal, such as pictures and reports: any letter can be shown there."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shortened(text: str, longest: int) -> str:

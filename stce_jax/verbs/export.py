@@ -68,7 +68,7 @@ def export(
     if here not in platforms:
         raise ConfigError(f"the exported model is compared here, on {here}: put {here} among the platforms, too")
     if batch is not None:
-        check_whole("batch, if it is not symbolic,", batch, 1, LARGEST_BATCH)
+        check_whole("batch", batch, 1, LARGEST_BATCH)
     with _appearing(output) as directory:
         run = runs.load_run(workdir, checkpoint, ema)
         return write_exported(directory, run, ema=ema, platforms=platforms, batch=batch)

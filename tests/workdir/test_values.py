@@ -50,12 +50,17 @@ def kind_of(key):
     return section.get_type(last), section[last] is None
 
 
-def refusal(key, value):
-    """What the checks say about a value under a key, whose module is the one that the model has; None: they pass."""
+def config_for(key):
+    """A config whose model has the module of a key."""
     config = default.get_config().unlock()
     words = key.split(".")
     if len(words) == 4:  # model, part, module, option
         config.model[words[1]].name = words[2]
+    return config
+
+
+def refusal(config, key, value):
+    """What the checks say about a value under a key; None: they pass."""
     section, last = parent(config, key)
     try:
         with section.ignore_type():
@@ -81,8 +86,9 @@ def hostile_values(key):
 @pytest.mark.parametrize("key", KEYS)
 def test_no_key_takes_a_value_that_no_run_can_want(key):
     """A key that fails here has no range: give it one in the `check_options` or `check` of what uses it."""
+    config = config_for(key)  # each value takes the place of the one before
     for value in hostile_values(key):
-        said = refusal(key, value)
+        said = refusal(config, key, value)
         shown = f"{key} = {str(value)[:80] if not isinstance(value, int) else '...'}"
         assert said is not None, f"{shown} is taken"
         assert "\n" not in said and len(said) < 500, f"{shown}: no short line"
@@ -101,8 +107,8 @@ def test_a_new_key_without_a_range_is_found(monkeypatch):
     monkeypatch.setattr(default, "get_config", with_another)
     monkeypatch.setattr(values, "_kinds", values._kinds.__wrapped__)
     assert "another" in dict(leaves(default.get_config()))
-    assert refusal("another", -1) is None, "the test above would not find a key without a range"
-    assert refusal("another", math.nan) == "config.another is nan; it must be a finite number"
+    assert refusal(config_for("another"), "another", -1) is None, "the test above would not find a key without a range"
+    assert refusal(config_for("another"), "another", math.nan) == "config.another is nan; it must be a finite number"
 
 
 def test_every_option_of_every_table_has_a_key():
