@@ -34,7 +34,7 @@ def show_data(config: config_dict.ConfigDict, output: str | Path, *, step: int =
     """
     check_whole("step", step, 0, 2**31 - 1)
     dataset = runs.open_dataset(config)
-    with runs.train_batches(config, dataset, step) as batches:
+    with runs.train_batches(config, dataset, step * config.batch_size) as batches:
         batch = next(batches)
     augment_key, _ = step_keys(jax.random.key(config.seed))
     augment = jax.jit(runs.build_augment(config, dataset))
