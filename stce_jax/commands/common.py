@@ -3,12 +3,11 @@
 import argparse
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stce_jax.commands import tables
 from stce_jax.errors import ConfigError, DataError
+from stce_jax.platform import terminal
 
 if TYPE_CHECKING:
     from ml_collections.config_dict import ConfigDict
@@ -72,17 +71,12 @@ def add_images(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--batch_size", type=int, default=64, metavar="N", help="images computed at a time (default: 64)")
 
 
-def say(line: str) -> None:
-    """Prints a line on standard error."""
-    print(f"stce: {tables.printable(line)}", file=sys.stderr, flush=True)
-
-
 def complain(failures: list[Exception]) -> Callable[[Exception], None]:
     """A function that prints an error as one line on standard error, and adds it to a list."""
 
     def report(error: Exception) -> None:
         failures.append(error)
-        say(" ".join(str(error).split()))
+        terminal.warn(error)
 
     return report
 
@@ -103,7 +97,7 @@ def output_file(path: str) -> Iterator[Any]:
     from stce_jax.paths import first_line, is_remote, whole_file
 
     if path == "-":
-        yield sys.stdout.buffer
+        yield terminal.Data()
         return
     try:
         if os.path.isdir(path):

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from stce_jax.platform import terminal
+
 PAUSE = 0.2  # seconds between two attempts
 
 
@@ -31,7 +33,7 @@ def locked(path: str | Path, notice: str = "", check: Callable[[], None] | None 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if notice:
-                print(notice, flush=True)
+                terminal.say(notice)
             _wait(lock, check)
         yield
     finally:

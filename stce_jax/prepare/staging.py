@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from stce_jax.errors import PreemptedError
-from stce_jax.prepare.messages import say
+from stce_jax.platform.terminal import say
 from stce_jax.processes.stopping import NUMBERS, Exit
 
 PATIENCE, CLEANING = 5.0, 20.0  # seconds that the main thread has to hear a signal, and then to clean up

@@ -7,7 +7,6 @@ reads, checks and uses it.
 import dataclasses
 import functools
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from stce_jax.data.views import Views, image_index
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.models import factory
 from stce_jax.models.bodies import Body
+from stce_jax.platform import terminal
 from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
 from stce_jax.recipe import optimizers as optim
@@ -34,6 +34,8 @@ from stce_jax.workdir import config as configuration
 from stce_jax.workdir import parts
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.layout import checkpoints_in, read_config
+
+MOST_STEPS = 2**31 - 1  # a state counts them in 32 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +142,7 @@ def open_dataset(config: config_dict.ConfigDict, data_dir: str = "") -> Dataset:
 def report_passed_over(dataset: Dataset) -> None:
     """Prints once, on standard error, which files of class folders are taken for no images."""
     if dataset.passed_over and processes.is_main():
-        print(f"stce: {dataset.passed_over}", file=sys.stderr, flush=True)
+        terminal.warn(dataset.passed_over)
 
 
 def build_augment(config: config_dict.ConfigDict, dataset: Dataset, *, offset: int = 0) -> Callable[..., Any]:
@@ -155,6 +157,9 @@ def build_timetable(config: config_dict.ConfigDict, dataset: Dataset) -> Timetab
     timetable = Timetable(images, config.batch_size, config.epochs, config.eval_every)
     if timetable.total < 1:
         raise ConfigError(f"{config.epochs} epochs of {images} images are less than one batch of {config.batch_size}")
+    for key, epochs in (("epochs", config.epochs), ("optimizer.warmup_epochs", config.optimizer.warmup_epochs)):
+        if (steps := round(epochs * timetable.epoch)) > MOST_STEPS:
+            raise ConfigError(f"config.{key} is {epochs}, which is {steps:,} steps; there can be {MOST_STEPS:,}")
     return timetable
 
 

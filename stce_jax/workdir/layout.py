@@ -7,6 +7,7 @@ from ml_collections import config_dict
 
 from stce_jax.errors import ConfigError
 from stce_jax.paths import first_line, open_path, write_text
+from stce_jax.platform import terminal
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir.checkpoints import Checkpoints
 
@@ -57,7 +58,7 @@ def check_config(workdir: str | Path, config: config_dict.ConfigDict, *, allow_c
             "--allow_config_change to continue with this one"
         )
     if changed:
-        print(f"continuing with another config: {changed}", flush=True)
+        terminal.say(f"continuing with another config: {changed}")
 
 
 def write_config(workdir: str | Path, config: config_dict.ConfigDict) -> None:
