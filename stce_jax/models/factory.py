@@ -24,7 +24,7 @@ DTYPES = ("float32", "bfloat16")
 # Fields that are no options: what linen adds, and what `build_model` sets itself.
 NO_OPTIONS = {
     "body": {"parent", "name", "embedding", "num_classes", "image_size", "dtype", "reduction"},
-    "embedding": {"parent", "name", "width", "dtype"},
+    "embedding": {"parent", "name", "width", "dtype", "axis_name"},
     "reduction": {"parent", "name"},
 }
 Options = Mapping[str, Any]
@@ -65,13 +65,17 @@ def list_models(pattern: str = "*") -> list[str]:
     return fnmatch.filter(presets(), pattern)
 
 
-def create_model(name: str, *, num_classes: int, image_size: int | tuple[int, int] = 224, **overrides: Any) -> Body:
+def create_model(
+    name: str, *, num_classes: int, image_size: int | tuple[int, int] = 224, axis_name: Any = None, **overrides: Any
+) -> Body:
     """Builds a named model.
 
     Args:
       name: one of `list_models()`.
       num_classes: classes of the head, >= 0; with 0 the model returns its pooled features.
       image_size: side of the (square) images in pixels, or (height, width).
+      axis_name: as flax.linen.BatchNorm's, for `jax.shard_map` and `jax.pmap`: BatchNorm takes its statistics over this
+        axis of devices, too. `stce train` needs none: under `jax.jit` statistics are those of the whole batch.
       **overrides: any key of `model_options(name)`, such as depth=6, iterations=1 or dtype="bfloat16"; or another
         module by name: body, embedding or reduction.
 
@@ -86,7 +90,10 @@ def create_model(name: str, *, num_classes: int, image_size: int | tuple[int, in
       >>> model = create_model("vit_s_stce", num_classes=100, iterations=1)
     """
     parts, dtype = _parts(name, overrides)
-    return build_model(name, num_classes=num_classes, image_size=image_size, dtype=dtype, **parts)
+    model: Any = build_model(name, num_classes=num_classes, image_size=image_size, dtype=dtype, **parts)
+    if axis_name is not None and hasattr(model.embedding, "axis_name"):  # others have no BatchNorm
+        model = model.clone(embedding=model.embedding.clone(axis_name=axis_name))
+    return model
 
 
 def model_options(name: str, **overrides: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class PatchEmbed(nn.Module):
         return self.patch_size, (self.patch_size - 1) / 2  # a patch lies in the middle of its pixels
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W 3"], *, train: bool) -> Tokens:
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         del train  # nothing here differs between training and inference
         batch, height, width, channels = images.shape
         rows, columns = self.grid(height, width)

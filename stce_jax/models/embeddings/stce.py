@@ -5,6 +5,7 @@ width.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import chex
 import jax.numpy as jnp
@@ -38,6 +39,7 @@ class SuperTokenConvEmbed(nn.Module):
       iterations: T of the clustering (Table 8); 0: the cells' means take its place, which Table 8 leaves out.
       border, differentiable: see `cluster_super_tokens`.
       dtype: dtype of convolutions and of the linear layer; the clustering computes in float32 at least.
+      axis_name: of BatchNorm's statistics, see `layers.GeluBatchNorm`.
     """
 
     width: int = 384
@@ -48,6 +50,7 @@ class SuperTokenConvEmbed(nn.Module):
     border: str = "zero"
     differentiable: bool = False
     dtype: jnp.dtype = jnp.float32
+    axis_name: Any = None
 
     def check(self) -> None:
         check_choice("model option border", self.border, BORDERS)
@@ -62,12 +65,13 @@ class SuperTokenConvEmbed(nn.Module):
         return stem_places(self.stem_strides)
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W 3"], *, train: bool) -> Tokens:
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         chex.assert_rank(images, 4)
         self.check()
         features = images
         for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
-            features = ConvModule(width, stride, dtype=self.dtype, name=f"module_{index + 1}")(features, train=train)
+            module = ConvModule(width, stride, dtype=self.dtype, axis_name=self.axis_name, name=f"module_{index + 1}")
+            features = module(features, train=train)
         self.sow("intermediates", "features", features)
         if self.iterations:
             super_tokens, affinity = cluster_super_tokens(

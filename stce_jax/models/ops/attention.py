@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from stce_jax.models.ops.gradients import own_gradient
 from stce_jax.models.ops.precision import widened
 
 TOKENS_MULTIPLE = 8  # cuDNN's gradient needs an even number of tokens, products on GPUs prefer a multiple of 8
@@ -125,24 +126,6 @@ def _by_cudnn(
     return outputs if mask is None else jnp.where(mask.any(axis=1)[:, None, None, None], outputs, 0)
 
 
-@jax.custom_vjp
-def attention_by_products(
-    query: Float[Array, "B M A E"],
-    key: Float[Array, "B N A E"],
-    value: Float[Array, "B N A E"],
-    bias: Float[Array, "#B #A #M #N"] | None = None,
-    mask: Bool[Array, "B N"] | None = None,
-) -> Float[Array, "B M A E"]:
-    """As `dot_product_attention`, by two products; accumulates in float32 at least.
-
-    Gradient: for every backend; saves memory and time: it keeps the weights in the operands' dtype, and no outputs.
-
-    Heads come before tokens in the products, and the product with `value` before the normalisation: M x E numbers are
-    divided instead of M x N.
-    """
-    return _attention_forward(query, key, value, bias, mask)[0]
-
-
 Saved = tuple[Array, Array, Array, Array | None, Array, Array]  # query, key, value, bias, weights, total
 
 
@@ -191,7 +174,22 @@ def _attention_backward(saved: Saved, cotangent: Array) -> Operands:
     return dquery, dkey, dvalue, dbias, None
 
 
-attention_by_products.defvjp(_attention_forward, _attention_backward)
+@own_gradient(_attention_forward, _attention_backward)
+def attention_by_products(
+    query: Float[Array, "B M A E"],
+    key: Float[Array, "B N A E"],
+    value: Float[Array, "B N A E"],
+    bias: Float[Array, "#B #A #M #N"] | None = None,
+    mask: Bool[Array, "B N"] | None = None,
+) -> Float[Array, "B M A E"]:
+    """As `dot_product_attention`, by two products; accumulates in float32 at least.
+
+    Gradient: for every backend; saves memory and time: it keeps the weights in the operands' dtype, and no outputs.
+
+    Heads come before tokens in the products, and the product with `value` before the normalisation: M x E numbers are
+    divided instead of M x N.
+    """
+    return _attention_forward(query, key, value, bias, mask)[0]
 
 
 def _with_four_axes(bias: Array | None) -> Array | None:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from stce_jax.errors import ConfigError, check_choice, check_whole, shown
 from stce_jax.models.ops import blocks
-from stce_jax.models.ops.precision import widened
+from stce_jax.models.ops.precision import of_rank, widened
 
 BORDERS = ("zero", "mask")
 MOST_ITERATIONS = 1000
@@ -232,7 +232,7 @@ def _affinities(
     logits = jnp.where(layout.visible, logits, -jnp.inf)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     affinities = weights / weights.sum(axis=-1, keepdims=True)
-    return affinities if layout.real is None else affinities * layout.real[:, :, None]
+    return affinities if layout.real is None else affinities * of_rank(4, layout.real[:, :, None])
 
 
 def _means(
