@@ -19,9 +19,10 @@ from stce_jax.data import catalog, decode, loader
 from stce_jax.data.catalog import Dataset
 from stce_jax.data.feeder import Feeder
 from stce_jax.data.views import Views, image_index
-from stce_jax.errors import ConfigError, DataError
+from stce_jax.errors import CheckpointError, ConfigError, DataError
 from stce_jax.models import factory
 from stce_jax.models.bodies import Body
+from stce_jax.paths import first_line
 from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
 from stce_jax.recipe import optimizers as optim
@@ -32,7 +33,7 @@ from stce_jax.training.timetable import Timetable
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import parts
 from stce_jax.workdir.checkpoints import Checkpoints
-from stce_jax.workdir.layout import checkpoints_in, read_config
+from stce_jax.workdir.layout import checkpoints_in, config_of, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +88,13 @@ def load_run(workdir: str | Path, checkpoint: str | int = "last", ema: bool = Fa
     checkpoints = Checkpoints(checkpoints_in(workdir))
     alone_or_first = not processes.several() or processes.is_main()
     step = processes.share(checkpoints.find(checkpoint) if alone_or_first else None)
-    meta = checkpoints.restore_meta(step)
-    own = configuration.from_dict(meta["config"])  # the checkpoint's: that of the workdir may have changed since
-    model = build_model(own, len(meta["class_names"]))
-    target = sharded_shapes(abstract_variables(model, own.image_size), make_mesh())
+    meta = checkpoints.restore_meta(step, "config", "class_ids", "class_names", "mean", "std", "epoch")
+    own = config_of(checkpoints, step)  # the checkpoint's: that of the workdir may have changed since
+    try:
+        model, shapes = describe(own, len(meta["class_names"]))
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint {step} in {workdir} cannot be used: {error}") from error
+    target = sharded_shapes(shapes, make_mesh())
     variables = checkpoints.restore_variables(step, target, ema=ema)
     preprocess = functools.partial(
         _preprocess,
@@ -111,6 +115,22 @@ def load_run(workdir: str | Path, checkpoint: str | int = "last", ema: bool = Fa
         step=step,
         epoch=meta["epoch"],
     )
+
+
+def describe(config: config_dict.ConfigDict, num_classes: int) -> tuple[Body, Any]:
+    """(model, shapes of its variables) of the config of a run that is there already, whose values may be anybody's.
+
+    Raises:
+      ConfigError: no run can have that config.
+    """
+    here = config.copy_and_resolve_references().unlock()
+    here.augment.resize = "pillow"  # what training needs for another one may not be installed here
+    try:
+        check_options(here)
+        model = build_model(config, num_classes)
+        return model, abstract_variables(model, config.image_size)
+    except Exception as error:  # whatever options lead to that their module does not check
+        raise ConfigError(f"its config is none of a run: {first_line(error)}") from error
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:

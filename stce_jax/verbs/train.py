@@ -148,7 +148,7 @@ def _restore(setup: Setup, *, scheduled: bool = False) -> StartingPoint | None:
     step = setup.checkpoints.recover(scheduled=scheduled)
     if step is None:
         return None
-    meta = setup.checkpoints.restore_meta(step)
+    meta = setup.checkpoints.restore_meta(step, "config", "fingerprint", "salt", "guard")
     runs.check_fingerprint(meta, setup.dataset)
     state = setup.checkpoints.restore(step, setup.state_shapes)
     return StartingPoint(state, meta["metrics"], meta["salt"], meta["guard"])
