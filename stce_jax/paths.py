@@ -201,7 +201,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     Raises:
       OSError: it cannot be opened, or is no regular file.
     """
-    file = open(path, "rb", opener=_open_at_once)
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, UInt8
 from stce_jax.convert.initial import read_weights
 from stce_jax.data import decode
 from stce_jax.errors import CheckpointError, ConfigError
-from stce_jax.paths import first_line, open_path, write_bytes, write_text
+from stce_jax.paths import first_line, open_path, parse_json, read_bytes, write_bytes, write_text
 from stce_jax.recipe import augment
 from stce_jax.training.assemble import Run
 from stce_jax.workdir import parts
@@ -66,25 +66,33 @@ def load_exported(directory: epath.PathLike) -> ExportedModel:
         raise ConfigError(f"{directory} is no exported model; `stce export --output` makes one")
     try:
         damage = find_damage(path)
-        content = {} if damage else {name: (path / name).read_bytes() for name in (PROGRAM, DESCRIPTION)}
+        content = {} if damage else {name: read_bytes(path / name) for name in (PROGRAM, DESCRIPTION)}
     except OSError as error:
         raise CheckpointError(f"cannot read {directory}: {first_line(error)}; make it readable") from error
     if damage:
         raise CheckpointError(f"the exported model in {directory} is damaged: {damage}; export it again")
-    description = json.loads(content[DESCRIPTION])
+    try:
+        description = parse_json(content[DESCRIPTION].decode())
+        image, written_by = description["image"], description["versions"]["jax"]
+        class_ids, class_names = (tuple(map(str, description[key])) for key in ("class_ids", "class_names"))
+        view = {"size": int(image["size"]), "fraction": float(image["crop_fraction"])}
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise CheckpointError(
+            f"the exported model in {directory} is damaged: {DESCRIPTION} is none of ours ({first_line(error)}); "
+            "export it again"
+        ) from error
     try:
         program = jax.export.deserialize(bytearray(content[PROGRAM]))
     except Exception as error:  # whatever another version makes of it: the digest says that the file is whole
         raise CheckpointError(
-            f"jax {jax.__version__} does not read {directory}/{PROGRAM}, which jax {description['versions']['jax']} "
-            f"wrote: {first_line(error)}; export it again with this version"
+            f"jax {jax.__version__} does not read {directory}/{PROGRAM}, which jax {written_by} wrote: "
+            f"{first_line(error)}; export it again with this version"
         ) from error
-    image = description["image"]
     return ExportedModel(
         logits=jax.jit(program.call),
-        preprocess=functools.partial(decode.read_view, size=image["size"], fraction=image["crop_fraction"]),
-        class_ids=tuple(description["class_ids"]),
-        class_names=tuple(description["class_names"]),
+        preprocess=functools.partial(decode.read_view, **view),
+        class_ids=class_ids,
+        class_names=class_names,
         description=description,
     )
 

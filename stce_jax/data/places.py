@@ -25,10 +25,19 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "stce_jax"
 
 
+def check_name(data_dir: Path | epath.Path) -> None:
+    """Raises DataError for a data_dir that array_record, which writes and reads the images, cannot name."""
+    if any("\udc80" <= character <= "\udcff" for character in str(data_dir)):  # how Python spells other bytes
+        raise DataError(f"the name of {str(data_dir)!a} is no UTF-8; give a --data_dir whose name is")
+
+
 def prepared(root: Directory, name: str) -> list[Directory]:
     """Directories of the prepared datasets of this name, sorted."""
-    found = (root / name).glob(f"*/{VERSION}")
-    return sorted(path for path in found if not path.parent.name.startswith("incomplete") and is_complete(path))
+    try:  # no glob: epath would take the root's name for a pattern, too
+        there = [path for path in (root / name).iterdir() if not path.name.startswith("incomplete")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(path / VERSION for path in there if is_complete(path / VERSION))
 
 
 def is_complete(directory: Path | epath.Path) -> bool:

@@ -1,8 +1,8 @@
 """Checkpoints, written: by Orbax in the background, then sealed with digests; the last few and the best are kept.
 
 A step's directory takes its name only when it is complete, digests and all. On object stores, which cannot rename, the
-digests are written last instead. A run's first checkpoint is read back before it is sealed, and so is any other that has
-not the same parts as the last one that was read: what cannot be read never counts.
+digests are written last instead. A run's first checkpoint is read back before it is sealed, and so is any other that
+has not the same parts as the last one that was read: what cannot be read never counts.
 """
 
 import contextlib

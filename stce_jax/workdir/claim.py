@@ -34,9 +34,9 @@ class LostClaimError(ConfigError):
 class Claim:
     """`with Claim(workdir):` reserves a workdir for this process, if no living job has it.
 
-    A local workdir is locked (its file `lock`, see `locks.take`); the kernel unlocks it however the process ends. Remote
-    storage has no locks: there, the owner rewrites the object `lock` every `BEAT` seconds, and a new job that finds one watches
-    it for `PATIENCE` seconds. An owner that was killed on the same machine is noticed at once.
+    A local workdir is locked (its file `lock`, see `locks.take`); the kernel unlocks it however the process ends. A
+    remote one has no locks: there, the owner rewrites the object `lock` every `BEAT` seconds, and a new job that finds
+    one watches it for `PATIENCE` seconds. An owner that was killed on the same machine is noticed at once.
 
     Attributes:
       lost: another job has taken the remote workdir, because no sign of life came through.

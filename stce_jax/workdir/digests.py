@@ -7,7 +7,7 @@ import re
 
 from etils import epath
 
-from stce_jax.paths import is_remote, read_bytes, write_text
+from stce_jax.paths import is_remote, open_regular, read_bytes, write_text
 
 FILE_NAME = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -29,7 +29,7 @@ def find_damage(directory: epath.Path) -> str | None:
     files = _files(directory)
     if FILE_NAME not in files:
         return f"{FILE_NAME} is missing"
-    odd = sorted(name for name, path in files.items() if not (is_remote(path) or path.is_file()))
+    odd = sorted(name for name, path in files.items() if not (is_remote(path) or os.path.isfile(path)))
     if odd:
         return f"{odd[0]} is no file"
     text = read_bytes(files.pop(FILE_NAME)).decode(errors="replace")
@@ -65,5 +65,5 @@ def _files(directory: epath.Path) -> dict[str, epath.Path]:
 
 
 def _digest(path: epath.Path) -> str:
-    with path.open("rb") as file:
+    with path.open("rb") if is_remote(path) else open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

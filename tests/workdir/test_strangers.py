@@ -224,7 +224,7 @@ def test_training_does_not_resume_from_a_meta_json_that_no_run_writes(capsys, ru
 
 
 def test_a_pipe_or_a_link_in_a_checkpoint_is_damage_and_not_waited_for(capsys, run):
-    checkpoints, step = newest(run)
+    _, step = newest(run)
     directory = run / "checkpoints" / str(step)
     (directory / "meta.json").unlink()
     os.mkfifo(directory / "meta.json")
