@@ -14,6 +14,8 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# Compiled code runs once or twice in a test; LLVM without its optimizations compiles it in a third of the time.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import hypothesis
 import jax
@@ -30,9 +32,6 @@ from tiers import (  # noqa: F401
     pytest_testnodedown,
 )
 
-# Compiled code runs once or twice in a test; LLVM without its optimizations compiles it in a third of the time. The
-# processes that tests start compile as users do.
-jax.config.update("jax_disable_most_optimizations", True)
 # The first example of a property compiles; no deadline makes sense. Derandomised: every run tries the same examples.
 hypothesis.settings.register_profile("stce", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("stce")
@@ -152,7 +151,7 @@ def tiny_run(stce_here, shared, data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_process_run(stce, shared, data_dir, tmp_path_factory):
-    """The same in a process of its own with two devices, optimized: other processes are compared with it to the bit."""
+    """The same in a process of its own with two devices: other processes are compared with it to the bit."""
     return trained_once("tiny_process", stce, shared, data_dir, tmp_path_factory)
 
 

@@ -58,9 +58,9 @@ def test_logits_and_paths_of_variables_are_the_same(before, name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_evaluates_to_the_same(before, tmp_path, stce, data_dir, name):
+def test_a_run_evaluates_to_the_same(before, tmp_path, stce_here, data_dir, name):
     run, output = copied(before, name, tmp_path), tmp_path / "evaluation"
-    done = stce("evaluate", f"--workdir={run}", f"--data_dir={data_dir}", f"--output={output}")
+    done = stce_here("evaluate", f"--workdir={run}", f"--data_dir={data_dir}", f"--output={output}")
     assert done.returncode == 0, done.stderr
     found = json.loads((output / "evaluation.json").read_text())
     expected = json.loads((before / f"{name}.evaluation" / "evaluation.json").read_text())
@@ -74,11 +74,11 @@ def test_a_run_evaluates_to_the_same(before, tmp_path, stce, data_dir, name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_predicts_and_exports(before, tmp_path, stce, digit, name):
+def test_a_run_predicts_and_exports(before, tmp_path, stce_here, digit, name):
     run = copied(before, name, tmp_path)
-    done = stce("predict", f"--workdir={run}", digit)
+    done = stce_here("predict", f"--workdir={run}", digit)
     assert done.returncode == 0 and "digit.png" in done.stdout, done.stderr
-    done = stce("export", f"--workdir={run}", f"--output={tmp_path / 'exported'}")
+    done = stce_here("export", f"--workdir={run}", f"--output={tmp_path / 'exported'}")
     assert done.returncode == 0, done.stderr
     loaded = load_run(run)
     exported = load_exported(tmp_path / "exported")
@@ -89,7 +89,7 @@ def test_a_run_predicts_and_exports(before, tmp_path, stce, digit, name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_goes_on_when_its_config_gets_more_epochs(before, tmp_path, stce, data_dir, name):
+def test_a_run_goes_on_when_its_config_gets_more_epochs(before, tmp_path, stce_here, data_dir, name):
     """The config file is of that version, too: it sets the flat keys that `config.model` had."""
     run = copied(before, name, tmp_path)
     values = json.loads((run / "config.json").read_text())
@@ -106,7 +106,7 @@ def test_a_run_goes_on_when_its_config_gets_more_epochs(before, tmp_path, stce, 
     file = tmp_path / "old.py"
     file.write_text("\n".join([*lines, "    return config.lock()"]))
     words = ("train", f"--config={file}", f"--workdir={run}", f"--data_dir={data_dir}")
-    done = stce(*words, "--config.epochs=4", "--allow_config_change")
+    done = stce_here(*words, "--config.epochs=4", "--allow_config_change")
     assert done.returncode == 0, done.stderr
     assert "resuming from step 135" in done.stdout and "another config: epochs: 3.0 -> 4.0" in done.stdout, done.stdout
     assert re.search(r"finished: top-1 \d", done.stdout)
@@ -114,13 +114,13 @@ def test_a_run_goes_on_when_its_config_gets_more_epochs(before, tmp_path, stce, 
     assert steps == sorted(steps) and 135 in steps and steps[-1] == 180
 
 
-def test_old_keys_on_the_command_line_still_count(tmp_path, stce, data_dir):
+def test_old_keys_on_the_command_line_still_count(tmp_path, stce_here, data_dir):
     words = ("train", "--config=digits:patch", f"--workdir={tmp_path / 'run'}", f"--data_dir={data_dir}")
     small = {"width": 12, "heads": 3, "depth": 1, "mlp_dim": 24, "patch_size": 8, "pooling": "mean"}
     words += tuple(f"--config.model.{key}={value}" for key, value in small.items())
-    done = stce(*words, "--config.image_size=16", "--config.epochs=0.1", "--config.warmup_epochs=0")
+    done = stce_here(*words, "--config.image_size=16", "--config.epochs=0.1", "--config.warmup_epochs=0")
     assert done.returncode == 2 and "warmup_epochs" in done.stderr
-    done = stce(*words, "--config.image_size=16", "--config.epochs=0.1", "--config.optimizer.warmup_epochs=0")
+    done = stce_here(*words, "--config.image_size=16", "--config.epochs=0.1", "--config.optimizer.warmup_epochs=0")
     assert done.returncode == 0, done.stderr
     run = load_run(tmp_path / "run")
     assert run.variables["params"]["embedding"]["projection"]["kernel"].shape == (192, 12)

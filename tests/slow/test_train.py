@@ -21,11 +21,11 @@ def start(workdir, data_dir):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("signal_number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 75), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize("signal_number, code", [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])  # SIGINT: test_resume.py
 def test_a_stopped_run_ends_bit_for_bit_where_the_undisturbed_one_does(
     tiny_process_run, stce, data_dir, tmp_path, signal_number, code
 ):
-    """SIGTERM and SIGINT save where they strike; SIGKILL falls back to the last checkpoint."""
+    """SIGTERM saves where it strikes; SIGKILL falls back to the last checkpoint."""
     process = start(tmp_path, data_dir)
     if signal_number == signal.SIGKILL:
         wait_for((tmp_path / "checkpoints" / "45").exists, "checkpoint 45")

@@ -30,7 +30,7 @@ WORDS = (
     "--config.optimizer.learning_rate=1e-3",
     "--config.optimizer.epsilon=1e-6",
 )
-FOREVER = ("--config.epochs=1000", "--config.log_every=20")
+FOREVER = ("--config.epochs=1000", "--config.log_every=5")
 
 
 def free_port():
@@ -165,8 +165,8 @@ def test_a_signal_to_one_stops_both_with_one_step_saved(four_devices, data_dirs,
 @pytest.mark.parametrize("number, lost", [(signal.SIGKILL, 0), (signal.SIGSTOP, 1)], ids=["SIGKILL", "SIGSTOP"])
 def test_when_one_is_lost_the_other_ends_naming_it_and_both_can_go_on(data_dirs, tmp_path, number, lost):
     workdir = tmp_path / "run"
-    processes = start(workdir, data_dirs, *FOREVER)
-    wait_for_steps(workdir, processes, 40)
+    processes = start(workdir, data_dirs, *FOREVER, devices=1)
+    wait_for_steps(workdir, processes, 30)
     processes[lost].send_signal(number)
     lost_at = time.monotonic()
     try:
@@ -176,8 +176,8 @@ def test_when_one_is_lost_the_other_ends_naming_it_and_both_can_go_on(data_dirs,
     assert time.monotonic() - lost_at < 60, "it took the other too long"
     assert f"stce: process {lost} on {socket.gethostname()}" in said_by_us(errors)[-1], errors
     assert [path for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()], "no checkpoint is left"
-    processes = start(workdir, data_dirs, *FOREVER)
-    wait_for_steps(workdir, processes, 60)
+    processes = start(workdir, data_dirs, *FOREVER, devices=1)
+    wait_for_steps(workdir, processes, 35)
     processes[0].terminate()
     (output, _), _ = finish(processes, [75, 75])
     assert output.splitlines()[0].startswith("resuming from step ") or "\nresuming from step " in output
