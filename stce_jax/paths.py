@@ -89,13 +89,13 @@ def open_own(path: str | os.PathLike[str], flags: int) -> int:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP and os.path.islink(path):
-            raise OSError(error.errno, f"{os.path.basename(path)} is a link; remove it", path) from error
+            raise OSError(error.errno, f"{os.path.basename(path)} is a link (remove it)", path) from error
         if error.errno == errno.ENXIO:  # a pipe that nobody reads, or a socket
-            raise OSError(error.errno, f"{os.path.basename(path)} is no regular file; remove it", path) from error
+            raise OSError(error.errno, f"{os.path.basename(path)} is no regular file (remove it)", path) from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, f"{os.path.basename(path)} is no regular file; remove it", path)
+        raise OSError(errno.EINVAL, f"{os.path.basename(path)} is no regular file (remove it)", path)
     return descriptor
 
 

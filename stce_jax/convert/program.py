@@ -75,7 +75,7 @@ def load_exported(directory: epath.PathLike) -> ExportedModel:
         description = parse_json(content[DESCRIPTION].decode())
         image, written_by = description["image"], description["versions"]["jax"]
         class_ids, class_names = (tuple(map(str, description[key])) for key in ("class_ids", "class_names"))
-        view = {"size": int(image["size"]), "fraction": float(image["crop_fraction"])}
+        size, fraction = int(image["size"]), float(image["crop_fraction"])
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointError(
             f"the exported model in {directory} is damaged: {DESCRIPTION} is none of ours ({first_line(error)}); "
@@ -90,7 +90,7 @@ def load_exported(directory: epath.PathLike) -> ExportedModel:
         ) from error
     return ExportedModel(
         logits=jax.jit(program.call),
-        preprocess=functools.partial(decode.read_view, **view),
+        preprocess=functools.partial(decode.read_view, size=size, fraction=fraction),
         class_ids=class_ids,
         class_names=class_names,
         description=description,

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import re
+from typing import Any
 
 from etils import epath
 
@@ -65,5 +66,6 @@ def _files(directory: epath.Path) -> dict[str, epath.Path]:
 
 
 def _digest(path: epath.Path) -> str:
+    file: Any
     with path.open("rb") if is_remote(path) else open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,6 +24,7 @@ from stce_jax.workdir import checkpoint_writer, checkpoints
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.claim import Claim, LostClaimError
+from stce_jax.workdir.metrics import MetricsLog
 
 META = {"epoch": 1.0}
 # Each means something else to etils' glob, to tensorstore's paths, or to Orbax.
@@ -221,3 +222,12 @@ def test_a_deleted_lock_is_made_again_unless_another_job_has_the_workdir(tmp_pat
         with Claim(tmp_path), pytest.raises(LostClaimError, match="the lock was deleted"):
             claim.check()
         claim.check()
+
+
+@pytest.mark.slow
+def test_a_run_whose_workdir_is_deleted(capsys, monkeypatch, tmp_path, data_dir):
+    monkeypatch.setattr("stce_jax.workdir.claim.LOOK", 0.0)
+    monkeypatch.setattr(MetricsLog, "write", lambda self, **values: shutil.rmtree(tmp_path / "run"))
+    code, _, error = run_cli(capsys, "train", *TINY, f"--workdir={tmp_path / 'run'}", f"--data_dir={data_dir}")
+    assert code == 2 and error.count("\n") == 1 and "was deleted or moved" in error, error
+    assert not (tmp_path / "run").exists(), "it was made again"
