@@ -42,6 +42,8 @@ def open_dataset(
     classes: str = "",
     splits: Sequence[str] = SPLITS,
     raw_short_side: int = 0,
+    *,
+    of_run: bool = False,
 ) -> Dataset:
     """Opens a dataset; the digits are prepared first if they are not there.
 
@@ -55,6 +57,7 @@ def open_dataset(
       splits: those that are needed; of class folders the others need not exist.
       raw_short_side: 0 for images as they were, or the short side, in pixels, that raw ones were prepared with. One
         kind never replaces the other.
+      of_run: for a run that is trained. Its config stands, so errors advise what `stce evaluate` takes instead.
 
     Raises:
       ConfigError: an unknown name or list, "folder" without a data_dir, a remote data_dir that cannot be opened, or raw
@@ -74,7 +77,7 @@ def open_dataset(
                 'dataset "folder" needs --data_dir=DIR, a directory with train/<class>/ and val/<class>/, or the one '
                 "that `stce prepare folder` wrote to"
             )
-        return _open_folder_dataset(_open_root(data_dir), classes, splits, raw_short_side)
+        return _open_folder_dataset(_open_root(data_dir), classes, splits, raw_short_side, of_run)
     root = _open_root(data_dir or default_data_dir())
     if name == "digits":
         return _open_digits(root)
@@ -83,7 +86,7 @@ def open_dataset(
     if found is None:
         sides = {raw_short_side_of(path) for path in prepared(root, name)} - {raw_short_side}
         others = [find_prepared(root, name, classes, side) for side in sides]
-        raise not_prepared(root, name, classes, raw_short_side, [other for other in others if other])
+        raise not_prepared(root, name, classes, raw_short_side, [other for other in others if other], of_run)
     return open_prepared(_local(root, found))
 
 
@@ -174,24 +177,29 @@ def _local(root: Path | epath.Path, directory: Path | epath.Path) -> Path:
     return mirror.local_copy(root, directory.relative_to(root)) if is_remote(root) else Path(directory)
 
 
-def _open_folder_dataset(root: Path | epath.Path, classes: str, splits: Sequence[str], raw_short_side: int) -> Dataset:
+def _open_folder_dataset(
+    root: Path | epath.Path, classes: str, splits: Sequence[str], raw_short_side: int, of_run: bool
+) -> Dataset:
     there = prepared(root, "folder")
     if found := [path for path in there if raw_short_side_of(path) == raw_short_side]:
-        return open_prepared(_local(root, _choose_folder(root, found, classes)))
+        return open_prepared(_local(root, _choose_folder(root, found, classes, of_run)))
     if raw_short_side or (there and not (root / splits[0]).is_dir()):
-        raise not_prepared(root, "folder", "", raw_short_side, there)
+        raise not_prepared(root, "folder", "", raw_short_side, there, of_run)
     if is_remote(root):
         folders = [_local(root, root / split) for split in splits]
         root = folders[0].parent
     return open_folder(root, splits)
 
 
-def _choose_folder(root: Path | epath.Path, found: Sequence[Path | epath.Path], name: str) -> Path | epath.Path:
+def _choose_folder(
+    root: Path | epath.Path, found: Sequence[Path | epath.Path], name: str, of_run: bool
+) -> Path | epath.Path:
     """The one of the prepared class folders that has this name, or the only one."""
     chosen = [path for path in found if name in ("", path.parent.name, called(path))]
     if len(chosen) != 1:
         names = ", ".join(path.parent.name for path in found)
-        raise ConfigError(f"{root} holds these prepared folders: {names}; name one of them with --config.classes")
+        option = "--classes" if of_run else "--config.classes"
+        raise ConfigError(f"{root} holds these prepared folders: {names}; name one of them with {option}")
     return chosen[0]
 
 

@@ -1,9 +1,9 @@
 """From views of images to batches on the devices.
 
 The order of training examples, and every host-side draw, is a pure function of (seed, salt, position in the stream),
-where position = step x global batch + row. A loader that starts at any step, with any number of threads, workers or
-processes, continues the same stream. A process loads the rows that its devices hold: of P processes, number p the p-th
-P-th of every global batch.
+and a global batch takes the next positions, row by row. A loader that starts at any position, with any batch size, any
+number of threads, workers or processes, continues the same stream. A process loads the rows that its devices hold: of P
+processes, number p the p-th P-th of every global batch.
 
 Shape letters: B images of a global batch.
 """
@@ -30,13 +30,13 @@ def train_batches(
     repeats: int,
     seed: int,
     salt: int,
-    start_step: int,
+    position: int,
     threads: int,
     workers: int,
     timeout: float,
     stop: Callable[[], bool] | None = None,
 ) -> Feeder:
-    """This process's share of every global batch from `start_step` on, without end.
+    """This process's share of every global batch from a position of the stream on, without end.
 
     Args:
       views: of the training images.
@@ -45,7 +45,7 @@ def train_batches(
         images the first n / repeats of its order come (repeated augmentation, Hoffer et al. 2020, as DeiT draws it).
       seed: of order and crops.
       salt: of the order, see `Stream`.
-      start_step: global step of the first batch.
+      position: of the first global batch's first row, see `Stream`.
       threads: that decode in this process; 0: the feeder's own.
       workers: processes that decode instead, each in one thread; 0: none.
       timeout, stop: see `Feeder`.
@@ -54,7 +54,7 @@ def train_batches(
       An iterator over {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes]}; to be closed.
     """
     rows = batch_size // jax.process_count()
-    first = start_step * batch_size + jax.process_index() * rows
+    first = position + jax.process_index() * rows
     stream = Stream(views, seed=seed, salt=salt, repeats=repeats, first=first, rows=rows, batch_size=batch_size)
     examples = grain.MapDataset.range(sys.maxsize).map(stream.example)
     if workers:

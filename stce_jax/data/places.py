@@ -88,18 +88,31 @@ def find_prepared(root: Directory, name: str, classes: str, raw_short_side: int 
 
 
 def not_prepared(
-    root: Path | epath.Path, name: str, classes: str, raw_short_side: int, others: Sequence[Path | epath.Path]
+    root: Path | epath.Path,
+    name: str,
+    classes: str,
+    raw_short_side: int,
+    others: Sequence[Path | epath.Path],
+    of_run: bool,
 ) -> DataError:
-    """The error where a dataset is not prepared; `others`: directories of its other kinds."""
+    """The error where a dataset is not prepared.
+
+    Args:
+      others: directories of its other kinds.
+      of_run: see `catalog.open_dataset`.
+    """
     what = f"{name} with the classes {classes!r}" if classes else name
     options = f" --classes={classes}" if classes and classes != "all" else ""
     raw = f" --raw_short_side={raw_short_side}" if raw_short_side else ""
     how = f"not prepared in {root}" + (f" as raw pixels of short side {raw_short_side}" if raw else "")
     if others and not raw:
         how = f"prepared in {root} only as raw pixels"
-    sides = " or ".join(str(side) for side in sorted({raw_short_side_of(path) for path in others}))
+    sides = sorted({raw_short_side_of(path) for path in others})
+    use = f"--config.raw_short_side={' or '.join(map(str, sides))}" if sides and not of_run else ""
+    if of_run and 0 in sides:
+        use = f"--dataset={name}"
     return DataError(
         f"{what} is {how}; "
-        + (f"use what is there by --config.raw_short_side={sides}, or " if others else "")
+        + (f"use what is there by {use}, or " if use else "")
         + f"run stce prepare {name} --source=PATH{options}{raw} --data_dir={root}"
     )

@@ -21,16 +21,20 @@ def peak_learning_rate(learning_rate: float, scaling: str, batch_size: int) -> f
 
 
 def make_schedule(
-    *, peak: float, warmup_from: float, final: float, warmup_steps: int, total_steps: int
+    *, peak: float, warmup_from: float, final: float, warmup_steps: int, total_steps: int, shift: float = 0.0
 ) -> optax.Schedule:
-    """Step -> learning rate: linear from `warmup_from` to `peak` in `warmup_steps`, then half a cosine to `final`."""
-    return optax.warmup_cosine_decay_schedule(
+    """Step -> learning rate: linear from `warmup_from` to `peak` in `warmup_steps`, then half a cosine to `final`.
+
+    All of it comes `shift` steps later; below 0, earlier. See `Timetable.shift`.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(
         init_value=warmup_from,
         peak_value=peak,
         warmup_steps=warmup_steps,
         decay_steps=max(total_steps, warmup_steps + 1),
         end_value=final,
     )
+    return (lambda step: schedule(step - shift)) if shift else schedule
 
 
 def parameter_group(path: tuple[str, ...], shape: tuple[int, ...]) -> str:

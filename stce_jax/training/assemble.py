@@ -27,9 +27,9 @@ from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
 from stce_jax.recipe import optimizers as optim
 from stce_jax.training.mesh import make_mesh, sharded_shapes
-from stce_jax.training.options import check_options, on_devices
+from stce_jax.training.options import check_options, check_saved, on_devices
 from stce_jax.training.state import abstract_variables
-from stce_jax.training.timetable import Timetable
+from stce_jax.training.timetable import Origin, Timetable
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import parts
 from stce_jax.workdir.checkpoints import Checkpoints
@@ -123,10 +123,8 @@ def describe(config: config_dict.ConfigDict, num_classes: int) -> tuple[Body, An
     Raises:
       ConfigError: no run can have that config.
     """
-    here = config.copy_and_resolve_references().unlock()
-    here.augment.resize = "pillow"  # what training needs for another one may not be installed here
+    check_saved(config)
     try:
-        check_options(here)
         model = build_model(config, num_classes)
         return model, abstract_variables(model, config.image_size)
     except Exception as error:  # whatever options lead to that their module does not check
@@ -154,32 +152,44 @@ def open_dataset(config: config_dict.ConfigDict, data_dir: str = "") -> Dataset:
     )
 
 
-def build_augment(config: config_dict.ConfigDict, dataset: Dataset) -> Callable[..., Any]:
-    """The augmentation that the train step runs on the devices, see `augment.make_augment`."""
+def build_augment(config: config_dict.ConfigDict, dataset: Dataset, *, offset: int = 0) -> Callable[..., Any]:
+    """The augmentation that the train step runs on the devices; for `offset` see `augment.make_augment`."""
     classes = len(dataset.class_names)
-    return augment.make_augment(classes, mean=dataset.mean, std=dataset.std, **on_devices(config))
+    return augment.make_augment(classes, mean=dataset.mean, std=dataset.std, offset=offset, **on_devices(config))
 
 
 def build_timetable(config: config_dict.ConfigDict, dataset: Dataset) -> Timetable:
-    """The run's length in steps, and when it is evaluated."""
+    """The timetable of a new run; raises ConfigError if that has no step."""
     images = len(_train(dataset))
-    epoch = images / config.batch_size
-    total = round(config.epochs * epoch)
-    if total < 1:
+    timetable = Timetable(images, config.batch_size, config.epochs, config.eval_every)
+    if timetable.total < 1:
         raise ConfigError(f"{config.epochs} epochs of {images} images are less than one batch of {config.batch_size}")
-    return Timetable(epoch, total, max(1.0, config.eval_every * epoch))
+    return timetable
 
 
-def build_optimizer(config: config_dict.ConfigDict, timetable: Timetable) -> tuple[Any, Any]:
-    """(schedule, optimizer) of a config."""
+def saved_timetable(meta: dict[str, Any], dataset: Dataset) -> Timetable:
+    """The timetable that a checkpoint was trained by; those of version 0.1.0 had one from the run's start."""
+    own = meta["config"]
+    origin = Origin(**meta["origin"]) if "origin" in meta else Origin()
+    return Timetable(len(_train(dataset)), own["batch_size"], own["epochs"], own["eval_every"], origin)
+
+
+def build_schedule(config: config_dict.ConfigDict, timetable: Timetable) -> Any:
+    """Steps that were applied -> learning rate, of a config or of a checkpoint's."""
     options = config.optimizer
-    schedule = optim.make_schedule(
+    return optim.make_schedule(
         peak=optim.peak_learning_rate(options.learning_rate, options.learning_rate_scaling, config.batch_size),
         warmup_from=options.warmup_learning_rate,
         final=options.final_learning_rate,
         warmup_steps=round(options.warmup_epochs * timetable.epoch),
-        total_steps=timetable.total,
+        total_steps=round(config.epochs * timetable.epoch),
+        shift=timetable.shift,
     )
+
+
+def build_optimizer(config: config_dict.ConfigDict, timetable: Timetable) -> tuple[Any, Any]:
+    """(schedule, optimizer) of a config."""
+    options, schedule = config.optimizer, build_schedule(config, timetable)
     optimizer = optim.make_optimizer(
         schedule,
         name=options.name,
@@ -195,11 +205,14 @@ def build_optimizer(config: config_dict.ConfigDict, timetable: Timetable) -> tup
 def train_batches(
     config: config_dict.ConfigDict,
     dataset: Dataset,
-    start_step: int,
+    position: int,
     salt: int = 0,
     stop: Callable[[], bool] | None = None,
 ) -> Feeder:
-    """The training batches of a config from a step on, on the host; to be closed. For `stop` see `Feeder`."""
+    """The training batches of a config from a position of the stream on, on the host; to be closed.
+
+    For `position` see `Timetable.position`, for `stop` see `Feeder`.
+    """
     of_train = Views(
         _train(dataset),
         size=config.image_size,
@@ -216,7 +229,7 @@ def train_batches(
         repeats=config.augment.repeats,
         seed=config.seed,
         salt=salt,
-        start_step=start_step,
+        position=position,
         threads=loader_threads(config),
         workers=config.loader_workers,
         timeout=config.loader_timeout,
@@ -224,12 +237,12 @@ def train_batches(
     )
 
 
-def batch_names(config: config_dict.ConfigDict, dataset: Dataset, step: int, salt: int) -> list[str]:
-    """The names of the images of a global batch, step counted from 0."""
-    first, images = step * config.batch_size, _train(dataset)
+def batch_names(config: config_dict.ConfigDict, dataset: Dataset, position: int, salt: int) -> list[str]:
+    """The names of the images of the global batch that begins at a position of the stream."""
+    images = _train(dataset)
     order = {"count": len(images), "seed": config.seed, "salt": salt, "repeats": config.augment.repeats}
-    positions = range(first, first + config.batch_size)
-    return [images.name(image_index(position, **order)) for position in positions]
+    positions = range(position, position + config.batch_size)
+    return [images.name(image_index(place, **order)) for place in positions]
 
 
 def eval_views(config: config_dict.ConfigDict, dataset: Dataset, split: str = "val") -> Views:

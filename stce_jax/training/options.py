@@ -7,6 +7,7 @@ from ml_collections import config_dict
 
 from stce_jax.data import catalog, loader, views
 from stce_jax.errors import ConfigError, check_range
+from stce_jax.paths import first_line
 from stce_jax.recipe import augment, optimizers
 from stce_jax.training import guard
 
@@ -37,6 +38,20 @@ def check_options(config: config_dict.ConfigDict) -> None:
     augment.make_augment(1, mean=catalog.IMAGENET_MEAN, std=catalog.IMAGENET_STD, **drawn)
     optimizers.check_options(**config.optimizer)
     guard.check_options(**config.divergence)
+
+
+def check_saved(config: config_dict.ConfigDict) -> None:
+    """`check_options` of the config of a run that is there already, which may have been trained elsewhere.
+
+    Raises:
+      ConfigError: no run can have that config.
+    """
+    here = config.copy_and_resolve_references().unlock()
+    here.augment.resize = "pillow"  # what training needs for another one may not be installed here
+    try:
+        check_options(here)
+    except Exception as error:  # whatever values of other types lead to
+        raise ConfigError(f"its config is none of a run: {first_line(error)}") from error
 
 
 def on_devices(config: config_dict.ConfigDict) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def show_data(config: config_dict.ConfigDict, output: str | Path, *, step: int =
     if step < 0:
         raise ConfigError(f"there is no step {step}; the first is 0")
     dataset = runs.open_dataset(config)
-    with runs.train_batches(config, dataset, step) as batches:
+    with runs.train_batches(config, dataset, step * config.batch_size) as batches:
         batch = next(batches)
     augment_key, _ = step_keys(jax.random.key(config.seed))
     augment = jax.jit(runs.build_augment(config, dataset))

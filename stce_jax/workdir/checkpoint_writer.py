@@ -37,15 +37,16 @@ class CheckpointWriter(Checkpoints):
     Args:
       directory: where the steps are, local or remote.
       keep: how many of the last steps are kept, beside the best; 1 or more.
-      scheduled: whether a step is saved in every run, or only because this one was stopped there.
-        The last one that is saved in every run is kept, too.
+
+    Attributes:
+      scheduled: whether a step is saved in every run, or only because this one was stopped there; all are, until it is
+        set. The last one that is saved in every run is kept, too.
     """
 
-    def __init__(
-        self, directory: str | PurePath, *, keep: int, scheduled: Callable[[int], bool] = lambda step: True
-    ) -> None:
+    def __init__(self, directory: str | PurePath, *, keep: int) -> None:
         super().__init__(directory)
-        self._keep, self._scheduled, self._main = keep, scheduled, jax.process_index() == 0
+        self.scheduled: Callable[[int], bool] = lambda step: True
+        self._keep, self._main = keep, jax.process_index() == 0
         self._sealing: threading.Thread | None = None
         self._error: Exception | None = None
         self._read_parts: set[str] = set()  # of the last checkpoint that was read
@@ -93,7 +94,7 @@ class CheckpointWriter(Checkpoints):
                 if damage:
                     renamed = self._set_aside(step)
                     self._report(step, damage, f"it is called {renamed} now; resuming from {whole[-1]}")
-            while scheduled and whole and not self._scheduled(whole[-1]):
+            while scheduled and whole and not self.scheduled(whole[-1]):
                 self._delete(whole.pop())
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -192,7 +193,7 @@ class CheckpointWriter(Checkpoints):
 
     def _delete_old(self) -> None:
         steps = self.steps()
-        kept = {*steps[-self._keep :], self.best(steps), max(filter(self._scheduled, steps), default=None)}
+        kept = {*steps[-self._keep :], self.best(steps), max(filter(self.scheduled, steps), default=None)}
         for step in steps:
             if step not in kept:
                 self._delete(step)

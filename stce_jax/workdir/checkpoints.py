@@ -20,6 +20,7 @@ from stce_jax.platform import logs
 from stce_jax.workdir import digests
 from stce_jax.workdir.meta import find_problem
 from stce_jax.workdir.mismatch import first_mismatch
+from stce_jax.workdir.optimizer_states import carry_over
 
 META_FILE = "meta.json"
 GONE = "it is gone"
@@ -152,17 +153,22 @@ class Checkpoints:
         except CheckpointError:
             return None
 
-    def restore(self, step: int, state: Any) -> Any:
+    def restore(self, step: int, state: Any, *, changed: str = "") -> Any:
         """Reads a whole TrainState, each array onto its devices.
 
         Args:
           step: a step that is whole, see `newest_whole`.
-          state: a TrainState of ShapeDtypeStructs (or arrays): the shapes, dtypes and shardings to restore.
+          state: a TrainState of ShapeDtypeStructs (or arrays): the shapes, dtypes and shardings to restore. Its
+            optimizer may have other parts than the one that was saved, if those have no state.
+          changed: options of the config that are not those it was trained with; a refusal names them.
 
         Raises:
-          CheckpointError: it cannot be read, or is of another model: the first parameter that differs is named.
+          CheckpointError: it cannot be read, or is of another model or optimizer: the first array that differs is
+            named.
         """
-        restored = self._restore_arrays(step, items_of(state))
+        if state.ema is not None and not (self._path(step) / "ema").exists():
+            raise self._no_average(step, f"give --config.optimizer.ema_decay=0, or {self._begin_anew()}")
+        restored = self._restore_arrays(step, items_of(state), changed=changed)
         return state.replace(
             step=restored["optimizer"]["step"],
             variables=restored["variables"],
@@ -174,7 +180,7 @@ class Checkpoints:
         """Reads only the variables, or their moving average; for `variables` see `restore`."""
         name = "ema" if ema else "variables"
         if ema and not (self._path(step) / name).exists():
-            raise self._no_average(step)
+            raise self._no_average(step, "take its weights, without --ema")
         return self._restore_arrays(step, {name: variables})[name]
 
     def restore_meta(self, step: int, *keys: str) -> dict[str, Any]:
@@ -195,36 +201,49 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise self._cannot_read(step, error) from error
 
-    def _restore_arrays(self, step: int, items: dict[str, Any]) -> Any:
+    def _restore_arrays(self, step: int, items: dict[str, Any], *, changed: str = "") -> Any:
         handlers = {name: ocp.StandardCheckpointHandler() for name in items}
         reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
         try:
-            if "ema" in items and not (self._path(step) / "ema").exists():
-                raise self._no_average(step)
             with plain_path(self._directory) as directory:
                 path = directory / str(step)
                 found = reader.metadata(path).item_metadata
                 for name, item in items.items():
                     mismatch = name != "optimizer" and first_mismatch(item, found[name].tree)
                     if mismatch:
-                        raise CheckpointError(f"checkpoint {step} in {self._directory} is of another model: {mismatch}")
+                        raise self._other_model(step, mismatch, changed)
+                if "optimizer" in items:
+                    try:
+                        items["optimizer"], arrange = carry_over(items["optimizer"], found["optimizer"].tree)
+                    except ValueError as error:
+                        raise self._other_optimizer(step, str(error), changed) from error
                 targets = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
-                return reader.restore(path, args=ocp.args.Composite(**targets))
+                restored = dict(reader.restore(path, args=ocp.args.Composite(**targets)))
         except CheckpointError:
             raise
         except Exception as error:  # tensorstore and Orbax each have their own
-            if "tree structures do not match" in str(error):
-                raise CheckpointError(
-                    f"checkpoint {step} in {self._directory} holds the state of an optimizer with other parts; give "
-                    "the options it was trained with (clip_norm), or begin with its weights: --init_from"
-                ) from error
             raise self._cannot_read(step, error) from error
+        return restored | {"optimizer": arrange(restored["optimizer"])} if "optimizer" in restored else restored
 
     def _path(self, step: int) -> epath.Path:
         return self._directory / str(step)
 
-    def _no_average(self, step: int) -> CheckpointError:
-        return CheckpointError(f"checkpoint {step} in {self._directory} keeps no moving average (ema_decay was 0)")
+    def _no_average(self, step: int, advice: str) -> CheckpointError:
+        place = f"checkpoint {step} in {self._directory}"
+        return CheckpointError(f"{place} keeps no moving average (ema_decay was 0); {advice}")
+
+    def _other_model(self, step: int, mismatch: str, changed: str) -> CheckpointError:
+        advice = f"; give the options it was trained with ({changed}), or another --workdir" if changed else ""
+        return CheckpointError(f"checkpoint {step} in {self._directory} is of another model: {mismatch}{advice}")
+
+    def _other_optimizer(self, step: int, mismatch: str, changed: str) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoint {step} in {self._directory} holds the state of another optimizer: {mismatch}; give the "
+            f"--config.optimizer options it was trained with{changed and f' ({changed})'}, or {self._begin_anew()}"
+        )
+
+    def _begin_anew(self) -> str:
+        return f"begin a new run with its weights: another --workdir, --init_from={self._directory.parent}"
 
     def _cannot_read(self, step: int, error: Exception) -> CheckpointError:
         return CheckpointError(f"cannot read checkpoint {step} in {self._directory}: {first_line(error)}")

@@ -31,6 +31,11 @@ def _is_guard(value: Any) -> bool:
     return isinstance(losses, list) and all(map(_is_number, losses)) and all(map(_is_count, counts))
 
 
+def _is_origin(value: Any) -> bool:
+    """Whether that is a `training.timetable.Origin`."""
+    return isinstance(value, dict) and value.keys() == {"step", "images"} and all(map(_is_count, value.values()))
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and value >= 0
 
@@ -44,6 +49,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "guard": _is_guard,
     "mean": _are_three,
     "metrics": _are_metrics,
+    "origin": _is_origin,
     "salt": _is_count,
     "std": lambda value: _are_three(value) and min(value) > 0,
 }
