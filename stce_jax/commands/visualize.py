@@ -4,8 +4,9 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from stce_jax.commands import common, tables
+from stce_jax.commands import common
 from stce_jax.errors import ConfigError
+from stce_jax.platform import terminal
 
 HELP = "draw the super tokens on images, or what the class token attends to"
 EXAMPLES = """
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         token=arguments.token,
         tile=arguments.tile,
         unreadable=common.complain(failures),
-        report=lambda path: print(tables.printable(path), flush=True),
+        report=terminal.say,
     )
     common.end_with(failures, len(files))
 

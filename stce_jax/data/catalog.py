@@ -3,6 +3,7 @@
 A dataset's splits are random-access sources of records, see `records`.
 """
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,17 +24,20 @@ from stce_jax.data.places import (
     raw_short_side_of,
 )
 from stce_jax.data.records import FolderSource, TfdsSource, damaged
-from stce_jax.errors import ConfigError, DataError, check_choice, check_range
-from stce_jax.paths import absolute, is_remote, open_path
+from stce_jax.errors import ConfigError, DataError, check_choice, check_text, check_whole
+from stce_jax.paths import absolute, first_line, is_remote, open_path
 
 PREPARED = ("imagenet100", "imagenet2012", "folder")  # what `stce prepare` makes
+LARGEST_RAW = 4096  # pixels of the short side of raw images
 DATASETS = ("digits", "folder", "imagenet100", "imagenet2012")
 
 
-def check_options(*, dataset: str, raw_short_side: int) -> None:
+def check_options(*, dataset: str, raw_short_side: int, data_dir: str, classes: str) -> None:
     """Raises ConfigError if a config's options of datasets cannot work, whatever is there."""
     check_choice("config.dataset", dataset, DATASETS)
-    check_range("config.raw_short_side", raw_short_side, 0)
+    check_whole("config.raw_short_side", raw_short_side, 0, LARGEST_RAW)
+    check_text("config.data_dir", data_dir)
+    check_text("config.classes", classes)
 
 
 def open_dataset(
@@ -79,6 +83,10 @@ def open_dataset(
             )
         return _open_folder_dataset(_open_root(data_dir), classes, splits, raw_short_side, of_run)
     root = _open_root(data_dir or default_data_dir())
+    try:
+        os.fspath(root).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"cannot use data_dir {root}: prepared data need a path in UTF-8; give another") from error
     if name == "digits":
         return _open_digits(root)
     classes = "all" if name == "imagenet2012" else classes or "kaggle"
@@ -168,8 +176,15 @@ def open_folder(data_dir: str | Path, splits: Sequence[str] = SPLITS) -> Dataset
 
 
 def _open_root(data_dir: str | Path) -> Path | epath.Path:
-    """A data_dir as an absolute path, an `epath.Path` if it is remote."""
-    return open_path(data_dir) if is_remote(data_dir) else absolute(data_dir)
+    """A data_dir as an absolute path, an `epath.Path` if it is remote; ConfigError for a name that cannot be."""
+    if is_remote(data_dir):
+        return open_path(data_dir)
+    try:
+        os.lstat(absolute(data_dir))
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # what is missing or closed is said by who needs it
+            raise ConfigError(f"cannot use data_dir {data_dir}: {first_line(error)}; give another") from error
+    return absolute(data_dir)
 
 
 def _local(root: Path | epath.Path, directory: Path | epath.Path) -> Path:

@@ -20,7 +20,11 @@ from absl import flags
 
 from stce_jax.data.feeder import Feeder, prepare_worker
 from stce_jax.data.views import Stream, Views
-from stce_jax.errors import check_range
+from stce_jax.errors import check_range, check_whole
+
+LARGEST_BATCH = 2**20  # images
+MOST_THREADS = 1024
+LONGEST_WAIT = 1e9  # seconds, thirty years: what says "never"; the system's clocks take ten times as much
 
 
 def train_batches(
@@ -116,10 +120,10 @@ def check_options(
     *, batch_size: int, eval_batch_size: int, threads: int | None, workers: int, timeout: float, cache_megabytes: int
 ) -> None:
     """Raises ConfigError if a config's options of loading cannot work."""
-    check_range("config.batch_size", batch_size, 1)
-    check_range("config.eval_batch_size", eval_batch_size, 1)
+    check_whole("config.batch_size", batch_size, 1, LARGEST_BATCH)
+    check_whole("config.eval_batch_size", eval_batch_size, 1, LARGEST_BATCH)
     if threads is not None:
-        check_range("config.loader_threads", threads, 1)
-    check_range("config.loader_workers", workers, 0)
-    check_range("config.loader_timeout", timeout, 1)
-    check_range("config.cache_megabytes", cache_megabytes, 0)
+        check_whole("config.loader_threads", threads, 1, MOST_THREADS)
+    check_whole("config.loader_workers", workers, 0, 256)  # each takes some 300 MB
+    check_range("config.loader_timeout", timeout, 1, LONGEST_WAIT)
+    check_whole("config.cache_megabytes", cache_megabytes, 0, 2**22)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from stce_jax.paths import open_own
+from stce_jax.platform import terminal
 
 PAUSE = 0.1  # seconds between two attempts
 _held: set[int] = set()  # descriptors
@@ -80,7 +81,7 @@ def locked(path: str | Path, notice: str = "", check: Callable[[], None] | None 
     os.makedirs(os.path.dirname(path), exist_ok=True)
     while (descriptor := _try(path)) is None:
         if notice:
-            print(notice, flush=True)
+            terminal.say(notice)
             notice = ""
         if check:
             check()

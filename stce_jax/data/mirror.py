@@ -21,6 +21,7 @@ from etils import epath
 from stce_jax.data.locks import locked
 from stce_jax.errors import DataError
 from stce_jax.paths import first_line, whole_file
+from stce_jax.platform import terminal
 
 _THREADS = 8
 _EVERY = 10  # seconds between two lines of progress
@@ -146,7 +147,7 @@ def _copy_all(
     if not sizes:
         return
     total, done, last_line, lock = sum(sizes.values()) / _MEGABYTE, 0, time.monotonic(), threading.Lock()
-    print(f"copying {source} to {target}: {len(sizes):,} files, {total:,.1f} MB", flush=True)
+    terminal.say(f"copying {source} to {target}: {len(sizes):,} files, {total:,.1f} MB")
 
     def copy_one(name: str) -> None:
         nonlocal done, last_line
@@ -155,7 +156,7 @@ def _copy_all(
             done += sizes[name]
             if time.monotonic() - last_line > _EVERY:
                 last_line = time.monotonic()
-                print(f"copied {done / _MEGABYTE:,.1f} of {total:,.1f} MB", flush=True)
+                terminal.say(f"copied {done / _MEGABYTE:,.1f} of {total:,.1f} MB")
 
     futures = [pool.submit(copy_one, name) for name in sizes]
     try:

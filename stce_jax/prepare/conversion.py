@@ -10,8 +10,9 @@ from typing import Any
 from stce_jax.data import class_lists
 from stce_jax.data.dataset import SPLITS
 from stce_jax.errors import DataError
+from stce_jax.platform.terminal import say
 from stce_jax.prepare.inspection import Inspected, Tally, inspect_all
-from stce_jax.prepare.messages import ImageProgress, say, size_text
+from stce_jax.prepare.messages import ImageProgress, size_text
 from stce_jax.prepare.report import Report
 from stce_jax.prepare.sources.listing import first_names
 from stce_jax.prepare.sources.references import Source, in_order

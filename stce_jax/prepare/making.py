@@ -17,8 +17,9 @@ from stce_jax.data import class_lists, mirror, places
 from stce_jax.data.locks import locked
 from stce_jax.errors import DataError
 from stce_jax.paths import absolute, is_remote, open_path
+from stce_jax.platform.terminal import say
 from stce_jax.prepare.conversion import convert
-from stce_jax.prepare.messages import say, size_text
+from stce_jax.prepare.messages import size_text
 from stce_jax.prepare.report import Report
 from stce_jax.prepare.sources.recognition import open_source
 from stce_jax.prepare.sources.references import Source
@@ -108,7 +109,7 @@ def make(
         where = error.filename or root
         raise DataError(f"cannot write {where}: {error.strerror or error}; give another --data_dir") from error
     report = dataclasses.replace(report, directory=str((remote or root) / part))
-    say(report.table())
+    say(*report.lines())
     say(f"{size_text(taken)} on disk")
     return report
 
@@ -140,7 +141,7 @@ def _report_of(directory: Path, called: Path | epath.Path, opened: Source | None
             f"{called} was made of {report.source}, not of {opened.kind}; delete it to make it again, or rename the "
             "source's folder to keep both"
         )
-    say(f"already prepared: {called}\nmade of {report.source}, {report.bad:,} images left out")
+    say(f"already prepared: {called}", f"made of {report.source}, {report.bad:,} images left out")
     say(f"fingerprint {report.fingerprint}; delete the directory to make it again")
     return report
 

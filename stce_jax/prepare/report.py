@@ -100,8 +100,8 @@ class Report:
         fields = [field.name for field in dataclasses.fields(self)]
         return {name: getattr(self, name) for name in fields if name not in left_out}
 
-    def table(self) -> str:
-        """The number of images of each class, oddities, and the fingerprint, as text."""
+    def lines(self) -> list[str]:
+        """The number of images of each class, oddities, and the fingerprint, as lines of text."""
         train, val = (self.counts[split] for split in SPLITS)
         lines = [f"{'class':<12}{'train':>9}{'val':>8}  name"]
         lines += [f"{self.class_ids[k]:<12}{train[k]:>9,}{val[k]:>8,}  {self.class_names[k]}" for k in self._listed()]
@@ -115,7 +115,7 @@ class Report:
         if self.other_classes:
             lines.append(f"{self.other_classes:>8,}  other classes of the source")
         lines.append(f"fingerprint {self.fingerprint}")
-        return "\n".join([*lines, f"prepared in {self.directory}; all that is odd is listed in odd.csv there"])
+        return [*lines, f"prepared in {self.directory}; all that is odd is listed in odd.csv there"]
 
     def _listed(self) -> Sequence[int]:
         everything = range(len(self.class_ids))

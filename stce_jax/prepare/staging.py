@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from stce_jax.errors import PreemptedError
-from stce_jax.prepare.messages import say
+from stce_jax.platform.terminal import say
 
 
 @contextlib.contextmanager

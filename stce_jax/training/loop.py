@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from jax.sharding import Mesh
 from stce_jax.data.loader import to_devices
 from stce_jax.data.views import Views
 from stce_jax.errors import DivergedError, PreemptedError
+from stce_jax.platform import terminal
 from stce_jax.processes import peers as processes
 from stce_jax.processes.stop_flag import FLAG, flagged
 from stce_jax.processes.stopping import StopSignals, stopped
@@ -226,4 +226,4 @@ class TrainLoop:
             numbers = {name: values[name] for name in ("loss", "gradient_norm")}
             log_skipped(self._setup.workdir, step=step, rollbacks=self._rollbacks, images=images, **numbers)
             cause = f"step {step} had no finite loss and gradient"
-            print(f"stce: {cause}; it is not applied, its images are in skipped.jsonl", file=sys.stderr, flush=True)
+            terminal.warn(f"{cause}; it is not applied, its images are in skipped.jsonl")

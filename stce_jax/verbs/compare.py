@@ -19,7 +19,7 @@ from stce_jax.training.timetable import is_last
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoints import Checkpoints
-from stce_jax.workdir.metrics import read_metrics, training_speed
+from stce_jax.workdir.metric_lines import read_metrics, training_speed
 
 
 def compare(
@@ -94,7 +94,7 @@ def _row(
     """What is reported about a run; `counts` keeps the parameters of models already counted."""
     shown: Mapping[str, Any] | None
     evaluations = [line for line in lines if line["split"] == "eval"]
-    best: Mapping[str, Any] = max(evaluations, key=lambda line: (line["top1"], line["step"]), default={})
+    best: Mapping[str, Any] = max(evaluations, key=lambda line: (line["top1"] or 0.0, line["step"]), default={})
     if checkpoint in ("last", "best") or not evaluations:
         shown = best if checkpoint == "best" else next(reversed(evaluations), {})
     else:

@@ -12,7 +12,8 @@ import jax.export
 from etils import epath
 
 from stce_jax.convert.program import write_exported
-from stce_jax.errors import ConfigError
+from stce_jax.data.loader import LARGEST_BATCH
+from stce_jax.errors import ConfigError, check_whole
 from stce_jax.paths import absolute, is_remote, named_failures
 from stce_jax.training import assemble as runs
 
@@ -68,8 +69,8 @@ def export(
             raise ConfigError(f"there is no platform {platform!r}; give some of {', '.join(PLATFORMS)}, rocm")
     if here not in platforms:
         raise ConfigError(f"the exported model is compared here, on {here}: put {here} among the platforms, too")
-    if batch is not None and batch < 1:
-        raise ConfigError(f"batch is {batch}; it must be at least 1, or symbolic for any")
+    if batch is not None:
+        check_whole("batch", batch, 1, LARGEST_BATCH)
     with _appearing(output) as directory:
         run = runs.load_run(workdir, checkpoint, ema)
         return write_exported(directory, run, ema=ema, platforms=platforms, batch=batch)

@@ -4,13 +4,14 @@ import os
 from pathlib import Path
 
 from stce_jax.data import catalog
-from stce_jax.errors import ConfigError
+from stce_jax.errors import ConfigError, check_whole
 from stce_jax.paths import is_remote
 from stce_jax.prepare.making import make
 from stce_jax.prepare.report import Report
 
 ON_BAD = ("error", "skip")
 _MIN_RAW = 32  # pixels of a raw image's short side
+_MOST_WORKERS = 1024  # threads
 
 
 def prepare(
@@ -59,10 +60,8 @@ def prepare(
         raise ConfigError(f"--classes={classes} is for imagenet100; {dataset} takes all classes that there are")
     if on_bad not in ON_BAD:
         raise ConfigError(f"--on-bad={on_bad} is none of {', '.join(ON_BAD)}")
-    if workers < 0:
-        raise ConfigError(f"--workers={workers} is below 0; 0 takes one thread a core")
-    if raw_short_side and raw_short_side < _MIN_RAW:
-        raise ConfigError(f"--raw_short_side={raw_short_side} is below {_MIN_RAW}; 0 stores the files themselves")
+    check_whole("--workers", workers, 0, _MOST_WORKERS)
+    check_whole("--raw_short_side", raw_short_side, _MIN_RAW, catalog.LARGEST_RAW, or_zero=True)
     return make(
         dataset,
         str(source),

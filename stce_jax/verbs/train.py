@@ -6,9 +6,8 @@ is refused before anything of the workdir is changed.
 
 import contextlib
 import dataclasses
-import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from ml_collections import config_dict
@@ -18,12 +17,14 @@ from stce_jax.convert.initial import initialize, read_weights
 from stce_jax.errors import CheckpointError, ConfigError, DivergedError
 from stce_jax.models.bodies import Body
 from stce_jax.paths import first_line
+from stce_jax.platform import terminal
 from stce_jax.processes import peers as processes
 from stce_jax.processes.stopping import Exit, StopSignals
 from stce_jax.processes.watch import Watch
 from stce_jax.training import assemble as runs
 from stce_jax.training.evaluation import eval_step
 from stce_jax.training.loop import ADVICE, RunDivergedError, Setup, StartingPoint, TrainLoop
+from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import check_batch_size, make_mesh, sharded_shapes
 from stce_jax.training.options import check_saved
 from stce_jax.training.progress import TrainProgress
@@ -58,6 +59,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals(exit_process))
         watch = stack.enter_context(Watch(config.step_timeout, processes.own_name()))
+        runs.build_model(config, 1)  # refuses its options before data are prepared
         dataset = runs.open_dataset(config)
         mesh = make_mesh(config.fsdp_devices)
         check_batch_size(config.batch_size, mesh)
@@ -91,6 +93,7 @@ def train(
         augment = runs.build_augment(config, dataset, offset=timetable.offset)
         shape: Any = {"image_size": config.image_size, "with_ema": config.optimizer.ema_decay > 0}
         state_shapes = sharded_shapes(abstract_state(model, optimizer, **shape), mesh)
+        check_memory(config, state_shapes, mesh)
         train_step = make_train_step(
             model,
             optimizer,
@@ -228,7 +231,8 @@ def _roll_back(setup: Setup, rollbacks: int, reason: str, log: MetricsLog) -> St
         raise DivergedError(f"{reason}, before the first checkpoint; {ADVICE}")
     start = _restore(setup, *found)
     step, count = found[0], rollbacks + 1
-    _print(f"stce: {reason}; went back to step {step}, continuing with other images ({count} of {limit})", sys.stderr)
+    if processes.is_main():
+        terminal.warn(f"{reason}; went back to step {step}, continuing with other images ({count} of {limit})")
     log.rewind(step, evaluated=bool(start.metrics))
     assert start.guard is not None
     return dataclasses.replace(start, rollbacks=count, guard={**start.guard, "skipped": 0})
@@ -240,13 +244,13 @@ def _plot(workdir: str | Path) -> str:
         return ""
     try:
         return f"curves in {plot_curves(workdir)}"
-    except OSError as error:
+    except Exception as error:  # of matplotlib, its fonts and caches anything
         return f"no curves: {first_line(error)}"
 
 
-def _print(text: str, file: TextIO | None = None) -> None:
+def _print(text: str) -> None:
     if processes.is_main():
-        print(text, file=file, flush=True)
+        terminal.say(text)
 
 
 def _no_claim() -> None:

@@ -6,7 +6,6 @@ build a model, and the evaluation's metrics), and the SHA-256 of all these files
 """
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
@@ -16,7 +15,7 @@ from etils import epath
 
 from stce_jax.errors import CheckpointError
 from stce_jax.paths import first_line, is_remote, open_path, plain_path, read_json
-from stce_jax.platform import logs
+from stce_jax.platform import logs, terminal
 from stce_jax.workdir import digests
 from stce_jax.workdir.meta import find_problem
 from stce_jax.workdir.mismatch import first_mismatch
@@ -138,8 +137,7 @@ class Checkpoints:
         return GONE if damage and not self._path(step).exists() else damage
 
     def _report(self, step: int, damage: str | None, instead: str) -> None:
-        text = f"stce: checkpoint {step} in {self._directory} is damaged: {damage}; {instead}"
-        print(text, file=sys.stderr, flush=True)
+        terminal.warn(f"checkpoint {step} in {self._directory} is damaged: {damage}; {instead}")
 
     def best(self, steps: Sequence[int]) -> int | None:
         """Of these steps the one with the best top-1, the later one on a tie; None if none has been evaluated."""

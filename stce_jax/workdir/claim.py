@@ -14,6 +14,7 @@ from typing import Any, Self
 from stce_jax.data import locks
 from stce_jax.errors import ConfigError
 from stce_jax.paths import first_line, is_remote, open_path, parse_json, read_bytes, remove_partials, write_text
+from stce_jax.platform import terminal
 
 FILE_NAME = "lock"
 BEAT = 15.0  # seconds between two signs of life of a job on a remote workdir
@@ -145,7 +146,7 @@ class Claim:
         found = self._read()
         if found and not _is_dead(found):
             waiting = f"watching for {PATIENCE:.0f} s whether that job lives"
-            print(f"{self._workdir} is claimed by {_describe(found)}; {waiting}", flush=True)
+            terminal.say(f"{self._workdir} is claimed by {_describe(found)}; {waiting}")
             deadline = time.monotonic() + PATIENCE
             while time.monotonic() < deadline and (now := self._read()):
                 if now != found:
@@ -167,7 +168,7 @@ class Claim:
                     return
                 self._beat()
             except Exception as error:  # the network may be back before the patience of others ends
-                print(f"cannot write {self._path}: {first_line(error)}; trying again", flush=True)
+                terminal.say(f"cannot write {self._path}: {first_line(error)}; trying again")
 
     def _release(self) -> None:
         self._ended.set()

@@ -1,6 +1,5 @@
 """A run's workdir: where its config and checkpoints are, and whose workdir it is."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from ml_collections import config_dict
 
 from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.paths import first_line, open_path, read_bytes, write_text
+from stce_jax.platform import terminal
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.parts import NotRegisteredError
@@ -65,7 +65,7 @@ def _read_checkpoints_config(workdir: str | Path) -> config_dict.ConfigDict:
     if step is None:  # deleted meanwhile
         raise ConfigError(f"{workdir} is no workdir of a run: it has no {CONFIG_FILE}")
     config = config_of(checkpoints, step)
-    print(f"stce: {workdir} has no {CONFIG_FILE}; its config is that of checkpoint {step}", file=sys.stderr, flush=True)
+    terminal.warn(f"{workdir} has no {CONFIG_FILE}; its config is that of checkpoint {step}")
     return config
 
 
@@ -104,7 +104,7 @@ def check_config(workdir: str | Path, config: config_dict.ConfigDict, *, allow_c
             "--allow_config_change to continue with this one"
         )
     if changed:
-        print(f"continuing with another config: {changed}", flush=True)
+        terminal.say(f"continuing with another config: {changed}")
 
 
 def write_config(workdir: str | Path, config: config_dict.ConfigDict) -> None:

@@ -13,7 +13,7 @@ from helpers import wait_for
 
 from stce_jax.processes.stopping import StopSignals
 from stce_jax.reproduce.subprocesses import run_command
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.metric_lines import read_metrics
 
 ROOT = Path(__file__).parents[2]
 

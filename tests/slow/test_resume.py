@@ -20,7 +20,7 @@ from stce_jax.training.state import abstract_state
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.config import load_config
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.metric_lines import read_metrics
 
 # The tiny run with the conv stem, which has BatchNorm, too, and compiles in half the time: 90 steps; an evaluation and
 # a checkpoint after every ninth. test_train.py stops the super-token embedding.

@@ -12,7 +12,7 @@ from helpers import TINY, leaves, wait_for
 from PIL import Image
 
 import stce_jax
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.metric_lines import read_metrics
 
 
 def start(workdir, data_dir):

@@ -16,7 +16,7 @@ import pytest
 from helpers import TINY, without_gloo
 from PIL import Image
 
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.metric_lines import read_metrics
 
 # 50 steps with a checkpoint in the middle; wider and trained more gently than the tests' tiny model, whose last bits
 # grow into visible differences within thirty steps.

@@ -186,8 +186,8 @@ def test_refusals(tiny_run, files, tmp_path, capsys):
     cases = [
         ((tmp_path / "none.jpg",), 3, f"there is no {tmp_path}/none.jpg"),
         ((files[0], tmp_path / "folder"), 3, f"{tmp_path}/folder holds no image"),
-        ((files[0], "--topk=0"), 2, "topk 0 is no number of classes"),
-        ((files[0], "--batch_size=0"), 2, "batch_size 0 is no number of images"),
+        ((files[0], "--topk=0"), 2, "topk is 0; it must be a whole number between 1"),
+        ((files[0], "--batch_size=0"), 2, "batch_size is 0; it must be a whole number between 1"),
         ((files[0], "--checkpoint=17"), 4, "there is no checkpoint '17'"),
         ((files[0], "--json=-", "--csv=-"), 2, "would mix"),
         ((files[0], f"--csv={tmp_path}/folder"), 2, "it is a directory"),
