@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         arguments.make_parser = make_parser
         if own_process:
             terminal.escape_what_python_prints()
+            os.environ["PYTHONSAFEPATH"] = "1"  # loader processes import nothing that lies in the current directory
             compile_cache.turn_on()
             freed_memory.keep()
         arguments.run(arguments, rest)

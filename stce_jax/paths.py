@@ -25,6 +25,7 @@ from stce_jax.errors import ConfigError
 
 # A local path in which no library finds a pattern, an escape or a URL.
 _PLAIN = re.compile(r"[\w/.,=+@ -]*")
+_LARGEST = 2**30  # bytes of a file that is read as one
 _PARTIAL = re.compile(r"\.stce-[0-9a-f]{16}\.partial")  # what `whole_file` writes to
 
 
@@ -54,8 +55,15 @@ def open_path(path: epath.PathLike) -> epath.Path:
 
 
 def absolute(path: epath.PathLike) -> Path:
-    """A local path that means the same from any directory, its last part a name; "~" is the user's home."""
-    path = Path(os.path.expanduser(path)).absolute()
+    """A local path that means the same from any directory, its last part a name; "~" is the user's home.
+
+    Raises:
+      ConfigError: it begins with "~/", and this user has no home.
+    """
+    expanded = os.path.expanduser(path)
+    if os.fspath(expanded).partition("/")[0] == "~":  # or a directory of that name would be made
+        raise ConfigError(f"cannot open {path}: this user has no home directory; set HOME, or give an absolute path")
+    path = Path(expanded).absolute()
     return Path(os.path.realpath(path)) if ".." in path.parts else path
 
 
@@ -100,11 +108,8 @@ def open_own(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def read_bytes(path: epath.PathLike) -> bytes:
-    """The content of a file, local or remote; raises OSError as `open_regular` does."""
-    if is_remote(path):
-        return epath.Path(path).read_bytes()
-    with open_regular(path) as file:
-        return file.read()
+    """The content of a file, local or remote; raises OSError as `read_regular` does."""
+    return epath.Path(path).read_bytes() if is_remote(path) else read_regular(path, _LARGEST)
 
 
 def read_json(path: epath.PathLike) -> Any:
@@ -193,6 +198,26 @@ def first_line(error: BaseException) -> str:
     return textwrap.shorten(line, 300, placeholder=" ...").rstrip(".: ") or type(error).__name__
 
 
+def user_directory(variable: str, below_home: str, option: str) -> Path:
+    """Where a kind of a user's files lies: $variable, or a directory below the home.
+
+    Args:
+      variable: such as "XDG_DATA_HOME".
+      below_home: such as ".local/share".
+      option: what else the user can give in its place, for the message; "" for nothing.
+
+    Raises:
+      ConfigError: the variable is not set, and this user has no home.
+    """
+    if named := os.environ.get(variable):
+        return Path(named)
+    try:
+        return Path.home() / below_home
+    except RuntimeError as error:  # a container that runs as a user without an entry in the password file
+        other = f", or give {option}" if option else ""
+        raise ConfigError(f"this user has no home directory to keep data in; set HOME or {variable}{other}") from error
+
+
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Opens a local file to read it. Everything that a user names or a folder holds is read through here.
 
@@ -206,6 +231,29 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         file.close()
         raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
     return file
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The bytes of a local file, see `open_regular`.
+
+    Args:
+      path: of the file.
+      limit: most bytes that it may have.
+
+    Raises:
+      OSError: it cannot be read, is no regular file, or has more bytes.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size + 1) if size <= limit else b""
+        while len(data) > size:  # it grows, or names no size, as those in /proc do
+            size = min(2 * len(data), limit)
+            data += file.read(max(0, size + 1 - len(data)))
+            if len(data) > limit:
+                break
+        if max(size, len(data)) > limit:
+            raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", os.fspath(path))
+    return data
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 
     if arguments.output == "-":
         raise ConfigError("arrays cannot be printed; give --output a file")
-    files = list_images(arguments.paths)
+    files = list_images(arguments.paths, terminal.warn)
     common.register_modules(arguments)
     failures: list[Exception] = []
     with common.output_file(arguments.output) as file:

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.data.files import list_images
     from stce_jax.verbs.predict import predict
 
-    files = list_images(arguments.paths)
+    files = list_images(arguments.paths, terminal.warn)
     common.register_modules(arguments)
     failures: list[Exception] = []
     records: Any = predict(

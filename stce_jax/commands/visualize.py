@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.data.files import list_images
     from stce_jax.verbs.visualize import IMAGE_SIZE, open_run, random_model, visualize
 
-    files = list_images(arguments.paths)  # before a model is made
+    files = list_images(arguments.paths, terminal.warn)  # before a model is made
     common.register_modules(arguments)
     if arguments.model:
         subject = random_model(arguments.model, IMAGE_SIZE if size is None else size, arguments.seed or 0)

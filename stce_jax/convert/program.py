@@ -57,6 +57,8 @@ class ExportedModel:
 def load_exported(directory: epath.PathLike) -> ExportedModel:
     """Loads what `stce export` wrote into a directory, local or remote; no run is needed.
 
+    It is a program, which runs as soon as it is called: load only what comes from where you would take a program from.
+
     Raises:
       ConfigError: there is none.
       CheckpointError: a file is missing, damaged or changed, or this JAX does not read it.
@@ -73,24 +75,23 @@ def load_exported(directory: epath.PathLike) -> ExportedModel:
         raise CheckpointError(f"the exported model in {directory} is damaged: {damage}; export it again")
     try:
         description = parse_json(content[DESCRIPTION].decode())
-        image, written_by = description["image"], description["versions"]["jax"]
-        class_ids, class_names = (tuple(map(str, description[key])) for key in ("class_ids", "class_names"))
-        size, fraction = int(image["size"]), float(image["crop_fraction"])
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        image, version = description["image"], description["versions"]["jax"]
+        view = functools.partial(decode.read_view, size=image["size"], fraction=image["crop_fraction"])
+        class_ids, class_names = (tuple(description[name]) for name in ("class_ids", "class_names"))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # whoever wrote the digests, too
         raise CheckpointError(
-            f"the exported model in {directory} is damaged: {DESCRIPTION} is none of ours ({first_line(error)}); "
-            "export it again"
+            f"cannot read {directory}/{DESCRIPTION}: {first_line(error)}; export the model again"
         ) from error
     try:
         program = jax.export.deserialize(bytearray(content[PROGRAM]))
     except Exception as error:  # whatever another version makes of it: the digest says that the file is whole
         raise CheckpointError(
-            f"jax {jax.__version__} does not read {directory}/{PROGRAM}, which jax {written_by} wrote: "
+            f"jax {jax.__version__} does not read {directory}/{PROGRAM}, which jax {version} wrote: "
             f"{first_line(error)}; export it again with this version"
         ) from error
     return ExportedModel(
         logits=jax.jit(program.call),
-        preprocess=functools.partial(decode.read_view, size=size, fraction=fraction),
+        preprocess=view,
         class_ids=class_ids,
         class_names=class_names,
         description=description,

@@ -11,7 +11,9 @@ from pathlib import Path
 from etils import epath
 
 from stce_jax.data import class_lists, mirror
+from stce_jax.data.builders import open_builder
 from stce_jax.data.dataset import IMAGENET_MEAN, IMAGENET_STD, SPLITS, Dataset, hash_of
+from stce_jax.data.finding import PassedOver
 from stce_jax.data.places import (
     VERSION,
     called,
@@ -113,10 +115,8 @@ def open_prepared(directory: Path) -> Dataset:
     Raises:
       DataError: it is damaged, or the name of its directory is that of other labels.
     """
-    import tensorflow_datasets as tfds
-
     try:
-        builder = tfds.builder_from_directory(directory)
+        builder = open_builder(directory)
         train, val = (TfdsSource(builder, split) for split in SPLITS)
         metadata = dict(builder.info.metadata)
         ids, names, fingerprint = (metadata[key] for key in ("class_ids", "class_names", "fingerprint"))
@@ -139,6 +139,8 @@ def open_prepared(directory: Path) -> Dataset:
 
 def open_folder(data_dir: str | Path, splits: Sequence[str] = SPLITS) -> Dataset:
     """The images under data_dir/train/<class>/ and data_dir/val/<class>/, at any depth; labels are sorted names.
+
+    What is an image is `finding.why_not`'s to say.
 
     Raises:
       DataError: a folder is missing or cannot be listed, or train and val have different classes.
@@ -164,6 +166,9 @@ def open_folder(data_dir: str | Path, splits: Sequence[str] = SPLITS) -> Dataset
             f"train and val in {root} have different classes: {odd[0]!r} is only in {where}; make them equal"
         )
     sources = {split: FolderSource(root / split, names) for split in splits}
+    passed_over = PassedOver()
+    for source in sources.values():
+        passed_over.extend(source.passed_over)
     return Dataset(
         train=sources.get("train"),
         val=sources.get("val"),
@@ -172,6 +177,7 @@ def open_folder(data_dir: str | Path, splits: Sequence[str] = SPLITS) -> Dataset
         find_fingerprint=lambda: hash_of(f"{split} {line}" for split in splits for line in sources[split].listing()),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+        passed_over=passed_over.text(),
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from stce_jax.data.builders import open_builder
 from stce_jax.data.dataset import SPLITS, Dataset, hash_of
 from stce_jax.data.locks import locked
 from stce_jax.data.places import VERSION, check_name
@@ -101,7 +102,7 @@ def _write_digits(data_dir: Path) -> None:
 def open_digits(directory: Path) -> Dataset:
     """Opens what `prepare_digits` wrote; DataError if it is damaged."""
     try:
-        builder = tfds.builder_from_directory(directory)
+        builder = open_builder(directory)
         train, val = (TfdsSource(builder, split) for split in SPLITS)
     except Exception as error:  # whatever tfds and array_record make of damaged files
         raise damaged(directory, error) from error

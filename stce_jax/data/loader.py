@@ -9,6 +9,7 @@ Shape letters: B images of a global batch.
 """
 
 import functools
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -20,7 +21,8 @@ from absl import flags
 
 from stce_jax.data.feeder import Feeder, prepare_worker
 from stce_jax.data.views import Stream, Views
-from stce_jax.errors import check_range, check_whole
+from stce_jax.errors import ConfigError, check_range, check_whole
+from stce_jax.paths import first_line
 
 LARGEST_BATCH = 2**20  # images
 MOST_THREADS = 1024
@@ -62,6 +64,7 @@ def train_batches(
     stream = Stream(views, seed=seed, salt=salt, repeats=repeats, first=first, rows=rows, batch_size=batch_size)
     examples = grain.MapDataset.range(sys.maxsize).map(stream.example)
     if workers:
+        _check_semaphores()
         # Whole batches: a worker takes every n-th element.
         batches = examples.batch(rows).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         if not flags.FLAGS.is_parsed():
@@ -74,6 +77,17 @@ def train_batches(
     else:
         batches = examples.to_iter_dataset(_read_options(threads, rows)).batch(rows)
     return Feeder(batches, timeout=timeout, stop=stop)
+
+
+def _check_semaphores() -> None:
+    """Raises ConfigError where processes cannot share anything: containers may lack a /dev/shm to write to."""
+    try:
+        multiprocessing.get_context("spawn").Semaphore()
+    except (OSError, ImportError) as error:
+        raise ConfigError(
+            f"loader processes need semaphores in /dev/shm, which fails: {first_line(error)}; make it writable, or "
+            "load in threads with --config.loader_workers=0"
+        ) from error
 
 
 def eval_batches(views: Views, *, batch_size: int, threads: int, timeout: float) -> Feeder:

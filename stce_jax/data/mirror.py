@@ -20,7 +20,7 @@ from etils import epath
 
 from stce_jax.data.locks import locked
 from stce_jax.errors import DataError
-from stce_jax.paths import first_line, whole_file
+from stce_jax.paths import first_line, user_directory, whole_file
 from stce_jax.platform import terminal
 
 _THREADS = 8
@@ -31,7 +31,7 @@ _MEGABYTE = 1e6
 
 def local_root(remote: epath.Path) -> Path:
     """The local directory of a remote data_dir, whether it exists or not; its name ends with a hash of the URL."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = user_directory("XDG_CACHE_HOME", ".cache", "a local --data_dir")
     name = re.sub(r"\W+", "_", str(remote), flags=re.ASCII).strip("_")[-60:]
     return cache / "stce_jax" / "mirror" / f"{name}-{hashlib.sha256(str(remote).encode()).hexdigest()[:12]}"
 
@@ -52,7 +52,7 @@ def local_copy(remote: epath.Path, part: str | os.PathLike[str]) -> Path:
       DataError: there is nothing, it cannot be read, or the local disk has no room for it.
     """
     source, target = remote / part, local_root(remote) / part
-    with _failures(source, target), ThreadPoolExecutor(_THREADS) as pool:
+    with _failures(source, target), _threads() as pool:
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(local_root(remote).with_suffix(".lock")):
             sizes = _remote_files(source, pool)
@@ -86,7 +86,7 @@ def upload(remote: epath.Path, part: str | os.PathLike[str], local: Path, last: 
       DataError: it cannot be written.
     """
     target, kept = remote / part, local_root(remote) / part
-    with _failures(local, target), ThreadPoolExecutor(_THREADS) as pool:
+    with _failures(local, target), _threads() as pool:
         files = _local_files(local)
         end = {last: files.pop(last)}
         _copy_all(epath.Path(local), target, files, _upload, pool)
@@ -94,6 +94,18 @@ def upload(remote: epath.Path, part: str | os.PathLike[str], local: Path, last: 
         shutil.rmtree(kept, ignore_errors=True)  # of a data set that was there before, and was deleted
         kept.parent.mkdir(parents=True, exist_ok=True)
         os.rename(local, kept)
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads that are waited for if all goes well; after an error or a signal, a copy that hangs is not."""
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 @contextlib.contextmanager

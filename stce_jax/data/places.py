@@ -13,7 +13,7 @@ from etils import epath
 
 from stce_jax.data import class_lists
 from stce_jax.errors import ConfigError, DataError
-from stce_jax.paths import is_remote
+from stce_jax.paths import is_remote, user_directory
 
 VERSION = "1.0.0"  # of what is prepared; names its directories
 INFO_FILE = "dataset_info.json"  # tfds's
@@ -21,8 +21,8 @@ Directory = TypeVar("Directory", Path, epath.Path)  # local, or maybe remote
 
 
 def default_data_dir() -> Path:
-    """The user's data directory: $XDG_DATA_HOME/stce_jax, or ~/.local/share/stce_jax."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "stce_jax"
+    """The user's data directory: $XDG_DATA_HOME/stce_jax, or ~/.local/share/stce_jax; ConfigError without a home."""
+    return user_directory("XDG_DATA_HOME", ".local/share", "--data_dir") / "stce_jax"
 
 
 def check_name(data_dir: Path | epath.Path) -> None:

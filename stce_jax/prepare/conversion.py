@@ -71,7 +71,7 @@ def convert(
     _check_bad(tally, on_bad)
     report = Report.of_tally(config, names, source, tally, raw_short_side)
     Report.of_prepared(Path(path))  # opens the result as training will, and checks that it is complete
-    tally.write_csv(Path(path) / "odd.csv", source.ignored)
+    tally.write_csv(Path(path) / "odd.csv", source.passed_over)
     return report
 
 

@@ -24,6 +24,7 @@ from stce_jax.prepare.report import Report
 from stce_jax.prepare.sources.recognition import open_source
 from stce_jax.prepare.sources.references import Source
 from stce_jax.prepare.staging import ends_cleanly, staging
+from stce_jax.processes.stopping import Exit
 
 
 def make(
@@ -36,6 +37,7 @@ def make(
     val_labels: str,
     workers: int,
     raw_short_side: int,
+    exit_process: Exit | None = None,
 ) -> Report:
     """Makes the data set of a source unless it is there already, and prints its report; see `verbs.prepare`.
 
@@ -48,10 +50,25 @@ def make(
       val_labels: path, or "" to look for the labels.
       workers: threads, 1 or more.
       raw_short_side: 0, or the short side of stored pixels.
+      exit_process: see `ends_cleanly`.
 
     Raises:
       ConfigError, DataError, PreemptedError: see `verbs.prepare`.
     """
+    with ends_cleanly(exit_process):
+        return _make(dataset, source, classes, data_dir, on_bad, val_labels, workers, raw_short_side)
+
+
+def _make(
+    dataset: str,
+    source: str,
+    classes: str,
+    data_dir: str | Path,
+    on_bad: str,
+    val_labels: str,
+    workers: int,
+    raw_short_side: int,
+) -> Report:
     remote = open_path(data_dir) if is_remote(data_dir) else None
     root = mirror.local_root(remote).with_suffix(".upload") if remote else absolute(data_dir)
     places.check_name(root)
@@ -73,7 +90,7 @@ def make(
         return _find(remote or root, part, opened, dataset, classes, raw_short_side)
 
     try:
-        with ends_cleanly(), contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
             if opened:
                 stack.callback(opened.close)
             if report := find():  # before the lock: the directory may be read-only

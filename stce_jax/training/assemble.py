@@ -23,6 +23,7 @@ from stce_jax.errors import CheckpointError, ConfigError, DataError
 from stce_jax.models import factory
 from stce_jax.models.bodies import Body
 from stce_jax.paths import first_line
+from stce_jax.platform import terminal
 from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
 from stce_jax.recipe import optimizers as optim
@@ -146,10 +147,18 @@ def build_model(config: config_dict.ConfigDict, num_classes: int) -> Body:
 
 
 def open_dataset(config: config_dict.ConfigDict, data_dir: str = "") -> Dataset:
-    """The dataset that a config names, in `data_dir` or where the config says."""
-    return catalog.open_dataset(
+    """The dataset that a config names, in `data_dir` or where the config says; reports what was passed over."""
+    dataset = catalog.open_dataset(
         config.dataset, data_dir or config.data_dir, config.classes, raw_short_side=config.raw_short_side
     )
+    report_passed_over(dataset)
+    return dataset
+
+
+def report_passed_over(dataset: Dataset) -> None:
+    """Prints once, on standard error, which files of class folders are taken for no images."""
+    if dataset.passed_over and processes.is_main():
+        terminal.warn(dataset.passed_over)
 
 
 def build_augment(config: config_dict.ConfigDict, dataset: Dataset, *, offset: int = 0) -> Callable[..., Any]:
@@ -259,31 +268,6 @@ def eval_views(config: config_dict.ConfigDict, dataset: Dataset, split: str = "v
 def loader_threads(config: config_dict.ConfigDict) -> int:
     """Threads that decode in this process: one a core, unless the config gives a number."""
     return config.loader_threads or len(os.sched_getaffinity(0))
-
-
-def checkpoint_meta(config: config_dict.ConfigDict, dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint says besides arrays and its epoch, so that it can be used by itself."""
-    return {
-        "config": configuration.to_dict(config),
-        "class_ids": list(dataset.class_ids),
-        "class_names": list(dataset.class_names),
-        "fingerprint": dataset.fingerprint,
-        "mean": list(dataset.mean),
-        "std": list(dataset.std),
-    }
-
-
-def check_fingerprint(meta: dict[str, Any], dataset: Dataset) -> None:
-    """Refuses to resume with other images than a checkpoint was trained on.
-
-    Raises:
-      DataError: the fingerprints differ.
-    """
-    if meta["fingerprint"] != dataset.fingerprint:
-        raise DataError(
-            f"the images are not those the run was trained on: their fingerprint is {dataset.fingerprint[:12]}, "
-            f"the checkpoint's is {meta['fingerprint'][:12]}; give the --data_dir it began with, or another --workdir"
-        )
 
 
 def _train(dataset: Dataset) -> Any:

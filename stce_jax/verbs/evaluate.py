@@ -45,6 +45,7 @@ def evaluate(
         raise ConfigError(f"there is no split {split!r}; the splits are {', '.join(catalog.SPLITS)}")
     run = runs.load_run(workdir, checkpoint, ema)
     images = _open_dataset(run.config, dataset, data_dir, classes, split)
+    runs.report_passed_over(images)
     catalog.check_class_names(images, run.class_ids)
     writes = bool(output) and processes.is_main()
     if writes:

@@ -8,6 +8,7 @@ from stce_jax.errors import ConfigError, check_whole
 from stce_jax.paths import is_remote
 from stce_jax.prepare.making import make
 from stce_jax.prepare.report import Report
+from stce_jax.processes.stopping import Exit
 
 ON_BAD = ("error", "skip")
 _MIN_RAW = 32  # pixels of a raw image's short side
@@ -24,6 +25,7 @@ def prepare(
     val_labels: str = "",
     workers: int = 0,
     raw_short_side: int = 0,
+    exit_process: Exit | None = None,
 ) -> Report:
     """Prepares a data set, unless it is there already.
 
@@ -40,6 +42,8 @@ def prepare(
       raw_short_side: 0 stores the files' bytes; 32 or more stores decoded pixels, larger images first resized to this
         short side (bicubic, antialiased), see `decode.raw_file`. Training reads them with config.raw_short_side. Both
         kinds, and several short sides, can lie in one data_dir.
+      exit_process: ends the process where a signal is not heard, see `staging.ends_cleanly`; None if this function may
+        not end it.
 
     Returns:
       What was prepared; it is printed, too.
@@ -71,4 +75,5 @@ def prepare(
         val_labels=val_labels,
         workers=workers or len(os.sched_getaffinity(0)),
         raw_short_side=raw_short_side,
+        exit_process=exit_process,
     )

@@ -35,6 +35,7 @@ from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.claim import Claim
+from stce_jax.workdir.meta import check_fingerprint, checkpoint_meta
 from stce_jax.workdir.metrics import MetricsLog
 
 
@@ -67,7 +68,7 @@ def train(
         model = runs.build_model(config, len(dataset.class_names))
         runs.check_options(config)
         timetable = runs.build_timetable(config, dataset)
-        meta = runs.checkpoint_meta(config, dataset)
+        meta = checkpoint_meta(config, dataset)
         processes.agree(
             {
                 "code": processes.code_digest(),
@@ -160,7 +161,7 @@ def _find(checkpoints: CheckpointWriter, dataset: Any, *, scheduled: bool = Fals
     if step is None:
         return None
     meta = checkpoints.restore_meta(step, "fingerprint", "salt", "guard")
-    runs.check_fingerprint(meta, dataset)
+    check_fingerprint(meta, dataset)
     own = layout.config_of(checkpoints, step)
     try:
         check_saved(own)

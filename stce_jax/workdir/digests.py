@@ -8,9 +8,10 @@ from typing import Any
 
 from etils import epath
 
-from stce_jax.paths import is_remote, open_regular, read_bytes, write_text
+from stce_jax.paths import is_remote, open_regular, read_regular, write_text
 
 FILE_NAME = "SHA256SUMS"
+_MAX_BYTES = 256 * 2**20  # of the file of digests
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
@@ -33,7 +34,8 @@ def find_damage(directory: epath.Path) -> str | None:
     odd = sorted(name for name, path in files.items() if not (is_remote(path) or os.path.isfile(path)))
     if odd:
         return f"{odd[0]} is no file"
-    text = read_bytes(files.pop(FILE_NAME)).decode(errors="replace")
+    own = files.pop(FILE_NAME)
+    text = (own.read_bytes() if is_remote(own) else read_regular(own, _MAX_BYTES)).decode(errors="replace")
     lines = [_LINE.fullmatch(line) for line in text.split("\n")[:-1]]
     digests = {line[2]: line[1] for line in lines if line}
     if not lines or not all(lines) or not text.endswith("\n"):
@@ -66,6 +68,6 @@ def _files(directory: epath.Path) -> dict[str, epath.Path]:
 
 
 def _digest(path: epath.Path) -> str:
-    file: Any
-    with path.open("rb") if is_remote(path) else open_regular(path) as file:
+    opened: Any = path.open("rb") if is_remote(path) else open_regular(path)
+    with opened as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

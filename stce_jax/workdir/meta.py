@@ -4,6 +4,12 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ml_collections import config_dict
+
+from stce_jax.data.dataset import Dataset
+from stce_jax.errors import DataError
+from stce_jax.workdir import config as configuration
+
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
@@ -73,3 +79,28 @@ def find_problem(meta: Any, keys: Iterable[str]) -> str | None:
     if {"class_ids", "class_names"} <= meta.keys() and len(meta["class_ids"]) != len(meta["class_names"]):
         return "it has not one name for each class"
     return None
+
+
+def checkpoint_meta(config: config_dict.ConfigDict, dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint says besides arrays and its epoch, so that it can be used by itself."""
+    return {
+        "config": configuration.to_dict(config),
+        "class_ids": list(dataset.class_ids),
+        "class_names": list(dataset.class_names),
+        "fingerprint": dataset.fingerprint,
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+    }
+
+
+def check_fingerprint(meta: dict[str, Any], dataset: Dataset) -> None:
+    """Refuses to resume with other images than a checkpoint was trained on.
+
+    Raises:
+      DataError: the fingerprints differ.
+    """
+    if meta["fingerprint"] != dataset.fingerprint:
+        raise DataError(
+            f"the images are not those the run was trained on: their fingerprint is {dataset.fingerprint[:12]}, "
+            f"the checkpoint's is {meta['fingerprint'][:12]}; give the --data_dir it began with, or another --workdir"
+        )
