@@ -20,7 +20,7 @@ from PIL import Image
 from stce_jax.data.builders import open_builder
 from stce_jax.data.dataset import SPLITS, Dataset, hash_of
 from stce_jax.data.locks import locked
-from stce_jax.data.places import VERSION, check_name
+from stce_jax.data.places import VERSION
 from stce_jax.data.records import TfdsSource, damaged
 from stce_jax.errors import DataError
 
@@ -78,7 +78,6 @@ def prepare_digits(data_dir: Path) -> Path:
     directory = data_dir / "digits" / VERSION
     if directory.is_dir():
         return directory
-    check_name(data_dir)
     try:
         with locked(data_dir / "digits.lock"):
             if not directory.is_dir():

@@ -26,9 +26,13 @@ def default_data_dir() -> Path:
 
 
 def check_name(data_dir: Path | epath.Path) -> None:
-    """Raises DataError for a data_dir that array_record, which writes and reads the images, cannot name."""
-    if any("\udc80" <= character <= "\udcff" for character in str(data_dir)):  # how Python spells other bytes
-        raise DataError(f"the name of {str(data_dir)!a} is no UTF-8; give a --data_dir whose name is")
+    """Raises ConfigError for a data_dir that array_record, which writes and reads the images, cannot name."""
+    try:
+        str(data_dir).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"cannot use data_dir {data_dir}: prepared data need a path in UTF-8; give another"
+        ) from error
 
 
 def prepared(root: Directory, name: str) -> list[Directory]:

@@ -19,7 +19,7 @@ from stce_jax.data import catalog, decode, loader
 from stce_jax.data.catalog import Dataset
 from stce_jax.data.feeder import Feeder
 from stce_jax.data.views import Views, image_index
-from stce_jax.errors import CheckpointError, ConfigError, DataError
+from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.models import factory
 from stce_jax.models.bodies import Body
 from stce_jax.paths import first_line

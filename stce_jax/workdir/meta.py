@@ -28,9 +28,7 @@ def _are_metrics(value: Any) -> bool:
 
 
 def _is_guard(value: Any) -> bool:
-    """Whether that is the state of a `training.guard.DivergenceGuard`, or None: of a new one."""
-    if value is None:
-        return True
+    """Whether that is the state of a `training.guard.DivergenceGuard`."""
     if not isinstance(value, dict) or value.keys() != {"losses", "skipped", "skipped_in_all"}:
         return False
     losses, *counts = value["losses"], value["skipped"], value["skipped_in_all"]
@@ -66,17 +64,18 @@ def find_problem(meta: Any, keys: Iterable[str]) -> str | None:
 
     Args:
       meta: the JSON.
-      keys: what it must have, beside "metrics"; others may be missing. All that are there are checked.
+      keys: what the caller uses of it, beside "metrics"; what else it holds is not looked at.
     """
     if not isinstance(meta, dict):
         return "it holds no object"
-    for key in ("metrics", *keys):
+    used = {"metrics", *keys}
+    for key in used:
         if key not in meta:
             return f"it lacks {key!r}"
-    for key, is_right in CHECKS.items():
-        if key in meta and not is_right(meta[key]):
+    for key in sorted(used | ({"origin"} & meta.keys())):  # checkpoints of version 0.1.0 have no origin
+        if not CHECKS[key](meta[key]):
             return f"{key!r} cannot be what it is"
-    if {"class_ids", "class_names"} <= meta.keys() and len(meta["class_ids"]) != len(meta["class_names"]):
+    if {"class_ids", "class_names"} <= used and len(meta["class_ids"]) != len(meta["class_names"]):
         return "it has not one name for each class"
     return None
 

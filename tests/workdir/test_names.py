@@ -82,11 +82,15 @@ def test_prepared_data_under_a_name_like_a_pattern(tmp_path):
     assert places.prepared(tmp_path / "data[0]", "folder") == []
 
 
-def test_a_data_dir_whose_name_is_no_utf_8(capsys, tmp_path):
-    code, _, error = run_cli(
-        capsys, "show-data", "--config=digits", b"--data_dir=/tmp/\xff".decode(errors="surrogateescape")
+def test_data_are_not_prepared_under_a_name_that_is_no_utf_8(capsys, tmp_path):
+    words = (
+        "prepare",
+        "folder",
+        f"--source={tmp_path}",
+        f"--data_dir={os.fsdecode(os.fsencode(tmp_path) + bytes([255]))}",
     )
-    assert code == 3 and "is no UTF-8" in error and error.count("\n") == 1, error
+    code, _, error = run_cli(capsys, *words)
+    assert code == 2 and "in UTF-8" in error and error.count("\n") == 1, error
 
 
 def test_a_name_that_is_no_utf_8_is_refused_before_anything_is_written(tmp_path):

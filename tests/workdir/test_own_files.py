@@ -60,14 +60,6 @@ def test_what_is_no_file_in_the_place_of_a_lock(tmp_path, make):
         pass
 
 
-def test_other_locks_follow_no_link_and_empty_nothing(victim, tmp_path):
-    (tmp_path / "link.lock").symlink_to(victim)
-    with pytest.raises(OSError, match=r"link\.lock is a link \(remove it\)"), locks.locked(tmp_path / "link.lock"):
-        pass
-    with locks.locked(victim):  # were this its name
-        pass
-
-
 def test_a_lock_that_is_deleted_while_another_waits_for_it(tmp_path):
     """Who waited must not hold the deleted file while a third takes the new one."""
     path, order = tmp_path / "x.lock", []

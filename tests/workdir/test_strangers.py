@@ -194,6 +194,10 @@ META = {
             ("config.image_size", -16),
             ("config.image_size", "16"),
             ("config.model.body.vit.depth", -1),
+            ("config.model.body.vit.depth", 10**6),
+            ("config.model.body.vit.width", 10**9),
+            ("config.image_size", 10**6),
+            ("config.loader_threads", 10**6),
             ("config.model.body.vit.width", 0),
             ("config.model.embedding.stce.stem_widths", "wide"),
             ("config.augment", 1),
@@ -212,7 +216,15 @@ def test_a_meta_json_that_no_run_writes(capsys, run, change):
 
 @pytest.mark.parametrize(
     "key, value",
-    [("guard", {"losses": 1}), ("guard", [1]), ("salt", -1), ("salt", None), ("fingerprint", 7)],
+    [
+        ("guard", {"losses": 1}),
+        ("guard", [1]),
+        ("salt", -1),
+        ("salt", None),
+        ("fingerprint", 7),
+        ("origin", {"step": 1}),
+        ("origin", 3),
+    ],
 )
 def test_training_does_not_resume_from_a_meta_json_that_no_run_writes(capsys, run, data_dir, key, value):
     rewrite(run, setting(key, value))
