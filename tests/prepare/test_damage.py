@@ -191,3 +191,46 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_never_waited_for(tmp_path,
     assert re.search(
         "no regular file|has no ILSVRC2012_img_val|not recognised", refusal(path if form == "zip" else root)
     )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """{form: (path of the source, file of it to be damaged, its bytes)}"""
+    root = tmp_path_factory.mktemp("whole")
+    zipped = kaggle_zip(root / "images.zip", WANTED)
+    made = {
+        "zip": (zipped, zipped),
+        "outer tar": (tars(root / "tars", WANTED), root / "tars" / "ILSVRC2012_img_train.tar"),
+        "val tar": (tars(root / "val", WANTED), root / "val" / "ILSVRC2012_img_val.tar"),
+        "devkit": (tars(root / "kit", WANTED), root / "kit" / "ILSVRC2012_devkit_t12.tar.gz"),
+        "parquet": (parquet(root / "parquet", WANTED), root / "parquet" / "data" / "train-00000-of-00002.parquet"),
+    }
+    return {form: (path, file, file.read_bytes()) for form, (path, file) in made.items()}
+
+
+@pytest.mark.parametrize("form", ["zip", "outer tar", "val tar", "devkit", "parquet"])
+@given(
+    places=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=12),
+    end=st.booleans(),
+    share=st.one_of(st.just(1.0), st.floats(0, 1)),
+)
+@settings(max_examples=60)
+def test_damaged_archives_are_read_or_refused_and_nothing_else(whole, form, places, end, share):
+    """The directory of a zip and the schema of parquet lie at the end, headers of tars all over."""
+    path, file, content = whole[form]
+    damaged = bytearray(content)
+    first = max(0, len(damaged) - 1500) if end else 0
+    for place, value in places:
+        damaged[first + int(place * (len(damaged) - first))] = value
+    file.write_bytes(damaged[: int(share * len(damaged))])
+    try:
+        source = open_source(path, WNIDS)
+        if source.stage:
+            source.stage(file.parent, lambda done, total: None)
+    except DataError as error:
+        assert "\n" not in str(error)
+        return
+    for reference in source.references:
+        with contextlib.suppress(DataError):
+            source.read(reference)
+    source.close()
