@@ -528,7 +528,7 @@ def test_a_prepared_folder_is_chosen_by_name(tmp_path):
         ("folder", {"classes": "cmc"}, "--classes=cmc"),
         ("imagenet100", {"classes": "none"}, "kaggle, cmc, podnet"),
         ("imagenet100", {"on_bad": "ignore"}, "error, skip"),
-        ("imagenet100", {"workers": -1}, "--workers=-1"),
+        ("imagenet100", {"workers": -1}, "--workers is -1"),
         ("imagenet100", {"source": ""}, "--source"),
     ],
 )
