@@ -36,6 +36,8 @@ from stce_jax.workdir import parts
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.layout import checkpoints_in, config_of, read_config
 
+MOST_STEPS = 2**31 - 1  # a state counts them in 32 bits
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -173,6 +175,9 @@ def build_timetable(config: config_dict.ConfigDict, dataset: Dataset) -> Timetab
     timetable = Timetable(images, config.batch_size, config.epochs, config.eval_every)
     if timetable.total < 1:
         raise ConfigError(f"{config.epochs} epochs of {images} images are less than one batch of {config.batch_size}")
+    for key, epochs in (("epochs", config.epochs), ("optimizer.warmup_epochs", config.optimizer.warmup_epochs)):
+        if (steps := round(epochs * timetable.epoch)) > MOST_STEPS:
+            raise ConfigError(f"config.{key} is {epochs}, which is {steps:,} steps; there can be {MOST_STEPS:,}")
     return timetable
 
 

@@ -1,11 +1,13 @@
 """What is larger than the machine's memory is refused before it is made."""
 
+import types
+
 import pytest
 
 from stce_jax.errors import ConfigError
 from stce_jax.recipe.optimizers import adamw
 from stce_jax.training import memory
-from stce_jax.training.assemble import build_model, load_config
+from stce_jax.training.assemble import build_model, build_timetable, load_config
 from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import make_mesh, sharded_shapes
 from stce_jax.training.state import abstract_state
@@ -51,3 +53,10 @@ def test_what_does_not_fit_is_refused(monkeypatch, shapes, words, room, named):
 
 def test_this_machine_has_memory():
     assert 2**28 < memory.physical_memory() < 2**50
+
+
+@pytest.mark.parametrize("key", ["epochs", "optimizer.warmup_epochs"])
+def test_more_steps_than_a_state_can_count_are_refused(key):
+    config = load_config("digits", ["--config.batch_size=1", f"--config.{key}=1e6"])
+    with pytest.raises(ConfigError, match=f"config.{key} is 1000000.0, which is 10,000,000,000 steps"):
+        build_timetable(config, types.SimpleNamespace(train=range(10_000)))
