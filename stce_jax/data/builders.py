@@ -1,15 +1,21 @@
-"""Opening prepared data sets, maybe a stranger's: nothing that they name is imported, and nothing else is read.
+"""Writing data sets, and opening them, even a stranger's: nothing that they name is imported, or read elsewhere.
 
 tfds imports whatever Python names stand in `features.json`. So that file, and the place of every other one, is checked
 before tfds sees them.
 """
 
+import contextlib
 import json
 import os
 import re
 import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from etils import epath
+from etils.epath import stat_utils
 
 from stce_jax.data.places import INFO_FILE
 from stce_jax.paths import read_regular
@@ -53,6 +59,45 @@ def open_builder(directory: Path) -> Any:
             if not 0 <= length <= sizes.get(Path(path).name, 0):  # a record takes more than a byte
                 raise ValueError(f"{Path(path).name} is missing, or too small for its {length:,} records")
     return builder
+
+
+def write(builder: Any) -> None:
+    """Has a tfds builder write its data set; nothing is downloaded."""
+    with tempfile.TemporaryDirectory() as no_downloads, _owners_without_a_name():
+        builder.download_and_prepare(download_dir=no_downloads)
+
+
+@contextlib.contextmanager
+def _owners_without_a_name() -> Iterator[None]:
+    """While open, etils answers for files whose owner has no name, too: users of containers often have none.
+
+    tfds asks for sizes only, and etils fails for want of the name.
+    """
+    kind: Any = type(getattr(epath.Path("/"), "_backend", None))
+    if not hasattr(kind, "stat"):
+        yield
+        return
+    ask = kind.stat
+
+    def stat_of(backend: Any, path: Any) -> Any:
+        try:
+            return ask(backend, path)
+        except KeyError:
+            status = os.stat(path)
+            return stat_utils.StatResult(
+                is_directory=stat.S_ISDIR(status.st_mode),
+                length=status.st_size,
+                mtime=int(status.st_mtime),
+                owner=str(status.st_uid),
+                group=str(status.st_gid),
+                mode=status.st_mode,
+            )
+
+    kind.stat = stat_of
+    try:
+        yield
+    finally:
+        kind.stat = ask
 
 
 def _sizes(directory: Path) -> dict[str, int]:

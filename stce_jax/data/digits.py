@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import io
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from stce_jax.data.builders import open_builder
+from stce_jax.data.builders import open_builder, write
 from stce_jax.data.dataset import SPLITS, Dataset, hash_of
 from stce_jax.data.locks import locked
 from stce_jax.data.places import VERSION
@@ -92,10 +91,9 @@ def prepare_digits(data_dir: Path) -> Path:
 def _write_digits(data_dir: Path) -> None:
     for leftover in (data_dir / "digits").glob("incomplete*"):  # of a process killed while preparing
         shutil.rmtree(leftover)
-    # tfds announces a download that never happens, and keeps a folder for it.
-    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as no_downloads:
-        builder = Digits(data_dir=data_dir, file_format="array_record")
-        builder.download_and_prepare(download_dir=no_downloads)
+    # tfds announces a download that never happens.
+    with contextlib.redirect_stdout(io.StringIO()):
+        write(Digits(data_dir=data_dir, file_format="array_record"))
 
 
 def open_digits(directory: Path) -> Dataset:

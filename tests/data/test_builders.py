@@ -1,11 +1,14 @@
 """A stranger's prepared data set: nothing that it names is imported, nothing outside of it is read, nothing waits."""
 
+import grp
 import json
 import os
+import pwd
 import shutil
 import sys
 
 import pytest
+from etils import epath
 
 from stce_jax.data import catalog
 from stce_jax.data.builders import open_builder
@@ -128,3 +131,12 @@ def test_a_run_on_a_strangers_data_imports_nothing(hostile, tiny_run, data_dir, 
     change(digits, EDITS["the image's class"])
     done = stce_here("evaluate", f"--workdir={tiny_run[0]}", f"--data_dir={tmp_path}/theirs")
     assert done.returncode == 3 and "features.json names other features" in done.stderr, done.stderr
+
+
+def test_files_whose_owner_has_no_name_are_written_and_read(tmp_path, monkeypatch):
+    """As for a user of a container who has a number alone."""
+    monkeypatch.setattr(pwd, "getpwuid", dict().__getitem__)
+    monkeypatch.setattr(grp, "getgrgid", dict().__getitem__)
+    assert len(catalog.open_dataset("digits", tmp_path).train) == 1437
+    with pytest.raises(KeyError):
+        epath.Path(tmp_path).stat()  # left as it was

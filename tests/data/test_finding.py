@@ -1,7 +1,7 @@
 """Which files are images, by suffix or content, in folders and archives alike; the others are counted and said."""
 
 import io
-import multiprocessing.synchronize
+import multiprocessing.context
 import os
 import pwd
 import socket
@@ -16,11 +16,10 @@ from image_sources import tar_of
 from PIL import Image, ImageFile, features
 
 from stce_jax import paths
-from stce_jax.data import catalog, finding, formats, loader, mirror, places
+from stce_jax.data import catalog, finding, formats, mirror, places
 from stce_jax.data.decode import decode_image
 from stce_jax.data.files import list_images, read_image
 from stce_jax.data.finding import PassedOver, find_images
-from stce_jax.data.views import Views
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.prepare.sources.recognition import open_source
 from stce_jax.prepare.sources.tars import TRAIN, VAL
@@ -284,15 +283,12 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "error", [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system"), ImportError()]
 )
-def test_loader_processes_where_nothing_can_be_shared_are_refused(root, monkeypatch, error):
+def test_loader_processes_where_nothing_can_be_shared_are_refused(imagenet, tmp_path, monkeypatch, capsys, error):
     def refuse(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(multiprocessing.synchronize, "SemLock", refuse)
     monkeypatch.setattr(multiprocessing.context.BaseContext, "Semaphore", refuse)
-    source = catalog.open_dataset("folder", root).train
-    views = Views(source, size=8, crop="center", fraction=1.0)
-    with pytest.raises(ConfigError, match=r"/dev/shm.*--config\.loader_workers=0"):
-        loader.train_batches(
-            views, batch_size=2, repeats=1, seed=0, salt=0, start_step=0, threads=1, workers=1, timeout=9
-        )
+    words = ("show-data", "--config=stce_vit_s", f"--data_dir={imagenet[0]}", f"--config.classes={imagenet[1]}")
+    words += (f"--output={tmp_path}/x.png", "--config.loader_workers=1", "--config.batch_size=8")
+    code, _, line = run_cli(capsys, *words, "--config.image_size=32")
+    assert code == 2 and "/dev/shm" in line and "--config.loader_workers=0" in line and line.count("\n") == 1, line
