@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         arguments.own_process, arguments.exit_process = own_process, _exit_at_once
         arguments.make_parser = make_parser
         if own_process:
-            os.environ["PYTHONSAFEPATH"] = "1"  # loader processes import nothing that lies in the current directory
             terminal.escape_what_python_prints()
+            os.environ["PYTHONSAFEPATH"] = "1"  # loader processes import nothing that lies in the current directory
             compile_cache.turn_on()
             freed_memory.keep()
         arguments.run(arguments, rest)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, UInt8
 from stce_jax.convert.initial import read_weights
 from stce_jax.data import decode
 from stce_jax.errors import CheckpointError, ConfigError
-from stce_jax.paths import first_line, open_path, write_bytes, write_text
+from stce_jax.paths import first_line, open_path, parse_json, read_bytes, write_bytes, write_text
 from stce_jax.recipe import augment
 from stce_jax.training.assemble import Run
 from stce_jax.workdir import parts
@@ -68,13 +68,13 @@ def load_exported(directory: epath.PathLike) -> ExportedModel:
         raise ConfigError(f"{directory} is no exported model; `stce export --output` makes one")
     try:
         damage = find_damage(path)
-        content = {} if damage else {name: (path / name).read_bytes() for name in (PROGRAM, DESCRIPTION)}
+        content = {} if damage else {name: read_bytes(path / name) for name in (PROGRAM, DESCRIPTION)}
     except OSError as error:
         raise CheckpointError(f"cannot read {directory}: {first_line(error)}; make it readable") from error
     if damage:
         raise CheckpointError(f"the exported model in {directory} is damaged: {damage}; export it again")
     try:
-        description = json.loads(content[DESCRIPTION])
+        description = parse_json(content[DESCRIPTION].decode())
         image, version = description["image"], description["versions"]["jax"]
         view = functools.partial(decode.read_view, size=image["size"], fraction=image["crop_fraction"])
         class_ids, class_names = (tuple(description[name]) for name in ("class_ids", "class_names"))

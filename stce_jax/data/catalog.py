@@ -17,6 +17,7 @@ from stce_jax.data.finding import PassedOver
 from stce_jax.data.places import (
     VERSION,
     called,
+    check_name,
     config_name,
     default_data_dir,
     find_prepared,
@@ -85,10 +86,7 @@ def open_dataset(
             )
         return _open_folder_dataset(_open_root(data_dir), classes, splits, raw_short_side, of_run)
     root = _open_root(data_dir or default_data_dir())
-    try:
-        os.fspath(root).encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"cannot use data_dir {root}: prepared data need a path in UTF-8; give another") from error
+    check_name(root)
     if name == "digits":
         return _open_digits(root)
     classes = "all" if name == "imagenet2012" else classes or "kaggle"

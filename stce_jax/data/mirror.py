@@ -20,7 +20,7 @@ from etils import epath
 
 from stce_jax.data.locks import locked
 from stce_jax.errors import DataError
-from stce_jax.paths import first_line, user_directory
+from stce_jax.paths import first_line, user_directory, whole_file
 from stce_jax.platform import terminal
 
 _THREADS = 8
@@ -181,12 +181,10 @@ def _copy_all(
 
 def _download(source: epath.Path, target: epath.Path, size: int) -> None:
     os.makedirs(target.parent, exist_ok=True)
-    partial = f"{target}.partial"
-    with source.open("rb") as read, open(partial, "wb") as write:
+    with source.open("rb") as read, whole_file(target, flush=False) as write:
         shutil.copyfileobj(read, write, _CHUNK)
-    if os.path.getsize(partial) != size:
-        raise OSError(f"{source} has {os.path.getsize(partial):,} bytes instead of {size:,}: it is being written")
-    os.replace(partial, target)
+        if write.tell() != size:
+            raise OSError(f"{source} has {write.tell():,} bytes instead of {size:,}: it is being written")
 
 
 def _upload(source: epath.Path, target: epath.Path, size: int) -> None:

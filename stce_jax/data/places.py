@@ -25,10 +25,23 @@ def default_data_dir() -> Path:
     return user_directory("XDG_DATA_HOME", ".local/share", "--data_dir") / "stce_jax"
 
 
+def check_name(data_dir: Path | epath.Path) -> None:
+    """Raises ConfigError for a data_dir that array_record, which writes and reads the images, cannot name."""
+    try:
+        str(data_dir).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"cannot use data_dir {data_dir}: prepared data need a path in UTF-8; give another"
+        ) from error
+
+
 def prepared(root: Directory, name: str) -> list[Directory]:
     """Directories of the prepared datasets of this name, sorted."""
-    found = (root / name).glob(f"*/{VERSION}")
-    return sorted(path for path in found if not path.parent.name.startswith("incomplete") and is_complete(path))
+    try:  # no glob: epath would take the root's name for a pattern, too
+        there = [path for path in (root / name).iterdir() if not path.name.startswith("incomplete")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(path / VERSION for path in there if is_complete(path / VERSION))
 
 
 def is_complete(directory: Path | epath.Path) -> bool:

@@ -71,6 +71,7 @@ def _make(
 ) -> Report:
     remote = open_path(data_dir) if is_remote(data_dir) else None
     root = mirror.local_root(remote).with_suffix(".upload") if remote else absolute(data_dir)
+    places.check_name(root)
     say(f"looking at {source}")
     opened: Source | None = None
     if dataset == "folder":

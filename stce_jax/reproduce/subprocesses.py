@@ -1,6 +1,7 @@
 """`stce` commands as processes of their own, their output in a file: what ends one ends no other."""
 
 import contextlib
+import os
 import shlex
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import stce_jax
 from stce_jax.errors import ConfigError
+from stce_jax.paths import open_own
 from stce_jax.processes.stopping import StopSignals
 
 # What `stce` does, of the very package that runs here, after asking for SIGTERM when the parent ends: the run then
@@ -39,7 +41,7 @@ def run_command(words: Sequence[str], log: Path, stop: StopSignals) -> tuple[int
     Returns:
       (exit code, "" or the last line of its output); for a command that a signal ended, 128 and the signal's number.
     """
-    with open(log, "ab") as output:
+    with open(open_own(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as output:
         output.write(f"$ {shlex.join(words)}\n".encode())
         output.flush()
         child = subprocess.Popen(

@@ -19,21 +19,22 @@ from stce_jax.data import catalog, decode, loader
 from stce_jax.data.catalog import Dataset
 from stce_jax.data.feeder import Feeder
 from stce_jax.data.views import Views, image_index
-from stce_jax.errors import ConfigError, DataError
+from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.models import factory
 from stce_jax.models.bodies import Body
+from stce_jax.paths import first_line
 from stce_jax.platform import terminal
 from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
 from stce_jax.recipe import optimizers as optim
 from stce_jax.training.mesh import make_mesh, sharded_shapes
-from stce_jax.training.options import check_options, on_devices
+from stce_jax.training.options import check_options, check_saved, on_devices
 from stce_jax.training.state import abstract_variables
 from stce_jax.training.timetable import Origin, Timetable
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import parts
 from stce_jax.workdir.checkpoints import Checkpoints
-from stce_jax.workdir.layout import checkpoints_in, read_config
+from stce_jax.workdir.layout import checkpoints_in, config_of, read_config
 
 MOST_STEPS = 2**31 - 1  # a state counts them in 32 bits
 
@@ -90,10 +91,13 @@ def load_run(workdir: str | Path, checkpoint: str | int = "last", ema: bool = Fa
     checkpoints = Checkpoints(checkpoints_in(workdir))
     alone_or_first = not processes.several() or processes.is_main()
     step = processes.share(checkpoints.find(checkpoint) if alone_or_first else None)
-    meta = checkpoints.restore_meta(step)
-    own = configuration.from_dict(meta["config"])  # the checkpoint's: that of the workdir may have changed since
-    model = build_model(own, len(meta["class_names"]))
-    target = sharded_shapes(abstract_variables(model, own.image_size), make_mesh())
+    meta = checkpoints.restore_meta(step, "config", "class_ids", "class_names", "mean", "std", "epoch")
+    own = config_of(checkpoints, step)  # the checkpoint's: that of the workdir may have changed since
+    try:
+        model, shapes = describe(own, len(meta["class_names"]))
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint {step} in {workdir} cannot be used: {error}") from error
+    target = sharded_shapes(shapes, make_mesh())
     variables = checkpoints.restore_variables(step, target, ema=ema)
     preprocess = functools.partial(
         _preprocess,
@@ -114,6 +118,20 @@ def load_run(workdir: str | Path, checkpoint: str | int = "last", ema: bool = Fa
         step=step,
         epoch=meta["epoch"],
     )
+
+
+def describe(config: config_dict.ConfigDict, num_classes: int) -> tuple[Body, Any]:
+    """(model, shapes of its variables) of the config of a run that is there already, whose values may be anybody's.
+
+    Raises:
+      ConfigError: no run can have that config.
+    """
+    check_saved(config)
+    try:
+        model = build_model(config, num_classes)
+        return model, abstract_variables(model, config.image_size)
+    except Exception as error:  # whatever options lead to that their module does not check
+        raise ConfigError(f"its config is none of a run: {first_line(error)}") from error
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
@@ -255,31 +273,6 @@ def eval_views(config: config_dict.ConfigDict, dataset: Dataset, split: str = "v
 def loader_threads(config: config_dict.ConfigDict) -> int:
     """Threads that decode in this process: one a core, unless the config gives a number."""
     return config.loader_threads or len(os.sched_getaffinity(0))
-
-
-def checkpoint_meta(config: config_dict.ConfigDict, dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint says besides arrays and its epoch, so that it can be used by itself."""
-    return {
-        "config": configuration.to_dict(config),
-        "class_ids": list(dataset.class_ids),
-        "class_names": list(dataset.class_names),
-        "fingerprint": dataset.fingerprint,
-        "mean": list(dataset.mean),
-        "std": list(dataset.std),
-    }
-
-
-def check_fingerprint(meta: dict[str, Any], dataset: Dataset) -> None:
-    """Refuses to resume with other images than a checkpoint was trained on.
-
-    Raises:
-      DataError: the fingerprints differ.
-    """
-    if meta["fingerprint"] != dataset.fingerprint:
-        raise DataError(
-            f"the images are not those the run was trained on: their fingerprint is {dataset.fingerprint[:12]}, "
-            f"the checkpoint's is {meta['fingerprint'][:12]}; give the --data_dir it began with, or another --workdir"
-        )
 
 
 def _train(dataset: Dataset) -> Any:

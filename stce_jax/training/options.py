@@ -8,6 +8,7 @@ from stce_jax.data import catalog, loader, views
 from stce_jax.data.loader import LONGEST_WAIT
 from stce_jax.errors import ConfigError, check_range, check_text, check_whole
 from stce_jax.models.factory import LARGEST_SIDE
+from stce_jax.paths import first_line
 from stce_jax.recipe import augment, optimizers
 from stce_jax.training import guard
 from stce_jax.workdir.values import check_kinds
@@ -59,6 +60,20 @@ def check_options(config: config_dict.ConfigDict) -> None:
             f"config.augment.shift is {config.augment.shift}, which is more than the image's {config.image_size} "
             "pixels; an image would be moved out of sight"
         )
+
+
+def check_saved(config: config_dict.ConfigDict) -> None:
+    """`check_options` of the config of a run that is there already, which may have been trained elsewhere.
+
+    Raises:
+      ConfigError: no run can have that config.
+    """
+    here = config.copy_and_resolve_references().unlock()
+    here.augment.resize = "pillow"  # what training needs for another one may not be installed here
+    try:
+        check_options(here)
+    except Exception as error:  # whatever values of other types lead to
+        raise ConfigError(f"its config is none of a run: {first_line(error)}") from error
 
 
 def on_devices(config: config_dict.ConfigDict) -> dict[str, Any]:

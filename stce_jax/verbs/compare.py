@@ -15,7 +15,6 @@ from stce_jax.analysis.intervals import bootstrap_difference, mcnemar
 from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.paths import named_failures, open_path
 from stce_jax.training import assemble as runs
-from stce_jax.training.state import abstract_variables
 from stce_jax.training.timetable import is_last
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
@@ -131,12 +130,15 @@ def _count_parameters(workdir: str, config: Any, counts: dict[str, int]) -> int 
     """None before the first checkpoint: that knows how many classes the head has."""
     checkpoints = Checkpoints(layout.checkpoints_in(workdir))
     try:
-        classes = len(checkpoints.restore_meta(checkpoints.steps()[-1])["class_names"])
+        classes = len(checkpoints.restore_meta(checkpoints.steps()[-1], "class_names")["class_names"])
     except (IndexError, CheckpointError):  # none yet, or deleted meanwhile by the run that writes them
         return None
     key = f"{classes} {config.image_size} {config.model}"
     if key not in counts:
-        variables = abstract_variables(runs.build_model(config, classes), config.image_size)
+        try:
+            _, variables = runs.describe(config, classes)
+        except ConfigError as error:
+            raise ConfigError(f"{workdir}: {error}") from error
         counts[key] = count_parameters(variables["params"])
     return counts[key]
 

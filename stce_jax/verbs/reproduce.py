@@ -19,7 +19,7 @@ from etils import epath
 from stce_jax.analysis.files import IN_RUN, SCORES
 from stce_jax.data.locks import locked
 from stce_jax.errors import ConfigError, PreemptedError, StceError, check_whole
-from stce_jax.paths import absolute, first_line, is_remote, named_failures, write_text
+from stce_jax.paths import absolute, first_line, is_remote, named_failures, read_json, write_text
 from stce_jax.platform import terminal
 from stce_jax.processes import clusters
 from stce_jax.processes.stopping import StopSignals, stopped
@@ -156,13 +156,14 @@ def _open_sweep(workdir: Path, own: dict[str, Any], dataset: Any, stop: StopSign
     workdir.mkdir(parents=True, exist_ok=True)
     with _one_at_a_time(workdir, stop):
         try:
-            found = json.loads(path.read_text()) if path.exists() else own | {"images": None}
+            found = read_json(path) if path.exists() else own | {"images": None}
             known, images = {name: found[name] for name in own}, found["images"]
+            described = _described(known)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} is damaged; give another --workdir") from error
         if known != own:
             raise ConfigError(
-                f"{workdir} holds a sweep of {_described(known)}, not of {_described(own)}; give another --workdir"
+                f"{workdir} holds a sweep of {described}, not of {_described(own)}; give another --workdir"
             )
         if images and dataset and images != dataset.fingerprint:
             raise ConfigError(
@@ -218,7 +219,7 @@ def _wait_until_free(directory: Path) -> None:
 
 
 def _accuracy(cell: Cell) -> str:
-    evaluation = json.loads((cell.directory / IN_RUN / SCORES).read_text())
+    evaluation = read_json(cell.directory / IN_RUN / SCORES)
     return f"top-1 {100 * evaluation['top1']:.2f}%"
 
 
@@ -277,5 +278,5 @@ def _measure_speed(name: str, rows: Sequence[Row], seeds: Sequence[int], workdir
     if code:
         terminal.say(f"{name}: no speeds: {error}")
         return
-    timed = [row | {"model": run} for row in json.loads(measured.read_text()) for run in directories[row["model"]]]
+    timed = [row | {"model": run} for row in read_json(measured) for run in directories[row["model"]]]
     write_text(path, json.dumps(timed, indent=1) + "\n")

@@ -14,7 +14,7 @@ from ml_collections import config_dict
 
 from stce_jax.analysis.curves import plot_curves
 from stce_jax.convert.initial import initialize, read_weights
-from stce_jax.errors import ConfigError, DivergedError
+from stce_jax.errors import CheckpointError, ConfigError, DivergedError
 from stce_jax.models.bodies import Body
 from stce_jax.paths import first_line
 from stce_jax.platform import terminal
@@ -26,6 +26,7 @@ from stce_jax.training.evaluation import eval_step
 from stce_jax.training.loop import ADVICE, RunDivergedError, Setup, StartingPoint, TrainLoop
 from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import check_batch_size, make_mesh, sharded_shapes
+from stce_jax.training.options import check_saved
 from stce_jax.training.progress import TrainProgress
 from stce_jax.training.state import abstract_state, abstract_variables, init_state
 from stce_jax.training.step import check_accumulation, make_train_step, run_key
@@ -34,6 +35,7 @@ from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.claim import Claim
+from stce_jax.workdir.meta import check_fingerprint, checkpoint_meta
 from stce_jax.workdir.metrics import MetricsLog
 
 
@@ -66,7 +68,7 @@ def train(
         model = runs.build_model(config, len(dataset.class_names))
         runs.check_options(config)
         timetable = runs.build_timetable(config, dataset)
-        meta = runs.checkpoint_meta(config, dataset)
+        meta = checkpoint_meta(config, dataset)
         processes.agree(
             {
                 "code": processes.code_digest(),
@@ -158,9 +160,14 @@ def _find(checkpoints: CheckpointWriter, dataset: Any, *, scheduled: bool = Fals
     step = checkpoints.recover(scheduled=scheduled)
     if step is None:
         return None
-    meta = checkpoints.restore_meta(step)
-    runs.check_fingerprint(meta, dataset)
-    return step, meta
+    meta = checkpoints.restore_meta(step, "fingerprint", "salt", "guard")
+    check_fingerprint(meta, dataset)
+    own = layout.config_of(checkpoints, step)
+    try:
+        check_saved(own)
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint {step} cannot be used: {error}") from error
+    return step, {**meta, "config": configuration.to_dict(own)}
 
 
 def _continue(config: Any, dataset: Any, step: int, meta: dict[str, Any]) -> Timetable:

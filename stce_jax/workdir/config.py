@@ -21,6 +21,7 @@ from stce_jax import configs
 from stce_jax.configs import default
 from stce_jax.configs._flat import FLAT_KEYS
 from stce_jax.errors import ConfigError, PreemptedError
+from stce_jax.paths import parse_json
 from stce_jax.platform import terminal
 from stce_jax.workdir import migration, parts
 from stce_jax.workdir.values import check_kinds, leaves
@@ -176,22 +177,24 @@ def from_json(text: str) -> config_dict.ConfigDict:
       ConfigError: no JSON, a newer form, other keys than this version has, or a module that is not registered.
     """
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError as error:
         raise ConfigError(f"config.json is damaged: {_one_line(error)}") from error
     return from_dict(values)
 
 
-def from_dict(values: Mapping[str, Any]) -> config_dict.ConfigDict:
+def from_dict(values: Any) -> config_dict.ConfigDict:
     """A config of `to_dict`, lists where a config has tuples; raises ConfigError as `from_json` does."""
     config = default.get_config().unlock()
+    if not isinstance(values, dict):
+        raise ConfigError("config.json is damaged: it holds no object")
     try:
         config.update(migration.upgrade(_tuples(values)))
+        parts.check_modules(config)
     except ConfigError:
         raise
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ConfigError(f"config.json is damaged: {_one_line(error)}") from error
-    parts.check_modules(config)
+    except Exception as error:  # whatever a part of another type leads to, somewhere in ml_collections
+        raise ConfigError(f"config.json is damaged: {_one_line(error) or type(error).__name__}") from error
     added = _registered_prefixes(config.model)
     if [key for key in flatten(config) if not key.startswith(added)] != list(flatten(default.get_config())):
         raise ConfigError("config.json has other keys than this version of stce_jax; use the version that wrote it")
