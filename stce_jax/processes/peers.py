@@ -13,13 +13,12 @@ import re
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from stce_jax.errors import ConfigError, PreemptedError, StceError
-from stce_jax.platform import jax_settings
+from stce_jax.platform import jax_settings, terminal
 from stce_jax.platform.c_signals import on_abort
 from stce_jax.processes.heartbeat import BEAT, PEER_TIMEOUT, STOPPED, Heartbeat
 
@@ -81,7 +80,7 @@ def start(timeout: float = 300) -> None:
 
 
 def _refuse_start(message: str, reason: str) -> NoReturn:
-    print(f"stce: {message} {reason}", file=sys.stderr, flush=True)
+    terminal.warn(f"{message} {reason}")
     os._exit(STOPPED)  # the others may come late: worth another try
 
 
@@ -200,7 +199,7 @@ def together() -> Iterator[None]:
         if several():
             blame(error)
             if not isinstance(error, StceError):
-                traceback.print_exc()
+                terminal.print_traceback(type(error), error, error.__traceback__)
             fail(str(error) or repr(error), error.exit_code if isinstance(error, StceError) else 1)
         raise
 
@@ -211,7 +210,7 @@ def fail(message: str, exit_code: int) -> None:
     At once, without a return to the caller: threads and collectives that wait for the others would delay it by minutes.
     """
     assert _heartbeat, "only one of several processes fails for the others"
-    _heartbeat.fail(" ".join(message.split()), exit_code)
+    _heartbeat.fail(terminal.one_line(message), exit_code)
 
 
 def blame(error: BaseException | None) -> None:

@@ -91,12 +91,12 @@ def stopped(name: str, where: str) -> PreemptedError:
 
 
 @contextlib.contextmanager
-def exit_on_signal(exit_process: Exit) -> Iterator[None]:
+def exit_on_signal(exit_process: Exit, where: str = "before its first step") -> Iterator[None]:
     """Turns SIGTERM and SIGINT into the exit code 75 while a program starts, when there is nothing to save yet."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
-        error = stopped(signal.Signals(number).name, "before its first step")
+        error = stopped(signal.Signals(number).name, where)
         exit_process(str(error), error.exit_code)
 
     before = {number: signal.signal(number, handle) for number in NUMBERS}

@@ -314,7 +314,7 @@ def test_patterns_configs_and_options():
         (("digits:ptch",), "has no variant 'ptch'"),
         (("vit_s_patch,iterations=3",), "no option 'iterations'"),
         (("vit_s_stce,iterations=1.5",), "iterations is 1.5; it must be of type int"),
-        (("vit_s_stce,depth=0",), "depth is 0; it must be at least 1"),
+        (("vit_s_stce,depth=0",), "depth is 0; it must be a whole number between 1"),
         (("vit_s_stce,stem_widths=8",), "cannot be built"),
         (("digits,cell=2",), "digits,cell=2 cannot be built"),
         (("digits,iteration=2",), "vit_ti_stce has no option 'iteration'"),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.errors import ConfigError, check_choice, check_range
+from stce_jax.errors import ConfigError, check_choice, check_range, check_whole
 from stce_jax.models.bodies.vit_weights import fit_weights
 from stce_jax.models.layers import MLP, Attention, LayerNorm, drop_path_scales, is_training, linear, truncated_normal
 from stce_jax.models.ops.positions import resize_position_embedding, sincos_position_embedding
@@ -20,6 +20,8 @@ from stce_jax.models.tokens import Tokens, check_tokens
 
 POOLINGS = ("class", "mean")
 POSITION_EMBEDDINGS = ("learned", "sincos2d")
+# Of the options that the memory grows with: above the largest published transformers of images, below slips of a digit.
+LARGEST = {"width": 16_384, "depth": 1024, "heads": 1024, "mlp_dim": 65_536}
 
 
 class Block(nn.Module):
@@ -123,11 +125,10 @@ class VisionTransformer(nn.Module):
         """Raises ConfigError if the options cannot work."""
         for option, choices in (("pooling", POOLINGS), ("position_embedding", POSITION_EMBEDDINGS)):
             check_choice(f"model option {option}", getattr(self, option), choices)
-        for option in ("width", "depth", "heads", "mlp_dim"):
-            check_range(f"model option {option}", getattr(self, option), 1)
+        for option, largest in LARGEST.items():
+            check_whole(f"model option {option}", getattr(self, option), 1, largest)
         for option in ("drop_path", "dropout"):
-            if not 0.0 <= (rate := getattr(self, option)) < 1.0:
-                raise ConfigError(f"model option {option} is {rate}; it must be at least 0 and below 1")
+            check_range(f"model option {option}", getattr(self, option), 0, 1, below=True)
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} cannot be divided among {self.heads} heads")
         if self.position_embedding == "sincos2d" and self.width % 4:
@@ -141,7 +142,7 @@ class VisionTransformer(nn.Module):
         if reduction.needs_class_token and self.pooling != "class":
             raise ConfigError("the reduction reads the class token's attention; with pooling=mean there is none")
         for block in reduction.blocks or ():
-            check_range("each of the reduction's blocks", block, 0, self.depth - 1)
+            check_whole("each of the reduction's blocks", block, 0, self.depth - 1)
 
     def setup(self) -> None:
         self.check()

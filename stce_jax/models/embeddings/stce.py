@@ -12,10 +12,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.errors import check_choice, check_range
+from stce_jax.errors import check_choice, check_whole
 from stce_jax.models.embeddings.stem import check_stem, stem_places, strided_grid
 from stce_jax.models.layers import ConvModule, linear
-from stce_jax.models.ops.supertoken import BORDERS, cell_shape, cluster_super_tokens, grid_shape, pool_cells
+from stce_jax.models.ops.supertoken import (
+    BORDERS,
+    MOST_ITERATIONS,
+    cell_shape,
+    cluster_super_tokens,
+    grid_shape,
+    pool_cells,
+)
 from stce_jax.models.tokens import Tokens
 
 
@@ -47,7 +54,7 @@ class SuperTokenConvEmbed(nn.Module):
 
     def check(self) -> None:
         check_choice("model option border", self.border, BORDERS)
-        check_range("model option iterations", self.iterations, 0)
+        check_whole("model option iterations", self.iterations, 0, MOST_ITERATIONS)
         cell_shape(self.cell)
         check_stem(self.stem_widths, self.stem_strides)
 
