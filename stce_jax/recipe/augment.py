@@ -38,6 +38,7 @@ from stce_jax.recipe.pixels import (
 )
 from stce_jax.recipe.policy import parse_policy
 from stce_jax.recipe.rand_augment import rand_augment
+from stce_jax.recipe.ranks import of_any_rank
 from stce_jax.recipe.transforms import color_jitter, random_flip, random_shift, three_augment
 
 # Everything a user may want on the device comes from this module.
@@ -98,6 +99,7 @@ def _options(make: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(make).parameters)
 
 
+@of_any_rank
 def normalize(
     images: UInt8[Array, "*B H W 3"] | UInt8[np.ndarray, "*B H W 3"], *, mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "*B H W 3"]:

@@ -697,3 +697,13 @@ def test_smoothed_targets_stay_distributions_when_mixed():
         _, targets = augmentation(**MIXED)(KEY, step, noise(16, 6, 6, 3), np.arange(16) % 5)
         np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)
         assert targets.min() >= 0.1 / 5 - 1e-6, "smoothing must lie below the mixed targets"
+
+
+@pytest.mark.parametrize("options", [{"rand_augment": "rand-m9-mstd0.5-inc1"}, {"three_augment": True}])
+def test_a_user_may_have_jax_refuse_to_add_axes(options):
+    every = {"flip": 0.5, "shift": 2, "color_jitter": 0.3, "erase": 0.25, "mixup": 0.8, "cutmix": 1.0}
+    augmented = augment.make_augment(5, **(OFF | every | options))
+    images, labels = jax.ShapeDtypeStruct((4, 12, 12, 3), jnp.uint8), jax.ShapeDtypeStruct((4,), jnp.int32)
+    with jax.numpy_rank_promotion("raise"):
+        given = jax.eval_shape(augmented, jax.random.key(0), 0, images, labels)
+    assert [leaf.shape for leaf in given] == [(4, 12, 12, 3), (4, 5)]

@@ -71,6 +71,9 @@ class _Passes(NamedTuple):
 
 def _tangents(outputs: Any, saved: Any, tangents: Any, backward: Backward) -> Any:
     """The outputs' tangents: a linear function of the operands', whose transpose is the backward pass."""
+    saved_tree: Any  # mypy knows no methods of JAX's trees
+    output_tree: Any
+    operand_tree: Any
     saved_leaves, saved_tree = jax.tree.flatten(saved)
     output_leaves, output_tree = jax.tree.flatten(outputs)
     leaves, operand_tree = jax.tree.flatten(tangents, is_leaf=lambda leaf: leaf is None)
