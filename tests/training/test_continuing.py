@@ -25,7 +25,7 @@ from stce_jax.verbs.train import train
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.config import load_config
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.metric_lines import read_metrics
 
 IMAGES = 1437  # of the digits
 STOP = 5  # the step at which the first part of a run is stopped, long before its first evaluation

@@ -356,6 +356,6 @@ def test_a_description_that_is_none_of_ours(copy):
     for text in ("[]", "{", '{"image": 1}', "[" * 100_000):
         (copy / "model.json").write_text(text)
         write_digests(open_path(copy))
-        with pytest.raises(CheckpointError, match=r"model\.json is none of ours") as error:
+        with pytest.raises(CheckpointError, match=r"cannot read .*model\.json") as error:
             stce_jax.load_exported(copy)
         assert "\n" not in str(error.value)
