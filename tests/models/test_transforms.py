@@ -117,8 +117,8 @@ def test_every_layer_is_here():
 
 
 @each
-def test_forward_mode_and_strict_ranks(name):
-    """jacfwd, and a Hessian-vector product by jvp of grad with a policy of checkpoint; JAX adds no axes by itself."""
+def test_forward_mode_and_strict_promotion(name):
+    """jacfwd, and a Hessian-vector product by jvp of grad with a checkpoint policy; JAX promotes nothing by itself."""
     module, inputs = made(name)
     total, (params, rest) = sum_of(module), split(variables_of(module, inputs))
     tangent = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), params)
@@ -131,7 +131,7 @@ def test_forward_mode_and_strict_ranks(name):
         hessian_vector = jax.jvp(jax.grad(kept), (params,), (tangent,))[1]
         return hessian_vector, jax.jacfwd(lambda scale: of_params(jax.tree.map(scale.__mul__, params)))(jnp.float32(1))
 
-    with jax.numpy_rank_promotion("raise"):
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         jax.jit(derivatives).lower(params, rest, inputs)
         jax.eval_shape(sum_of(module, train=False), params, rest, inputs)
 

@@ -21,7 +21,7 @@ Backward = Callable[..., tuple[Any, ...]]
 
 
 def own_gradient(
-    forward: Forward, backward: Backward, *, nondiff_argnums: tuple[int, ...] = ()
+    forward: Forward, backward: Backward, *, nondiff_argnums: tuple[int, ...] = (), refusal: str = ""
 ) -> Callable[[Operation], Operation]:
     """Gives an operation the gradient of two passes.
 
@@ -30,6 +30,7 @@ def own_gradient(
       backward: (*static operands, saved, cotangents) -> a cotangent for each other operand, or None for one that is no
         float.
       nondiff_argnums: places of static operands, which are no arrays; they come last.
+      refusal: why there is reverse mode alone, and what to do: the TypeError of other derivatives. "": there are all.
 
     Returns:
       A decorator of operation(*operands) -> outputs; it is called with operands by position.
@@ -40,10 +41,11 @@ def own_gradient(
 
         def rule(*arguments: Any) -> tuple[Any, Any]:
             *statics, primals, tangents = arguments
-            outputs, saved = forward(*primals, *statics)
-            return outputs, _tangents(outputs, saved, tangents, functools.partial(backward, *statics))
+            outputs, saved = forward_pass(*primals, *statics)
+            return outputs, _tangents(outputs, saved, tangents, functools.partial(backward, *statics), refusal)
 
         differentiable.defjvp(rule, symbolic_zeros=True)
+        forward_pass = _never_differentiated(forward, refusal) if refusal else forward
 
         @functools.wraps(operation)
         def wrapper(*operands: Any) -> Any:
@@ -55,6 +57,16 @@ def own_gradient(
     return decorate
 
 
+def _never_differentiated(forward: Forward, refusal: str) -> Forward:
+    guarded = jax.custom_jvp(forward)
+
+    def rule(*_: Any) -> Any:
+        raise TypeError(refusal)
+
+    guarded.defjvp(rule)
+    return guarded
+
+
 class _Passes(NamedTuple):
     """What the primitive knows of its operation.
 
@@ -62,14 +74,16 @@ class _Passes(NamedTuple):
       backward: (saved, cotangents), both flat -> the cotangents of the operands that have a tangent.
       outputs: types of the outputs' tangents.
       num_saved: how many arrays are saved.
+      refusal: see `own_gradient`.
     """
 
     backward: Callable[[Sequence[Any], Sequence[Any]], list[Any]]
     outputs: tuple[Any, ...]
     num_saved: int
+    refusal: str
 
 
-def _tangents(outputs: Any, saved: Any, tangents: Any, backward: Backward) -> Any:
+def _tangents(outputs: Any, saved: Any, tangents: Any, backward: Backward, refusal: str) -> Any:
     """The outputs' tangents: a linear function of the operands', whose transpose is the backward pass."""
     saved_tree: Any  # mypy knows no methods of JAX's trees
     output_tree: Any
@@ -87,12 +101,14 @@ def _tangents(outputs: Any, saved: Any, tangents: Any, backward: Backward) -> An
         return [given[place].astype(dtype) for place, dtype in dtypes.items()]
 
     types = tuple(jax.typeof(leaf).to_tangent_aval() for leaf in output_leaves)
-    passes = _Passes(flat_backward, types, len(saved_leaves))
+    passes = _Passes(flat_backward, types, len(saved_leaves), refusal)
     return output_tree.unflatten(_linear.bind(*saved_leaves, *moving.values(), passes=passes))
 
 
 def _forward_mode(*arrays: Any, passes: _Passes) -> list[Any]:
     """The transpose of the backward pass."""
+    if passes.refusal:
+        raise TypeError(passes.refusal)
     saved, tangents = arrays[: passes.num_saved], arrays[passes.num_saved :]
     zeros = [_varying(jnp.zeros(own.shape, own.dtype), _varying_axes(own)) for own in passes.outputs]
     # Not `jax.linear_transpose`, which takes all that leaves a barrier to be linear.
@@ -130,7 +146,8 @@ def _batched(arrays: Sequence[Any], axes: Sequence[Any], *, passes: _Passes) -> 
         return backward(list(saved), list(cotangents))
 
     types = tuple(unmapped_aval(size, 0, own) for own in passes.outputs)
-    outputs = _linear.bind(*arrays[: passes.num_saved], *moved, passes=_Passes(flat_backward, types, passes.num_saved))
+    mapped = passes._replace(backward=flat_backward, outputs=types)
+    outputs = _linear.bind(*arrays[: passes.num_saved], *moved, passes=mapped)
     return outputs, [0] * len(outputs)
 
 

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 
@@ -11,7 +10,7 @@ def widened(inputs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
 
 
-def of_rank(rank: int, inputs: Shaped[Array | np.ndarray, "*shape"]) -> Shaped[Array, "*ones_and_shape"]:
+def of_rank(rank: int, inputs: Shaped[Array, "*shape"]) -> Shaped[Array, "*ones_and_shape"]:
     """With as many axes of size 1 in front as make `rank` of them, for users who have JAX refuse to add them itself."""
     return jnp.expand_dims(inputs, tuple(range(rank - inputs.ndim)))
 

@@ -232,7 +232,9 @@ def _affinities(
     logits = jnp.where(layout.visible, logits, -jnp.inf)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     affinities = weights / weights.sum(axis=-1, keepdims=True)
-    return affinities if layout.real is None else affinities * of_rank(4, layout.real[:, :, None])
+    if layout.real is None:
+        return affinities
+    return affinities * of_rank(4, jax.lax.convert_element_type(layout.real[:, :, None], affinities.dtype))
 
 
 def _means(
