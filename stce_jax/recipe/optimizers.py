@@ -11,7 +11,7 @@ import optax
 
 from stce_jax.errors import check_choice, check_range
 
-SMALLEST, LARGEST = 1e-30, 1e30  # of the options, so that products of two stay numbers in float32
+SMALLEST, LARGEST = 1e-30, 3e38  # of the options: numbers in float32
 DEIT_BATCH_SIZE = 512  # the batch for which DeiT's learning rate is given
 Schedule = Callable[[Any], Any] | float
 

@@ -317,7 +317,7 @@ def test_patterns_configs_and_options():
         (("vit_s_patch,iterations=3",), "no option 'iterations'"),
         (("vit_s_stce,iterations=1.5",), "iterations is 1.5; it must be of type int"),
         (("vit_s_stce,depth=0",), "depth is 0; it must be a whole number between 1"),
-        (("vit_s_stce,stem_widths=8",), "cannot be built"),
+        (("vit_s_stce,stem_widths=8",), "stem_widths is 8; it must be a list"),
         (("digits,cell=2",), "digits,cell=2 cannot be built"),
         (("digits,iteration=2",), "vit_ti_stce has no option 'iteration'"),
         (("vit_s_patch", "--image_size=100"), "96 or 112 would work"),
