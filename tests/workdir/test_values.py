@@ -21,7 +21,7 @@ from stce_jax.workdir.values import check_kinds, leaves
 KEYS = [key for key, _ in leaves(default.get_config())]
 FREE = {"data_dir", "classes", "init_from"}  # any text may name a file or a list
 ANY = [{1, 2}, lambda: 1, np.ones(3), np.int64(1), b"1", object(), int, 10**5000, -(10**5000), 1j, [[[]]] * 2]
-NUMBERS = [math.inf, -math.inf, math.nan, -1, -1e31, 1e31, -(10**12), 10**40, "1", (1,), True, np.float32(math.nan)]
+NUMBERS = [math.inf, -math.inf, math.nan, -1, -1e39, 1e39, -(10**12), 10**40, "1", (1,), True, np.float32(math.nan)]
 DEEP = ()
 for _ in range(200):
     DEEP = (DEEP,)
@@ -31,7 +31,7 @@ HOSTILE = {
     float: [*NUMBERS, 1e308],
     str: [1, "a\0b", "x" * 10**6, ("a",), True],
     tuple: [
-        *(5, "a", (math.inf,), (math.nan, 1.0), (-1, 2), (0, 1), ("a", "b"), (10**12, 10**12), (1e31, 1e31)),
+        *(5, "a", (math.inf,), (math.nan, 1.0), (-1, 2), (0, 1), ("a", "b"), (10**12, 10**12), (1e39, 1e39)),
         *((True, True), (None, None), (1,) * 100_000, DEEP, ({1}, {2}), ("a\0",)),
     ],
 }
