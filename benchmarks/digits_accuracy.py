@@ -48,7 +48,7 @@ def train(embedding, seed, scratch, overrides):
     workdir = scratch / f"{embedding}_{seed}"
     words = (f"--config=digits:{embedding}", f"--workdir={workdir}", f"--config.seed={seed}", *overrides)
     start = time.monotonic()
-    subprocess.run([sys.executable, "-m", "stce_jax", "train", *words], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-P", "-m", "stce_jax", "train", *words], check=True, stdout=subprocess.DEVNULL)
     seconds = time.monotonic() - start
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [line["top1"] for line in lines if line["split"] == "eval"][-1], seconds

@@ -210,7 +210,7 @@ def measure_loader(folder, threads, workers, seconds, side, resize):
     source = open_prepared(folder, side)
     options = {"size": SIZE, "crop": "random_resized", "fraction": FRACTION, "area": AREA, "ratio": RATIO}
     views = Views(source, **options, resize=resize)
-    options = {"batch_size": 128, "repeats": 1, "seed": 0, "salt": 0, "start_step": 0, "timeout": 60.0}
+    options = {"batch_size": 128, "repeats": 1, "seed": 0, "salt": 0, "position": 0, "timeout": 60.0}
     with loader.train_batches(views, **options, threads=threads, workers=workers) as batches:
         for _ in range(4):  # what was made ahead before the clock starts would count as made in no time
             next(batches)

@@ -149,7 +149,7 @@ def measure(folder, form, workers, side):
     words = ["prepare", "imagenet100", f"--source={folder / form}", f"--classes={folder / 'list.txt'}"]
     words += [f"--data_dir={out}", f"--workers={workers}", f"--raw_short_side={side}"]
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", CHILD, *words], capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if done.returncode:
         sys.exit(done.stderr)

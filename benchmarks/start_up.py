@@ -26,7 +26,7 @@ from pathlib import Path
 
 from measure import machine, markdown_table
 
-COMMAND = (sys.executable, "-m", "stce_jax")
+COMMAND = (sys.executable, "-P", "-m", "stce_jax")
 POLL = 0.01  # seconds
 
 

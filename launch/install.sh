@@ -82,7 +82,7 @@ make_environment() {
   local interpreter
   if [ ! -x "$python" ]; then
     interpreter=$(find_python)
-    run "$interpreter" -m venv "$1"
+    run "$interpreter" -P -m venv "$1"
   fi
-  run "$python" -m pip install --quiet --disable-pip-version-check --editable "$2"
+  run "$python" -P -m pip install --quiet --disable-pip-version-check --editable "$2"
 }

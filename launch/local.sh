@@ -32,6 +32,6 @@ fi
 accelerator=$(accelerator_extra) storage=$(storage_extra "$@")
 install_stce ${accelerator:+"$accelerator"} ${storage:+"$storage"}
 name=$(basename "${config%.py}")
-train=("${devices[@]}" "$python" -m stce_jax train \
+train=("${devices[@]}" "$python" -P -m stce_jax train \
   --config="$config" --workdir="${workdir:-runs/${name/:/_}}" "${words[@]}")
 if [ -n "$dry_run" ]; then show "${train[@]}"; else exec "${train[@]}"; fi

@@ -7,7 +7,6 @@ import argparse
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -27,7 +26,7 @@ from stce_jax.commands import (
     visualize,
 )
 from stce_jax.errors import ConfigError, PreemptedError, StceError
-from stce_jax.platform import compile_cache, freed_memory
+from stce_jax.platform import compile_cache, freed_memory, terminal
 from stce_jax.processes import peers as processes
 
 EXIT_CODES = """exit codes:
@@ -66,15 +65,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         arguments.own_process, arguments.exit_process = own_process, _exit_at_once
         arguments.make_parser = make_parser
         if own_process:
+            terminal.escape_what_python_prints()
+            os.environ["PYTHONSAFEPATH"] = "1"  # loader processes import nothing that lies in the current directory
             compile_cache.turn_on()
             freed_memory.keep()
         arguments.run(arguments, rest)
     except StceError as error:
         if debug:
-            traceback.print_exc()
+            terminal.print_traceback(type(error), error, error.__traceback__)
         if isinstance(error, PreemptedError):
             processes.leave()  # all have stopped at the same step, but not all may have finished saving it
-        _exit(_one_line(error), error.exit_code, own_process)
+        _exit(terminal.one_line(error), error.exit_code, own_process)
     except BrokenPipeError:  # of `stce ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it exits
         sys.exit(141)  # as shells do
@@ -83,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if not processes.several():
             raise
-        traceback.print_exc()
-        _exit(f"{type(error).__name__}: {_one_line(error)}", 1, own_process)
+        terminal.print_traceback(type(error), error, error.__traceback__)
+        _exit(f"{type(error).__name__}: {terminal.one_line(error)}", 1, own_process)
     sys.exit(0)
 
 
@@ -94,7 +95,7 @@ def _exit(message: str, exit_code: int, own_process: bool) -> NoReturn:
     views = sys.modules.get("stce_jax.data.views")  # whose threads may hang in a file that cannot be read
     if own_process and (blocking or (views and views.slowest()) or processes.several()):
         _exit_at_once(message, exit_code)
-    print(f"stce: {message}", file=sys.stderr, flush=True)
+    terminal.warn(message)
     sys.exit(exit_code)
 
 
@@ -102,12 +103,8 @@ def _exit_at_once(message: str, exit_code: int) -> NoReturn:
     sys.stdout.flush()
     if processes.several():
         processes.fail(message, exit_code)
-    print(f"stce: {message}", file=sys.stderr, flush=True)
+    terminal.warn(message)
     os._exit(exit_code)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 class _Parser(argparse.ArgumentParser):

@@ -3,7 +3,12 @@
 The message of such an error is one line: the cause, and what to do about it.
 """
 
-from collections.abc import Collection, Sequence
+import numbers
+from collections.abc import Collection
+from typing import Any
+
+SHOWN = 100  # characters of a value in a message
+LONGEST_TEXT = 4096  # characters of an option: as long as Linux lets a path be
 
 
 class StceError(Exception):
@@ -42,22 +47,75 @@ class PreemptedError(StceError):
     exit_code = 75
 
 
+def shown(value: object) -> str:
+    """A value for a message: its repr in one line of at most `SHOWN` characters, whatever it is."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a number of more digits than Python prints, or somebody's own class
+        text = f"no printable {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
+
+
 def check_choice(option: str, value: object, choices: Collection[object]) -> None:
-    """Raises ConfigError unless an option's value is one of the choices."""
-    if value not in choices:
-        raise ConfigError(f"{option} is {value!r}; it must be one of {', '.join(map(str, choices))}")
+    """Raises ConfigError unless an option's value is one of the choices, which are text."""
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError(f"{option} is {shown(value)}; it must be one of {', '.join(map(str, choices))}")
 
 
-def check_range(option: str, value: float, minimum: float, maximum: float | None = None) -> None:
-    """Raises ConfigError unless minimum <= value <= maximum (None: no bound); NaN is in no range."""
-    if not (minimum <= value and (maximum is None or value <= maximum)):
-        bounds = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
-        raise ConfigError(f"{option} is {value}; it must be {bounds}")
+def check_whole(option: str, value: Any, minimum: int, maximum: int, *, or_zero: bool = False) -> None:
+    """Raises ConfigError unless a value is a whole number, minimum <= value <= maximum, or 0 where that is taken."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not (whole and (minimum <= value <= maximum or (or_zero and value == 0))):
+        zero = "0, or " * or_zero
+        raise ConfigError(
+            f"{option} is {shown(value)}; it must be {zero}a whole number between {minimum} and {maximum}"
+        )
 
 
-def check_pair(option: str, pair: Sequence[object], maximum: float | None = None) -> None:
-    """Raises ConfigError unless a pair is two numbers, 0 < smaller <= larger <= maximum (None: no bound)."""
-    numbers = [number for number in pair if isinstance(number, int | float)]
-    ordered = len(pair) == len(numbers) == 2 and 0 < numbers[0] <= numbers[1]
-    if not (ordered and (maximum is None or numbers[1] <= maximum)):
-        raise ConfigError(f"{option} is {pair}; it must be two numbers above 0, the smaller first")
+def check_range(
+    option: str,
+    value: Any,
+    minimum: float,
+    maximum: float,
+    *,
+    above: bool = False,
+    below: bool = False,
+    or_zero: bool = False,
+) -> None:
+    """Raises ConfigError unless an option's value is a number with minimum <= value <= maximum; NaN is in no range.
+
+    Args:
+      option: its name in the message.
+      value: of any type.
+      minimum, maximum: finite.
+      above: minimum < value instead.
+      below: value < maximum instead.
+      or_zero: 0 is taken, too.
+    """
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if real and (minimum < value if above else minimum <= value) and (value < maximum if below else value <= maximum):
+        return
+    if real and or_zero and value == 0:
+        return
+    bounds = f"between {minimum} and {maximum}"
+    if above or below:
+        bounds = f"{'above' if above else 'at least'} {minimum} and {'below' if below else 'at most'} {maximum}"
+    raise ConfigError(f"{option} is {shown(value)}; it must be {'0, or ' * or_zero}{bounds}")
+
+
+def check_pair(option: str, pair: object, minimum: float, maximum: float) -> None:
+    """Raises ConfigError unless a pair is two numbers, minimum <= smaller <= larger <= maximum."""
+    entries = pair if isinstance(pair, tuple | list) else ()
+    real = len(entries) == 2 and all(
+        isinstance(entry, int | float) and not isinstance(entry, bool) for entry in entries
+    )
+    if not (real and minimum <= entries[0] <= entries[1] <= maximum):
+        raise ConfigError(
+            f"{option} is {shown(pair)}; it must be two numbers between {minimum} and {maximum}, the smaller first"
+        )
+
+
+def check_text(option: str, value: object) -> None:
+    """Raises ConfigError unless an option's value is text that a path or a name can be: 4,096 characters, no NUL."""
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT or "\0" in value:
+        raise ConfigError(f"{option} is {shown(value)}; it must be text of at most {LONGEST_TEXT:,} characters")

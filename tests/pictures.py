@@ -80,7 +80,7 @@ OPTIONS = {
     "repeats": 1,
     "seed": 3,
     "salt": 0,
-    "start_step": 0,
+    "position": 0,
     "threads": 2,
     "workers": 0,
     "timeout": 60.0,

@@ -32,6 +32,7 @@ from stce_jax.verbs.predict import predict
 from stce_jax.verbs.visualize import open_run, visualize
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
+from stce_jax.workdir.meta import checkpoint_meta
 from stce_jax.workdir.weights import flatten
 
 SIZE, LARGER = 16, 32
@@ -171,7 +172,7 @@ def write_run(workdir, config):
     model = runs.build_model(config, len(dataset.class_names))
     workdir.mkdir()
     layout.write_config(workdir, config)
-    meta = runs.checkpoint_meta(config, dataset) | {"epoch": 0.0, "salt": 0, "guard": {}}
+    meta = checkpoint_meta(config, dataset) | {"epoch": 0.0, "salt": 0, "guard": {}}
     with CheckpointWriter(layout.checkpoints_in(workdir), keep=1) as checkpoints:
         checkpoints.save(noise_state(model, SIZE), meta, {"loss": 2.3, "top1": 0.1, "top5": 0.5})
 

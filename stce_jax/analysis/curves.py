@@ -10,7 +10,8 @@ from etils import epath
 from jaxtyping import Float
 
 from stce_jax.paths import is_remote, open_path, write_bytes
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.platform import terminal
+from stce_jax.workdir.metric_lines import read_metrics
 
 # Those of Okabe and Ito's colours, which differ for every kind of colour vision, that can be seen on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#000000", "#CC79A7")
@@ -99,7 +100,8 @@ def _legend(groups: Mapping[str, Sequence[Lines]]) -> list[Any]:
     from matplotlib.patches import Patch
 
     handles: list[Any] = []
-    for place, (label, runs) in enumerate(groups.items()):
+    for place, (name, runs) in enumerate(groups.items()):
+        label = terminal.visible(terminal.shortened(name, 100))  # SVG has no control characters
         evaluated = sum(any(line["split"] == "eval" for line in lines) for lines in runs)
         if len(runs) > 1:
             label += f" ({len(runs)} runs" + f", {evaluated} of them evaluated" * (evaluated < len(runs)) + ")"

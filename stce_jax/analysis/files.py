@@ -13,7 +13,7 @@ from etils import epath
 from jaxtyping import Float, Int
 
 from stce_jax.errors import DataError
-from stce_jax.paths import first_line, is_remote, named_failures, open_path, write_bytes
+from stce_jax.paths import first_line, is_remote, named_failures, open_path, read_regular, write_bytes
 
 SCORES = "evaluation.json"
 PREDICTIONS = "predictions.npz"
@@ -21,6 +21,7 @@ IN_RUN = "evaluation"  # directory of a run in which others look for them
 WITH_NUMBERS = 20  # max number of classes whose confusions are written into the cells
 WITH_NAMES = 150  # max number of classes whose names can be read beside the picture
 LONGEST = 24  # characters of such a name
+_MAX_BYTES = 2**37  # of predictions: those of 100 million images are smaller
 ADVICE = "give another --output"
 
 
@@ -85,7 +86,8 @@ def read_predictions(directory: epath.PathLike) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+        content = path.read_bytes() if is_remote(path) else read_regular(path, _MAX_BYTES)
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             labels, logits, class_ids = (arrays[name] for name in ("labels", "logits", "class_ids"))
         return {"labels": labels, "hits": logits.argmax(axis=1) == labels, "class_ids": class_ids}
     except Exception as error:  # of a zip file, its compression, NumPy's header, or its shapes

@@ -9,6 +9,7 @@ from typing import Any
 
 from stce_jax.commands import common, tables
 from stce_jax.errors import ConfigError
+from stce_jax.platform import terminal
 
 HELP = "measure images a second, latency and memory of models against one another"
 EXAMPLES = """
@@ -69,15 +70,15 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 
     def print_rows(rows: list[dict[str, Any]]) -> None:
         if not printed:
-            print(machine(), flush=True)
+            terminal.say(machine())
         lines = table(rows)
-        print("\n".join(lines[bool(printed) :]), flush=True)
+        terminal.say(*lines[bool(printed) :])
         printed.append(rows)
 
     options = {name: getattr(arguments, name) for name in ("batch_sizes", "dtypes", "image_size", "num_classes")}
     options |= {name: getattr(arguments, name) for name in ("what", "rounds", "seconds", "accumulate")}
     rows = benchmark(arguments.models, **options, on_rows=print_rows)
-    print(_notes(rows))
+    terminal.say(_notes(rows))
     write(rows, csv_file=arguments.csv, json_file=arguments.json)
     if all(row["error"] for row in rows):
         raise ConfigError(f"nothing could be measured: {rows[0]['error']}; try smaller --batch_sizes")
@@ -91,7 +92,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     right = [place for place, name in enumerate(COLUMNS) if name not in LEFT]
     minimum = [width for _, _, width in COLUMNS.values()]
     header, *lines = tables.aligned(cells, right, minimum, gap=" ")
-    errors = [f"  {tables.printable(row['error'])}" if row["error"] else "" for row in rows]
+    errors = [f"  {row['error']}" if row["error"] else "" for row in rows]
     return [header, *(f"{line}{error}" for line, error in zip(lines, errors, strict=True))]
 
 

@@ -3,12 +3,11 @@
 import argparse
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stce_jax.commands import tables
 from stce_jax.errors import ConfigError, DataError
+from stce_jax.platform import terminal
 
 if TYPE_CHECKING:
     from ml_collections.config_dict import ConfigDict
@@ -77,7 +76,7 @@ def complain(failures: list[Exception]) -> Callable[[Exception], None]:
 
     def report(error: Exception) -> None:
         failures.append(error)
-        print(f"stce: {tables.printable(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
+        terminal.warn(error)
 
     return report
 
@@ -98,7 +97,7 @@ def output_file(path: str) -> Iterator[Any]:
     from stce_jax.paths import first_line, is_remote, whole_file
 
     if path == "-":
-        yield sys.stdout.buffer
+        yield terminal.Data()
         return
     try:
         if os.path.isdir(path):

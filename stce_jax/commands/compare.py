@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stce_jax.commands import common, tables
+from stce_jax.platform import terminal
 
 HELP = "show runs side by side: curves, accuracies, what differs"
 EXAMPLES = """
@@ -31,14 +32,14 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     common.register_modules(arguments)
     result = compare(arguments.workdirs, arguments.output, checkpoint=arguments.checkpoint)
     if arguments.json:
-        print(to_json(result))
+        terminal.Data().write(to_json(result).encode() + b"\n")
         return
     names = dict(zip(arguments.workdirs, short_names(arguments.workdirs), strict=True))
     _print_runs(result["runs"], names, arguments.checkpoint)
     _print_differences(result["runs"], names)
     _print_pairs(result["pairs"], names)
     _print_missing(result["runs"], names)
-    print(f"curves in {arguments.output}")
+    terminal.say(f"curves in {arguments.output}")
 
 
 def _print_runs(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], checkpoint: str) -> None:
@@ -60,8 +61,8 @@ def _print_runs(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], che
                 _text(row["images_per_second"], "{:,.0f}"),
             ]
         )
-    print(*tables.aligned(table, right=(2, 4, 5, 6, 7, 8)), sep="\n")
-    print("* the best of all evaluations: chosen on the images of the evaluation, so no independent estimate")
+    terminal.say(*tables.aligned(table, right=(2, 4, 5, 6, 7, 8)))
+    terminal.say("* the best of all evaluations: chosen on the images of the evaluation, so no independent estimate")
 
 
 def _text(value: Any, form: str) -> str:
@@ -73,17 +74,17 @@ def _print_differences(rows: Sequence[Mapping[str, Any]], names: Mapping[str, st
     for row in rows[1:]:
         changes = "; ".join(row["differences"])
         text = f"differs from {first}: {changes}" if changes else f"has the same config as {first}"
-        print(tables.printable(f"{names[row['run']]} {text}"))
+        terminal.say(f"{names[row['run']]} {text}")
 
 
 def _print_pairs(pairs: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
     for pair in pairs:
-        first, second = (tables.printable(names[pair[place]]) for place in ("first", "second"))
+        first, second = (names[pair[place]] for place in ("first", "second"))
         if pair.get("reason") == "other images":
-            print(f"{second} and {first} were evaluated on other images: no interval of the difference")
+            terminal.say(f"{second} and {first} were evaluated on other images: no interval of the difference")
         elif "reason" not in pair:
             points, low, high = (100 * pair[name] for name in ("difference", "low", "high"))
-            print(
+            terminal.say(
                 f"{second} {pair['second_top1']:.2%} - {first} {pair['first_top1']:.2%} = {points:+.2f} points, "
                 f"95% interval {low:+.2f} to {high:+.2f}; of {pair['images']} images {pair['only_second']} are right "
                 f"in {second} alone, {pair['only_first']} in {first} alone, McNemar p = {pair['p_value']:.3g}"
@@ -93,5 +94,5 @@ def _print_pairs(pairs: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -
 def _print_missing(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
     missing = [names[row["run"]] for row in rows if not row["predictions"]]
     if missing and len(rows) > 1:
-        print(tables.printable(f"no predictions yet, hence no interval of a difference, of {', '.join(missing)}:"))
-        print("  stce evaluate --workdir=RUN --output=RUN/evaluation")
+        terminal.say(f"no predictions yet, hence no interval of a difference, of {', '.join(missing)}:")
+        terminal.say("  stce evaluate --workdir=RUN --output=RUN/evaluation")

@@ -1,6 +1,7 @@
 """The words of `stce completion`."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from stce_jax.verbs.completion import SHELLS
@@ -21,4 +22,4 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.verbs.completion import completion
 
-    print(completion(arguments.make_parser(), arguments.shell))
+    sys.stdout.write(completion(arguments.make_parser(), arguments.shell) + "\n")  # a script, with tabs and all

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stce_jax.commands import common, tables
+from stce_jax.platform import terminal
 
 HELP = "measure a run's accuracy on its validation images, or on others of the same classes"
 EXAMPLES = """
@@ -43,36 +44,37 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     processes.leave()
     if not first:
         return
-    print(
+    terminal.say(
         f"step {result['step']}  epoch {result['epoch']:.2f}  {result['images']} images  loss {result['loss']:.4f}  "
         f"top-1 {100 * result['top1']:.2f}%  top-5 {100 * result['top5']:.2f}%"
     )
-    print(f"calibration error {100 * result['calibration_error']:.2f}%, in {len(result['reliability'])} bins")
+    terminal.say(f"calibration error {100 * result['calibration_error']:.2f}%, in {len(result['reliability'])} bins")
     if arguments.per_class:
         _print_per_class(result)
     if arguments.confusion:
         _print_confusion(result["confusion"], result["class_names"])
     if arguments.output:
-        print(f"{arguments.output}: evaluation.json, predictions.npz, confusion.csv, confusion.png, reliability.png")
+        files = "evaluation.json, predictions.npz, confusion.csv, confusion.png, reliability.png"
+        terminal.say(f"{arguments.output}: {files}")
 
 
 def _print_per_class(result: Mapping[str, Any]) -> None:
     rows = [["class", "images", "top-1"]]
     for name, scores in zip(result["class_names"], result["per_class"].values(), strict=True):
         rows.append([name, str(scores["images"]), f"{100 * scores['top1']:.2f}%" if scores["images"] else "-"])
-    print("\nper class", *tables.aligned(rows, right=(1, 2)), sep="\n")
+    terminal.say("", "per class", *tables.aligned(rows, right=(1, 2)))
 
 
 def _print_confusion(confusion: Any, names: Sequence[str]) -> None:
     counts = confusion.tolist()
     if len(names) <= WIDEST:
-        print("\nconfusion: true classes in rows, predicted ones in columns")
+        terminal.say("", "confusion: true classes in rows, predicted ones in columns")
         rows = [["", *names], *([name, *map(str, row)] for name, row in zip(names, counts, strict=True))]
-        print(*tables.aligned(rows, right=range(1, len(names) + 1)), sep="\n")
+        terminal.say(*tables.aligned(rows, right=range(1, len(names) + 1)))
         return
     rows, columns = confusion.nonzero()
     wrong = [(row, column) for row, column in zip(rows, columns, strict=True) if row != column]
     wrong.sort(key=lambda place: -confusion[place])
     lines = [["true", "predicted", "images"]]
     lines += [[names[row], names[column], str(counts[row][column])] for row, column in wrong[:WIDEST]]
-    print("\nmost frequent confusions (all of them: --output)", *tables.aligned(lines, right=(2,)), sep="\n")
+    terminal.say("", "most frequent confusions (all of them: --output)", *tables.aligned(lines, right=(2,)))

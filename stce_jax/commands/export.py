@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from stce_jax.commands import common
+from stce_jax.platform import terminal
 
 HELP = "write a run as files that are used without it, for CPUs, GPUs and TPUs"
 EXAMPLES = """
@@ -35,11 +36,11 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         output=arguments.output, platforms=arguments.platforms, batch=arguments.batch, **common.of_run(arguments)
     )
     sizes = " and ".join(map(str, done["batch_sizes"]))
-    print(
+    terminal.say(
         f"{arguments.output}: step {done['step']}, {done['dtype']}, for {', '.join(done['platforms'])}, "
-        f"{arguments.batch or 'any number of'} images a call, {done['bytes'] / 2**20:.1f} MiB\n"
+        f"{arguments.batch or 'any number of'} images a call, {done['bytes'] / 2**20:.1f} MiB",
         f"read back: weights equal to the bit; logits of {sizes} images differ from the run's by at most "
-        f"{done['difference']:.1e} (greatest logit {done['greatest_logit']:.2f})"
+        f"{done['difference']:.1e} (greatest logit {done['greatest_logit']:.2f})",
     )
 
 

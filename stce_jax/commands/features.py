@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from stce_jax.commands import common, tables
+from stce_jax.commands import common
 from stce_jax.errors import ConfigError
+from stce_jax.platform import terminal
 
 HELP = "write what a run's model makes of images, as arrays"
 EXAMPLES = """
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 
     if arguments.output == "-":
         raise ConfigError("arrays cannot be printed; give --output a file")
-    files = list_images(arguments.paths)
+    files = list_images(arguments.paths, terminal.warn)
     common.register_modules(arguments)
     failures: list[Exception] = []
     with common.output_file(arguments.output) as file:
@@ -45,5 +46,5 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         )
         np.savez(file, **arrays)
     shapes = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in arrays.items())
-    print(tables.printable(f"{arguments.output}: {shapes}"))
+    terminal.say(f"{arguments.output}: {shapes}")
     common.end_with(failures, len(files))

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from stce_jax.commands import tables
+from stce_jax.platform import terminal
 
 HELP = "list models with their parameters and multiply-adds an image"
 EXAMPLES = """
@@ -26,4 +27,4 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     for row in rows:
         counts = (row[name] for name in ("parameters", "embedding_parameters", "multiply_adds"))
         cells.append([row["name"], *map("{:,}".format, counts)])
-    print(*tables.aligned(cells, right=(1, 2, 3), minimum=COLUMNS.values()), sep="\n")
+    terminal.say(*tables.aligned(cells, right=(1, 2, 3), minimum=COLUMNS.values()))

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from stce_jax.commands import common, tables
 from stce_jax.errors import ConfigError
+from stce_jax.platform import terminal
 
 HELP = "name the likeliest classes of images"
 EXAMPLES = """
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.data.files import list_images
     from stce_jax.verbs.predict import predict
 
-    files = list_images(arguments.paths)
+    files = list_images(arguments.paths, terminal.warn)
     common.register_modules(arguments)
     failures: list[Exception] = []
     records: Any = predict(
@@ -95,11 +96,11 @@ def _csv(file: BinaryIO) -> Iterator[Write]:
 def _table(files: Sequence[str]) -> Write:
     """Prints a line a class, the first with the file's name. Classes come last, for their widths differ most."""
     width = min(WIDEST, max(map(tables.width, ["image", *files])))
-    print(tables.line(["image", "probability", "class"], (width, 11, 0), right=(1,)))
+    terminal.say(tables.line(["image", "probability", "class"], (width, 11, 0), right=(1,)))
 
     def write(record: dict[str, Any]) -> None:
         for place, one in enumerate(record["classes"]):
             cells = ["" if place else record["name"], f"{100 * one['probability']:.2f}%", one["name"]]
-            print(tables.line(cells, (width, 11, 0), right=(1,)))
+            terminal.say(tables.line(cells, (width, 11, 0), right=(1,)))
 
     return write

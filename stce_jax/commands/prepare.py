@@ -3,6 +3,7 @@
 import argparse
 
 from stce_jax.commands import common
+from stce_jax.processes.stopping import exit_on_signal
 
 HELP = "make a data set of images in class folders, archives or parquet shards"
 EXAMPLES = """
@@ -35,15 +36,17 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, _: list[str]) -> None:
-    from stce_jax.verbs.prepare import prepare
+    with exit_on_signal(arguments.exit_process, "before anything was written"):
+        from stce_jax.verbs.prepare import prepare
 
-    prepare(
-        arguments.dataset,
-        arguments.source,
-        classes=arguments.classes,
-        data_dir=arguments.data_dir,
-        on_bad=arguments.on_bad,
-        val_labels=arguments.val_labels,
-        workers=arguments.workers,
-        raw_short_side=arguments.raw_short_side,
-    )
+        prepare(
+            arguments.dataset,
+            arguments.source,
+            classes=arguments.classes,
+            data_dir=arguments.data_dir,
+            on_bad=arguments.on_bad,
+            val_labels=arguments.val_labels,
+            workers=arguments.workers,
+            raw_short_side=arguments.raw_short_side,
+            exit_process=arguments.exit_process if arguments.own_process else None,
+        )

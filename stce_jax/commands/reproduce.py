@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from stce_jax.commands import common
 from stce_jax.errors import ConfigError
+from stce_jax.platform import terminal
 
 HELP = "train the rows of the paper's tables, and report them beside what the paper prints"
 EXAMPLES = """
@@ -42,4 +43,4 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         only=tuple(filter(None, arguments.runs.split(","))),
         overrides=overrides,
     )
-    print(f"report in {report} and {report.with_suffix('.html')}")
+    terminal.say(f"report in {report} and {report.with_suffix('.html')}")

@@ -3,6 +3,7 @@
 import argparse
 
 from stce_jax.commands import common
+from stce_jax.platform import terminal
 
 HELP = "draw a training batch as the model sees it"
 EXAMPLES = """
@@ -22,4 +23,4 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from stce_jax.verbs.show_data import show_data
 
     count = len(show_data(config, arguments.output, step=arguments.step))
-    print(f"{arguments.output}: the {count} images of step {arguments.step}")
+    terminal.say(f"{arguments.output}: the {count} images of step {arguments.step}")

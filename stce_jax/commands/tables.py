@@ -1,9 +1,11 @@
 """Text in columns for a terminal, whatever the words in it."""
 
-import sys
 from collections.abc import Collection, Iterable, Sequence
 
+from stce_jax.platform import terminal
+
 GAP = "  "  # between columns
+CELL = 1000  # characters of a cell: what is longer would push the other columns out of sight
 
 
 def aligned(
@@ -28,7 +30,7 @@ def line(cells: Sequence[str], widths: Sequence[int], right: Collection[int] = (
     padded = []
     for place, (text, available) in enumerate(zip(cells, widths, strict=True)):
         space = " " * (available - width(text))
-        padded.append(space + printable(text) if place in right else printable(text) + space)
+        padded.append(space + _shown(text) if place in right else _shown(text) + space)
     return gap.join(padded).rstrip()
 
 
@@ -36,11 +38,8 @@ def width(text: str) -> int:
     """Columns that a text takes as it is printed: some characters take two, others none."""
     from rich.cells import cell_len
 
-    return cell_len(printable(text))
+    return cell_len(_shown(text))
 
 
-def printable(text: str) -> str:
-    """A text that standard output can show on one line: control characters and what it cannot encode are escaped."""
-    encoding = sys.stdout.encoding or "utf-8"
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+def _shown(text: str) -> str:
+    return terminal.printable(terminal.shortened(text, CELL))

@@ -4,8 +4,9 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from stce_jax.commands import common, tables
+from stce_jax.commands import common
 from stce_jax.errors import ConfigError
+from stce_jax.platform import terminal
 
 HELP = "draw the super tokens on images, or what the class token attends to"
 EXAMPLES = """
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.data.files import list_images
     from stce_jax.verbs.visualize import IMAGE_SIZE, open_run, random_model, visualize
 
-    files = list_images(arguments.paths)  # before a model is made
+    files = list_images(arguments.paths, terminal.warn)  # before a model is made
     common.register_modules(arguments)
     if arguments.model:
         subject = random_model(arguments.model, IMAGE_SIZE if size is None else size, arguments.seed or 0)
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         token=arguments.token,
         tile=arguments.tile,
         unreadable=common.complain(failures),
-        report=lambda path: print(tables.printable(path), flush=True),
+        report=terminal.say,
     )
     common.end_with(failures, len(files))
 

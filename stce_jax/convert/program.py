@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, UInt8
 from stce_jax.convert.initial import read_weights
 from stce_jax.data import decode
 from stce_jax.errors import CheckpointError, ConfigError
-from stce_jax.paths import first_line, open_path, write_bytes, write_text
+from stce_jax.paths import first_line, open_path, parse_json, read_bytes, write_bytes, write_text
 from stce_jax.recipe import augment
 from stce_jax.training.assemble import Run
 from stce_jax.workdir import parts
@@ -57,6 +57,8 @@ class ExportedModel:
 def load_exported(directory: epath.PathLike) -> ExportedModel:
     """Loads what `stce export` wrote into a directory, local or remote; no run is needed.
 
+    It is a program, which runs as soon as it is called: load only what comes from where you would take a program from.
+
     Raises:
       ConfigError: there is none.
       CheckpointError: a file is missing, damaged or changed, or this JAX does not read it.
@@ -66,25 +68,32 @@ def load_exported(directory: epath.PathLike) -> ExportedModel:
         raise ConfigError(f"{directory} is no exported model; `stce export --output` makes one")
     try:
         damage = find_damage(path)
-        content = {} if damage else {name: (path / name).read_bytes() for name in (PROGRAM, DESCRIPTION)}
+        content = {} if damage else {name: read_bytes(path / name) for name in (PROGRAM, DESCRIPTION)}
     except OSError as error:
         raise CheckpointError(f"cannot read {directory}: {first_line(error)}; make it readable") from error
     if damage:
         raise CheckpointError(f"the exported model in {directory} is damaged: {damage}; export it again")
-    description = json.loads(content[DESCRIPTION])
+    try:
+        description = parse_json(content[DESCRIPTION].decode())
+        image, version = description["image"], description["versions"]["jax"]
+        view = functools.partial(decode.read_view, size=image["size"], fraction=image["crop_fraction"])
+        class_ids, class_names = (tuple(description[name]) for name in ("class_ids", "class_names"))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # whoever wrote the digests, too
+        raise CheckpointError(
+            f"cannot read {directory}/{DESCRIPTION}: {first_line(error)}; export the model again"
+        ) from error
     try:
         program = jax.export.deserialize(bytearray(content[PROGRAM]))
     except Exception as error:  # whatever another version makes of it: the digest says that the file is whole
         raise CheckpointError(
-            f"jax {jax.__version__} does not read {directory}/{PROGRAM}, which jax {description['versions']['jax']} "
-            f"wrote: {first_line(error)}; export it again with this version"
+            f"jax {jax.__version__} does not read {directory}/{PROGRAM}, which jax {version} wrote: "
+            f"{first_line(error)}; export it again with this version"
         ) from error
-    image = description["image"]
     return ExportedModel(
         logits=jax.jit(program.call),
-        preprocess=functools.partial(decode.read_view, size=image["size"], fraction=image["crop_fraction"]),
-        class_ids=tuple(description["class_ids"]),
-        class_names=tuple(description["class_names"]),
+        preprocess=view,
+        class_ids=class_ids,
+        class_names=class_names,
         description=description,
     )
 

@@ -3,6 +3,7 @@
 A dataset's splits are random-access sources of records, see `records`.
 """
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,10 +11,13 @@ from pathlib import Path
 from etils import epath
 
 from stce_jax.data import class_lists, mirror
+from stce_jax.data.builders import open_builder
 from stce_jax.data.dataset import IMAGENET_MEAN, IMAGENET_STD, SPLITS, Dataset, hash_of
+from stce_jax.data.finding import PassedOver
 from stce_jax.data.places import (
     VERSION,
     called,
+    check_name,
     config_name,
     default_data_dir,
     find_prepared,
@@ -23,17 +27,20 @@ from stce_jax.data.places import (
     raw_short_side_of,
 )
 from stce_jax.data.records import FolderSource, TfdsSource, damaged
-from stce_jax.errors import ConfigError, DataError, check_choice, check_range
-from stce_jax.paths import absolute, is_remote, open_path
+from stce_jax.errors import ConfigError, DataError, check_choice, check_text, check_whole
+from stce_jax.paths import absolute, first_line, is_remote, open_path
 
 PREPARED = ("imagenet100", "imagenet2012", "folder")  # what `stce prepare` makes
+LARGEST_RAW = 4096  # pixels of the short side of raw images
 DATASETS = ("digits", "folder", "imagenet100", "imagenet2012")
 
 
-def check_options(*, dataset: str, raw_short_side: int) -> None:
+def check_options(*, dataset: str, raw_short_side: int, data_dir: str, classes: str) -> None:
     """Raises ConfigError if a config's options of datasets cannot work, whatever is there."""
     check_choice("config.dataset", dataset, DATASETS)
-    check_range("config.raw_short_side", raw_short_side, 0)
+    check_whole("config.raw_short_side", raw_short_side, 0, LARGEST_RAW)
+    check_text("config.data_dir", data_dir)
+    check_text("config.classes", classes)
 
 
 def open_dataset(
@@ -42,6 +49,8 @@ def open_dataset(
     classes: str = "",
     splits: Sequence[str] = SPLITS,
     raw_short_side: int = 0,
+    *,
+    of_run: bool = False,
 ) -> Dataset:
     """Opens a dataset; the digits are prepared first if they are not there.
 
@@ -55,6 +64,7 @@ def open_dataset(
       splits: those that are needed; of class folders the others need not exist.
       raw_short_side: 0 for images as they were, or the short side, in pixels, that raw ones were prepared with. One
         kind never replaces the other.
+      of_run: for a run that is trained. Its config stands, so errors advise what `stce evaluate` takes instead.
 
     Raises:
       ConfigError: an unknown name or list, "folder" without a data_dir, a remote data_dir that cannot be opened, or raw
@@ -74,8 +84,9 @@ def open_dataset(
                 'dataset "folder" needs --data_dir=DIR, a directory with train/<class>/ and val/<class>/, or the one '
                 "that `stce prepare folder` wrote to"
             )
-        return _open_folder_dataset(_open_root(data_dir), classes, splits, raw_short_side)
+        return _open_folder_dataset(_open_root(data_dir), classes, splits, raw_short_side, of_run)
     root = _open_root(data_dir or default_data_dir())
+    check_name(root)
     if name == "digits":
         return _open_digits(root)
     classes = "all" if name == "imagenet2012" else classes or "kaggle"
@@ -83,7 +94,7 @@ def open_dataset(
     if found is None:
         sides = {raw_short_side_of(path) for path in prepared(root, name)} - {raw_short_side}
         others = [find_prepared(root, name, classes, side) for side in sides]
-        raise not_prepared(root, name, classes, raw_short_side, [other for other in others if other])
+        raise not_prepared(root, name, classes, raw_short_side, [other for other in others if other], of_run)
     return open_prepared(_local(root, found))
 
 
@@ -102,10 +113,8 @@ def open_prepared(directory: Path) -> Dataset:
     Raises:
       DataError: it is damaged, or the name of its directory is that of other labels.
     """
-    import tensorflow_datasets as tfds
-
     try:
-        builder = tfds.builder_from_directory(directory)
+        builder = open_builder(directory)
         train, val = (TfdsSource(builder, split) for split in SPLITS)
         metadata = dict(builder.info.metadata)
         ids, names, fingerprint = (metadata[key] for key in ("class_ids", "class_names", "fingerprint"))
@@ -128,6 +137,8 @@ def open_prepared(directory: Path) -> Dataset:
 
 def open_folder(data_dir: str | Path, splits: Sequence[str] = SPLITS) -> Dataset:
     """The images under data_dir/train/<class>/ and data_dir/val/<class>/, at any depth; labels are sorted names.
+
+    What is an image is `finding.why_not`'s to say.
 
     Raises:
       DataError: a folder is missing or cannot be listed, or train and val have different classes.
@@ -153,6 +164,9 @@ def open_folder(data_dir: str | Path, splits: Sequence[str] = SPLITS) -> Dataset
             f"train and val in {root} have different classes: {odd[0]!r} is only in {where}; make them equal"
         )
     sources = {split: FolderSource(root / split, names) for split in splits}
+    passed_over = PassedOver()
+    for source in sources.values():
+        passed_over.extend(source.passed_over)
     return Dataset(
         train=sources.get("train"),
         val=sources.get("val"),
@@ -161,12 +175,20 @@ def open_folder(data_dir: str | Path, splits: Sequence[str] = SPLITS) -> Dataset
         find_fingerprint=lambda: hash_of(f"{split} {line}" for split in splits for line in sources[split].listing()),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+        passed_over=passed_over.text(),
     )
 
 
 def _open_root(data_dir: str | Path) -> Path | epath.Path:
-    """A data_dir as an absolute path, an `epath.Path` if it is remote."""
-    return open_path(data_dir) if is_remote(data_dir) else absolute(data_dir)
+    """A data_dir as an absolute path, an `epath.Path` if it is remote; ConfigError for a name that cannot be."""
+    if is_remote(data_dir):
+        return open_path(data_dir)
+    try:
+        os.lstat(absolute(data_dir))
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # what is missing or closed is said by who needs it
+            raise ConfigError(f"cannot use data_dir {data_dir}: {first_line(error)}; give another") from error
+    return absolute(data_dir)
 
 
 def _local(root: Path | epath.Path, directory: Path | epath.Path) -> Path:
@@ -174,24 +196,29 @@ def _local(root: Path | epath.Path, directory: Path | epath.Path) -> Path:
     return mirror.local_copy(root, directory.relative_to(root)) if is_remote(root) else Path(directory)
 
 
-def _open_folder_dataset(root: Path | epath.Path, classes: str, splits: Sequence[str], raw_short_side: int) -> Dataset:
+def _open_folder_dataset(
+    root: Path | epath.Path, classes: str, splits: Sequence[str], raw_short_side: int, of_run: bool
+) -> Dataset:
     there = prepared(root, "folder")
     if found := [path for path in there if raw_short_side_of(path) == raw_short_side]:
-        return open_prepared(_local(root, _choose_folder(root, found, classes)))
+        return open_prepared(_local(root, _choose_folder(root, found, classes, of_run)))
     if raw_short_side or (there and not (root / splits[0]).is_dir()):
-        raise not_prepared(root, "folder", "", raw_short_side, there)
+        raise not_prepared(root, "folder", "", raw_short_side, there, of_run)
     if is_remote(root):
         folders = [_local(root, root / split) for split in splits]
         root = folders[0].parent
     return open_folder(root, splits)
 
 
-def _choose_folder(root: Path | epath.Path, found: Sequence[Path | epath.Path], name: str) -> Path | epath.Path:
+def _choose_folder(
+    root: Path | epath.Path, found: Sequence[Path | epath.Path], name: str, of_run: bool
+) -> Path | epath.Path:
     """The one of the prepared class folders that has this name, or the only one."""
     chosen = [path for path in found if name in ("", path.parent.name, called(path))]
     if len(chosen) != 1:
         names = ", ".join(path.parent.name for path in found)
-        raise ConfigError(f"{root} holds these prepared folders: {names}; name one of them with --config.classes")
+        option = "--classes" if of_run else "--config.classes"
+        raise ConfigError(f"{root} holds these prepared folders: {names}; name one of them with {option}")
     return chosen[0]
 
 

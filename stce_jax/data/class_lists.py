@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from stce_jax.errors import ConfigError
+from stce_jax.paths import read_regular
 
 LISTS = ("kaggle", "cmc", "podnet")
 _FOLDER = Path(__file__).parent / "classes"
+_MAX_BYTES = 16 * 2**20  # of a file of ids; ImageNet-21k's has less than 1 MiB
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
@@ -34,7 +36,7 @@ def load_class_ids(classes: str) -> tuple[str, ...]:
         return tuple(_words())
     path = _FOLDER / f"imagenet100_{classes}.txt" if classes in LISTS else Path(os.path.expanduser(classes))
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_regular(path, _MAX_BYTES).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         cause = getattr(error, "strerror", None) or "it is not text"
         raise ConfigError(

@@ -21,6 +21,7 @@ class Dataset:
       class_names: what they are called: ImageNet's words for its 1000 ids, otherwise the id.
       find_fingerprint: returns `fingerprint`; may look at every image.
       mean, std: of the pixels scaled to 0..1, for red, green and blue.
+      passed_over: which files of class folders are no images, in one line; "" if there are none.
     """
 
     train: Source | None
@@ -30,6 +31,7 @@ class Dataset:
     find_fingerprint: Callable[[], str]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    passed_over: str = ""
 
     @functools.cached_property
     def fingerprint(self) -> str:

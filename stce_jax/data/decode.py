@@ -9,18 +9,18 @@ import os
 import re
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from stce_jax.data import deep_pixels, formats
 from stce_jax.errors import ConfigError, DataError
+from stce_jax.paths import first_line, read_regular
 
 MAX_PIXELS = 89_478_485  # of an image; a quarter of a GiB as RGB, where Pillow begins to warn
-# What Pillow may try. More formats than these are a risk without a use: EPS, say, would start Ghostscript.
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+MAX_BYTES = 256 * 2**20  # of an image file; what claims or turns out to be larger is refused
 # Such images are refused; Pillow's warning would only repeat that.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Damaged EXIF data; their orientation is not applied anyway.
@@ -36,9 +36,9 @@ def decode_image(encoded: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
     """Decodes an image file by its content, whatever it is called; JPEGs by the faster simplejpeg, raw pixels at once.
 
     The same in training, evaluation, prediction and preparing: the first frame of an animation; alpha is dropped;
-    palettes are looked up; of 16 bits the high byte counts; CMYK as Pillow converts it; grey in three equal channels.
-    The EXIF orientation is not applied, as in ImageNet's usual pipelines. Images above MAX_PIXELS are refused by their
-    header, so that a small file cannot claim all memory.
+    palettes are looked up; of 16 bits the high byte counts, see `deep_pixels`; CMYK as Pillow converts it; grey in
+    three equal channels. The EXIF orientation is not applied, as in ImageNet's usual pipelines. Images above MAX_PIXELS
+    are refused by their header, so that a small file cannot claim all memory.
 
     Args:
       encoded: the file's bytes.
@@ -48,7 +48,7 @@ def decode_image(encoded: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
       Red, green, blue; maybe read-only.
 
     Raises:
-      DataError: the bytes are not a readable image of one of FORMATS, or it is too large.
+      DataError: the bytes are not an image of a format that is read, see `formats`, or it is too large.
     """
     try:
         if encoded[:3] == b"\xff\xd8\xff":
@@ -63,18 +63,19 @@ def decode_image(encoded: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
             _check_pixels(width, height)
             if len(encoded) == header.end() + 3 * width * height:
                 return np.frombuffer(encoded, np.uint8, offset=header.end()).reshape(height, width, 3)
+        if netpbm := deep_pixels.netpbm_header(encoded):
+            _check_pixels(netpbm.width, netpbm.height)
+            return deep_pixels.decode_netpbm(encoded, netpbm)
         with open_image(encoded) as image:
-            if image.mode.startswith("I;16"):  # convert() would clip it to white
-                return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+            if (grey := deep_pixels.high_bytes(image)) is not None:  # convert() would clip it to white
+                return np.repeat(grey[:, :, None], 3, axis=2)
             if image.mode in ("I", "F"):
                 raise ValueError(f"its pixels are of mode {image.mode}, not 8 or 16 bits a channel")
             image.load()
             image.info.pop("transparency", None)  # of palette and key colours; Pillow warns where it drops it itself
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError as error:
-        raise DataError(
-            f"cannot decode {name}: Pillow does not recognise it as an image; repair or remove it"
-        ) from error
+        raise DataError(f"cannot decode {name}: {formats.advice(formats.format_of(encoded))}") from error
     except Exception as error:  # whatever Pillow's plugins make of damaged files
         raise DataError(f"cannot decode {name}: {error}; repair or remove it") from error
 
@@ -86,8 +87,11 @@ def open_image(encoded: bytes) -> Image.Image:
       TooLargeError: it has more than MAX_PIXELS.
       Exception: whatever Pillow's plugins make of damaged files.
     """
+    tried = formats.pillow_formats(formats.format_of(encoded))
+    if not tried:
+        raise UnidentifiedImageError("no package that is installed reads this format")
     try:
-        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        image = Image.open(io.BytesIO(encoded), formats=tried)
     except Image.DecompressionBombError as error:
         raise TooLargeError(f"it has more than {MAX_PIXELS:,} pixels") from error
     _check_pixels(*image.size)
@@ -152,9 +156,9 @@ def read_view(
     if isinstance(image, str | os.PathLike):
         name = str(os.fspath(image))
         try:
-            image = Path(image).read_bytes()
+            image = read_regular(image, MAX_BYTES)
         except OSError as error:
-            raise DataError(f"cannot read {name}: {error.strerror}") from error
+            raise DataError(f"cannot read {name}: {first_line(error)}") from error
     if isinstance(image, bytes):
         image = decode_image(image, name)
     return center_crop(image, size, fraction)

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import io
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from stce_jax.data.builders import open_builder, write
 from stce_jax.data.dataset import SPLITS, Dataset, hash_of
 from stce_jax.data.locks import locked
 from stce_jax.data.places import VERSION
@@ -91,16 +91,15 @@ def prepare_digits(data_dir: Path) -> Path:
 def _write_digits(data_dir: Path) -> None:
     for leftover in (data_dir / "digits").glob("incomplete*"):  # of a process killed while preparing
         shutil.rmtree(leftover)
-    # tfds announces a download that never happens, and keeps a folder for it.
-    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as no_downloads:
-        builder = Digits(data_dir=data_dir, file_format="array_record")
-        builder.download_and_prepare(download_dir=no_downloads)
+    # tfds announces a download that never happens.
+    with contextlib.redirect_stdout(io.StringIO()):
+        write(Digits(data_dir=data_dir, file_format="array_record"))
 
 
 def open_digits(directory: Path) -> Dataset:
     """Opens what `prepare_digits` wrote; DataError if it is damaged."""
     try:
-        builder = tfds.builder_from_directory(directory)
+        builder = open_builder(directory)
         train, val = (TfdsSource(builder, split) for split in SPLITS)
     except Exception as error:  # whatever tfds and array_record make of damaged files
         raise damaged(directory, error) from error

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any, Self
 
 from stce_jax.data import views
 from stce_jax.errors import DataError, PreemptedError
+from stce_jax.platform import terminal
 
 READY = 2  # batches that wait in memory to be taken
 LOOK = 0.5  # seconds between two looks at the worker processes
@@ -76,7 +76,7 @@ class Feeder:
                         f"no data came for {waited:.0f} s{_culprit()}; see whether the disk answers, and run again"
                     ) from None
                 if waited > REPORT and not reported:
-                    print(f"stce: waiting for data for {waited:.0f} s{_culprit()}", file=sys.stderr, flush=True)
+                    terminal.warn(f"waiting for data for {waited:.0f} s{_culprit()}")
                     reported = True
         if element is _END:
             self._ready.put(element)  # so that the next call ends in the same way
@@ -180,5 +180,5 @@ def _report_stuck(timeout: float) -> None:
         time.sleep(LOOK)
         work = views.slowest()
         if work and work[1] > min(timeout, REPORT) / 2:  # before the parent's own timeout
-            print(f"stce: a loader process is stuck{_culprit()}", file=sys.stderr, flush=True)
+            terminal.warn(f"a loader process is stuck{_culprit()}")
             time.sleep(timeout)

@@ -1,14 +1,15 @@
 """From views of images to batches on the devices.
 
 The order of training examples, and every host-side draw, is a pure function of (seed, salt, position in the stream),
-where position = step x global batch + row. A loader that starts at any step, with any number of threads, workers or
-processes, continues the same stream. A process loads the rows that its devices hold: of P processes, number p the p-th
-P-th of every global batch.
+and a global batch takes the next positions, row by row. A loader that starts at any position, with any batch size, any
+number of threads, workers or processes, continues the same stream. A process loads the rows that its devices hold: of P
+processes, number p the p-th P-th of every global batch.
 
 Shape letters: B images of a global batch.
 """
 
 import functools
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -20,7 +21,12 @@ from absl import flags
 
 from stce_jax.data.feeder import Feeder, prepare_worker
 from stce_jax.data.views import Stream, Views
-from stce_jax.errors import check_range
+from stce_jax.errors import ConfigError, check_range, check_whole
+from stce_jax.paths import first_line
+
+LARGEST_BATCH = 2**20  # images
+MOST_THREADS = 1024
+LONGEST_WAIT = 1e9  # seconds, thirty years: what says "never"; the system's clocks take ten times as much
 
 
 def train_batches(
@@ -30,13 +36,13 @@ def train_batches(
     repeats: int,
     seed: int,
     salt: int,
-    start_step: int,
+    position: int,
     threads: int,
     workers: int,
     timeout: float,
     stop: Callable[[], bool] | None = None,
 ) -> Feeder:
-    """This process's share of every global batch from `start_step` on, without end.
+    """This process's share of every global batch from a position of the stream on, without end.
 
     Args:
       views: of the training images.
@@ -45,7 +51,7 @@ def train_batches(
         images the first n / repeats of its order come (repeated augmentation, Hoffer et al. 2020, as DeiT draws it).
       seed: of order and crops.
       salt: of the order, see `Stream`.
-      start_step: global step of the first batch.
+      position: of the first global batch's first row, see `Stream`.
       threads: that decode in this process; 0: the feeder's own.
       workers: processes that decode instead, each in one thread; 0: none.
       timeout, stop: see `Feeder`.
@@ -54,10 +60,11 @@ def train_batches(
       An iterator over {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes]}; to be closed.
     """
     rows = batch_size // jax.process_count()
-    first = start_step * batch_size + jax.process_index() * rows
+    first = position + jax.process_index() * rows
     stream = Stream(views, seed=seed, salt=salt, repeats=repeats, first=first, rows=rows, batch_size=batch_size)
     examples = grain.MapDataset.range(sys.maxsize).map(stream.example)
     if workers:
+        _check_semaphores()
         # Whole batches: a worker takes every n-th element.
         batches = examples.batch(rows).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         if not flags.FLAGS.is_parsed():
@@ -70,6 +77,17 @@ def train_batches(
     else:
         batches = examples.to_iter_dataset(_read_options(threads, rows)).batch(rows)
     return Feeder(batches, timeout=timeout, stop=stop)
+
+
+def _check_semaphores() -> None:
+    """Raises ConfigError where processes cannot share anything: containers may lack a /dev/shm to write to."""
+    try:
+        multiprocessing.get_context("spawn").Semaphore()
+    except (OSError, ImportError) as error:
+        raise ConfigError(
+            f"loader processes need semaphores in /dev/shm, which fails: {first_line(error)}; make it writable, or "
+            "load in threads with --config.loader_workers=0"
+        ) from error
 
 
 def eval_batches(views: Views, *, batch_size: int, threads: int, timeout: float) -> Feeder:
@@ -116,10 +134,10 @@ def check_options(
     *, batch_size: int, eval_batch_size: int, threads: int | None, workers: int, timeout: float, cache_megabytes: int
 ) -> None:
     """Raises ConfigError if a config's options of loading cannot work."""
-    check_range("config.batch_size", batch_size, 1)
-    check_range("config.eval_batch_size", eval_batch_size, 1)
+    check_whole("config.batch_size", batch_size, 1, LARGEST_BATCH)
+    check_whole("config.eval_batch_size", eval_batch_size, 1, LARGEST_BATCH)
     if threads is not None:
-        check_range("config.loader_threads", threads, 1)
-    check_range("config.loader_workers", workers, 0)
-    check_range("config.loader_timeout", timeout, 1)
-    check_range("config.cache_megabytes", cache_megabytes, 0)
+        check_whole("config.loader_threads", threads, 1, MOST_THREADS)
+    check_whole("config.loader_workers", workers, 0, 256)  # each takes some 300 MB
+    check_range("config.loader_timeout", timeout, 1, LONGEST_WAIT)
+    check_whole("config.cache_megabytes", cache_megabytes, 0, 2**22)

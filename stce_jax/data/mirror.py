@@ -20,7 +20,8 @@ from etils import epath
 
 from stce_jax.data.locks import locked
 from stce_jax.errors import DataError
-from stce_jax.paths import first_line
+from stce_jax.paths import first_line, user_directory, whole_file
+from stce_jax.platform import terminal
 
 _THREADS = 8
 _EVERY = 10  # seconds between two lines of progress
@@ -30,7 +31,7 @@ _MEGABYTE = 1e6
 
 def local_root(remote: epath.Path) -> Path:
     """The local directory of a remote data_dir, whether it exists or not; its name ends with a hash of the URL."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = user_directory("XDG_CACHE_HOME", ".cache", "a local --data_dir")
     name = re.sub(r"\W+", "_", str(remote), flags=re.ASCII).strip("_")[-60:]
     return cache / "stce_jax" / "mirror" / f"{name}-{hashlib.sha256(str(remote).encode()).hexdigest()[:12]}"
 
@@ -51,7 +52,7 @@ def local_copy(remote: epath.Path, part: str | os.PathLike[str]) -> Path:
       DataError: there is nothing, it cannot be read, or the local disk has no room for it.
     """
     source, target = remote / part, local_root(remote) / part
-    with _failures(source, target), ThreadPoolExecutor(_THREADS) as pool:
+    with _failures(source, target), _threads() as pool:
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(local_root(remote).with_suffix(".lock")):
             sizes = _remote_files(source, pool)
@@ -85,7 +86,7 @@ def upload(remote: epath.Path, part: str | os.PathLike[str], local: Path, last: 
       DataError: it cannot be written.
     """
     target, kept = remote / part, local_root(remote) / part
-    with _failures(local, target), ThreadPoolExecutor(_THREADS) as pool:
+    with _failures(local, target), _threads() as pool:
         files = _local_files(local)
         end = {last: files.pop(last)}
         _copy_all(epath.Path(local), target, files, _upload, pool)
@@ -93,6 +94,18 @@ def upload(remote: epath.Path, part: str | os.PathLike[str], local: Path, last: 
         shutil.rmtree(kept, ignore_errors=True)  # of a data set that was there before, and was deleted
         kept.parent.mkdir(parents=True, exist_ok=True)
         os.rename(local, kept)
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads that are waited for if all goes well; after an error or a signal, a copy that hangs is not."""
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 @contextlib.contextmanager
@@ -146,7 +159,7 @@ def _copy_all(
     if not sizes:
         return
     total, done, last_line, lock = sum(sizes.values()) / _MEGABYTE, 0, time.monotonic(), threading.Lock()
-    print(f"copying {source} to {target}: {len(sizes):,} files, {total:,.1f} MB", flush=True)
+    terminal.say(f"copying {source} to {target}: {len(sizes):,} files, {total:,.1f} MB")
 
     def copy_one(name: str) -> None:
         nonlocal done, last_line
@@ -155,7 +168,7 @@ def _copy_all(
             done += sizes[name]
             if time.monotonic() - last_line > _EVERY:
                 last_line = time.monotonic()
-                print(f"copied {done / _MEGABYTE:,.1f} of {total:,.1f} MB", flush=True)
+                terminal.say(f"copied {done / _MEGABYTE:,.1f} of {total:,.1f} MB")
 
     futures = [pool.submit(copy_one, name) for name in sizes]
     try:
@@ -168,12 +181,10 @@ def _copy_all(
 
 def _download(source: epath.Path, target: epath.Path, size: int) -> None:
     os.makedirs(target.parent, exist_ok=True)
-    partial = f"{target}.partial"
-    with source.open("rb") as read, open(partial, "wb") as write:
+    with source.open("rb") as read, whole_file(target, flush=False) as write:
         shutil.copyfileobj(read, write, _CHUNK)
-    if os.path.getsize(partial) != size:
-        raise OSError(f"{source} has {os.path.getsize(partial):,} bytes instead of {size:,}: it is being written")
-    os.replace(partial, target)
+        if write.tell() != size:
+            raise OSError(f"{source} has {write.tell():,} bytes instead of {size:,}: it is being written")
 
 
 def _upload(source: epath.Path, target: epath.Path, size: int) -> None:

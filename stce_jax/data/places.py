@@ -13,7 +13,7 @@ from etils import epath
 
 from stce_jax.data import class_lists
 from stce_jax.errors import ConfigError, DataError
-from stce_jax.paths import is_remote
+from stce_jax.paths import is_remote, user_directory
 
 VERSION = "1.0.0"  # of what is prepared; names its directories
 INFO_FILE = "dataset_info.json"  # tfds's
@@ -21,14 +21,27 @@ Directory = TypeVar("Directory", Path, epath.Path)  # local, or maybe remote
 
 
 def default_data_dir() -> Path:
-    """The user's data directory: $XDG_DATA_HOME/stce_jax, or ~/.local/share/stce_jax."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "stce_jax"
+    """The user's data directory: $XDG_DATA_HOME/stce_jax, or ~/.local/share/stce_jax; ConfigError without a home."""
+    return user_directory("XDG_DATA_HOME", ".local/share", "--data_dir") / "stce_jax"
+
+
+def check_name(data_dir: Path | epath.Path) -> None:
+    """Raises ConfigError for a data_dir that array_record, which writes and reads the images, cannot name."""
+    try:
+        str(data_dir).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"cannot use data_dir {data_dir}: prepared data need a path in UTF-8; give another"
+        ) from error
 
 
 def prepared(root: Directory, name: str) -> list[Directory]:
     """Directories of the prepared datasets of this name, sorted."""
-    found = (root / name).glob(f"*/{VERSION}")
-    return sorted(path for path in found if not path.parent.name.startswith("incomplete") and is_complete(path))
+    try:  # no glob: epath would take the root's name for a pattern, too
+        there = [path for path in (root / name).iterdir() if not path.name.startswith("incomplete")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(path / VERSION for path in there if is_complete(path / VERSION))
 
 
 def is_complete(directory: Path | epath.Path) -> bool:
@@ -79,18 +92,31 @@ def find_prepared(root: Directory, name: str, classes: str, raw_short_side: int 
 
 
 def not_prepared(
-    root: Path | epath.Path, name: str, classes: str, raw_short_side: int, others: Sequence[Path | epath.Path]
+    root: Path | epath.Path,
+    name: str,
+    classes: str,
+    raw_short_side: int,
+    others: Sequence[Path | epath.Path],
+    of_run: bool,
 ) -> DataError:
-    """The error where a dataset is not prepared; `others`: directories of its other kinds."""
+    """The error where a dataset is not prepared.
+
+    Args:
+      others: directories of its other kinds.
+      of_run: see `catalog.open_dataset`.
+    """
     what = f"{name} with the classes {classes!r}" if classes else name
     options = f" --classes={classes}" if classes and classes != "all" else ""
     raw = f" --raw_short_side={raw_short_side}" if raw_short_side else ""
     how = f"not prepared in {root}" + (f" as raw pixels of short side {raw_short_side}" if raw else "")
     if others and not raw:
         how = f"prepared in {root} only as raw pixels"
-    sides = " or ".join(str(side) for side in sorted({raw_short_side_of(path) for path in others}))
+    sides = sorted({raw_short_side_of(path) for path in others})
+    use = f"--config.raw_short_side={' or '.join(map(str, sides))}" if sides and not of_run else ""
+    if of_run and 0 in sides:
+        use = f"--dataset={name}"
     return DataError(
         f"{what} is {how}; "
-        + (f"use what is there by --config.raw_short_side={sides}, or " if others else "")
+        + (f"use what is there by {use}, or " if use else "")
         + f"run stce prepare {name} --source=PATH{options}{raw} --data_dir={root}"
     )

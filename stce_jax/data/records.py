@@ -7,9 +7,10 @@ from typing import Any, Protocol, TypedDict
 
 from etils import epath
 
+from stce_jax.data.decode import MAX_BYTES
+from stce_jax.data.finding import PassedOver, find_images
 from stce_jax.errors import DataError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+from stce_jax.paths import read_regular
 
 
 class Record(TypedDict):
@@ -30,43 +31,11 @@ class Source(Protocol):
     def name(self, index: int) -> str: ...
 
 
-def is_image(name: str) -> bool:
-    """Whether a file is an image by its name; hidden files, such as macOS's "._x.JPEG", and those in hidden folders
-    are not."""
-    hidden = any(part.startswith(".") and part != "." for part in name.split("/"))
-    return name.lower().endswith(IMAGE_SUFFIXES) and not hidden
-
-
-def walk_files(folder: str | Path) -> Iterator[str]:
-    """Yields the paths of all files at any depth, sorted; hidden folders are skipped.
-
-    Links are followed, except to a folder that contains this one: the images of other classes may lie there.
-
-    Raises:
-      OSError: a folder cannot be listed.
-    """
-    parents = (*Path(folder).absolute().parents, *Path(os.path.realpath(folder)).parents)
-    yield from _walk(os.fspath(folder), frozenset(map(_inode, parents)))
-
-
-def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    above |= {_inode(folder)}
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        if not entry.is_dir():
-            yield entry.path
-        elif not entry.name.startswith(".") and _inode(entry.path) not in above:
-            yield from _walk(entry.path, above)
-
-
-def _inode(path: str | Path) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
-
-
 class FolderSource:
     """The image files of one split's class folders, classes in the given order, files sorted by path.
+
+    Attributes:
+      passed_over: the files beside them.
 
     Raises:
       DataError: a folder cannot be listed, or holds no image.
@@ -75,13 +44,17 @@ class FolderSource:
     def __init__(self, root: Path, class_names: Sequence[str]) -> None:
         self._root = root
         self._files: list[tuple[str, int]] = []
+        self.passed_over = PassedOver()
         for label, name in enumerate(class_names):
+            beside = PassedOver()
             try:
-                files = sorted(path for path in walk_files(root / name) if is_image(os.path.basename(path)))
+                files = find_images(root / name, beside)
             except OSError as error:
                 raise DataError(f"cannot list {error.filename}: {error.strerror}; make it readable") from error
             if not files:
-                raise DataError(f"class folder {root / name} holds no image; add some, or remove the folder")
+                also = f" ({beside.text()})" if beside.count else ""
+                raise DataError(f"class folder {root / name} holds no image{also}; add some, or remove the folder")
+            self.passed_over.extend(beside)
             self._files += [(path, label) for path in files]
 
     def __len__(self) -> int:
@@ -93,7 +66,7 @@ class FolderSource:
     def __getitem__(self, index: int) -> Record:
         path, label = self._files[index]
         try:
-            return {"image": Path(path).read_bytes(), "label": label, "name": path}
+            return {"image": read_regular(path, MAX_BYTES), "label": label, "name": path}
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
 

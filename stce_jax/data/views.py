@@ -14,7 +14,7 @@ from jaxtyping import Int, UInt8
 
 from stce_jax.data.decode import center_crop, decode_image, random_resized_crop, simd_resize
 from stce_jax.data.records import Source
-from stce_jax.errors import check_choice, check_pair, check_range
+from stce_jax.errors import check_choice, check_pair, check_range, check_whole
 
 CROPS = ("random_resized", "center")
 RESIZES = ("pillow", "simd")
@@ -196,8 +196,8 @@ def check_options(
 ) -> None:
     """Raises ConfigError if these options of `config.augment` cannot work."""
     check_choice("config.augment.crop", crop, CROPS)
-    check_pair("config.augment.crop_area", crop_area, 1)
-    check_pair("config.augment.crop_ratio", crop_ratio)
+    check_pair("config.augment.crop_area", crop_area, 1e-6, 1)
+    check_pair("config.augment.crop_ratio", crop_ratio, 0.01, 100)
     check_choice("config.augment.resize", resize, RESIZES)
     check_range("config.augment.eval_crop_fraction", eval_crop_fraction, 0.01, 1)
-    check_range("config.augment.repeats", repeats, 1)
+    check_whole("config.augment.repeats", repeats, 1, 100)

@@ -11,18 +11,20 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from stce_jax.errors import ConfigError, check_choice
+from stce_jax.errors import ConfigError, check_choice, check_whole, shown
 from stce_jax.models.bodies import BODIES, Body
 from stce_jax.models.contracts import check_contract
 from stce_jax.models.embeddings import EMBEDDINGS
 from stce_jax.models.reductions import REDUCTIONS
 
 TABLES: dict[str, dict[str, Any]] = {"body": BODIES, "embedding": EMBEDDINGS, "reduction": REDUCTIONS}
+MOST_CLASSES = 2**20
+LARGEST_SIDE = 8192  # pixels
 DTYPES = ("float32", "bfloat16")
 # Fields that are no options: what linen adds, and what `build_model` sets itself.
 NO_OPTIONS = {
     "body": {"parent", "name", "embedding", "num_classes", "image_size", "dtype", "reduction"},
-    "embedding": {"parent", "name", "width", "dtype"},
+    "embedding": {"parent", "name", "width", "dtype", "axis_name"},
     "reduction": {"parent", "name"},
 }
 Options = Mapping[str, Any]
@@ -63,13 +65,17 @@ def list_models(pattern: str = "*") -> list[str]:
     return fnmatch.filter(presets(), pattern)
 
 
-def create_model(name: str, *, num_classes: int, image_size: int | tuple[int, int] = 224, **overrides: Any) -> Body:
+def create_model(
+    name: str, *, num_classes: int, image_size: int | tuple[int, int] = 224, axis_name: Any = None, **overrides: Any
+) -> Body:
     """Builds a named model.
 
     Args:
       name: one of `list_models()`.
       num_classes: classes of the head, >= 0; with 0 the model returns its pooled features.
       image_size: side of the (square) images in pixels, or (height, width).
+      axis_name: as flax.linen.BatchNorm's, for `jax.shard_map` and `jax.pmap`: BatchNorm takes its statistics over this
+        axis of devices, too. `stce train` needs none: under `jax.jit` statistics are those of the whole batch.
       **overrides: any key of `model_options(name)`, such as depth=6, iterations=1 or dtype="bfloat16"; or another
         module by name: body, embedding or reduction.
 
@@ -84,7 +90,10 @@ def create_model(name: str, *, num_classes: int, image_size: int | tuple[int, in
       >>> model = create_model("vit_s_stce", num_classes=100, iterations=1)
     """
     parts, dtype = _parts(name, overrides)
-    return build_model(name, num_classes=num_classes, image_size=image_size, dtype=dtype, **parts)
+    model: Any = build_model(name, num_classes=num_classes, image_size=image_size, dtype=dtype, **parts)
+    if axis_name is not None and hasattr(model.embedding, "axis_name"):  # others have no BatchNorm
+        model = model.clone(embedding=model.embedding.clone(axis_name=axis_name))
+    return model
 
 
 def model_options(name: str, **overrides: Any) -> dict[str, Any]:
@@ -118,11 +127,11 @@ def build_model(
     Raises:
       ConfigError: see `create_model`.
     """
-    if num_classes < 0:
-        raise ConfigError(f"num_classes is {num_classes}; it must be at least 0")
-    size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
-    if min(size) < 1:
-        raise ConfigError(f"image_size is {size}; an image has at least one pixel")
+    check_whole("num_classes", num_classes, 0, MOST_CLASSES)
+    pair = image_size if isinstance(image_size, tuple | list) and len(image_size) == 2 else (image_size, image_size)
+    for side in pair:
+        check_whole("image_size", side, 1, LARGEST_SIDE)
+    size = (int(pair[0]), int(pair[1]))
     resolved = resolve(name, body=body, embedding=embedding, reduction=reduction)
     return _assemble(resolved, num_classes=num_classes, image_size=size, dtype=dtype)
 
@@ -143,7 +152,7 @@ def resolve(
             options[kind] = {}
             continue
         if own not in table:
-            raise ConfigError(f"there is no {kind} {own!r}; there are {', '.join(table) or 'none'}")
+            raise ConfigError(f"there is no {kind} {shown(own)}; there are {', '.join(table) or 'none'}")
         options[kind] = _defaults(kind, table[own])
         check_contract(kind, own, table[own], options[kind])
         if kind == "body" and own == preset.body:
@@ -152,7 +161,7 @@ def resolve(
         for key in chosen:
             if key not in options[kind]:
                 known = ", ".join(options[kind]) or "none"
-                raise ConfigError(f"the {kind} {own!r} has no option {key!r}; its options are {known}")
+                raise ConfigError(f"the {kind} {shown(own)} has no option {shown(key)}; its options are {known}")
         if clash := [key for key in options[kind] if kind != "body" and key in options["body"]]:
             raise ConfigError(f"the {kind} {own!r} and the body both have an option {clash[0]!r}; rename one of them")
         if kind == "embedding" and hasattr(table[own], "options_for_width") and "width" in options["body"]:
@@ -199,14 +208,14 @@ def _parts(name: str, overrides: Options) -> tuple[dict[str, dict[str, Any]], st
         owner = next((kind for kind in TABLES if key in resolved.options[kind]), None)
         if owner is None:
             known = ", ".join(key for options in resolved.options.values() for key in options)
-            raise ConfigError(f"{name} has no option {key!r}; its options are {known}, dtype")
+            raise ConfigError(f"{name} has no option {shown(key)}; its options are {known}, dtype")
         parts[owner][key] = value
     return parts, dtype
 
 
 def _preset(name: str) -> Preset:
     if name not in (known := presets()):
-        raise ConfigError(f"there is no model {name!r}; the models are {', '.join(known)}")
+        raise ConfigError(f"there is no model {shown(name)}; the models are {', '.join(known)}")
     return known[name]
 
 
@@ -232,4 +241,4 @@ def _check_types(kind: str, module: Any, chosen: Options) -> None:
             continue
         accepted = (int, float) if expected is float else expected
         if not isinstance(value, accepted) or (expected is not bool and isinstance(value, bool)):
-            raise ConfigError(f"model option {key} is {value!r}; it must be of type {expected.__name__}")
+            raise ConfigError(f"model option {key} is {shown(value)}; it must be of type {expected.__name__}")

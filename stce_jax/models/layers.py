@@ -17,14 +17,32 @@ from stce_jax.models.ops.activations import gelu
 from stce_jax.models.ops.attention import attention_weights, dot_product_attention
 from stce_jax.models.ops.convolution import halving_convolution
 from stce_jax.models.ops.linear import product
-from stce_jax.models.ops.norms import BATCH_NORM_EPSILON, gelu_batch_norm, layer_norm
-from stce_jax.models.ops.precision import widened
+from stce_jax.models.ops.norms import BATCH_NORM_EPSILON, gelu_batch_norm, gelu_batch_norm_plain, layer_norm
+from stce_jax.models.ops.precision import of_rank, widened
 from stce_jax.models.tokens import Tokens
 
 # DeiT's initialisation: a normal of standard deviation 0.02 cut at +-2, which is at 100 standard deviations.
 truncated_normal = nn.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0)
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 BATCH_NORM_MOMENTUM = 0.9  # PyTorch's default; there it is the share of the new statistics, 0.1
+
+
+def is_training(module: nn.Module, train: bool | None) -> bool:
+    """`train` as a Python bool, which decides what is computed. While variables are made, both make the same.
+
+    Raises:
+      TypeError: it is missing or traced, as flax's transforms and jit leave it if they are not told otherwise.
+    """
+    if train is not None and not isinstance(train, jax.core.Tracer):
+        return bool(train)
+    if module.is_initializing():
+        return False
+    if train is None:
+        raise TypeError("train is missing: give True or False, by position in nn.vmap and nn.scan, which drop keywords")
+    raise TypeError(
+        "train is traced, and must be True or False: give it by position, and its place to the transform, such as "
+        "nn.remat(..., static_argnums=(2,)); with jax.jit, static_argnames='train'"
+    )
 
 
 def linear(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
@@ -49,8 +67,8 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, inputs: Float[Array, "... D"]) -> Float[Array, "... D"]:
         width = inputs.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (width,))
-        bias = self.param("bias", nn.initializers.zeros, (width,))
+        scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
         return layer_norm(inputs.reshape(-1, width), scale, bias, self.dtype).reshape(inputs.shape)
 
 
@@ -68,13 +86,13 @@ class MLP(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, values: Float[Array, "B N D"], *, train: bool) -> Float[Array, "B N D"]:
-        width = values.shape[-1]
+    def __call__(self, values: Float[Array, "B N D"], train: bool | None = None) -> Float[Array, "B N D"]:
+        width, deterministic = values.shape[-1], not is_training(self, train)
         rows = values.reshape(-1, width)  # [B N, D]: see `Attention`
         hidden = linear(self.hidden, self.dtype, "in")(rows)
-        hidden = nn.Dropout(self.dropout)(gelu(hidden), deterministic=not train)
+        hidden = nn.Dropout(self.dropout)(gelu(hidden), deterministic=deterministic)
         outputs = linear(width, self.dtype, "out")(hidden)
-        return nn.Dropout(self.dropout)(outputs, deterministic=not train).reshape(values.shape)
+        return nn.Dropout(self.dropout)(outputs, deterministic=deterministic).reshape(values.shape)
 
 
 class Attention(nn.Module):
@@ -92,7 +110,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Tokens, context: Tokens | None = None, *, train: bool, give: Collection[str] = ()
+        self, tokens: Tokens, context: Tokens | None = None, train: bool | None = None, give: Collection[str] = ()
     ) -> tuple[Float[Array, "B M D"], dict[str, Float[Array, "..."]]]:
         """Attention of tokens to a context, by default to themselves.
 
@@ -122,7 +140,7 @@ class Attention(nn.Module):
             self.sow("intermediates", "attention", given["weights"])
         outputs = dot_product_attention(query, key, value, bias=bias, mask=context.mask)
         rows = linear(width, self.dtype, "out")(outputs.reshape(-1, width))  # [B M, D]
-        outputs = nn.Dropout(self.dropout)(rows, deterministic=not train).reshape(tokens.shape)
+        outputs = nn.Dropout(self.dropout)(rows, deterministic=not is_training(self, train)).reshape(tokens.shape)
         return outputs, {name: given[name] for name in give}
 
     def _heads(self, qkv: nn.Dense, values: Float[Array, "B N D"]) -> list[Float[Array, "B N A E"]]:
@@ -131,7 +149,7 @@ class Attention(nn.Module):
         # As rows, for linear layers would otherwise have XLA for GPUs choose layouts that it must then transpose.
         rows = qkv(values.reshape(-1, width))  # [B N, 3 D]
         # Split first: the gradient of a split is one concatenation, that of indexing three padded arrays and their sum.
-        return [part.reshape(batch, count, self.heads, -1) for part in jnp.split(rows, 3, axis=-1)]
+        return [part.reshape(batch, count, self.heads, width // self.heads) for part in jnp.split(rows, 3, axis=-1)]
 
 
 def drop_path_scales(key: Key[Array, ""], rate: float, depth: int, batch: int) -> Float[Array, "depth 2 B 1 1"]:
@@ -184,25 +202,32 @@ class GeluBatchNorm(nn.Module):
 
     Attributes:
       dtype: dtype of the result; parameters and statistics are float32.
+      axis_name: as flax.linen.BatchNorm's: an axis of devices whose images count in the statistics, too. The gradient
+        is then the one that JAX derives.
     """
 
     dtype: jnp.dtype = jnp.float32
+    axis_name: Any = None
 
     @nn.compact
-    def __call__(self, inputs: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B H W C"]:
+    def __call__(self, inputs: Float[Array, "B H W C"], train: bool | None = None) -> Float[Array, "B H W C"]:
         width = inputs.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (width,))
-        bias = self.param("bias", nn.initializers.zeros, (width,))
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
-        running_variance = self.variable("batch_stats", "var", jnp.ones, (width,))
-        if not train:
+        scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (width,), jnp.float32)
+        running_variance = self.variable("batch_stats", "var", jnp.ones, (width,), jnp.float32)
+        if not is_training(self, train):
             activated = gelu(widened(inputs))
             inverse = jax.lax.rsqrt(running_variance.value + BATCH_NORM_EPSILON)
-            return ((activated - running_mean.value) * (inverse * scale) + bias).astype(self.dtype)
-        outputs, mean, variance = gelu_batch_norm(inputs, scale, bias, self.dtype)
+            normalized = (activated - of_rank(4, running_mean.value)) * of_rank(4, inverse * scale)
+            return (normalized + of_rank(4, bias)).astype(self.dtype)
+        if self.axis_name is None or self.is_initializing():  # the axis need not exist then, as in flax
+            outputs, mean, variance = gelu_batch_norm(inputs, scale, bias, self.dtype)
+        else:
+            outputs, mean, variance = gelu_batch_norm_plain(inputs, scale, bias, self.dtype, self.axis_name)
         if not self.is_initializing():
             for running, new in ((running_mean, mean), (running_variance, variance)):
-                new = jax.lax.stop_gradient(new)
+                new = jax.lax.stop_gradient(new).astype(running.value.dtype)
                 running.value = BATCH_NORM_MOMENTUM * running.value + (1.0 - BATCH_NORM_MOMENTUM) * new
         return outputs
 
@@ -215,17 +240,19 @@ class ConvModule(nn.Module):
       stride: of the convolution, in both directions.
       kernel: side of the convolution's kernel.
       dtype: dtype of the computation; parameters and statistics are float32.
+      axis_name: see `GeluBatchNorm`.
     """
 
     features: int
     stride: int
     kernel: int = 3
     dtype: jnp.dtype = jnp.float32
+    axis_name: Any = None
 
     @nn.compact
-    def __call__(self, inputs: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w features"]:
+    def __call__(self, inputs: Float[Array, "B H W C"], train: bool | None = None) -> Float[Array, "B h w features"]:
         outputs = convolution(self.features, self.kernel, self.stride, self.dtype)(inputs)
-        return GeluBatchNorm(self.dtype, name="norm")(outputs, train=train)
+        return GeluBatchNorm(self.dtype, self.axis_name, name="norm")(outputs, train=train)
 
 
 class EarlyConvModule(nn.Module):
@@ -235,17 +262,20 @@ class EarlyConvModule(nn.Module):
       features: channels of the result.
       stride: of the convolution, in both directions.
       dtype: dtype of the computation; parameters and statistics are float32.
+      axis_name: see `GeluBatchNorm`.
     """
 
     features: int
     stride: int
     dtype: jnp.dtype = jnp.float32
+    axis_name: Any = None
 
     @nn.compact
-    def __call__(self, inputs: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w features"]:
+    def __call__(self, inputs: Float[Array, "B H W C"], train: bool | None = None) -> Float[Array, "B h w features"]:
         outputs = convolution(self.features, 3, self.stride, self.dtype, bias=False)(inputs)
         norm = nn.BatchNorm(
-            use_running_average=not train,
+            use_running_average=not is_training(self, train),
+            axis_name=self.axis_name,
             momentum=BATCH_NORM_MOMENTUM,
             epsilon=BATCH_NORM_EPSILON,
             dtype=self.dtype,

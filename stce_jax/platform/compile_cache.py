@@ -8,11 +8,12 @@ belongs.
 import contextlib
 import os
 import re
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
+
+from stce_jax.platform import terminal
 
 KEPT = 2**30  # bytes, of the most recently used programs
 STAMP = "looked_through"  # an empty file whose age is that of the last check of the size
@@ -118,6 +119,6 @@ def _repair(directory: Path) -> None:
                 path.unlink(missing_ok=True)
         elif not reported:
             reported = True
-            print(f"stce: compiled programs are not kept: {' '.join(failure[3].split())}", file=sys.stderr, flush=True)
+            terminal.warn(f"compiled programs are not kept: {failure[3]}")
 
     warnings.showwarning = showwarning

@@ -10,8 +10,9 @@ from typing import Any
 from stce_jax.data import class_lists
 from stce_jax.data.dataset import SPLITS
 from stce_jax.errors import DataError
+from stce_jax.platform.terminal import say
 from stce_jax.prepare.inspection import Inspected, Tally, inspect_all
-from stce_jax.prepare.messages import ImageProgress, say, size_text
+from stce_jax.prepare.messages import ImageProgress, size_text
 from stce_jax.prepare.report import Report
 from stce_jax.prepare.sources.listing import first_names
 from stce_jax.prepare.sources.references import Source, in_order
@@ -70,7 +71,7 @@ def convert(
     _check_bad(tally, on_bad)
     report = Report.of_tally(config, names, source, tally, raw_short_side)
     Report.of_prepared(Path(path))  # opens the result as training will, and checks that it is complete
-    tally.write_csv(Path(path) / "odd.csv", source.ignored)
+    tally.write_csv(Path(path) / "odd.csv", source.passed_over)
     return report
 
 

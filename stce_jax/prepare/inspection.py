@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import struct
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,15 @@ from PIL import Image
 
 from stce_jax.data.dataset import SPLITS
 from stce_jax.data.decode import decode_image, open_image, raw_file
+from stce_jax.data.deep_pixels import netpbm_header
+from stce_jax.data.finding import PassedOver
 from stce_jax.errors import DataError
-from stce_jax.prepare.sources.references import Ignored, Reference, UnreadableError
+from stce_jax.prepare.sources.references import Reference, UnreadableError
 
+_PATIENCE = 2  # seconds that reads may take that nobody needs any more
 TINY = 32  # pixels; an image with a shorter side is reported
 _ORIENTATION = 0x0112  # EXIF tag
-BAD, IGNORED = "cannot be decoded", "ignored: not an image by its name or place"
+BAD, IGNORED = "cannot be decoded", "passed over"
 _IN_BOTH, _IN_TWO_CLASSES, _TWICE = "same bytes in train and val", "same bytes in two classes", "same bytes twice"
 
 
@@ -55,7 +58,8 @@ def inspect_all(
 
     With a `raw_short_side` above 0 their pixels are to be stored, see `raw_file`, not the files.
 
-    At most four images a thread are in memory. Reading, hashing and decoding all release Python's lock.
+    At most four images a thread are in memory. Reading, hashing and decoding all release Python's lock. Where it is
+    closed early, a read that hangs is not waited for.
     """
     pool = ThreadPoolExecutor(workers)
     waiting: collections.deque[Future[Inspected]] = collections.deque()
@@ -67,7 +71,8 @@ def inspect_all(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        wait(waiting, _PATIENCE)  # for files to be closed
 
 
 def _inspect(reference: Reference, read: Callable[[Reference], bytes], raw_short_side: int) -> Inspected:
@@ -97,9 +102,10 @@ def _format_oddities(name: str, encoded: bytes) -> Iterator[tuple[str, str]]:
             yield f"{image.format} named as a JPEG", mode
         if mode == "CMYK":
             yield "CMYK", ""
-        if mode.startswith("I;16") or (image.format == "PNG" and encoded[24:25] == b"\x10"):  # bits a channel
+        deep_ppm = netpbm_header(encoded)
+        if mode.startswith("I") or deep_ppm or (image.format == "PNG" and encoded[24:25] == b"\x10"):  # bits a channel
             yield "16 bits a channel", mode
-        if mode in ("1", "L", "LA") or mode.startswith("I;16"):
+        if mode in ("1", "L", "LA") or mode.startswith("I"):
             yield "grey", mode
         if mode in ("P", "PA"):
             yield "palette", ""
@@ -180,11 +186,11 @@ class Tally:
         """{kind: number of images}, most frequent first."""
         return dict(collections.Counter(kind for kind, _, _ in self.odd).most_common())
 
-    def write_csv(self, path: Path, ignored: Ignored) -> None:
-        """Writes kind, image and detail of every odd image, bad image and ignored file."""
+    def write_csv(self, path: Path, passed_over: PassedOver) -> None:
+        """Writes kind, image and detail of every odd image, bad image and file that was passed over."""
         with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.writer(file)
             table.writerow(("kind", "image", "detail"))
             table.writerows((BAD, image, cause) for image, cause in self.bad)
             table.writerows(sorted(self.odd))
-            table.writerows((IGNORED, name, "") for name in ignored.names)
+            table.writerows((IGNORED, name, reason) for name, reason in passed_over.files)

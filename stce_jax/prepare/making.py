@@ -17,12 +17,14 @@ from stce_jax.data import class_lists, mirror, places
 from stce_jax.data.locks import locked
 from stce_jax.errors import DataError
 from stce_jax.paths import absolute, is_remote, open_path
+from stce_jax.platform.terminal import say
 from stce_jax.prepare.conversion import convert
-from stce_jax.prepare.messages import say, size_text
+from stce_jax.prepare.messages import size_text
 from stce_jax.prepare.report import Report
 from stce_jax.prepare.sources.recognition import open_source
 from stce_jax.prepare.sources.references import Source
 from stce_jax.prepare.staging import ends_cleanly, staging
+from stce_jax.processes.stopping import Exit
 
 
 def make(
@@ -35,6 +37,7 @@ def make(
     val_labels: str,
     workers: int,
     raw_short_side: int,
+    exit_process: Exit | None = None,
 ) -> Report:
     """Makes the data set of a source unless it is there already, and prints its report; see `verbs.prepare`.
 
@@ -47,12 +50,28 @@ def make(
       val_labels: path, or "" to look for the labels.
       workers: threads, 1 or more.
       raw_short_side: 0, or the short side of stored pixels.
+      exit_process: see `ends_cleanly`.
 
     Raises:
       ConfigError, DataError, PreemptedError: see `verbs.prepare`.
     """
+    with ends_cleanly(exit_process):
+        return _make(dataset, source, classes, data_dir, on_bad, val_labels, workers, raw_short_side)
+
+
+def _make(
+    dataset: str,
+    source: str,
+    classes: str,
+    data_dir: str | Path,
+    on_bad: str,
+    val_labels: str,
+    workers: int,
+    raw_short_side: int,
+) -> Report:
     remote = open_path(data_dir) if is_remote(data_dir) else None
     root = mirror.local_root(remote).with_suffix(".upload") if remote else absolute(data_dir)
+    places.check_name(root)
     say(f"looking at {source}")
     opened: Source | None = None
     if dataset == "folder":
@@ -71,7 +90,7 @@ def make(
         return _find(remote or root, part, opened, dataset, classes, raw_short_side)
 
     try:
-        with ends_cleanly(), contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
             if opened:
                 stack.callback(opened.close)
             if report := find():  # before the lock: the directory may be read-only
@@ -107,7 +126,7 @@ def make(
         where = error.filename or root
         raise DataError(f"cannot write {where}: {error.strerror or error}; give another --data_dir") from error
     report = dataclasses.replace(report, directory=str((remote or root) / part))
-    say(report.table())
+    say(*report.lines())
     say(f"{size_text(taken)} on disk")
     return report
 
@@ -139,7 +158,7 @@ def _report_of(directory: Path, called: Path | epath.Path, opened: Source | None
             f"{called} was made of {report.source}, not of {opened.kind}; delete it to make it again, or rename the "
             "source's folder to keep both"
         )
-    say(f"already prepared: {called}\nmade of {report.source}, {report.bad:,} images left out")
+    say(f"already prepared: {called}", f"made of {report.source}, {report.bad:,} images left out")
     say(f"fingerprint {report.fingerprint}; delete the directory to make it again")
     return report
 

@@ -3,19 +3,14 @@
 import sys
 import time
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from stce_jax.platform import terminal
+
 _EVERY = 10  # seconds between two lines where there is no terminal
-
-
-def say(text: str, file: TextIO | None = None) -> None:
-    """Prints text at once; what the output's encoding lacks, such as file names that are not UTF-8, is escaped."""
-    file = file or sys.stdout
-    encoding = file.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
 
 
 def size_text(size: float) -> str:
@@ -66,4 +61,4 @@ class ImageProgress:
             self._last_line = now
             minutes, seconds = divmod(round((self._total - done) / rate), 60)
             left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
-            say(f"{self._verb} {done:,} of {self._total:,} images  {text}  {left}", self._output)
+            terminal.say(f"{self._verb} {done:,} of {self._total:,} images  {text}  {left}", file=self._output)

@@ -14,7 +14,7 @@ from stce_jax.prepare.sources.listing import NAMED, first_names
 from stce_jax.prepare.sources.references import Source
 
 _LISTED = 120  # classes; of more, only those with the fewest and the most images are listed
-_NOT_STORED = {"examples", "directory"}  # fields of a report
+_NOT_STORED = {"examples", "directory", "passed_over"}  # fields of a report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,12 @@ class Report:
       counts: {split: images of each class}.
       odd: {kind: number of images}.
       bad: number of images left out because they cannot be decoded.
-      ignored: number of files ignored because they are not images by their name or place.
+      ignored: number of files that were passed over: they are no images, or not in their place.
       other_classes: number of classes of the source that were not selected.
       raw_short_side: pixels of the short side, if pixels are stored and not files; 0: files. Stored only if not 0.
       examples: {kind: some images}; not stored.
       directory: where it is; not stored.
+      passed_over: how many files were, why, and some of them, in words; not stored.
     """
 
     config: str
@@ -49,6 +50,7 @@ class Report:
     raw_short_side: int = 0
     examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     directory: str = ""
+    passed_over: str = ""
 
     @classmethod
     def of_tally(
@@ -68,10 +70,11 @@ class Report:
             counts=tally.counts,
             odd=tally.odd_counts(),
             bad=len(tally.bad),
-            ignored=source.ignored.count,
+            ignored=source.passed_over.count,
             other_classes=source.other_classes,
             raw_short_side=raw_short_side,
             examples=examples | {"bad": [image for image, _ in tally.bad[:NAMED]]},
+            passed_over=source.passed_over.reasons_text(),
         )
 
     @classmethod
@@ -100,8 +103,8 @@ class Report:
         fields = [field.name for field in dataclasses.fields(self)]
         return {name: getattr(self, name) for name in fields if name not in left_out}
 
-    def table(self) -> str:
-        """The number of images of each class, oddities, and the fingerprint, as text."""
+    def lines(self) -> list[str]:
+        """The number of images of each class, oddities, and the fingerprint, as lines of text."""
         train, val = (self.counts[split] for split in SPLITS)
         lines = [f"{'class':<12}{'train':>9}{'val':>8}  name"]
         lines += [f"{self.class_ids[k]:<12}{train[k]:>9,}{val[k]:>8,}  {self.class_names[k]}" for k in self._listed()]
@@ -111,11 +114,11 @@ class Report:
         lines.append(f"{'a class':<12}{_span(train):>9}{_span(val):>8}")
         lines += [f"{count:>8,}  {kind}{self._some(kind)}" for kind, count in self.odd.items()]
         lines.append(f"{self.bad:>8,}  left out: cannot be decoded{self._some('bad')}")
-        lines.append(f"{self.ignored:>8,}  files ignored: not images by their name or place")
+        lines.append(f"{self.ignored:>8,}  files passed over{': ' * bool(self.passed_over)}{self.passed_over}")
         if self.other_classes:
             lines.append(f"{self.other_classes:>8,}  other classes of the source")
         lines.append(f"fingerprint {self.fingerprint}")
-        return "\n".join([*lines, f"prepared in {self.directory}; all that is odd is listed in odd.csv there"])
+        return [*lines, f"prepared in {self.directory}; all that is odd is listed in odd.csv there"]
 
     def _listed(self) -> Sequence[int]:
         everything = range(len(self.class_ids))

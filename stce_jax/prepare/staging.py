@@ -3,13 +3,17 @@
 import contextlib
 import shutil
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 from stce_jax.errors import PreemptedError
-from stce_jax.prepare.messages import say
+from stce_jax.platform.terminal import say
+from stce_jax.processes.stopping import NUMBERS, Exit
+
+PATIENCE, CLEANING = 5.0, 20.0  # seconds that the main thread has to hear a signal, and then to clean up
 
 
 @contextlib.contextmanager
@@ -35,8 +39,12 @@ class _StoppedError(BaseException):
 
 
 @contextlib.contextmanager
-def ends_cleanly() -> Iterator[None]:
+def ends_cleanly(exit_process: Exit | None = None) -> Iterator[None]:
     """Turns SIGTERM and SIGINT into a PreemptedError, after everything on the way out has cleaned up.
+
+    Args:
+      exit_process: ends the process if the main thread does not hear a signal within PATIENCE, because it waits in C
+        for a disk, say, or has not cleaned up within CLEANING; None if the process is not to be ended.
 
     Raises:
       PreemptedError: one of them came.
@@ -44,19 +52,50 @@ def ends_cleanly() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread alone
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+
+    heard = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
+        heard.set()
         for each in before:
             signal.signal(each, signal.SIG_IGN)  # cleaning up takes a moment
         raise _StoppedError(signal.Signals(number).name)
 
-    for number in before:
-        signal.signal(number, stop)
+    with _impatient(heard, exit_process):
+        for number in before:
+            signal.signal(number, stop)
+        try:
+            yield
+        except _StoppedError as error:
+            raise PreemptedError(f"stopped by {error}; nothing is left half-written, run again to start over") from None
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _impatient(heard: threading.Event, exit_process: Exit | None) -> Iterator[None]:
+    """While open, a signal that is not heard in time, or after which cleaning up hangs, ends the process anyway."""
+    if exit_process is None:
+        yield
+        return
+    done = threading.Event()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def listen() -> None:
+        while received := reader.recv(1):  # the bytes are the numbers of signals, whoever handles them
+            if received[0] in NUMBERS and not (heard.wait(PATIENCE) and done.wait(CLEANING)):
+                name = signal.Signals(received[0]).name
+                message = f"stopped by {name}; what is half-written is removed by the next start, run again"
+                exit_process(message, PreemptedError.exit_code)
+
+    threading.Thread(target=listen, name="stce signals", daemon=True).start()
+    wakeup_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:
         yield
-    except _StoppedError as error:
-        raise PreemptedError(f"stopped by {error}; nothing is left half-written, run again to start over") from None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        done.set()
+        signal.set_wakeup_fd(wakeup_before)
+        writer.close()

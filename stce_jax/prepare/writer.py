@@ -10,7 +10,6 @@ import io
 import itertools
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.writer import ExampleWriter
 
+from stce_jax.data import builders
 from stce_jax.data.places import VERSION
 
 IMAGES_A_SHARD = 2000
@@ -129,7 +129,7 @@ def write(
             shards[split].append(functools.partial(shard, size, written == total))
     # No subclass of its own for each name: tfds has an imagenet2012 that needs TensorFlow.
     named = type(dataset, (_Builder,), {"name": dataset}, skip_registration=True)
-    with _quiet(), tempfile.TemporaryDirectory() as no_downloads:
+    with _quiet():
         builder = named(
             class_ids=class_ids,
             shards=shards,
@@ -139,7 +139,7 @@ def write(
             config=tfds.core.BuilderConfig(name=config, version=VERSION),
             file_format="array_record",
         )
-        builder.download_and_prepare(download_dir=no_downloads)
+        builders.write(builder)
     return builder.data_path
 
 

@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 from stce_jax.errors import PreemptedError
+from stce_jax.platform import terminal
 from stce_jax.platform.c_signals import on_abort
 
 BEAT = 2.0  # seconds between two signs of life
@@ -146,7 +147,7 @@ class Heartbeat:
     def _end(self, message: str, exit_code: int, message_to_others: str) -> None:
         self._ending.acquire()  # never released: one line, and a second caller waits for the end
         sys.stdout.flush()
-        print(f"stce: {message}", file=sys.stderr, flush=True)
+        terminal.warn(message)
         self._own["end"] = [message_to_others[:2000], exit_code]
         notifying = threading.Thread(target=self._notify, daemon=True)
         notifying.start()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from stce_jax.errors import ConfigError, PreemptedError, StceError
+from stce_jax.platform import terminal
 
 if TYPE_CHECKING:
     from stce_jax.processes.heartbeat import Heartbeat
@@ -87,7 +88,7 @@ def start(timeout: float = 300) -> None:
 
 
 def _refuse_start(message: str, reason: str) -> NoReturn:
-    print(f"stce: {message} {reason}", file=sys.stderr, flush=True)
+    terminal.warn(f"{message} {reason}")
     os._exit(PreemptedError.exit_code)  # worth another try
 
 
@@ -241,9 +242,7 @@ def together() -> Iterator[None]:
         if several():
             blame(error)
             if not isinstance(error, StceError):
-                import traceback
-
-                traceback.print_exc()
+                terminal.print_traceback(type(error), error, error.__traceback__)
             fail(str(error) or repr(error), error.exit_code if isinstance(error, StceError) else 1)
         raise
 
@@ -254,7 +253,7 @@ def fail(message: str, exit_code: int) -> None:
     At once, without a return to the caller: threads and collectives that wait for the others would delay it by minutes.
     """
     assert _heartbeat, "only one of several processes fails for the others"
-    _heartbeat.fail(" ".join(message.split()), exit_code)
+    _heartbeat.fail(terminal.one_line(message), exit_code)
 
 
 def blame(error: BaseException | None) -> None:

@@ -6,6 +6,8 @@ import threading
 import time
 from typing import Self
 
+from stce_jax.platform import terminal
+
 POLL = 0.5  # seconds between two checks of the step's duration, at most
 
 
@@ -45,6 +47,5 @@ class Watch:
             now = self._now
             if now and now is not reported and time.monotonic() - now[1] > self._timeout:
                 reported = now
-                line = f"stce: {self._name}{now[0]} has taken {self._timeout:g} s; all threads:"
-                print(line, file=sys.stderr, flush=True)
+                terminal.warn(f"{self._name}{now[0]} has taken {self._timeout:g} s; all threads:")
                 faulthandler.dump_traceback(sys.stderr, all_threads=True)

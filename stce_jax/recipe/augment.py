@@ -38,6 +38,7 @@ from stce_jax.recipe.pixels import (
 )
 from stce_jax.recipe.policy import parse_policy
 from stce_jax.recipe.rand_augment import rand_augment
+from stce_jax.recipe.ranks import of_any_rank
 from stce_jax.recipe.transforms import color_jitter, random_flip, random_shift, three_augment
 
 # Everything a user may want on the device comes from this module.
@@ -98,6 +99,7 @@ def _options(make: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(make).parameters)
 
 
+@of_any_rank
 def normalize(
     images: UInt8[Array, "*B H W 3"] | UInt8[np.ndarray, "*B H W 3"], *, mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "*B H W 3"]:
@@ -108,7 +110,13 @@ def normalize(
 
 
 def make_augment(
-    num_classes: int, *, mean: Sequence[float], std: Sequence[float], label_smoothing: float, **options: Any
+    num_classes: int,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    label_smoothing: float,
+    offset: int = 0,
+    **options: Any,
 ) -> Augment:
     """The training augmentation: (key, step, images, labels) -> (normalised images, targets).
 
@@ -118,6 +126,7 @@ def make_augment(
       num_classes: length of a target.
       mean, std: for each channel, of values scaled to 0..1.
       label_smoothing: 0..1, see `soft_targets`.
+      offset: images by which step x batch is ahead of the position in the stream, in a run whose batch has changed.
       options: all options of the parts and no other, see `option_names`.
 
     Raises:
@@ -145,6 +154,8 @@ def make_augment(
         image_key, batch_key = jax.random.split(key)
         batch = images.shape[0]
         positions = jnp.asarray(step).astype(jnp.uint32) * batch + jnp.arange(batch, dtype=jnp.uint32)
+        if offset:
+            positions -= np.uint32(offset % 2**32)
         keys = _part_keys(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(image_key, positions), singles)
         for name, function in active["bytes"].items():
             images = jax.vmap(function)(keys[name], images)

@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
+from stce_jax.recipe.ranks import of_any_rank
 
+
+@of_any_rank
 def random_erasing(
     key: PRNGKeyArray,
     image: Float[Array, "H W 3"],

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from stce_jax.recipe.pixels import Scalar
+from stce_jax.recipe.ranks import of_any_rank
 
 Color = tuple[int, int, int]  # 0..255 for each channel
 Matrix = tuple[Scalar, Scalar, Scalar, Scalar, Scalar, Scalar]  # a, b, c, d, e, f of `affine`
@@ -57,6 +58,7 @@ def rotation(height: int, width: int, *, degrees: Scalar) -> Matrix:
     return cosine, -sine, left, sine, cosine, top
 
 
+@of_any_rank
 def affine(image: UInt8[Array, "H W 3"], *, matrix: Matrix, fill: Color) -> UInt8[Array, "H W 3"]:
     """Each pixel (x, y) becomes what the image has at (a x + b y + c, d x + e y + f), interpolated bicubically.
 

@@ -11,6 +11,7 @@ import optax
 
 from stce_jax.errors import check_choice, check_range
 
+SMALLEST, LARGEST = 1e-30, 3e38  # of the options: numbers in float32
 DEIT_BATCH_SIZE = 512  # the batch for which DeiT's learning rate is given
 Schedule = Callable[[Any], Any] | float
 
@@ -21,16 +22,20 @@ def peak_learning_rate(learning_rate: float, scaling: str, batch_size: int) -> f
 
 
 def make_schedule(
-    *, peak: float, warmup_from: float, final: float, warmup_steps: int, total_steps: int
+    *, peak: float, warmup_from: float, final: float, warmup_steps: int, total_steps: int, shift: float = 0.0
 ) -> optax.Schedule:
-    """Step -> learning rate: linear from `warmup_from` to `peak` in `warmup_steps`, then half a cosine to `final`."""
-    return optax.warmup_cosine_decay_schedule(
+    """Step -> learning rate: linear from `warmup_from` to `peak` in `warmup_steps`, then half a cosine to `final`.
+
+    All of it comes `shift` steps later; below 0, earlier. See `Timetable.shift`.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(
         init_value=warmup_from,
         peak_value=peak,
         warmup_steps=warmup_steps,
         decay_steps=max(total_steps, warmup_steps + 1),
         end_value=final,
     )
+    return (lambda step: schedule(step - shift)) if shift else schedule
 
 
 def parameter_group(path: tuple[str, ...], shape: tuple[int, ...]) -> str:
@@ -101,11 +106,18 @@ def check_options(
     ema_decay: float,
 ) -> None:
     """Raises ConfigError if the options of `config.optimizer` cannot work."""
-    del warmup_learning_rate, final_learning_rate, beta1, beta2, epsilon  # any will do
     check_choice("config.optimizer.name", name, tuple(OPTIMIZERS))
-    check_range("config.optimizer.learning_rate", learning_rate, 0)
+    numbers = {
+        "learning_rate": learning_rate,
+        "warmup_learning_rate": warmup_learning_rate,
+        "final_learning_rate": final_learning_rate,
+        "weight_decay": weight_decay,
+        "clip_norm": clip_norm,
+    }
+    for option, number in numbers.items():
+        check_range(f"config.optimizer.{option}", number, 0, LARGEST)
     check_choice("config.optimizer.learning_rate_scaling", learning_rate_scaling, ("none", "linear"))
-    check_range("config.optimizer.warmup_epochs", warmup_epochs, 0)
-    check_range("config.optimizer.weight_decay", weight_decay, 0)
-    check_range("config.optimizer.clip_norm", clip_norm, 0)
-    check_range("config.optimizer.ema_decay", ema_decay, 0, 1)
+    check_range("config.optimizer.warmup_epochs", warmup_epochs, 0, 1_000_000)
+    for option, number in (("beta1", beta1), ("beta2", beta2), ("ema_decay", ema_decay)):
+        check_range(f"config.optimizer.{option}", number, 0, 1, below=True)  # an average at 1 never moves
+    check_range("config.optimizer.epsilon", epsilon, SMALLEST, 1)

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from stce_jax.errors import check_pair, check_range
+from stce_jax.errors import check_pair, check_range, check_whole
 from stce_jax.recipe import erasing, mixing, policy, transforms
 from stce_jax.recipe import rand_augment as random_operations
 
@@ -37,8 +37,8 @@ def flip(*, flip: float) -> Callable | None:
 
 
 def shift(*, shift: int) -> Callable | None:
-    """Moves by up to `shift` pixels, 0 or more."""
-    check_range("config.augment.shift", shift, 0)
+    """Moves by up to `shift` pixels, 0 to 1,024: images are padded by as many on each side."""
+    check_whole("config.augment.shift", shift, 0, 1024)
     return functools.partial(transforms.random_shift, pixels=shift) if shift else None
 
 
@@ -65,17 +65,17 @@ def color_jitter(*, color_jitter: float) -> Callable | None:
 def erase(*, erase: float, erase_area: Pair, erase_ratio: Pair) -> Callable | None:
     """Erases a box with probability `erase`, 0..1; `erase_area` and `erase_ratio` as in `random_erasing`."""
     check_range("config.augment.erase", erase, 0, 1)
-    check_pair("config.augment.erase_area", erase_area, 1)
-    check_pair("config.augment.erase_ratio", erase_ratio)
+    check_pair("config.augment.erase_area", erase_area, 1e-6, 1)
+    check_pair("config.augment.erase_ratio", erase_ratio, 0.01, 100)
     if not erase:
         return None
     return functools.partial(erasing.random_erasing, probability=erase, area=erase_area, ratio=erase_ratio)
 
 
 def mix(*, mixup: float, cutmix: float, switch_probability: float) -> Callable | None:
-    """Mixes the batch: `mixup` and `cutmix`, 0 or more, and `switch_probability`, 0..1, as in `mixing.mix`."""
-    check_range("config.augment.mixup", mixup, 0)
-    check_range("config.augment.cutmix", cutmix, 0)
+    """Mixes the batch: `mixup`, `cutmix`, 0 or 0.001..1000, and `switch_probability`, 0..1, as in `mixing.mix`."""
+    for option, alpha in (("mixup", mixup), ("cutmix", cutmix)):
+        check_range(f"config.augment.{option}", alpha, 0.001, 1000, or_zero=True)  # beyond, all draws are alike
     check_range("config.augment.switch_probability", switch_probability, 0, 1)
     if not mixup and not cutmix:
         return None

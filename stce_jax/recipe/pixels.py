@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32, Num, UInt8, UInt32
 
+from stce_jax.recipe.ranks import of_any_rank
+
 Counts = Int32[Array, "256"]  # how often each value occurs in a channel
 Table = UInt8[Array, "256"]  # value -> value
 Scalar = float | Num[Array, ""]
@@ -61,6 +63,7 @@ def grayscale(image: UInt8[Array, "H W 3"]) -> UInt8[Array, "H W 3"]:
 # --- lookup tables
 
 
+@of_any_rank
 def look_up(image: UInt8[Array, "H W 3"], table: UInt8[Array, "3 256"]) -> UInt8[Array, "H W 3"]:
     """Replaces each value by its entry in the table of its channel (Image.point)."""
     entries = image.astype(jnp.int32) + 256 * jnp.arange(3)  # [H, W, 3]
@@ -77,6 +80,7 @@ def equalize(image: UInt8[Array, "H W 3"]) -> UInt8[Array, "H W 3"]:
     return look_up(image, by_channel(equalize_table, histogram(image)))
 
 
+@of_any_rank
 def histogram(image: UInt8[Array, "H W 3"]) -> Int32[Array, "3 256"]:
     """How many pixels have each value, channel by channel."""
     # Neighbours often have one value, so they count in separate tables: GPUs serialise additions to one address.

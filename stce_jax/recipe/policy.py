@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 
-from stce_jax.errors import ConfigError
+from stce_jax.errors import ConfigError, shown
 
 # Probabilities of the operations under option w0, up to their sum; from timm.
 WEIGHTS: dict[str, float] = {
@@ -59,17 +59,17 @@ def parse_policy(text: str) -> Policy:
     """
     first, *options = text.split("-")
     if first != "rand":
-        raise ConfigError(f"RandAugment policy {text!r} does not begin with 'rand'; try 'rand-m9-mstd0.5-inc1'")
+        raise ConfigError(f"RandAugment policy {shown(text)} does not begin with 'rand'; try 'rand-m9-mstd0.5-inc1'")
     numbers: dict[str, float] = {}
     for option in options:
         match = re.fullmatch(r"(n|m|mstd|mmax|inc|p|w)(\d+\.?\d*|\.\d+)", option)
         if not match:
             raise ConfigError(
-                f"RandAugment policy {text!r}: {option!r} is not an option; the options are n, m, "
+                f"RandAugment policy {shown(text)}: {shown(option)} is not an option; the options are n, m, "
                 "mstd, mmax, inc, p and w, each followed by a number"
             )
         if match[1] in numbers:
-            raise ConfigError(f"RandAugment policy {text!r}: {option!r} sets {match[1]!r} a second time")
+            raise ConfigError(f"RandAugment policy {shown(text)}: {shown(option)} sets {match[1]!r} a second time")
         numbers[match[1]] = float(match[2])
     max_magnitude = numbers.get("mmax", Policy.max_magnitude)
     ranges = {
@@ -86,7 +86,7 @@ def parse_policy(text: str) -> Policy:
         whole = name in ("n", "inc", "w")
         if not low <= number <= high or (whole and number != int(number)):
             kind = "a whole number" if whole else "a number"
-            raise ConfigError(f"RandAugment policy {text!r}: {name!r} must be {kind} from {low} to {high:g}")
+            raise ConfigError(f"RandAugment policy {shown(text)}: {name!r} must be {kind} from {low} to {high:g}")
     return Policy(
         operations=int(numbers.get("n", Policy.operations)),
         magnitude=numbers.get("m", min(Policy.magnitude, max_magnitude)),

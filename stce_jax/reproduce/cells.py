@@ -5,13 +5,13 @@ A sweep is a directory: `cells/<run>_seed<seed>/` holds a run each, `claims/` sa
 
 import dataclasses
 import importlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stce_jax.analysis.files import IN_RUN, PREDICTIONS, SCORES
 from stce_jax.errors import ConfigError
+from stce_jax.paths import read_json
 from stce_jax.training.assemble import load_config
 from stce_jax.training.timetable import is_last
 
@@ -79,15 +79,16 @@ class Cell:
 
     def finished(self) -> bool:
         """Whether it is trained to the end, and the last epoch's raw weights are evaluated on the test images."""
-        found = _read_json(self.directory / IN_RUN / SCORES)
-        if not found or not (self.directory / IN_RUN / PREDICTIONS).exists():
+        kinds = {"checkpoint": str, "ema": bool, "split": str, "step": float, "epoch": float, "top1": float}
+        found = _read_json(self.directory / IN_RUN / SCORES, kinds)
+        if not found or not found["epoch"] > 0 or not (self.directory / IN_RUN / PREDICTIONS).exists():
             return False
         of_last_epoch = (found["checkpoint"], found["ema"], found["split"]) == ("last", False, "val")
         return of_last_epoch and is_last(found["step"], found["epoch"], self.row.config().epochs)
 
     def record(self) -> dict[str, Any]:
         """What `reproduce` has written about it, {} if nothing."""
-        return _read_json(self.directory / CELL_FILE)
+        return _read_json(self.directory / CELL_FILE, {"exit_code": int, "error": str, "seconds": float, "place": str})
 
 
 def load_rows(table: str, scale: str = "paper", more: Iterable[str] = ()) -> list[Row]:
@@ -130,12 +131,16 @@ def cell_of(row: Row, seed: int, workdir: Path) -> Cell:
     return Cell(row, seed, workdir / "cells" / name, workdir / "claims" / name)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """What a file holds, {} if it is not there or damaged."""
+def _read_json(path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """What a file holds, {} if it is not there or damaged: without these keys, or with values of another kind."""
     try:
-        return json.loads(path.read_text())
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
+    if not isinstance(found, dict) or not found.keys() >= kinds.keys():
+        return {}
+    right = (isinstance(found[key], (int, float) if kind is float else kind) for key, kind in kinds.items())
+    return found if all(right) else {}
 
 
 def _spelled(value: Any) -> str:

@@ -1,11 +1,12 @@
 """What the rows of a sweep cost: parameters, multiply-adds and speed, beside what the paper prints."""
 
-import json
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stce_jax.analysis.costs import count_model, count_parameters
+from stce_jax.paths import read_json
 from stce_jax.reproduce.cells import Row, load_rows
 from stce_jax.reproduce.documents import Block, paragraph
 from stce_jax.reproduce.results import Result
@@ -14,6 +15,7 @@ from stce_jax.training.state import abstract_variables
 
 PAPERS_CLASSES = 100
 NONE = "–"
+_MEASURED = {"model", "what", "error", "ratio", "ratio_margin", "images_per_second", "batch_size", "dtype", "device"}
 
 Count = Callable[[str], Mapping[str, int]]  # of a run
 
@@ -83,8 +85,13 @@ def how_timed(results: Sequence[Result], speed: Sequence[Mapping[str, Any]]) -> 
 
 def read_speed(workdir: Path, tables: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """{table: rows of `stce benchmark`} of the tables that were measured."""
-    paths = {name: speed_file(workdir, name) for name in tables}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    found = {}
+    for name in tables:
+        with contextlib.suppress(OSError, ValueError):  # not there, or damaged: it is measured again
+            rows = read_json(speed_file(workdir, name))
+            if isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= _MEASURED for row in rows):
+                found[name] = rows
+    return found
 
 
 def speed_file(workdir: Path, name: str) -> Path:

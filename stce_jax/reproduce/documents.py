@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stce_jax.platform import terminal
+
 Block = dict[str, Any]
 
 STYLE = """
@@ -54,14 +56,14 @@ def commands(title: str, lines: Iterable[str]) -> Block:
 
 def to_markdown(blocks: Iterable[Block]) -> str:
     """The document as Markdown; figures are links."""
-    return "\n\n".join(_markdown(block) for block in blocks) + "\n"
+    return _visible("\n\n".join(_markdown(block) for block in blocks)) + "\n"
 
 
 def to_html(blocks: Iterable[Block], title: str) -> str:
     """The document as one HTML page, figures included."""
-    body = "\n".join(_html(block) for block in blocks)
+    body = _visible("\n".join(_html(block) for block in blocks))
     return (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{html.escape(_visible(title))}</title>\n'
         f"<style>{STYLE}</style>\n{body}\n</html>\n"
     )
 
@@ -105,6 +107,11 @@ def _html(block: Block) -> str:
             text = html.escape("\n".join(lines))
             return f"<details><summary>{_inline(title)}</summary><pre>{text}</pre></details>"
     raise ValueError(f"unknown block {block['kind']!r}")
+
+
+def _visible(text: str) -> str:
+    """Lines in which nothing is invisible: names and errors are anybody's text."""
+    return "\n".join(map(terminal.visible, text.split("\n")))
 
 
 def _inline(text: str) -> str:

@@ -20,7 +20,7 @@ from stce_jax.analysis.intervals import (
 )
 from stce_jax.errors import PreemptedError
 from stce_jax.reproduce.cells import Row, cell_of
-from stce_jax.workdir.metrics import read_metrics, training_speed
+from stce_jax.workdir.metric_lines import read_metrics, training_speed
 
 NOT_FINISHED = "not finished"  # why there is no result, if nothing failed
 
@@ -92,7 +92,7 @@ def read_result(row: Row, seeds: Sequence[int], workdir: Path) -> Result:
     records = {seed: cell.record() for seed, cell in cells.items()}
     finished = [seed for seed, cell in cells.items() if cell.finished()]
     curves = [read_metrics(cells[seed].directory) for seed in finished]
-    evaluated = [[line["top1"] for line in lines if line["split"] == "eval"] for lines in curves]
+    evaluated = [[line["top1"] or 0.0 for line in lines if line["split"] == "eval"] for lines in curves]
     predictions: list[Any] = [read_predictions(cells[seed].directory / IN_RUN) for seed in finished]
     hits = [found["hits"] for found in predictions]
     return Result(

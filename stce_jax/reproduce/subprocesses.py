@@ -1,6 +1,7 @@
 """`stce` commands as processes of their own, their output in a file: what ends one ends no other."""
 
 import contextlib
+import os
 import shlex
 import signal
 import subprocess
@@ -8,15 +9,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import stce_jax
 from stce_jax.errors import ConfigError
+from stce_jax.paths import open_own
 from stce_jax.processes.stopping import StopSignals
 
-# What `python -m stce_jax` does, after asking for SIGTERM when the parent ends: the run then saves its state.
-# preexec_fn would have to fork a process full of JAX's threads.
-RUN = """from stce_jax.platform import c_signals
+# What `stce` does, of the very package that runs here, after asking for SIGTERM when the parent ends: the run then
+# saves its state. preexec_fn would have to fork a process full of JAX's threads.
+RUN = """import importlib.util, os, sys
+path = sys.argv.pop(1)
+sys.path.append(os.path.dirname(os.path.dirname(path)))  # for its own processes; last, so that it hides nothing
+spec = importlib.util.spec_from_file_location("stce_jax", path)
+sys.modules["stce_jax"] = package = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+from stce_jax.platform import c_signals
 c_signals.terminate_with_parent()
-import runpy
-runpy.run_module("stce_jax", run_name="__main__", alter_sys=True)"""
+from stce_jax.cli import main
+main()"""
+# -P: nothing is imported from the directory where the command was started, whatever files lie there.
+SAFE = ("-P", "-c")
 
 
 def run_command(words: Sequence[str], log: Path, stop: StopSignals) -> tuple[int, str]:
@@ -30,11 +41,11 @@ def run_command(words: Sequence[str], log: Path, stop: StopSignals) -> tuple[int
     Returns:
       (exit code, "" or the last line of its output); for a command that a signal ended, 128 and the signal's number.
     """
-    with open(log, "ab") as output:
+    with open(open_own(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as output:
         output.write(f"$ {shlex.join(words)}\n".encode())
         output.flush()
         child = subprocess.Popen(
-            [sys.executable, "-c", RUN, *words[1:]],
+            [sys.executable, *SAFE, RUN, stce_jax.__file__, *words[1:]],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -69,7 +80,7 @@ def describe_place() -> str:
         "{len(devices)} x {devices[0].device_kind}, Python {platform.python_version()}, jax {jax.__version__}')"
     )
     # A session of its own: Ctrl-C is for this process alone.
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True)
+    done = subprocess.run([sys.executable, *SAFE, code], capture_output=True, text=True, start_new_session=True)
     if done.returncode:
         raise ConfigError(f"JAX does not start: {(done.stderr.splitlines() or ['it says nothing'])[-1]}")
     return done.stdout.strip()

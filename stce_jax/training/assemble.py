@@ -19,20 +19,24 @@ from stce_jax.data import catalog, decode, loader
 from stce_jax.data.catalog import Dataset
 from stce_jax.data.feeder import Feeder
 from stce_jax.data.views import Views, image_index
-from stce_jax.errors import ConfigError, DataError
+from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.models import factory
 from stce_jax.models.bodies import Body
+from stce_jax.paths import first_line
+from stce_jax.platform import terminal
 from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
 from stce_jax.recipe import optimizers as optim
 from stce_jax.training.mesh import connect, make_mesh, sharded_shapes
-from stce_jax.training.options import check_options, on_devices
+from stce_jax.training.options import check_options, check_saved, on_devices
 from stce_jax.training.state import abstract_variables
-from stce_jax.training.timetable import Timetable
+from stce_jax.training.timetable import Origin, Timetable
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import parts
 from stce_jax.workdir.checkpoints import Checkpoints
-from stce_jax.workdir.layout import checkpoints_in, read_config
+from stce_jax.workdir.layout import checkpoints_in, config_of, read_config
+
+MOST_STEPS = 2**31 - 1  # a state counts them in 32 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +91,15 @@ def load_run(workdir: str | Path, checkpoint: str | int = "last", ema: bool = Fa
     checkpoints = Checkpoints(checkpoints_in(workdir))
     alone_or_first = not processes.several() or processes.is_main()
     step = processes.share(checkpoints.find(checkpoint) if alone_or_first else None)
-    meta = checkpoints.restore_meta(step)
-    own = configuration.from_dict(meta["config"])  # the checkpoint's: that of the workdir may have changed since
-    model = build_model(own, len(meta["class_names"]))
+    meta = checkpoints.restore_meta(step, "config", "class_ids", "class_names", "mean", "std", "epoch")
+    own = config_of(checkpoints, step)  # the checkpoint's: that of the workdir may have changed since
+    try:
+        model, shapes = describe(own, len(meta["class_names"]))
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint {step} in {workdir} cannot be used: {error}") from error
     mesh = make_mesh()
     connect(mesh)  # or one that reads its part sooner would give the others up
-    target = sharded_shapes(abstract_variables(model, own.image_size), mesh)
+    target = sharded_shapes(shapes, mesh)
     variables = checkpoints.restore_variables(step, target, ema=ema)
     preprocess = functools.partial(
         _preprocess,
@@ -115,6 +122,20 @@ def load_run(workdir: str | Path, checkpoint: str | int = "last", ema: bool = Fa
     )
 
 
+def describe(config: config_dict.ConfigDict, num_classes: int) -> tuple[Body, Any]:
+    """(model, shapes of its variables) of the config of a run that is there already, whose values may be anybody's.
+
+    Raises:
+      ConfigError: no run can have that config.
+    """
+    check_saved(config)
+    try:
+        model = build_model(config, num_classes)
+        return model, abstract_variables(model, config.image_size)
+    except Exception as error:  # whatever options lead to that their module does not check
+        raise ConfigError(f"its config is none of a run: {first_line(error)}") from error
+
+
 def load_config(name: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
     """`workdir.config.load_config`, and its values checked; raises ConfigError for one that cannot work."""
     config = configuration.load_config(name, overrides)
@@ -130,38 +151,61 @@ def build_model(config: config_dict.ConfigDict, num_classes: int) -> Body:
 
 
 def open_dataset(config: config_dict.ConfigDict, data_dir: str = "") -> Dataset:
-    """The dataset that a config names, in `data_dir` or where the config says."""
-    return catalog.open_dataset(
+    """The dataset that a config names, in `data_dir` or where the config says; reports what was passed over."""
+    dataset = catalog.open_dataset(
         config.dataset, data_dir or config.data_dir, config.classes, raw_short_side=config.raw_short_side
     )
+    report_passed_over(dataset)
+    return dataset
 
 
-def build_augment(config: config_dict.ConfigDict, dataset: Dataset) -> Callable[..., Any]:
-    """The augmentation that the train step runs on the devices, see `augment.make_augment`."""
+def report_passed_over(dataset: Dataset) -> None:
+    """Prints once, on standard error, which files of class folders are taken for no images."""
+    if dataset.passed_over and processes.is_main():
+        terminal.warn(dataset.passed_over)
+
+
+def build_augment(config: config_dict.ConfigDict, dataset: Dataset, *, offset: int = 0) -> Callable[..., Any]:
+    """The augmentation that the train step runs on the devices; for `offset` see `augment.make_augment`."""
     classes = len(dataset.class_names)
-    return augment.make_augment(classes, mean=dataset.mean, std=dataset.std, **on_devices(config))
+    return augment.make_augment(classes, mean=dataset.mean, std=dataset.std, offset=offset, **on_devices(config))
 
 
 def build_timetable(config: config_dict.ConfigDict, dataset: Dataset) -> Timetable:
-    """The run's length in steps, and when it is evaluated."""
+    """The timetable of a new run; raises ConfigError if that has no step."""
     images = len(_train(dataset))
-    epoch = images / config.batch_size
-    total = round(config.epochs * epoch)
-    if total < 1:
+    timetable = Timetable(images, config.batch_size, config.epochs, config.eval_every)
+    if timetable.total < 1:
         raise ConfigError(f"{config.epochs} epochs of {images} images are less than one batch of {config.batch_size}")
-    return Timetable(epoch, total, max(1.0, config.eval_every * epoch))
+    for key, epochs in (("epochs", config.epochs), ("optimizer.warmup_epochs", config.optimizer.warmup_epochs)):
+        if (steps := round(epochs * timetable.epoch)) > MOST_STEPS:
+            raise ConfigError(f"config.{key} is {epochs}, which is {steps:,} steps; there can be {MOST_STEPS:,}")
+    return timetable
 
 
-def build_optimizer(config: config_dict.ConfigDict, timetable: Timetable) -> tuple[Any, Any]:
-    """(schedule, optimizer) of a config."""
+def saved_timetable(meta: dict[str, Any], dataset: Dataset) -> Timetable:
+    """The timetable that a checkpoint was trained by; those of version 0.1.0 had one from the run's start."""
+    own = meta["config"]
+    origin = Origin(**meta["origin"]) if "origin" in meta else Origin()
+    return Timetable(len(_train(dataset)), own["batch_size"], own["epochs"], own["eval_every"], origin)
+
+
+def build_schedule(config: config_dict.ConfigDict, timetable: Timetable) -> Any:
+    """Steps that were applied -> learning rate, of a config or of a checkpoint's."""
     options = config.optimizer
-    schedule = optim.make_schedule(
+    return optim.make_schedule(
         peak=optim.peak_learning_rate(options.learning_rate, options.learning_rate_scaling, config.batch_size),
         warmup_from=options.warmup_learning_rate,
         final=options.final_learning_rate,
         warmup_steps=round(options.warmup_epochs * timetable.epoch),
-        total_steps=timetable.total,
+        total_steps=round(config.epochs * timetable.epoch),
+        shift=timetable.shift,
     )
+
+
+def build_optimizer(config: config_dict.ConfigDict, timetable: Timetable) -> tuple[Any, Any]:
+    """(schedule, optimizer) of a config."""
+    options, schedule = config.optimizer, build_schedule(config, timetable)
     optimizer = optim.make_optimizer(
         schedule,
         name=options.name,
@@ -177,11 +221,14 @@ def build_optimizer(config: config_dict.ConfigDict, timetable: Timetable) -> tup
 def train_batches(
     config: config_dict.ConfigDict,
     dataset: Dataset,
-    start_step: int,
+    position: int,
     salt: int = 0,
     stop: Callable[[], bool] | None = None,
 ) -> Feeder:
-    """The training batches of a config from a step on, on the host; to be closed. For `stop` see `Feeder`."""
+    """The training batches of a config from a position of the stream on, on the host; to be closed.
+
+    For `position` see `Timetable.position`, for `stop` see `Feeder`.
+    """
     of_train = Views(
         _train(dataset),
         size=config.image_size,
@@ -198,7 +245,7 @@ def train_batches(
         repeats=config.augment.repeats,
         seed=config.seed,
         salt=salt,
-        start_step=start_step,
+        position=position,
         threads=loader_threads(config),
         workers=config.loader_workers,
         timeout=config.loader_timeout,
@@ -206,12 +253,12 @@ def train_batches(
     )
 
 
-def batch_names(config: config_dict.ConfigDict, dataset: Dataset, step: int, salt: int) -> list[str]:
-    """The names of the images of a global batch, step counted from 0."""
-    first, images = step * config.batch_size, _train(dataset)
+def batch_names(config: config_dict.ConfigDict, dataset: Dataset, position: int, salt: int) -> list[str]:
+    """The names of the images of the global batch that begins at a position of the stream."""
+    images = _train(dataset)
     order = {"count": len(images), "seed": config.seed, "salt": salt, "repeats": config.augment.repeats}
-    positions = range(first, first + config.batch_size)
-    return [images.name(image_index(position, **order)) for position in positions]
+    positions = range(position, position + config.batch_size)
+    return [images.name(image_index(place, **order)) for place in positions]
 
 
 def eval_views(config: config_dict.ConfigDict, dataset: Dataset, split: str = "val") -> Views:
@@ -228,31 +275,6 @@ def eval_views(config: config_dict.ConfigDict, dataset: Dataset, split: str = "v
 def loader_threads(config: config_dict.ConfigDict) -> int:
     """Threads that decode in this process: one a core, unless the config gives a number."""
     return config.loader_threads or len(os.sched_getaffinity(0))
-
-
-def checkpoint_meta(config: config_dict.ConfigDict, dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint says besides arrays and its epoch, so that it can be used by itself."""
-    return {
-        "config": configuration.to_dict(config),
-        "class_ids": list(dataset.class_ids),
-        "class_names": list(dataset.class_names),
-        "fingerprint": dataset.fingerprint,
-        "mean": list(dataset.mean),
-        "std": list(dataset.std),
-    }
-
-
-def check_fingerprint(meta: dict[str, Any], dataset: Dataset) -> None:
-    """Refuses to resume with other images than a checkpoint was trained on.
-
-    Raises:
-      DataError: the fingerprints differ.
-    """
-    if meta["fingerprint"] != dataset.fingerprint:
-        raise DataError(
-            f"the images are not those the run was trained on: their fingerprint is {dataset.fingerprint[:12]}, "
-            f"the checkpoint's is {meta['fingerprint'][:12]}; give the --data_dir it began with, or another --workdir"
-        )
 
 
 def _train(dataset: Dataset) -> Any:

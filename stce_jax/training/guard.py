@@ -4,7 +4,7 @@ import math
 import statistics
 from typing import Any
 
-from stce_jax.errors import check_range
+from stce_jax.errors import check_range, check_whole
 
 REMEMBERED = 100  # losses whose median a spike is compared with
 
@@ -57,6 +57,6 @@ class DivergenceGuard:
 
 def check_options(*, max_skipped: int, loss_spike: float, max_rollbacks: int) -> None:
     """Raises ConfigError if the options of `config.divergence` cannot work."""
-    check_range("config.divergence.max_skipped", max_skipped, 1)
-    check_range("config.divergence.loss_spike", loss_spike, 0)
-    check_range("config.divergence.max_rollbacks", max_rollbacks, 0)
+    check_whole("config.divergence.max_skipped", max_skipped, 1, 1_000_000)
+    check_range("config.divergence.loss_spike", loss_spike, 1, 1e30, or_zero=True)  # below 1, any loss is a spike
+    check_whole("config.divergence.max_rollbacks", max_rollbacks, 0, 10_000)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from jax.sharding import Mesh
 from stce_jax.data.loader import to_devices
 from stce_jax.data.views import Views
 from stce_jax.errors import DivergedError, PreemptedError
+from stce_jax.platform import terminal
 from stce_jax.processes import peers as processes
 from stce_jax.processes.stop_flag import FLAG, flagged
 from stce_jax.processes.stopping import StopSignals, stopped
@@ -30,7 +30,7 @@ from stce_jax.training.window import Window
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.metrics import MetricsLog, log_skipped
 
-ADVICE = "try a lower --config.optimizer.learning_rate, or --config.optimizer.clip_norm=1"
+ADVICE = "try a lower --config.optimizer.learning_rate, or --config.optimizer.clip_norm=1, with --allow_config_change"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,8 @@ class TrainLoop:
         setup.stop.end_at_once(start)
         # A single process need not wait for data before it stops; of several, none may miss a step of the others.
         stop_waiting = self._stop_requested if self._alone else None
-        loading = runs.train_batches(config, setup.dataset, start, self._rollbacks, stop=stop_waiting)
+        position = setup.timetable.position(start)
+        loading = runs.train_batches(config, setup.dataset, position, self._rollbacks, stop=stop_waiting)
         with loading as host_batches, jax.transfer_guard("disallow"):  # every transfer is explicit
             batches = to_devices(flagged(host_batches, self._stop_requested), batch_sharding(setup.mesh))
             self._evaluate_if_missing(start)
@@ -133,7 +134,7 @@ class TrainLoop:
         """Logs the window, evaluates and saves if it is time, and stops if requested."""
         setup, due = self._setup, self._setup.timetable.evaluates(step)
         stopping = self._check(self._window.drain()) or stopping
-        values, epoch = self._window.close(), step / setup.timetable.epoch
+        values, epoch = self._window.close(), setup.timetable.epoch_after(step)
         applied = np.int32(step - 1 - self._guard.total_skipped)  # skipped steps do not advance the schedule
         learning_rate = float(jax.device_get(self._learning_rate(jax.device_put(applied))))
         self._log.write(step=step, epoch=epoch, split="train", **values, learning_rate=learning_rate)
@@ -187,8 +188,9 @@ class TrainLoop:
 
     def _save(self, step: int) -> None:
         self._log.flush()
-        more = {"epoch": step / self._setup.timetable.epoch, "salt": self._rollbacks, "guard": self._guard.state()}
-        self._setup.checkpoints.save(self._state, self._setup.meta | more, self._metrics)
+        timetable, own = self._setup.timetable, {"salt": self._rollbacks, "guard": self._guard.state()}
+        place = {"epoch": timetable.epoch_after(step), "origin": dataclasses.asdict(timetable.origin)}
+        self._setup.checkpoints.save(self._state, self._setup.meta | place | own, self._metrics)
         self._saved = step
 
     def _evaluate(self, step: int) -> dict[str, float] | None:
@@ -212,15 +214,16 @@ class TrainLoop:
             return None
         if not math.isfinite(metrics["loss"]):
             raise DivergedError(f"the evaluation's loss is not finite at step {step}; {ADVICE}")
-        epoch = step / setup.timetable.epoch
+        epoch = setup.timetable.epoch_after(step)
         self._log.write(step=step, epoch=epoch, split="eval", **metrics)
         self._progress.evaluation(step, epoch, metrics)
         return metrics
 
     def _log_skipped(self, step: int, values: dict[str, float]) -> None:
         if processes.is_main():
-            images = runs.batch_names(self._setup.config, self._setup.dataset, step - 1, self._rollbacks)
+            position = self._setup.timetable.position(step - 1)
+            images = runs.batch_names(self._setup.config, self._setup.dataset, position, self._rollbacks)
             numbers = {name: values[name] for name in ("loss", "gradient_norm")}
             log_skipped(self._setup.workdir, step=step, rollbacks=self._rollbacks, images=images, **numbers)
             cause = f"step {step} had no finite loss and gradient"
-            print(f"stce: {cause}; it is not applied, its images are in skipped.jsonl", file=sys.stderr, flush=True)
+            terminal.warn(f"{cause}; it is not applied, its images are in skipped.jsonl")

@@ -1,14 +1,27 @@
 """What can be refused of a config before anything is opened or changed: every option is checked by what uses it."""
 
-import math
 from typing import Any
 
 from ml_collections import config_dict
 
 from stce_jax.data import catalog, loader, views
-from stce_jax.errors import ConfigError, check_range
+from stce_jax.data.loader import LONGEST_WAIT
+from stce_jax.errors import ConfigError, check_range, check_text, check_whole
+from stce_jax.models.factory import LARGEST_SIDE
+from stce_jax.paths import first_line
 from stce_jax.recipe import augment, optimizers
 from stce_jax.training import guard
+from stce_jax.workdir.values import check_kinds
+
+# Key -> smallest and largest value. What a run holds in memory or on disk has a bound that a slip of the finger passes.
+WHOLE_NUMBERS = {
+    "seed": (0, 2**32 - 1),
+    "image_size": (1, LARGEST_SIDE),
+    "log_every": (1, 2**31 - 1),
+    "keep_checkpoints": (1, 10_000),
+    "accumulate": (1, 2**20),
+    "fsdp_devices": (1, 2**16),
+}
 
 
 def check_options(config: config_dict.ConfigDict) -> None:
@@ -16,14 +29,19 @@ def check_options(config: config_dict.ConfigDict) -> None:
 
     The functions that use an option check it. `build_model` checks the model's.
     """
-    check_range("config.seed", config.seed, 0, 2**32 - 1)
-    check_range("config.image_size", config.image_size, 1)
-    for key in ("log_every", "keep_checkpoints", "accumulate", "fsdp_devices", "step_timeout"):
-        check_range(f"config.{key}", config[key], 1)
+    check_kinds(config)
+    for key, (minimum, maximum) in WHOLE_NUMBERS.items():
+        check_whole(f"config.{key}", config[key], minimum, maximum)
     for key in ("epochs", "eval_every"):
-        if not 0 < config[key] < math.inf:
-            raise ConfigError(f"config.{key} is {config[key]}; it must be above 0")
-    catalog.check_options(dataset=config.dataset, raw_short_side=config.raw_short_side)
+        check_range(f"config.{key}", config[key], 0, 1_000_000, above=True)
+    check_range("config.step_timeout", config.step_timeout, 1, LONGEST_WAIT)
+    check_text("config.init_from", config.init_from)
+    catalog.check_options(
+        dataset=config.dataset,
+        raw_short_side=config.raw_short_side,
+        data_dir=config.data_dir,
+        classes=config.classes,
+    )
     loader.check_options(
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,
@@ -37,6 +55,25 @@ def check_options(config: config_dict.ConfigDict) -> None:
     augment.make_augment(1, mean=catalog.IMAGENET_MEAN, std=catalog.IMAGENET_STD, **drawn)
     optimizers.check_options(**config.optimizer)
     guard.check_options(**config.divergence)
+    if config.augment.shift > config.image_size:
+        raise ConfigError(
+            f"config.augment.shift is {config.augment.shift}, which is more than the image's {config.image_size} "
+            "pixels; an image would be moved out of sight"
+        )
+
+
+def check_saved(config: config_dict.ConfigDict) -> None:
+    """`check_options` of the config of a run that is there already, which may have been trained elsewhere.
+
+    Raises:
+      ConfigError: no run can have that config.
+    """
+    here = config.copy_and_resolve_references().unlock()
+    here.augment.resize = "pillow"  # what training needs for another one may not be installed here
+    try:
+        check_options(here)
+    except Exception as error:  # whatever values of other types lead to
+        raise ConfigError(f"its config is none of a run: {first_line(error)}") from error
 
 
 def on_devices(config: config_dict.ConfigDict) -> dict[str, Any]:

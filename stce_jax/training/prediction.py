@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, UInt8
 from stce_jax.data import loader
 from stce_jax.data.decode import center_crop
 from stce_jax.data.files import read_image
-from stce_jax.errors import ConfigError, DataError
+from stce_jax.data.loader import LARGEST_BATCH
+from stce_jax.errors import DataError, check_whole
 from stce_jax.models.bodies import Body
 from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
@@ -60,8 +61,7 @@ def apply(
     Raises:
       ConfigError: the batch size is not positive.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size {batch_size} is no number of images; give 1 or more")
+    check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
     mesh = make_mesh()
     batch_size = round_up(min(batch_size, len(files)), mesh)
     normalize = functools.partial(augment.normalize, mean=run.mean, std=run.std)

@@ -6,6 +6,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from stce_jax.platform import terminal
+
 
 class TrainProgress:
     """Shows epoch, loss, top-1, images/s and the time left; a context manager.
@@ -41,7 +43,7 @@ class TrainProgress:
 
     def print(self, text: str) -> None:
         """Prints a line that stays."""
-        self._console.print(text, markup=False)
+        self._console.print(terminal.printable(text), markup=False)
 
     def train(self, step: int, epoch: float, metrics: dict[str, Any]) -> None:
         """Reports a window of training steps."""

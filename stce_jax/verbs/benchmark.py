@@ -17,8 +17,9 @@ from stce_jax.analysis.timing import contenders
 from stce_jax.analysis.timing.contenders import Contender
 from stce_jax.analysis.timing.model_specs import read_specs
 from stce_jax.analysis.timing.turns import in_turn, median_estimate
-from stce_jax.errors import ConfigError, check_choice, check_range
-from stce_jax.models.factory import DTYPES
+from stce_jax.data.loader import LARGEST_BATCH
+from stce_jax.errors import check_choice, check_range, check_whole
+from stce_jax.models.factory import DTYPES, LARGEST_SIDE, MOST_CLASSES
 from stce_jax.training.mesh import make_mesh
 from stce_jax.training.step import check_accumulation
 
@@ -80,6 +81,7 @@ def benchmark(
     """
     mesh = make_mesh(devices=jax.devices()[:1])
     _check(batch_sizes, dtypes, image_size, num_classes, what, rounds, seconds)
+    check_whole("accumulate", accumulate, 1, LARGEST_BATCH)
     specs = read_specs(models, image_size=image_size, num_classes=num_classes)
     sizes = [batch_sizes or spec.batch_sizes for spec in specs]
     counts = [count_model(spec.build(), spec.image_size) for spec in specs]
@@ -108,15 +110,14 @@ def _check(
     rounds: int,
     seconds: float,
 ) -> None:
-    for name, number in (
-        *(("batch size", size) for size in batch_sizes or ()),
-        ("image_size", 1 if image_size is None else image_size),
-        ("num_classes", 1 if num_classes is None else num_classes),
-        ("rounds", rounds),
+    for name, number, largest in (
+        *(("batch size", size, LARGEST_BATCH) for size in batch_sizes or ()),
+        ("image_size", 1 if image_size is None else image_size, LARGEST_SIDE),
+        ("num_classes", 1 if num_classes is None else num_classes, MOST_CLASSES),
+        ("rounds", rounds, 1_000_000),
     ):
-        check_range(name, number, 1)
-    if not 0 <= seconds < math.inf:
-        raise ConfigError(f"seconds is {seconds}; it must be at least 0")
+        check_whole(name, number, 1, largest)
+    check_range("seconds", seconds, 0, 86_400)
     for name, choices, chosen in (("dtype", DTYPES, dtypes or ()), ("what", WHAT, what)):
         for choice in chosen:
             check_choice(name, choice, choices)

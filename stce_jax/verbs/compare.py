@@ -15,12 +15,11 @@ from stce_jax.analysis.intervals import bootstrap_difference, mcnemar
 from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.paths import named_failures, open_path
 from stce_jax.training import assemble as runs
-from stce_jax.training.state import abstract_variables
 from stce_jax.training.timetable import is_last
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoints import Checkpoints
-from stce_jax.workdir.metrics import read_metrics, training_speed
+from stce_jax.workdir.metric_lines import read_metrics, training_speed
 
 
 def compare(
@@ -95,7 +94,7 @@ def _row(
     """What is reported about a run; `counts` keeps the parameters of models already counted."""
     shown: Mapping[str, Any] | None
     evaluations = [line for line in lines if line["split"] == "eval"]
-    best: Mapping[str, Any] = max(evaluations, key=lambda line: (line["top1"], line["step"]), default={})
+    best: Mapping[str, Any] = max(evaluations, key=lambda line: (line["top1"] or 0.0, line["step"]), default={})
     if checkpoint in ("last", "best") or not evaluations:
         shown = best if checkpoint == "best" else next(reversed(evaluations), {})
     else:
@@ -108,7 +107,7 @@ def _row(
         "model": config.model.name,
         "epoch": max((line["epoch"] for line in lines), default=0.0),
         "epochs": config.epochs,
-        "finished": bool(evaluations) and is_last(evaluations[-1]["step"], evaluations[-1]["epoch"], config.epochs),
+        "finished": bool(evaluations) and _is_finished(lines, evaluations[-1], config.epochs),
         "step": shown.get("step"),
         "loss": shown.get("loss"),
         "top1": shown.get("top1"),
@@ -119,16 +118,27 @@ def _row(
     }
 
 
+def _is_finished(lines: Sequence[dict[str, Any]], last: Mapping[str, Any], epochs: float) -> bool:
+    """Whether the last evaluation is the run's last; a run whose batch has changed has its present one since then."""
+    earlier = (line for line in reversed(lines) if line["step"] < last["step"] and line["epoch"] < last["epoch"])
+    before = next(earlier, {"step": 0, "epoch": 0.0})
+    rate = (last["step"] - before["step"]) / (last["epoch"] - before["epoch"])
+    return is_last(last["step"], last["epoch"], epochs, rate)
+
+
 def _count_parameters(workdir: str, config: Any, counts: dict[str, int]) -> int | None:
     """None before the first checkpoint: that knows how many classes the head has."""
     checkpoints = Checkpoints(layout.checkpoints_in(workdir))
     try:
-        classes = len(checkpoints.restore_meta(checkpoints.steps()[-1])["class_names"])
+        classes = len(checkpoints.restore_meta(checkpoints.steps()[-1], "class_names")["class_names"])
     except (IndexError, CheckpointError):  # none yet, or deleted meanwhile by the run that writes them
         return None
     key = f"{classes} {config.image_size} {config.model}"
     if key not in counts:
-        variables = abstract_variables(runs.build_model(config, classes), config.image_size)
+        try:
+            _, variables = runs.describe(config, classes)
+        except ConfigError as error:
+            raise ConfigError(f"{workdir}: {error}") from error
         counts[key] = count_parameters(variables["params"])
     return counts[key]
 

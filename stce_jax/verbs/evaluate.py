@@ -45,6 +45,7 @@ def evaluate(
         raise ConfigError(f"there is no split {split!r}; the splits are {', '.join(catalog.SPLITS)}")
     run = runs.load_run(workdir, checkpoint, ema)
     images = _open_dataset(run.config, dataset, data_dir, classes, split)
+    runs.report_passed_over(images)
     catalog.check_class_names(images, run.class_ids)
     writes = bool(output) and processes.is_main()
     if writes:
@@ -78,7 +79,6 @@ def _open_dataset(config: Any, dataset: str, data_dir: str, classes: str, split:
     """The run's own dataset, or another one, with the split that is needed."""
     if dataset in ("", config.dataset):
         raw = 0 if dataset else config.raw_short_side  # a dataset that is named means its images as they were
-        return catalog.open_dataset(
-            config.dataset, data_dir or config.data_dir, classes or config.classes, splits=(split,), raw_short_side=raw
-        )
-    return catalog.open_dataset(dataset, data_dir, classes, splits=(split,))
+        places = {"data_dir": data_dir or config.data_dir, "classes": classes or config.classes}
+        return catalog.open_dataset(config.dataset, **places, splits=(split,), raw_short_side=raw, of_run=True)
+    return catalog.open_dataset(dataset, data_dir, classes, splits=(split,), of_run=True)

@@ -1,6 +1,7 @@
 """`stce export`: a run as files that are used without it, for any number of images, on CPUs, GPUs and TPUs."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,13 @@ import jax.export
 from etils import epath
 
 from stce_jax.convert.program import write_exported
-from stce_jax.errors import ConfigError
+from stce_jax.data.loader import LARGEST_BATCH
+from stce_jax.errors import ConfigError, check_whole
 from stce_jax.paths import absolute, is_remote, named_failures
 from stce_jax.training import assemble as runs
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+PREFIX = ".stce-export-"  # of the directories that are not finished
 
 
 def export(
@@ -66,8 +69,8 @@ def export(
             raise ConfigError(f"there is no platform {platform!r}; give some of {', '.join(PLATFORMS)}, rocm")
     if here not in platforms:
         raise ConfigError(f"the exported model is compared here, on {here}: put {here} among the platforms, too")
-    if batch is not None and batch < 1:
-        raise ConfigError(f"batch is {batch}; it must be at least 1, or symbolic for any")
+    if batch is not None:
+        check_whole("batch", batch, 1, LARGEST_BATCH)
     with _appearing(output) as directory:
         run = runs.load_run(workdir, checkpoint, ema)
         return write_exported(directory, run, ema=ema, platforms=platforms, batch=batch)
@@ -79,14 +82,38 @@ def _appearing(output: epath.PathLike) -> Iterator[Path]:
     if is_remote(output):
         raise ConfigError(f"cannot export to {output}; give a local --output and copy it")
     path = absolute(output)
-    partial = path.with_name(f".{path.name}.stce-export")  # nobody else's
     with named_failures(f"write {path}", "give another --output"):
         if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
             raise ConfigError(f"{path} is there already; give another --output, or remove it")
-        shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-        partial.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_killed(path.parent)
+        partial = path.with_name(PREFIX + os.urandom(8).hex())  # no other export's
+        partial.mkdir()
+        lock = _lock(partial)
         try:
             yield partial
             os.rename(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+
+def _remove_killed(directory: Path) -> None:
+    """Removes what exports that were killed have left in a directory: nobody holds its lock."""
+    for left in directory.iterdir():
+        if left.name.startswith(PREFIX) and (lock := _lock(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(directory: Path) -> int | None:
+    """The descriptor of a directory that is locked by it, which the kernel closes with the process; None: another's."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except OSError:
+            os.close(descriptor)
+    return None

@@ -8,7 +8,8 @@ from etils import epath
 
 from stce_jax.analysis import scores
 from stce_jax.data.files import list_images
-from stce_jax.errors import CheckpointError, ConfigError, DataError
+from stce_jax.errors import CheckpointError, DataError, check_whole
+from stce_jax.models.factory import MOST_CLASSES
 from stce_jax.training import assemble as runs
 from stce_jax.training import prediction
 
@@ -44,8 +45,7 @@ def predict(
       >>> for image in predict("photos", "runs/pets"):
       ...     print(image["name"], image["classes"][0]["name"])
     """
-    if topk < 1:
-        raise ConfigError(f"topk {topk} is no number of classes; give 1 or more")
+    check_whole("topk", topk, 1, MOST_CLASSES)
     files = list_images(paths)
     run = runs.load_run(workdir, checkpoint, ema)
     return _records(run, topk, prediction.apply(run, run.model, files, batch_size=batch_size, unreadable=unreadable))

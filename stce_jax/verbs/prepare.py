@@ -4,13 +4,15 @@ import os
 from pathlib import Path
 
 from stce_jax.data import catalog
-from stce_jax.errors import ConfigError
+from stce_jax.errors import ConfigError, check_whole
 from stce_jax.paths import is_remote
 from stce_jax.prepare.making import make
 from stce_jax.prepare.report import Report
+from stce_jax.processes.stopping import Exit
 
 ON_BAD = ("error", "skip")
 _MIN_RAW = 32  # pixels of a raw image's short side
+_MOST_WORKERS = 1024  # threads
 
 
 def prepare(
@@ -23,6 +25,7 @@ def prepare(
     val_labels: str = "",
     workers: int = 0,
     raw_short_side: int = 0,
+    exit_process: Exit | None = None,
 ) -> Report:
     """Prepares a data set, unless it is there already.
 
@@ -39,6 +42,8 @@ def prepare(
       raw_short_side: 0 stores the files' bytes; 32 or more stores decoded pixels, larger images first resized to this
         short side (bicubic, antialiased), see `decode.raw_file`. Training reads them with config.raw_short_side. Both
         kinds, and several short sides, can lie in one data_dir.
+      exit_process: ends the process where a signal is not heard, see `staging.ends_cleanly`; None if this function may
+        not end it.
 
     Returns:
       What was prepared; it is printed, too.
@@ -59,10 +64,8 @@ def prepare(
         raise ConfigError(f"--classes={classes} is for imagenet100; {dataset} takes all classes that there are")
     if on_bad not in ON_BAD:
         raise ConfigError(f"--on-bad={on_bad} is none of {', '.join(ON_BAD)}")
-    if workers < 0:
-        raise ConfigError(f"--workers={workers} is below 0; 0 takes one thread a core")
-    if raw_short_side and raw_short_side < _MIN_RAW:
-        raise ConfigError(f"--raw_short_side={raw_short_side} is below {_MIN_RAW}; 0 stores the files themselves")
+    check_whole("--workers", workers, 0, _MOST_WORKERS)
+    check_whole("--raw_short_side", raw_short_side, _MIN_RAW, catalog.LARGEST_RAW, or_zero=True)
     return make(
         dataset,
         str(source),
@@ -72,4 +75,5 @@ def prepare(
         val_labels=val_labels,
         workers=workers or len(os.sched_getaffinity(0)),
         raw_short_side=raw_short_side,
+        exit_process=exit_process,
     )

@@ -18,8 +18,9 @@ from etils import epath
 
 from stce_jax.analysis.files import IN_RUN, SCORES
 from stce_jax.data.locks import locked
-from stce_jax.errors import ConfigError, PreemptedError, StceError
-from stce_jax.paths import absolute, first_line, is_remote, named_failures, write_text
+from stce_jax.errors import ConfigError, PreemptedError, StceError, check_whole
+from stce_jax.paths import absolute, first_line, is_remote, named_failures, read_json, write_text
+from stce_jax.platform import terminal
 from stce_jax.processes import clusters
 from stce_jax.processes.stopping import StopSignals, stopped
 from stce_jax.reproduce.cells import CELL_FILE, TABLES, TRAINED, Cell, Row, cell_of, cells_of, load_rows
@@ -32,6 +33,7 @@ from stce_jax.workdir.claim import Claim, InUseError
 
 SWEEP_FILE = "sweep.json"
 LOG_FILE = "log.txt"
+MOST_SEEDS = 1000
 PATIENCE = 60.0  # seconds to wait for a run whose sweep is dead
 ROUNDS = 7  # turns of each model when a table's speeds are measured; fewer than 6 have no interval
 
@@ -98,7 +100,7 @@ def reproduce(
             report = write_report(directory, rows, seeds, command=shlex.join(words), dataset=dataset, speed=speed)
     elsewhere = sum(not cell.finished() for cell in left)
     if elsewhere:
-        _print(f"{elsewhere} cells are another job's; run again once it is done, for the whole report")
+        terminal.say(f"{elsewhere} cells are another job's; run again once it is done, for the whole report")
     if failures:
         names = ", ".join(cell.directory.name for cell, _ in failures)
         code = failures[0][1]["exit_code"]
@@ -126,6 +128,7 @@ def _chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
 
 def _check_rows(rows: Sequence[Row], seeds: Sequence[int], overrides: Sequence[str]) -> None:
     """Refuses invalid overrides, and those that would undo what a row's name stands for."""
+    check_whole("the number of --seeds", len(seeds), 1, MOST_SEEDS)
     for row in rows:
         for word in migration.new_words(overrides, row.config().model):
             key = migration.flag_key(word)
@@ -153,13 +156,14 @@ def _open_sweep(workdir: Path, own: dict[str, Any], dataset: Any, stop: StopSign
     workdir.mkdir(parents=True, exist_ok=True)
     with _one_at_a_time(workdir, stop):
         try:
-            found = json.loads(path.read_text()) if path.exists() else own | {"images": None}
+            found = read_json(path) if path.exists() else own | {"images": None}
             known, images = {name: found[name] for name in own}, found["images"]
+            described = _described(known)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} is damaged; give another --workdir") from error
         if known != own:
             raise ConfigError(
-                f"{workdir} holds a sweep of {_described(known)}, not of {_described(own)}; give another --workdir"
+                f"{workdir} holds a sweep of {described}, not of {_described(own)}; give another --workdir"
             )
         if images and dataset and images != dataset.fingerprint:
             raise ConfigError(
@@ -184,7 +188,7 @@ def _run_cells(
         if cell.finished():
             continue
         name = f"{number}/{len(cells)}  {cell.directory.name}"
-        _print(f"{name} ...")
+        terminal.say(f"{name} ...")
         try:
             with Claim(cell.claim):
                 if cell.finished():  # by another job, just now
@@ -193,9 +197,9 @@ def _run_cells(
                 record = _run_cell(cell, data_dir, place, stop)
         except InUseError as error:
             left.append(cell)
-            _print(f"{name}: left out: {error}")
+            terminal.say(f"{name}: left out: {error}")
             continue
-        _print(f"{name}: {record['error'] or _accuracy(cell)}  ({record['seconds']:.0f} s)")
+        terminal.say(f"{name}: {record['error'] or _accuracy(cell)}  ({record['seconds']:.0f} s)")
         if record["exit_code"]:
             failures.append((cell, record))
     return failures, left
@@ -215,7 +219,7 @@ def _wait_until_free(directory: Path) -> None:
 
 
 def _accuracy(cell: Cell) -> str:
-    evaluation = json.loads((cell.directory / IN_RUN / SCORES).read_text())
+    evaluation = read_json(cell.directory / IN_RUN / SCORES)
     return f"top-1 {100 * evaluation['top1']:.2f}%"
 
 
@@ -262,7 +266,7 @@ def _measure_speed(name: str, rows: Sequence[Row], seeds: Sequence[int], workdir
     known = {measured["model"] for measured in read_speed(workdir, [name]).get(name, [])}
     if known >= {row.run for row in finished}:
         return
-    _print(f"{name}: timing {len(models)} models in turn ...")
+    terminal.say(f"{name}: timing {len(models)} models in turn ...")
     path.parent.mkdir(exist_ok=True)
     directories = {str(cells[alike[0]][0].directory): alike for alike in models.values()}
     measured = path.with_suffix(".measured.json")
@@ -272,11 +276,7 @@ def _measure_speed(name: str, rows: Sequence[Row], seeds: Sequence[int], workdir
     if stop.requested:
         raise stopped(stop.requested, "while speeds were measured; all runs are saved")
     if code:
-        _print(f"{name}: no speeds: {error}")
+        terminal.say(f"{name}: no speeds: {error}")
         return
-    timed = [row | {"model": run} for row in json.loads(measured.read_text()) for run in directories[row["model"]]]
+    timed = [row | {"model": run} for row in read_json(measured) for run in directories[row["model"]]]
     write_text(path, json.dumps(timed, indent=1) + "\n")
-
-
-def _print(text: str) -> None:
-    print(text, flush=True)

@@ -10,7 +10,7 @@ from ml_collections import config_dict
 from PIL import Image
 
 from stce_jax.analysis.drawing import pictures
-from stce_jax.errors import ConfigError
+from stce_jax.errors import ConfigError, check_whole
 from stce_jax.training import assemble as runs
 from stce_jax.training.step import step_keys
 
@@ -32,10 +32,9 @@ def show_data(config: config_dict.ConfigDict, output: str | Path, *, step: int =
     Raises:
       StceError: see `stce_jax.errors`.
     """
-    if step < 0:
-        raise ConfigError(f"there is no step {step}; the first is 0")
+    check_whole("step", step, 0, 2**31 - 1)
     dataset = runs.open_dataset(config)
-    with runs.train_batches(config, dataset, step) as batches:
+    with runs.train_batches(config, dataset, step * config.batch_size) as batches:
         batch = next(batches)
     augment_key, _ = step_keys(jax.random.key(config.seed))
     augment = jax.jit(runs.build_augment(config, dataset))

@@ -6,31 +6,36 @@ is refused before anything of the workdir is changed.
 
 import contextlib
 import dataclasses
-import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
+from ml_collections import config_dict
 
 from stce_jax.analysis.curves import plot_curves
 from stce_jax.convert.initial import initialize, read_weights
-from stce_jax.errors import DivergedError
+from stce_jax.errors import CheckpointError, ConfigError, DivergedError
 from stce_jax.models.bodies import Body
 from stce_jax.paths import first_line
+from stce_jax.platform import terminal
 from stce_jax.processes import peers as processes
 from stce_jax.processes.stopping import Exit, StopSignals, exit_on_signal
 from stce_jax.processes.watch import Watch
 from stce_jax.training import assemble as runs
 from stce_jax.training.evaluation import eval_step
 from stce_jax.training.loop import ADVICE, RunDivergedError, Setup, StartingPoint, TrainLoop
+from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import check_batch_size, connect, make_mesh, sharded_shapes
+from stce_jax.training.options import check_saved
 from stce_jax.training.progress import TrainProgress
 from stce_jax.training.state import abstract_state, abstract_variables, init_state
 from stce_jax.training.step import check_accumulation, make_train_step, run_key
+from stce_jax.training.timetable import Timetable
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.claim import Claim
+from stce_jax.workdir.meta import check_fingerprint, checkpoint_meta
 from stce_jax.workdir.metrics import MetricsLog
 
 
@@ -55,15 +60,15 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals(exit_process))
         watch = stack.enter_context(Watch(config.step_timeout, processes.own_name()))
+        runs.build_model(config, 1)  # refuses its options before data are prepared
         dataset = runs.open_dataset(config)
         mesh = make_mesh(config.fsdp_devices)
         check_batch_size(config.batch_size, mesh)
         check_accumulation(config.batch_size, config.accumulate, mesh)
         model = runs.build_model(config, len(dataset.class_names))
-        augment = runs.build_augment(config, dataset)
+        runs.check_options(config)
         timetable = runs.build_timetable(config, dataset)
-        schedule, optimizer = runs.build_optimizer(config, timetable)
-        meta = runs.checkpoint_meta(config, dataset)
+        meta = checkpoint_meta(config, dataset)
         processes.agree(
             {
                 "code": processes.code_digest(),
@@ -79,12 +84,18 @@ def train(
         if processes.is_main():
             check_claim = stack.enter_context(Claim(workdir)).check
             layout.check_config(workdir, config, allow_change=allow_config_change)
-        directory, scheduled = layout.checkpoints_in(workdir), timetable.evaluates
-        checkpoints = CheckpointWriter(directory, keep=config.keep_checkpoints, scheduled=scheduled)
+        checkpoints = CheckpointWriter(layout.checkpoints_in(workdir), keep=config.keep_checkpoints)
         stack.enter_context(checkpoints)
         stack.enter_context(processes.together())  # innermost: what the others' contexts wait for may never come
+        found = _find(checkpoints, dataset)
+        if found:
+            timetable = _continue(config, dataset, *found)
+        checkpoints.scheduled = timetable.saves
+        schedule, optimizer = runs.build_optimizer(config, timetable)
+        augment = runs.build_augment(config, dataset, offset=timetable.offset)
         shape: Any = {"image_size": config.image_size, "with_ema": config.optimizer.ema_decay > 0}
         state_shapes = sharded_shapes(abstract_state(model, optimizer, **shape), mesh)
+        check_memory(config, state_shapes, mesh)
         train_step = make_train_step(
             model,
             optimizer,
@@ -113,8 +124,9 @@ def train(
             check_claim=check_claim,
             meta=meta,
         )
-        start = _restore(setup)
-        if start is None:
+        if found:
+            start = _restore(setup, *found)
+        else:
             state = init_state(model, optimizer, seed=config.seed, mesh=mesh, **shape)
             start = StartingPoint(initialize(state, initial_weights) if initial_weights else state)
         if processes.is_main():
@@ -143,17 +155,46 @@ def _initial_weights(config: Any, workdir: str | Path, model: Body, dataset: Any
     return arrays
 
 
-def _restore(setup: Setup, *, scheduled: bool = False) -> StartingPoint | None:
-    """The newest whole checkpoint, or the newest that was made on schedule; None if there is none.
+def _find(checkpoints: CheckpointWriter, dataset: Any, *, scheduled: bool = False) -> tuple[int, dict[str, Any]] | None:
+    """(step, meta) of the newest whole checkpoint, or the newest that was made on schedule; None if there is none.
 
     A run that diverged goes back to one on schedule, so that it takes the same course however often it was stopped.
     """
-    step = setup.checkpoints.recover(scheduled=scheduled)
+    step = checkpoints.recover(scheduled=scheduled)
     if step is None:
         return None
-    meta = setup.checkpoints.restore_meta(step)
-    runs.check_fingerprint(meta, setup.dataset)
-    state = setup.checkpoints.restore(step, setup.state_shapes)
+    meta = checkpoints.restore_meta(step, "fingerprint", "salt", "guard")
+    check_fingerprint(meta, dataset)
+    own = layout.config_of(checkpoints, step)
+    try:
+        check_saved(own)
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint {step} cannot be used: {error}") from error
+    return step, {**meta, "config": configuration.to_dict(own)}
+
+
+def _continue(config: Any, dataset: Any, step: int, meta: dict[str, Any]) -> Timetable:
+    """The timetable by which a config continues from a checkpoint; where that differs from its own, says so."""
+    if config.init_from and config.init_from != meta["config"]["init_from"]:
+        raise ConfigError(
+            f"--init_from={config.init_from} is for new runs, and this one is at step {step}; give another --workdir, "
+            "or leave it out"
+        )
+    before, own = runs.saved_timetable(meta, dataset), config_dict.ConfigDict(meta["config"])
+    timetable = before.resumed(step, batch_size=config.batch_size, epochs=config.epochs, eval_every=config.eval_every)
+    if timetable != before and step < timetable.total:
+        applied = step - meta["guard"]["skipped_in_all"]
+        rate, old = runs.build_schedule(config, timetable)(applied), runs.build_schedule(own, before)(applied)
+        _print(
+            f"continuing at epoch {timetable.epoch_after(step):.2f} of {config.epochs:g}; the learning rate there is "
+            f"{float(rate):.3g} by this config, it was {float(old):.3g}"
+        )
+    return timetable
+
+
+def _restore(setup: Setup, step: int, meta: dict[str, Any]) -> StartingPoint:
+    changed = "; ".join(configuration.differences(configuration.from_dict(meta["config"]), setup.config))
+    state = setup.checkpoints.restore(step, setup.state_shapes, changed=changed)
     return StartingPoint(state, meta["metrics"], meta["salt"], meta["guard"])
 
 
@@ -189,11 +230,13 @@ def _roll_back(setup: Setup, rollbacks: int, reason: str, log: MetricsLog) -> St
     if rollbacks >= limit:
         raise DivergedError(f"{reason}, after the run had gone back {rollbacks} times; {ADVICE}")
     setup.watch.pause()
-    start = _restore(setup, scheduled=True)
-    if start is None:
+    found = _find(setup.checkpoints, setup.dataset, scheduled=True)
+    if found is None or found[0] < setup.timetable.origin.step:
         raise DivergedError(f"{reason}, before the first checkpoint; {ADVICE}")
-    step, count = int(start.state.step), rollbacks + 1
-    _print(f"stce: {reason}; went back to step {step}, continuing with other images ({count} of {limit})", sys.stderr)
+    start = _restore(setup, *found)
+    step, count = found[0], rollbacks + 1
+    if processes.is_main():
+        terminal.warn(f"{reason}; went back to step {step}, continuing with other images ({count} of {limit})")
     log.rewind(step, evaluated=bool(start.metrics))
     assert start.guard is not None
     return dataclasses.replace(start, rollbacks=count, guard={**start.guard, "skipped": 0})
@@ -205,13 +248,13 @@ def _plot(workdir: str | Path) -> str:
         return ""
     try:
         return f"curves in {plot_curves(workdir)}"
-    except OSError as error:
+    except Exception as error:  # of matplotlib, its fonts and caches anything
         return f"no curves: {first_line(error)}"
 
 
-def _print(text: str, file: TextIO | None = None) -> None:
+def _print(text: str) -> None:
     if processes.is_main():
-        print(text, file=file, flush=True)
+        terminal.say(text)
 
 
 def _no_claim() -> None:

@@ -21,9 +21,9 @@ from stce_jax.analysis.drawing.introspection import (
 )
 from stce_jax.data import catalog, decode
 from stce_jax.data.files import list_images, read_image
-from stce_jax.errors import CheckpointError, ConfigError, DataError
+from stce_jax.errors import CheckpointError, ConfigError, DataError, check_whole
 from stce_jax.models.bodies import Body
-from stce_jax.models.factory import create_model
+from stce_jax.models.factory import LARGEST_SIDE, create_model
 from stce_jax.paths import absolute, is_remote, named_failures, open_path, write_bytes
 from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
@@ -111,6 +111,7 @@ def open_run(
 
 def random_model(name: str, image_size: int = IMAGE_SIZE, seed: int = 0) -> Subject:
     """A model of `list_models` with random weights."""
+    check_whole("seed", seed, 0, 2**32 - 1)
     model = create_model(name, num_classes=0, image_size=image_size)
     pixels = np.zeros((1, image_size, image_size, 3), np.float32)
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(seed), pixels)
@@ -119,11 +120,9 @@ def random_model(name: str, image_size: int = IMAGE_SIZE, seed: int = 0) -> Subj
 
 def _check(subject: Subject, attention: bool, token: tuple[int, int] | None, tile: int) -> None:
     """Refuses what cannot be drawn before anything is read or compiled."""
-    if tile < SMALLEST_TILE:
-        raise ConfigError(f"a picture of {tile} pixels is too small; give at least {SMALLEST_TILE}")
+    check_whole("tile", tile, SMALLEST_TILE, LARGEST_SIDE)
     model, size = subject.model, subject.size
-    if size < 1:
-        raise ConfigError(f"image_size is {size}; an image has at least one pixel")
+    check_whole("image_size", size, 1, LARGEST_SIDE)
     model.grid(size, size)  # refuses sizes that cannot be cut
     if attention:
         check_class_attention(model, size)

@@ -1,10 +1,13 @@
 """Checkpoints, written: by Orbax in the background, then sealed with digests; the last few and the best are kept.
 
 A step's directory takes its name only when it is complete, digests and all. On object stores, which cannot rename, the
-digests are written last instead.
+digests are written last instead. A run's first checkpoint is read back before it is sealed, and so is any other that
+has not the same parts as the last one that was read: what cannot be read never counts.
 """
 
+import contextlib
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -12,15 +15,16 @@ from pathlib import PurePath
 from typing import Any, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from stce_jax.errors import CheckpointError
-from stce_jax.paths import first_line, is_remote, write_text
+from stce_jax.paths import first_line, is_remote, plain_path, write_text
 from stce_jax.platform import event_loops
 from stce_jax.processes import peers as processes
 from stce_jax.workdir import digests
-from stce_jax.workdir.checkpoints import DAMAGED, META_FILE, Checkpoints
+from stce_jax.workdir.checkpoints import DAMAGED, META_FILE, Checkpoints, items_of
 
 UNSEALED, DELETING = ".unsealed", ".deleting"  # follow the step in the name of a directory
 
@@ -33,17 +37,19 @@ class CheckpointWriter(Checkpoints):
     Args:
       directory: where the steps are, local or remote.
       keep: how many of the last steps are kept, beside the best; 1 or more.
-      scheduled: whether a step is saved in every run, or only because this one was stopped there.
-        The last one that is saved in every run is kept, too.
+
+    Attributes:
+      scheduled: whether a step is saved in every run, or only because this one was stopped there; all are, until it is
+        set. The last one that is saved in every run is kept, too.
     """
 
-    def __init__(
-        self, directory: str | PurePath, *, keep: int, scheduled: Callable[[int], bool] = lambda step: True
-    ) -> None:
+    def __init__(self, directory: str | PurePath, *, keep: int) -> None:
         super().__init__(directory)
-        self._keep, self._scheduled, self._main = keep, scheduled, jax.process_index() == 0
+        self.scheduled: Callable[[int], bool] = lambda step: True
+        self._keep, self._main = keep, jax.process_index() == 0
         self._sealing: threading.Thread | None = None
         self._error: Exception | None = None
+        self._read_parts: set[str] = set()  # of the last checkpoint that was read
         event_loops.finish_before_closing()
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         if self._main:
@@ -88,7 +94,7 @@ class CheckpointWriter(Checkpoints):
                 if damage:
                     renamed = self._set_aside(step)
                     self._report(step, damage, f"it is called {renamed} now; resuming from {whole[-1]}")
-            while scheduled and whole and not self._scheduled(whole[-1]):
+            while scheduled and whole and not self.scheduled(whole[-1]):
                 self._delete(whole.pop())
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -120,25 +126,40 @@ class CheckpointWriter(Checkpoints):
         step = int(jax.device_get(state.step))
         if is_remote(self._directory) and self._path(step).exists():
             return
-        items = {
-            "variables": ocp.args.StandardSave(state.variables),
-            "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.optimizer}),
-        }
-        if state.ema is not None:
-            items["ema"] = ocp.args.StandardSave(state.ema)
-        try:
-            with jax.transfer_guard("allow"):  # Orbax has its own way to copy arrays off the devices
-                self._writer.save(self._unsealed(step), args=ocp.args.Composite(**items), force=True)
-        except Exception as error:  # tensorstore and Orbax each have their own for a full disk
-            raise self._cannot_write(error) from error
-        arguments = (step, {**meta, "metrics": metrics})
+        items = items_of(state)
+        with contextlib.ExitStack() as stack:
+            try:
+                if self._main and not is_remote(self._directory) and not self._directory.exists():
+                    raise FileNotFoundError(0, "it was deleted or moved")  # Orbax would make it again
+                directory = stack.enter_context(plain_path(self._directory))
+                saved = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+                with jax.transfer_guard("allow"):  # Orbax has its own way to copy arrays off the devices
+                    path = directory / self._unsealed(step).name
+                    self._writer.save(path, args=ocp.args.Composite(**saved), force=True)
+            except Exception as error:  # tensorstore and Orbax each have their own for a full disk
+                raise self._cannot_write(error) from error
+            shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), items)
+            arguments = (step, {**meta, "metrics": metrics}, shapes, path, stack.pop_all())
         self._sealing = threading.Thread(target=self._seal, args=arguments, name="stce checkpoint", daemon=True)
         self._sealing.start()
 
-    def _seal(self, step: int, meta: dict[str, Any]) -> None:
+    def _seal(
+        self, step: int, meta: dict[str, Any], shapes: dict[str, Any], path: epath.Path, writing: contextlib.ExitStack
+    ) -> None:
+        """Waits for Orbax, and gives a checkpoint that can be read its name.
+
+        Args:
+          step, meta: see `save`.
+          shapes: of the arrays, by item.
+          path: what Orbax calls the directory until `writing` is closed.
+        """
         try:
-            self._writer.wait_until_finished()
-            if self._main:  # while steps are computed: nothing here may use the devices, or Orbax
+            with writing:
+                self._writer.wait_until_finished()
+                if self._main and self._parts(step, shapes) != self._read_parts:
+                    self._read_back(path, shapes)
+                    self._read_parts = self._parts(step, shapes)
+            if self._main:  # while steps are computed: nothing here may use the devices
                 unsealed = self._unsealed(step)
                 write_text(unsealed / META_FILE, json.dumps(meta))
                 digests.write_digests(unsealed)
@@ -148,18 +169,31 @@ class CheckpointWriter(Checkpoints):
         except Exception as error:
             self._error = error
 
+    def _parts(self, step: int, items: dict[str, Any]) -> set[str]:
+        """What each item of a step that is not sealed yet consists of: "variables/_METADATA", "variables/d", ..."""
+        folders = (self._unsealed(step) / name for name in items)
+        return {f"{folder.name}/{path.name}" for folder in folders for path in folder.iterdir()}
+
+    def _read_back(self, path: epath.Path, shapes: dict[str, Any]) -> None:
+        """Reads all arrays of a step into the host's memory, item by item; raises whatever Orbax does if it cannot."""
+        for name, item in shapes.items():
+            target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), item)
+            ocp.StandardCheckpointHandler().restore(path / name, args=ocp.args.StandardRestore(target))
+
     def _replace(self, unsealed: epath.Path, path: epath.Path) -> None:
         """Renames a directory that is whole; at every moment one whole directory is there."""
         old = self._directory / f"{path.name}{DELETING}"
-        if path.exists():
+        if path.is_dir() and not os.path.islink(path):
             path.rename(old)
+        elif os.path.lexists(path):  # somebody else's file or link
+            self._set_aside(int(path.name))
         unsealed.rename(path)
         if old.exists():
             shutil.rmtree(old)
 
     def _delete_old(self) -> None:
         steps = self.steps()
-        kept = {*steps[-self._keep :], self.best(steps), max(filter(self._scheduled, steps), default=None)}
+        kept = {*steps[-self._keep :], self.best(steps), max(filter(self.scheduled, steps), default=None)}
         for step in steps:
             if step not in kept:
                 self._delete(step)
@@ -172,18 +206,21 @@ class CheckpointWriter(Checkpoints):
         if is_remote(path):
             (path / digests.FILE_NAME).unlink()
             path.rmtree()
+        elif os.path.islink(path):  # what it leads to is not in this workdir
+            path.unlink()
         else:
             path.rename(self._directory / f"{step}{DELETING}")
             shutil.rmtree(self._directory / f"{step}{DELETING}")
 
     def _remove_leftovers(self) -> None:
         """Removes what a killed process left unfinished; what is whole but has no final name yet gets it."""
-        for ending in (UNSEALED, DELETING):
-            for path in self._directory.glob(f"*{ending}"):
+        for path in self._entries():
+            for ending in (UNSEALED, DELETING):
                 final = self._directory / path.name.removesuffix(ending)
-                if final.name.isdecimal() and not final.exists() and not digests.find_damage(path):
+                whole = path.name.endswith(ending) and final.name.isdecimal() and not final.exists()
+                if whole and not digests.find_damage(path):
                     path.rename(final)
-        for path in self._directory.iterdir() if self._directory.exists() else ():
+        for path in self._entries():
             begun = is_remote(path) and path.name.isdecimal() and not (path / digests.FILE_NAME).exists()
             if begun or UNSEALED in path.name or DELETING in path.name:
                 path.rmtree()

@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,11 @@ from ml_collections import config_dict, config_flags
 from stce_jax import configs
 from stce_jax.configs import default
 from stce_jax.configs._flat import FLAT_KEYS
-from stce_jax.errors import ConfigError
+from stce_jax.errors import ConfigError, PreemptedError
+from stce_jax.paths import parse_json
+from stce_jax.platform import terminal
 from stce_jax.workdir import migration, parts
+from stce_jax.workdir.values import check_kinds, leaves
 
 SHIPPED = Path(str(configs.__file__)).parent
 # Keys that say where and how fast a run computes, never what: they may change between a run and its resumption, and
@@ -53,7 +57,15 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> config_dict.ConfigD
     Raises:
       ConfigError: no such file, an error in it, a missing or unknown key, or a wrong type.
     """
-    config = _with_sections(run_config_file(name))
+    config = run_config_file(name)
+    with _refusing(f"what get_config() of config {name} returns"):  # references are followed, anything may come out
+        config = _with_sections(config)
+        check_kinds(config)
+        return _overridden(config, name, overrides)
+
+
+def _overridden(config: config_dict.ConfigDict, name: str, overrides: Sequence[str]) -> config_dict.ConfigDict:
+    """Checks a config's keys and applies overrides, see `load_config`."""
     expected, found = flatten(default.get_config()), flatten(config)
     for key in expected:
         if key not in found:
@@ -85,11 +97,11 @@ def run_config_file(name: str) -> config_dict.ConfigDict:
       ConfigError: no such file, an error in it, or it returns no ConfigDict.
     """
     path_name, _, argument = str(name).partition(":")
-    path = Path(path_name).expanduser()
+    path = Path(os.path.expanduser(path_name))
     shipped = SHIPPED / f"{path_name}.py"
-    if not path_name.endswith(".py") and shipped.is_file():
+    if not path_name.endswith(".py") and os.path.isfile(shipped):
         path = shipped
-    if path.suffix != ".py" or not path.is_file():
+    if path.suffix != ".py" or not os.path.isfile(path):  # False, too, of a name that the file system does not take
         names = ", ".join(sorted(file.stem for file in SHIPPED.glob("[!_]*.py")))
         raise ConfigError(f"there is no config {path_name!r}; give a .py file, or one of {names}")
     # As a member of stce_jax.configs, so that `from . import default` means the shipped defaults in any file.
@@ -97,7 +109,7 @@ def run_config_file(name: str) -> config_dict.ConfigDict:
     spec = importlib.util.spec_from_file_location(".".join((configs.__name__, *words, path.stem)), path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _refusing(f"config {path}"):
         with _importable(path.parent):
             spec.loader.exec_module(module)
         get_config = module.get_config
@@ -107,13 +119,23 @@ def run_config_file(name: str) -> config_dict.ConfigDict:
         if argument and known and argument not in known:
             raise ConfigError(f"config {path_name} has no variant {argument!r}; it has {', '.join(known)}")
         config = get_config(argument) if argument else get_config()
-    except ConfigError:
-        raise
-    except Exception as error:  # a config file is anybody's code
-        raise ConfigError(f"config {path} fails with {type(error).__name__}: {_one_line(error)}") from error
-    if not isinstance(config, config_dict.ConfigDict):
+    if not isinstance(config, config_dict.ConfigDict) or isinstance(config, config_dict.FrozenConfigDict):
         raise ConfigError(f"get_config() in {path} returns {type(config).__name__}; it must return a ConfigDict")
     return config
+
+
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turns whatever a config file raises, which is anybody's code, into one ConfigError; it cannot end the process."""
+    try:
+        yield
+    except (ConfigError, PreemptedError, KeyboardInterrupt):
+        raise
+    except SystemExit as error:
+        raise ConfigError(f"{what} calls exit(); it must return a config and nothing else") from error
+    except BaseException as error:
+        reason = terminal.one_line(error)
+        raise ConfigError(f"{what} fails with {type(error).__name__}: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -155,37 +177,33 @@ def from_json(text: str) -> config_dict.ConfigDict:
       ConfigError: no JSON, a newer form, other keys than this version has, or a module that is not registered.
     """
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError as error:
         raise ConfigError(f"config.json is damaged: {_one_line(error)}") from error
     return from_dict(values)
 
 
-def from_dict(values: Mapping[str, Any]) -> config_dict.ConfigDict:
+def from_dict(values: Any) -> config_dict.ConfigDict:
     """A config of `to_dict`, lists where a config has tuples; raises ConfigError as `from_json` does."""
     config = default.get_config().unlock()
+    if not isinstance(values, dict):
+        raise ConfigError("config.json is damaged: it holds no object")
     try:
         config.update(migration.upgrade(_tuples(values)))
+        parts.check_modules(config)
     except ConfigError:
         raise
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ConfigError(f"config.json is damaged: {_one_line(error)}") from error
-    parts.check_modules(config)
+    except Exception as error:  # whatever a part of another type leads to, somewhere in ml_collections
+        raise ConfigError(f"config.json is damaged: {_one_line(error) or type(error).__name__}") from error
     added = _registered_prefixes(config.model)
     if [key for key in flatten(config) if not key.startswith(added)] != list(flatten(default.get_config())):
         raise ConfigError("config.json has other keys than this version of stce_jax; use the version that wrote it")
     return config.lock()
 
 
-def flatten(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
+def flatten(config: config_dict.ConfigDict) -> dict[str, Any]:
     """{"model.name": ..., ...} of a ConfigDict, in its order."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, config_dict.ConfigDict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    return dict(leaves(config))
 
 
 def _with_sections(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
@@ -216,6 +234,9 @@ def _unsets(word: str, defaults: Mapping[str, Any]) -> bool:
 
 def _override(config: config_dict.ConfigDict, overrides: list[str], keys: list[str]) -> config_dict.ConfigDict:
     argv = ["stce", *overrides]
+    for word in overrides:
+        if word.lstrip("-").partition("=")[0] in ("flagfile", "undefok") and word.startswith("-"):  # absl's own
+            raise ConfigError(f"unknown argument {word!r}; overrides look like --config.seed=1")
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -223,7 +244,7 @@ def _override(config: config_dict.ConfigDict, overrides: list[str], keys: list[s
     except (AttributeError, KeyError) as error:
         unknown = next((word for word in overrides if migration.flag_key(word) not in keys), overrides[0])
         raise ConfigError(f"unknown config key in {unknown!r}{_nearest(migration.flag_key(unknown), keys)}") from error
-    except (flags.Error, TypeError, ValueError) as error:
+    except (flags.Error, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError, SyntaxError) as error:
         raise ConfigError(f"bad value in {' '.join(overrides)!r}: {_one_line(error)}") from error
     if rest:
         raise ConfigError(f"unknown argument {rest[0]!r}; overrides look like --config.seed=1")

@@ -5,13 +5,16 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from stce_jax.errors import ConfigError
-from stce_jax.paths import first_line, open_path, write_text
+from stce_jax.errors import CheckpointError, ConfigError
+from stce_jax.paths import first_line, open_path, read_bytes, write_text
+from stce_jax.platform import terminal
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir.checkpoints import Checkpoints
+from stce_jax.workdir.parts import NotRegisteredError
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
+_ADVICE = "put a copy back, or delete it: the config inside the newest checkpoint then counts"
 
 
 def checkpoints_in(workdir: str | Path) -> Any:
@@ -25,21 +28,64 @@ def has_checkpoint(workdir: str | Path) -> bool:
 
 
 def is_workdir(path: str | Path) -> bool:
-    """Whether a run has written its config there."""
-    return (open_path(path) / CONFIG_FILE).exists()
+    """Whether a run has written its config or a checkpoint there."""
+    directory = open_path(path)
+    return (directory / CONFIG_FILE).exists() or ((directory / CHECKPOINTS).is_dir() and has_checkpoint(path))
 
 
 def read_config(workdir: str | Path) -> config_dict.ConfigDict:
-    """The config of a workdir, in this version's form.
+    """The config of a workdir, in this version's form; without config.json that of its newest checkpoint, with a note.
 
     Raises:
       ConfigError: there is none, it is damaged, or of a newer form; or it uses a module that is not registered.
+      CheckpointError: there is no config.json, and no checkpoint is whole.
     """
     path = open_path(workdir) / CONFIG_FILE
     try:
-        return configuration.from_json(path.read_text())
+        text = read_bytes(path).decode()
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and is_workdir(workdir):
+            return _read_checkpoints_config(workdir)
         raise ConfigError(f"{workdir} is no workdir of a run: cannot read {path.name}: {first_line(error)}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {first_line(error)}; {_ADVICE}") from error
+    try:
+        return configuration.from_json(text)
+    except NotRegisteredError:
+        raise
+    except ConfigError as error:
+        if "damaged" not in str(error):
+            raise
+        raise ConfigError(f"{workdir}: {error}; {_ADVICE}") from error
+
+
+def _read_checkpoints_config(workdir: str | Path) -> config_dict.ConfigDict:
+    checkpoints = Checkpoints(checkpoints_in(workdir))
+    step = checkpoints.newest_whole()
+    if step is None:  # deleted meanwhile
+        raise ConfigError(f"{workdir} is no workdir of a run: it has no {CONFIG_FILE}")
+    config = config_of(checkpoints, step)
+    terminal.warn(f"{workdir} has no {CONFIG_FILE}; its config is that of checkpoint {step}")
+    return config
+
+
+def config_of(checkpoints: Checkpoints, step: int) -> config_dict.ConfigDict:
+    """The config that a checkpoint was trained with.
+
+    Raises:
+      CheckpointError: it is damaged.
+      ConfigError: it is of a newer form, or uses a module that is not registered.
+    """
+    values = checkpoints.restore_meta(step, "config")["config"]
+    try:
+        return configuration.from_dict(values)
+    except NotRegisteredError:
+        raise
+    except ConfigError as error:
+        if "damaged" not in str(error):
+            raise
+        text = str(error).replace(CONFIG_FILE, f"the config in checkpoint {step}")
+        raise CheckpointError(f"{text}; use another checkpoint") from error
 
 
 def check_config(workdir: str | Path, config: config_dict.ConfigDict, *, allow_change: bool = False) -> None:
@@ -47,6 +93,7 @@ def check_config(workdir: str | Path, config: config_dict.ConfigDict, *, allow_c
 
     Raises:
       ConfigError: it does, or its config cannot be read.
+      CheckpointError: see `read_config`.
     """
     if not is_workdir(workdir):
         return
@@ -57,7 +104,7 @@ def check_config(workdir: str | Path, config: config_dict.ConfigDict, *, allow_c
             "--allow_config_change to continue with this one"
         )
     if changed:
-        print(f"continuing with another config: {changed}", flush=True)
+        terminal.say(f"continuing with another config: {changed}")
 
 
 def write_config(workdir: str | Path, config: config_dict.ConfigDict) -> None:

@@ -5,7 +5,6 @@ import errno
 import json
 import math
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -18,10 +17,12 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from stce_jax.errors import ConfigError
-from stce_jax.paths import first_line, is_remote, open_path, write_bytes, write_text
+from stce_jax.paths import first_line, is_remote, open_path, write_bytes
+from stce_jax.platform import terminal
 from stce_jax.workdir.claim import LostClaimError
+from stce_jax.workdir.metric_lines import FILE_NAME, Line, describe, parse, read_bytes, sort_out
 
-FILE_NAME = "metrics.jsonl"
+DAMAGED_FILE_NAME = "metrics.jsonl.damaged"
 SKIPPED_FILE_NAME = "skipped.jsonl"
 
 
@@ -53,7 +54,7 @@ class MetricsLog:
             else:
                 self._directory = Path(self._workdir)
             self._times_opened = 0
-            self._open(read_metrics(workdir), after_step, evaluated)
+            self._open(read_bytes(workdir), after_step, evaluated)
 
     def __enter__(self) -> Self:
         return self
@@ -107,14 +108,18 @@ class MetricsLog:
             return
         with self._named_failures():
             self._close()
-            self._open(read_metrics(self._directory), step, evaluated)
+            self._open(read_bytes(self._directory), step, evaluated)
         self.flush()
 
-    def _open(self, lines: list[dict[str, Any]], after_step: int, evaluated: bool) -> None:
+    def _open(self, data: bytes, after_step: int, evaluated: bool) -> None:
         path = self._directory / FILE_NAME
-        last = after_step if evaluated else after_step - 1
-        kept = [line for line in lines if line["step"] <= (last if line["split"] == "eval" else after_step)]
-        write_text(path, "".join(map(_line, kept)))
+        last = {"train": after_step, "eval": after_step if evaluated else after_step - 1}
+        whole, damaged = sort_out(data)
+        if damaged:
+            self._set_aside([line.raw for line in damaged])
+            terminal.warn(f"{self._workdir / FILE_NAME}: {describe(damaged)} moved to {DAMAGED_FILE_NAME}")
+        kept = [_plain(line) for line in whole if line.values["step"] <= last[line.values["split"]]]
+        write_bytes(path, b"".join(b"%s\n" % line for line in kept))
         self._file = path.open("ab", buffering=0)
         self._times_opened += 1
         # Not tensorboardX's SummaryWriter: that queues events for a thread, and its flush leaves them there. Files are
@@ -124,6 +129,11 @@ class MetricsLog:
         # TensorBoard forgets what other files hold from this step on.
         started = SessionLog(status=SessionLog.START)
         self._events.write_event(Event(wall_time=time.time(), step=after_step + 1, session_log=started))
+
+    def _set_aside(self, lines: Sequence[bytes]) -> None:
+        """Adds damaged lines to a file of their own: they may still tell somebody something."""
+        before = read_bytes(self._workdir, DAMAGED_FILE_NAME)
+        write_bytes(self._workdir / DAMAGED_FILE_NAME, before + b"".join(b"%s\n" % line for line in lines))
 
     def _close(self) -> None:
         self._file.close()
@@ -145,26 +155,15 @@ def _line(values: dict[str, Any]) -> str:
     return json.dumps(values, allow_nan=False) + "\n"
 
 
-def read_metrics(workdir: str | PurePath) -> list[dict[str, Any]]:
-    """The lines of a workdir's metrics.jsonl as dicts; a last line cut short by a crash is left out."""
-    path = open_path(workdir) / FILE_NAME
-    return _lines(path.read_text()) if path.exists() else []
+def _plain(line: Line) -> bytes:
+    """A whole line as it stands, unless it holds what is no JSON."""
+    return _line(line.values).encode().rstrip() if b"N" in line.raw or b"I" in line.raw else line.raw.rstrip()
 
 
-def training_speed(lines: Sequence[dict[str, Any]]) -> float | None:
-    """Images per second of a run's training, the median over its training lines; None if there are none."""
-    speeds = [line["images_per_second"] for line in lines if line.get("images_per_second")]
-    return statistics.median(speeds) if speeds else None
-
-
-def _lines(text: str) -> list[dict[str, Any]]:
-    lines = []
-    for line in text.splitlines():
-        try:
-            lines.append(json.loads(line, parse_constant=lambda word: None))  # NaN, as earlier versions wrote
-        except json.JSONDecodeError:
-            continue
-    return lines
+def _is_before(values: dict[str, Any], rollbacks: int, step: int) -> bool:
+    """Whether a line of skipped.jsonl is of an earlier step. A damaged one stays: nobody but people reads this file."""
+    salt, skipped = values.get("salt"), values.get("step")
+    return type(salt) is not int or type(skipped) is not int or (salt, skipped) < (rollbacks, step)
 
 
 def log_skipped(workdir: str | PurePath, *, step: int, rollbacks: int, images: Sequence[str], **values: float) -> None:
@@ -183,9 +182,9 @@ def log_skipped(workdir: str | PurePath, *, step: int, rollbacks: int, images: S
     path = open_path(workdir) / SKIPPED_FILE_NAME
     finite = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
     try:
-        lines = _lines(path.read_text()) if path.exists() else []
-        lines = [line for line in lines if (line["salt"], line["step"]) < (rollbacks, step)]
-        lines.append({"step": step, "salt": rollbacks, **finite, "images": list(images)})
-        write_text(path, "".join(map(_line, lines)))
+        lines = list(parse(read_bytes(workdir, SKIPPED_FILE_NAME)))
+        kept = [line.raw for line in lines if _is_before(line.values, rollbacks, step)]
+        own = _line({"step": step, "salt": rollbacks, **finite, "images": list(images)})
+        write_bytes(path, b"".join(b"%s\n" % line for line in kept) + own.encode())
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {first_line(error)}; repair that, then run again to resume") from error

@@ -6,7 +6,6 @@ for each module. `FLAT_KEYS` says which sections have a key now. Config files th
 """
 
 import functools
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from ml_collections import config_dict
 from stce_jax.configs import default
 from stce_jax.configs._flat import FLAT_KEYS
 from stce_jax.errors import ConfigError
+from stce_jax.platform import terminal
 from stce_jax.workdir import parts
 
 FORM = 2  # of the configs that this version writes
@@ -122,4 +122,4 @@ def _note(old: str, new: str) -> None:
     from stce_jax.processes import peers
 
     if not peers.several() or peers.is_main():
-        print(f"stce: {old} is now {new}", file=sys.stderr, flush=True)
+        terminal.warn(f"{old} is now {new}")

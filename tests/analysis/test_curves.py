@@ -1,6 +1,7 @@
 """Learning curves: which lines are drawn, in what, and that they can be told apart."""
 
 import itertools
+from xml.etree import ElementTree
 
 import matplotlib.colors
 import numpy as np
@@ -154,3 +155,14 @@ def test_an_unknown_format_leaves_nothing(tmp_path):
 def test_a_curve_of_many_evaluations_has_few_markers():
     assert module._style(0, "eval", 300)["markevery"] == 25
     assert module._style(0, "eval", 1)["markevery"] == 1
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J", "a\0b", "\udcff", "a\u202eb", "<b>&]]>", "$x^{$", "x" * 5000, "\\frac$"])
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_names_of_any_kind_leave_a_picture_that_can_be_read(tmp_path, name, suffix):
+    path = curves({name: [run_of(1.0, 0.5)]}, tmp_path / f"curves.{suffix}")
+    if suffix == "png":
+        Image.open(path).load()
+    else:
+        ElementTree.parse(path)
+        assert all(line.isprintable() for line in path.read_text().replace("\t", "").splitlines())

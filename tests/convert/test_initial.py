@@ -26,7 +26,7 @@ from stce_jax.training.state import abstract_variables, init_state
 from stce_jax.training.step import make_train_step, run_key
 from stce_jax.verbs import evaluate
 from stce_jax.workdir import layout, weights
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.metric_lines import read_metrics
 from stce_jax.workdir.mismatch import first_mismatch
 
 pytestmark = pytest.mark.usefixtures("everything_is_split")

@@ -485,3 +485,10 @@ def test_real_class_folders(test_data, tmp_path):
                 record = source[index]
                 assert record["label"] == label and f"/{expected[label]}/" in record["name"]
                 assert pixels(record).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "no UTF-8 \udcff"])
+def test_a_data_dir_whose_name_cannot_be_used_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match="cannot use data_dir"):
+        catalog.open_dataset("digits", tmp_path / name)
+    assert not list(tmp_path.iterdir())

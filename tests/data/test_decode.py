@@ -130,6 +130,63 @@ def test_16_bit_grey_keeps_its_high_byte(format):
     np.testing.assert_array_equal(decoded, (grey // 256).astype(np.uint8)[:, :, None].repeat(3, 2))
 
 
+@pytest.mark.parametrize("maximum", [256, 1023, 4095, 65534, 65535])
+@pytest.mark.parametrize("kind", [b"P2", b"P3", b"P5", b"P6"])
+def test_netpbm_of_more_than_8_bits_is_scaled_to_16_and_keeps_its_high_byte(kind, maximum):
+    """10, 12 and 16 bits, grey and colour, binary and as numbers; with comments, as GIMP writes them."""
+    shape = (3, 5, 3 if kind in (b"P3", b"P6") else 1)
+    values = np.random.default_rng(0).integers(0, maximum + 1, shape)
+    values.flat[:2] = 0, maximum
+    plain = b" ".join(b"%d" % value for value in values.flat) + b"\n"
+    pixels = plain if kind in (b"P2", b"P3") else values.astype(">u2").tobytes()
+    encoded = kind + b"\n# by hand\n5 3 # columns, rows\n%d\n" % maximum + pixels
+    expected = np.array([round(int(value) * 65535 / maximum) >> 8 for value in values.flat]).reshape(shape)
+    decoded = decode_image(encoded, "x")
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, np.broadcast_to(expected, (3, 5, 3)))
+    with pytest.raises(DataError, match="x: it is cut off"):
+        decode_image(encoded[: -len(pixels) // 2], "x")
+
+
+@pytest.mark.parametrize("change", [b"P5 0 3 4095 ", b"P5 99999 99999 4095 ", b"P2 1 1 4095 -1 ", b"P2 1 1 4095 x "])
+def test_odd_netpbm_of_more_than_8_bits_is_refused(change):
+    with pytest.raises(DataError, match="cannot decode x"):
+        decode_image(change, "x")
+
+
+def tiff(values, bits, kind="u", signed=False, photometric=1):
+    """A grey TIFF with one strip; of 12 bits, two pixels in three bytes."""
+    if bits == 12:
+        pairs = values.reshape(-1, 2).astype(int)
+        first, second = pairs.T
+        pixels = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes()
+    else:
+        pixels = values.astype(f"<{kind}2").tobytes()
+    height, width = values.shape
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, height)]
+    tags += [(279, len(pixels)), (339, 2 if signed else 1)]
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag == 273 else 3, 1, value) for tag, value in tags)
+    padded = pixels + bytes(len(pixels) % 2)
+    header = struct.pack("<2sHI", b"II", 42, 8 + len(padded))
+    return header + padded + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_signed_16_bit_grey_keeps_its_order():
+    values = np.array([[-32768, -1, 0], [255, 256, 32767]])
+    decoded = decode_image(tiff(values, 16, "i", signed=True), "x")
+    np.testing.assert_array_equal(decoded[:, :, 0], (values + 32768) >> 8)
+
+
+def test_12_bit_tiff_is_scaled_to_16():
+    values = np.array([[0, 4095], [17, 2048]])
+    np.testing.assert_array_equal(decode_image(tiff(values, 12), "x")[:, :, 0], [[0, 255], [1, 128]])
+
+
+def test_16_bit_tiff_whose_white_is_0_is_inverted_as_that_of_8_bits_is():
+    values = np.array([[0, 65535], [256, 32768]])
+    np.testing.assert_array_equal(decode_image(tiff(values, 16, photometric=0), "x")[:, :, 0], [[255, 0], [254, 127]])
+
+
 def test_pixels_that_are_no_bytes_are_refused_rather_than_clipped():
     image = Image.fromarray(np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4))
     with pytest.raises(DataError, match=r"depth\.tiff"):

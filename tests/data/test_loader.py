@@ -67,7 +67,7 @@ def test_the_number_of_threads_changes_nothing(threads):
 @given(start=st.integers(0, 42))
 def test_a_run_resumed_at_any_step_goes_on_as_the_undisturbed_one(start):
     expected = {name: values[start : start + 3] for name, values in undisturbed().items()}
-    assert_equal(train(3, start_step=start), expected, f"resumed at step {start}")
+    assert_equal(train(3, position=4 * start), expected, f"resumed at step {start}")
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8, 12])
@@ -82,20 +82,20 @@ def test_keeping_pixels_in_memory_changes_nothing():
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("start", [0, 5])
+@pytest.mark.parametrize("start", [0, 40, 43])
 def test_processes_together_load_the_global_batch_row_by_row(processes, start):
     """JAX lays the processes' rows one after the other; so each must load its run of rows, not every P-th.
 
     Only then is an image's row its place in the stream, on which flips, shifts and mixup's partner depend.
     """
-    expected = train(6, batch_size=8, start_step=start)
+    expected = train(6, batch_size=8, position=start)
     shares = []
     for process in range(processes):
         with as_process(process, processes):
-            shares.append(train(6, batch_size=8, start_step=start))
+            shares.append(train(6, batch_size=8, position=start))
         assert shares[-1]["label"].shape == (6, 8 // processes)
     together = {name: np.concatenate([share[name] for share in shares], axis=1) for name in expected}
-    assert_equal(together, expected, f"{processes} processes from step {start} on")
+    assert_equal(together, expected, f"{processes} processes from position {start} on")
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 10])
@@ -139,7 +139,7 @@ def test_repeated_images_go_on_at_any_step_and_over_processes():
     shares = []
     for process in range(4):
         with as_process(process, 4):
-            shares.append(train(4, batch_size=8, repeats=3, start_step=5))
+            shares.append(train(4, batch_size=8, repeats=3, position=40))
     together = {name: np.concatenate([share[name] for share in shares], axis=1) for name in whole}
     assert_equal(together, {name: values[5:] for name, values in whole.items()}, "4 processes from step 5 on")
 

@@ -1,6 +1,9 @@
 """Locks on files: one holder at a time, also within a process."""
 
+import os
 import threading
+
+import pytest
 
 from stce_jax.data.locks import locked
 
@@ -30,3 +33,25 @@ def test_an_error_releases_the_lock(tmp_path):
                 raise ValueError
         except ValueError:
             pass
+
+
+@pytest.mark.parametrize("kind", ["link", "dead link", "pipe", "folder"])
+def test_what_lies_in_the_place_of_a_lock_is_left_alone(tmp_path, kind):
+    own, path = tmp_path / "own", tmp_path / "x.lock"
+    own.write_text("the user's")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(own if kind == "link" else tmp_path / "none")
+    with pytest.raises(OSError, match=r"x\.lock is a link|x\.lock is no regular file|directory"), locked(path):
+        pass
+    assert own.read_text() == "the user's" and not (tmp_path / "none").exists()
+
+
+def test_a_lock_empties_no_file(tmp_path):
+    (tmp_path / "x.lock").write_text("the user's")
+    with locked(tmp_path / "x.lock"):
+        pass
+    assert (tmp_path / "x.lock").read_text() == "the user's"

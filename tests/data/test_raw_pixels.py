@@ -241,6 +241,10 @@ def test_what_is_not_there_says_what_is_and_how_to_make_it(tmp_path, both):
     with pytest.raises(DataError) as caught:
         catalog.open_dataset("imagenet100", str(data_dir), listed)
     assert f"use what is there by --config.raw_short_side={SIDE}, or run stce prepare" in str(caught.value)
+    with pytest.raises(
+        DataError, match=r"only as raw pixels; run stce prepare"
+    ):  # `stce evaluate` takes no --config.KEY
+        catalog.open_dataset("imagenet100", str(data_dir), listed, of_run=True)
     for other in (SIDE + 1, 256):
         with pytest.raises(DataError) as caught:
             catalog.open_dataset("imagenet100", str(data_dir), listed, raw_short_side=other)
@@ -270,9 +274,25 @@ def test_class_folders_have_both_kinds_too(tmp_path):
     shutil.rmtree(source / "train")
     with pytest.raises(DataError, match=f"use what is there by --config.raw_short_side={SIDE}"):
         catalog.open_dataset("folder", str(source))
+    with pytest.raises(DataError, match=r"short side 64; run stce prepare"):
+        catalog.open_dataset("folder", str(source), raw_short_side=64, of_run=True)
     name = places.prepared(source, "folder")[0].parent.name
     for classes in ("", "pets", name):
         assert catalog.open_dataset("folder", str(source), classes, raw_short_side=SIDE).train[0]["image"][:2] == b"P6"
+
+
+def test_a_trained_run_is_advised_by_what_evaluate_takes(tmp_path, both):
+    data_dir, listed = tmp_path / "data", str(both[3])
+    place = Path(both[0].directory).parent
+    shutil.copytree(place, data_dir / "imagenet100" / place.name)
+    with pytest.raises(DataError, match=r"use what is there by --dataset=imagenet100, or run stce prepare"):
+        catalog.open_dataset("imagenet100", str(data_dir), listed, raw_short_side=SIDE, of_run=True)
+    for name in ("one", "two"):
+        shutil.copytree(place, data_dir / "folder" / f"{name}-4-0123456789")
+    found = [path / places.VERSION for path in (data_dir / "folder").iterdir()]
+    for of_run, option in ((True, "--classes"), (False, "--config.classes")):
+        with pytest.raises(ConfigError, match=f"name one of them with {option}$"):
+            catalog._choose_folder(data_dir, found, "", of_run)
 
 
 def test_a_list_that_is_gone_is_found_by_its_name_among_its_own_kind(both):

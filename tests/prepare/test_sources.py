@@ -145,8 +145,10 @@ def test_files_that_are_no_images_by_name_are_passed_over_and_listed(tmp_path):
     write(root / "val" / "stray.JPEG", b"no class")
     source = open_all(root, tmp_path)
     assert contents(source) == by_stem(WANTED)
-    assert {Path(name).name for name in source.ignored.names} == {Path(n).name for n in strays[:4]} | {"stray.JPEG"}
-    assert source.ignored.count == 6, "hidden folders are not entered"
+    assert {Path(name).name for name, _ in source.passed_over.files} == {Path(n).name for n in strays[:4]} | {
+        "stray.JPEG"
+    }
+    assert source.passed_over.count == 6, "hidden folders are not entered"
 
 
 def test_images_at_any_depth_and_through_links(tmp_path):
@@ -262,7 +264,7 @@ def test_flat_images_beside_class_folders_are_strays_even_with_a_devkit(tmp_path
         write(root / "val" / "preview.JPEG", picture(8))
     source = open_all(root, tmp_path, val_labels=str(root / "ILSVRC2012_devkit_t12.tar.gz") if given else "")
     assert contents(source) == by_stem(WANTED) and len(source.references) == len(WANTED)
-    assert source.ignored.count == (1 if given else 2)
+    assert source.passed_over.count == (1 if given else 2)
 
 
 @pytest.mark.parametrize("missing", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"])
@@ -520,7 +522,7 @@ def test_members_that_point_outside_write_and_give_nothing(tmp_path, form):
     before = {path for path in tmp_path.rglob("*")}
     source = open_all(root, tmp_path)
     assert all(source.read(reference) != picture(9) for reference in source.references)
-    assert source.ignored.count >= len(EVIL), "what was passed over must be listed"
+    assert source.passed_over.count >= len(EVIL), "what was passed over must be listed"
     assert {path for path in tmp_path.rglob("*")} == before and not os.path.exists("/tmp/stce_evil.JPEG")
 
 

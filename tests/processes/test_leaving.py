@@ -46,6 +46,5 @@ def test_who_has_gone_is_not_waited_for_and_nothing_is_deleted_that_would(parts,
 def test_what_is_written_below_python_is_dropped_and_nothing_after_it(capfd):
     with leaving.without_stderr():
         os.write(2, b"pages\n")
-        print("of Python's, too", file=sys.stderr)
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "after\n"

@@ -137,15 +137,15 @@ def test_options_are_those_of_the_parts_and_no_other():
     "key, value, message",
     [
         ("flip", 2.0, "config.augment.flip is 2.0; it must be between 0 and 1"),
-        ("mixup", float("nan"), "config.augment.mixup is nan; it must be at least 0"),
+        ("mixup", float("nan"), "config.augment.mixup is nan; it must be 0, or between 0.001 and 1000"),
         (
             "erase_area",
             (0.5,),
-            "config.augment.erase_area is (0.5,); it must be two numbers above 0, the smaller first",
+            "config.augment.erase_area is (0.5,); it must be two numbers between 1e-06 and 1, the smaller first",
         ),
-        ("erase_area", (0.5, 1.5), "must be two numbers above 0"),
+        ("erase_area", (0.5, 1.5), "must be two numbers between"),
         ("label_smoothing", 1.1, "config.augment.label_smoothing is 1.1; it must be between 0 and 1"),
-        ("erase_ratio", (3, 2), "must be two numbers above 0"),
+        ("erase_ratio", (3, 2), "must be two numbers between"),
         ("rand_augment", "rand-q3", "'q3'"),
     ],
 )
@@ -697,3 +697,13 @@ def test_smoothed_targets_stay_distributions_when_mixed():
         _, targets = augmentation(**MIXED)(KEY, step, noise(16, 6, 6, 3), np.arange(16) % 5)
         np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)
         assert targets.min() >= 0.1 / 5 - 1e-6, "smoothing must lie below the mixed targets"
+
+
+@pytest.mark.parametrize("options", [{"rand_augment": "rand-m9-mstd0.5-inc1"}, {"three_augment": True}])
+def test_a_user_may_have_jax_refuse_to_add_axes(options):
+    every = {"flip": 0.5, "shift": 2, "color_jitter": 0.3, "erase": 0.25, "mixup": 0.8, "cutmix": 1.0}
+    augmented = augment.make_augment(5, **(OFF | every | options))
+    images, labels = jax.ShapeDtypeStruct((4, 12, 12, 3), jnp.uint8), jax.ShapeDtypeStruct((4,), jnp.int32)
+    with jax.numpy_rank_promotion("raise"):
+        given = jax.eval_shape(augmented, jax.random.key(0), 0, images, labels)
+    assert [leaf.shape for leaf in given] == [(4, 12, 12, 3), (4, 5)]

@@ -112,3 +112,16 @@ def test_the_keys_of_the_first_parts_are_those_of_one_split():
 def test_every_part_has_a_stream_of_its_own():
     numbers = [augment.stream(name) for name in [*parts.PARTS, "toy", "other"]]
     assert len(set(numbers)) == len(numbers), "two parts share a stream"
+
+
+def test_an_image_draws_by_its_position_whatever_the_batch_was_before():
+    """Positions 16 to 23 as step 2 of batches of eight; and as step 5 of a run with smaller batches until then."""
+    options = OFF | {"flip": 0.5, "shift": 1, "erase": 0.5}
+    images, labels = STORED["images"], STORED["labels"]
+
+    def singles(step, offset):
+        function = jax.jit(augment.make_augment(CLASSES, mean=MEAN, std=STD, offset=offset, **options))
+        return jax.device_get(function(jax.random.key(KEY), step, images, labels)[0])
+
+    np.testing.assert_array_equal(singles(5, 5 * 8 - 16), singles(2, 0))
+    np.testing.assert_array_equal(singles(1, 1 * 8 - 16), singles(2, 0), err_msg="after larger batches")

@@ -308,3 +308,10 @@ def test_documents_escape_what_would_break_them():
     page = documents.to_html(blocks, "T<")
     assert "<td>x|y</td><td><code>1&lt;2</code></td>" in page and "<title>T&lt;</title>" in page
     assert "<th>&lt;i&gt;</th>" in page and "<p>a &amp; <code>b</code></p>" in page
+
+
+def test_documents_show_invisible_characters():
+    blocks = [documents.table([{"run": "a\x1b[2J\u202eb"}]), documents.commands("all", ["stce \udcff", "two"])]
+    for text in (documents.to_markdown(blocks), documents.to_html(blocks, "T\x1b")):
+        assert r"a\x1b[2J\u202eb" in text and "stce \\udcff\ntwo" in text
+        assert all(line.isprintable() for line in text.splitlines())

@@ -10,7 +10,7 @@ import pytest
 from stce_jax import paths
 from stce_jax.errors import ConfigError
 from stce_jax.workdir.claim import Claim
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.metric_lines import read_metrics
 
 HOLD = """
 import sys, time

@@ -104,12 +104,12 @@ def recorded(tmp_path):
     ],
 )
 def test_local_passes_its_arguments_to_train(recorded, words, called):
-    assert recorded(words)[-1] == f"-m stce_jax train {called}"
+    assert recorded(words)[-1] == f"-P -m stce_jax train {called}"
 
 
 def test_local_installs_once(recorded):
     first, second = recorded(""), recorded("")
-    assert [call.startswith("-m pip install") for call in first] == [True, False]
+    assert [call.startswith("-P -m pip install") for call in first] == [True, False]
     assert first[0].endswith(f"--editable {ROOT}")
     assert len(second) == 1, f"installed again: {second}"
 
@@ -169,9 +169,9 @@ def test_local_dry_run_makes_nothing_and_can_be_pasted(tmp_path):
     assert done.returncode == 0, done.stderr
     make, install, train = [shlex.split(line) for line in done.stdout.splitlines()]
     python = str(tmp_path / "venv" / "bin" / "python")
-    assert make == ["python3.12", "-m", "venv", str(tmp_path / "venv")]
-    assert install[:4] == [python, "-m", "pip", "install"] and install[-1] == f"{ROOT}[cuda13]"
-    assert train[:6] == ["env", "CUDA_VISIBLE_DEVICES=1", python, "-m", "stce_jax", "train"]
+    assert make == ["python3.12", "-P", "-m", "venv", str(tmp_path / "venv")]
+    assert install[:5] == [python, "-P", "-m", "pip", "install"] and install[-1] == f"{ROOT}[cuda13]"
+    assert train[:7] == ["env", "CUDA_VISIBLE_DEVICES=1", python, "-P", "-m", "stce_jax", "train"]
     assert train[-3:] == ODD_WORDS
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin"], "a dry run left something behind"
 
@@ -255,7 +255,7 @@ def test_slurm_runs_one_step_with_all_words(slurm):
     (step,) = calls
     python = str(slurm.folder / "venv" / "bin" / "python")
     train = step.index(python)
-    assert step[train:] == [python, "-m", "stce_jax", "train", "--config=digits", "--workdir=w", *ODD_WORDS]
+    assert step[train:] == [python, "-P", "-m", "stce_jax", "train", "--config=digits", "--workdir=w", *ODD_WORDS]
     assert step[:train] == ["srun", "--kill-on-bad-exit=0", "--wait=300", "--cpu-bind=none"]
 
 
@@ -349,7 +349,7 @@ def test_slurm_starts_each_process_with_its_number(slurm):
     slurm.srun(TWO_TASKS)
     code, calls = slurm.run("--config=digits", "--workdir=w")
     ran = (slurm.folder / "ran").read_text().splitlines()
-    words = "-m stce_jax train --config=digits --workdir=w"
+    words = "-P -m stce_jax train --config=digits --workdir=w"
     assert sorted(ran) == [f"7 2 {number} 0 localhost {words}" for number in (0, 1)]
     assert code == 3 and REQUEUE not in calls, "the highest exit code decides"
 

@@ -23,7 +23,7 @@ from stce_jax.errors import DataError
 @pytest.mark.parametrize("workers", [1, 2, 8])
 def test_the_number_of_worker_processes_changes_nothing(workers):
     expected = {name: values[3:9] for name, values in undisturbed().items()}
-    assert_equal(train(6, start_step=3, workers=workers), expected, f"{workers} workers from step 3 on")
+    assert_equal(train(6, position=12, workers=workers), expected, f"{workers} workers from step 3 on")
 
 
 def test_a_damaged_image_ends_training_by_name_from_a_worker_process():

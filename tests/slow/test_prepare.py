@@ -211,3 +211,64 @@ def test_preparing_starts_no_jax_and_needs_no_tensorflow(tmp_path, classes):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert not {"jax", "tensorflow"} & set(done.stdout.rpartition("modules ")[2].split())
+
+
+# The command, where reading one image never ends; or where the main thread hears nothing, as in a call to C that waits
+# for a disk.
+HANGS = """
+import sys, threading
+kind = sys.argv.pop(1)
+from stce_jax.prepare import making, staging
+from stce_jax.prepare.sources import folders
+staging.PATIENCE = 1.0
+def never(*arguments):
+    print("hangs", file=sys.__stdout__, flush=True)
+    threading.Event().wait()
+if kind == "read":
+    folders.read_file = never
+else:
+    import ctypes, signal
+    def deaf(*arguments):
+        print("hangs", file=sys.__stdout__, flush=True)
+        lock = ctypes.create_string_buffer(64)
+        libc = ctypes.CDLL(None)
+        libc.pthread_mutex_lock(lock)
+        libc.pthread_mutex_lock(lock)
+    making.open_source = deaf
+from stce_jax.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("kind", ["read", "deaf"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_is_heard_whatever_preparing_waits_for(tmp_path, kind, number):
+    source, out = tree(tmp_path / "in", WANTED), tmp_path / "out"
+    words = (sys.executable, "-c", HANGS, kind, "prepare", "folder", f"--source={source}", f"--data_dir={out}")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert any("hangs" in line for line in process.stdout), process.stderr.read()
+    process.send_signal(number)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 75 and error.startswith(f"stce: stopped by {number.name}; "), error
+    assert error.count("\n") == 1, error
+    assert left_in(out) == [] if out.exists() else True
+
+
+# The command, with a signal while its modules are imported.
+STARTS = """
+import os, signal, sys
+from stce_jax.cli import main
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == "stce_jax.prepare.making":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Finder)
+main()
+"""
+
+
+def test_a_signal_while_preparing_starts(tmp_path):
+    words = (sys.executable, "-c", STARTS, "prepare", "folder", f"--source={tmp_path}", f"--data_dir={tmp_path}/out")
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (75, 1), done.stderr
+    assert "stopped by SIGTERM before anything was written" in done.stderr

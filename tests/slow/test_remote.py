@@ -21,7 +21,7 @@ from stce_jax.data import catalog, mirror
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.verbs.prepare import prepare
 from stce_jax.workdir import config as configuration
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.metric_lines import read_metrics
 
 NO_ROOM = """
 import os, resource, sys

@@ -12,8 +12,8 @@ import pytest
 from helpers import wait_for
 
 from stce_jax.processes.stopping import StopSignals
-from stce_jax.reproduce.subprocesses import run_command
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.reproduce.subprocesses import describe_place, run_command
+from stce_jax.workdir.metric_lines import read_metrics
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +34,32 @@ def test_a_command_is_run_with_its_output_kept(tmp_path):
     assert code == 2 and last.startswith("/no/where is no workdir of a run")
     log = (tmp_path / "log.txt").read_text()
     assert log.startswith("$ stce completion bash\n") and "$ stce evaluate --workdir=/no/where\n" in log
+
+
+def test_nothing_of_the_current_directory_is_imported_by_what_is_started(tmp_path, monkeypatch):
+    """Neither by commands of `stce reproduce` nor by the processes that these start: Python begins them with -c."""
+    hostile = ("jax", "numpy", "multiprocessing", "pickle", "struct", "signal", "socket", "stce_jax", "sitecustomize")
+    for name in hostile:
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name}.py of this directory was imported')")
+    monkeypatch.chdir(tmp_path)
+    assert "cores" in describe_place()
+    with StopSignals() as stop:
+        found = run_command(["stce", "models", "vit_s_stce"], tmp_path / "log.txt", stop)
+    assert found == (0, ""), (tmp_path / "log.txt").read_text()
+    code = """if __name__ == "__main__":
+    import multiprocessing, operator, sys
+    sys.argv = ["stce", "completion", "bash"]
+    from stce_jax.cli import main
+    try:
+        main()
+    except SystemExit:
+        pass
+    child = multiprocessing.get_context("spawn").Process(target=operator.add, args=(1, 2))
+    child.start()
+    child.join()
+    sys.exit(child.exitcode)"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 TINY = (

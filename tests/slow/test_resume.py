@@ -20,7 +20,7 @@ from stce_jax.training.state import abstract_state
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.config import load_config
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.metric_lines import read_metrics
 
 # The tiny run with the conv stem, which has BatchNorm, too, and compiles in half the time: 90 steps; an evaluation and
 # a checkpoint after every ninth. test_train.py stops the super-token embedding.
@@ -53,7 +53,7 @@ def final_state(workdir, *words):
     """Every array of the last checkpoint: parameters, statistics, optimizer, average, step."""
     config = load_config("digits:conv", [*WORDS[1:], *words])
     model = runs.build_model(config, 10)
-    _, optimizer = runs.build_optimizer(config, runs.Timetable(1437 / 32, 90, 9))
+    _, optimizer = runs.build_optimizer(config, runs.Timetable(1437, 32, 2, 0.2))
     blank = abstract_state(model, optimizer, image_size=16, with_ema=True)
     checkpoints = Checkpoints(layout.checkpoints_in(workdir))
     return checkpoints.restore(checkpoints.find("last"), sharded_shapes(blank, make_mesh(1, jax.devices()[:1])))
@@ -283,6 +283,7 @@ def test_a_deeper_model_names_the_first_parameter_that_does_not_fit(undisturbed,
     workdir = shutil.copytree(undisturbed, tmp_path / "copy")
     _, errors = finish(start(workdir, data_dir, "--config.model.body.vit.mlp_dim=48", "--allow_config_change"), 4)
     assert "params/blocks_0/mlp/in/bias is (32,) in it, the model wants (48,)" in errors and errors.count("\n") == 1
+    assert "; give the options it was trained with (model.body.vit.mlp_dim: 32 -> 48), or another --workdir" in errors
 
 
 def per_step(workdir):

@@ -12,7 +12,7 @@ from helpers import TINY, leaves, wait_for
 from PIL import Image
 
 import stce_jax
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.metric_lines import read_metrics
 
 
 def start(workdir, data_dir):
@@ -51,15 +51,28 @@ def test_a_stopped_run_ends_bit_for_bit_where_the_undisturbed_one_does(
     assert resumed == undisturbed
 
 
+# The command, where reading one of the images of `stuck_folder` never ends.
+STUCK = """
+import threading
+from stce_jax.data import records
+read = records.read_regular
+def stuck(path, limit):
+    if path.endswith("/b/7.png") and "/train/" in path:
+        threading.Event().wait()
+    return read(path, limit)
+records.read_regular = stuck
+from stce_jax.cli import main
+main()
+"""
+
+
 def stuck_folder(root):
-    """Class folders of one good image each and one whose reading never ends, a pipe that nobody writes to."""
+    """Class folders of eight good images each."""
     for split in ("train", "val"):
         for name in "ab":
             (root / split / name).mkdir(parents=True)
             for number in range(8):
                 Image.new("RGB", (16, 16), "red").save(root / split / name / f"{number}.png")
-    os.remove(root / "train" / "b" / "7.png")
-    os.mkfifo(root / "train" / "b" / "7.png")
     return root
 
 
@@ -70,7 +83,7 @@ def test_a_disk_that_does_not_answer_ends_the_run_with_its_state_saved(tmp_path,
     tiny = [word for word in TINY if "digits" not in word and "batch_size" not in word and "log_every" not in word]
     words = (f"--data_dir={images}", f"--workdir={workdir}", "--config.batch_size=1", "--config.log_every=1")
     words += ("--config.cache_megabytes=0", f"--config.loader_timeout={100 if sigterm else 2}")
-    command = [sys.executable, "-m", "stce_jax", "train", "--config=small_folder", *tiny, *words]
+    command = [sys.executable, "-c", STUCK, "train", "--config=small_folder", *tiny, *words]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     command += ["--config.seed=1", "--config.model.body.vit.heads=2"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

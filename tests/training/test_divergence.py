@@ -19,7 +19,7 @@ from stce_jax.verbs.train import train
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.config import load_config
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.metric_lines import read_metrics
 
 pytestmark = pytest.mark.slow  # each trains
 
@@ -44,8 +44,8 @@ def poison(monkeypatch, data_dir):
             known = [int(next(batches)["image"].astype(np.int64).sum()) for _ in range(max(steps))]
         bad = jnp.array([known[step - 1] for step in steps])
 
-        def build_poisoned(config, dataset):
-            augment = build(config, dataset)
+        def build_poisoned(config, dataset, **options):
+            augment = build(config, dataset, **options)
 
             def augment_poisoned(key, step, images, labels):
                 changed, targets = augment(key, step, images, labels)
@@ -66,7 +66,7 @@ def test_a_batch_without_a_finite_loss_is_not_applied_but_written_down(poison, d
     source = catalog.open_dataset("digits", data_dir).train
     by_name = {source.name(index): source[index]["label"] for index in range(len(source))}
     config = config_of(data_dir)
-    with runs.train_batches(config, runs.open_dataset(config), 49) as batches:
+    with runs.train_batches(config, runs.open_dataset(config), 49 * 32) as batches:
         labels = next(batches)["label"].tolist()
     assert [by_name[name] for name in record["images"]] == labels, "these are not the batch's images"
     assert "stce: step 50 had no finite loss and gradient" in capfd.readouterr().err
@@ -144,8 +144,8 @@ def test_a_run_that_diverges_again_and_again_ends(poison, data_dir, tmp_path, mo
     """The batches after the first checkpoint are all bad, whatever the order of images."""
     build = runs.build_augment
 
-    def build_poisoned(config, dataset):
-        augment = build(config, dataset)
+    def build_poisoned(config, dataset, **options):
+        augment = build(config, dataset, **options)
 
         def augment_poisoned(key, step, images, labels):
             images, targets = augment(key, step, images, labels)

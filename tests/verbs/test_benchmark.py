@@ -192,7 +192,8 @@ def test_the_interval_of_a_median_is_the_sign_tests():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")  # JAX's of so many images
-def test_table_csv_and_json_agree_and_a_failing_row_stops_no_other(capsys, tmp_path):
+def test_table_csv_and_json_agree_and_a_failing_row_stops_no_other(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(verb, "LARGEST_BATCH", TOO_LARGE)
     files = tmp_path / "a.csv", tmp_path / "a.json"
     code, out, error = run_cli(
         capsys,
@@ -249,7 +250,8 @@ def test_training_steps_and_accumulation(monkeypatch):
     assert [kwargs["accumulate"] for kwargs in steps] == [2]
 
 
-def test_nothing_measured_is_an_error_but_the_rows_are_written(capsys, tmp_path):
+def test_nothing_measured_is_an_error_but_the_rows_are_written(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(verb, "LARGEST_BATCH", TOO_LARGE)
     words = (PATCH, "--image_size=16", f"--batch_sizes={TOO_LARGE}", "--what=inference", f"--csv={tmp_path / 'a.csv'}")
     code, out, error = run_cli(capsys, "benchmark", *words)
     assert code == 2 and "nothing could be measured" in error and error.count("\n") == 1
@@ -314,8 +316,8 @@ def test_patterns_configs_and_options():
         (("digits:ptch",), "has no variant 'ptch'"),
         (("vit_s_patch,iterations=3",), "no option 'iterations'"),
         (("vit_s_stce,iterations=1.5",), "iterations is 1.5; it must be of type int"),
-        (("vit_s_stce,depth=0",), "depth is 0; it must be at least 1"),
-        (("vit_s_stce,stem_widths=8",), "cannot be built"),
+        (("vit_s_stce,depth=0",), "depth is 0; it must be a whole number between 1"),
+        (("vit_s_stce,stem_widths=8",), "stem_widths is 8; it must be a list"),
         (("digits,cell=2",), "digits,cell=2 cannot be built"),
         (("digits,iteration=2",), "vit_ti_stce has no option 'iteration'"),
         (("vit_s_patch", "--image_size=100"), "96 or 112 would work"),

@@ -20,7 +20,7 @@ from stce_jax.analysis import files, scores
 from stce_jax.data.catalog import open_dataset
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.verbs.evaluate import evaluate
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.metric_lines import read_metrics
 
 FILES = ["confusion.csv", "confusion.png", "evaluation.json", "predictions.npz", "reliability.png"]
 

@@ -324,10 +324,38 @@ def test_a_full_disk_leaves_nothing(capsys, tiny_run, small_disk):
 
 @pytest.mark.slow
 def test_what_a_killed_export_left_is_no_hindrance(tiny_run, tmp_path):
-    left = tmp_path / ".out.stce-export" / "model.json"
+    left = tmp_path / ".stce-export-0123456789abcdef" / "model.json"
     left.parent.mkdir()
     left.write_text("half")
     (tmp_path / "out").mkdir()  # an empty directory may be there
     verb.export(tiny_run[0], tmp_path / "out", batch=1, platforms=("cpu",))
     assert os.listdir(tmp_path) == ["out"] and sorted(os.listdir(tmp_path / "out")) == sorted([*FILES, "SHA256SUMS"])
     stce_jax.load_exported(tmp_path / "out")
+
+
+def test_two_exports_to_one_output_do_not_mix(tmp_path):
+    """The first to end has it; the other is refused, and neither removes what the other is writing."""
+    with pytest.raises(ConfigError, match="cannot write"), verb._appearing(tmp_path / "out") as first:
+        (first / "file").write_text("first")
+        with verb._appearing(tmp_path / "out") as second:
+            assert second != first and (first / "file").exists()
+            (second / "file").write_text("second")
+    assert os.listdir(tmp_path) == ["out"] and (tmp_path / "out" / "file").read_text() == "second"
+
+
+def test_an_export_follows_no_link(tmp_path):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "precious").write_text("mine")
+    (tmp_path / ".stce-export-0123456789abcdef").symlink_to(tmp_path / "victim")
+    with verb._appearing(tmp_path / "out") as directory:
+        (directory / "file").write_text("new")
+    assert (tmp_path / "victim" / "precious").exists() and (tmp_path / "out" / "file").exists()
+
+
+def test_a_description_that_is_none_of_ours(copy):
+    for text in ("[]", "{", '{"image": 1}', "[" * 100_000):
+        (copy / "model.json").write_text(text)
+        write_digests(open_path(copy))
+        with pytest.raises(CheckpointError, match=r"cannot read .*model\.json") as error:
+            stce_jax.load_exported(copy)
+        assert "\n" not in str(error.value)

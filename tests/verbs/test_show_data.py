@@ -67,7 +67,7 @@ def test_show_data_refuses(stce_here, imagenet, tmp_path):
     for extra, named in (
         (f"--output={tmp_path}/no/such/folder.png", "cannot write"),
         (f"--output={tmp_path}/picture.xyz", "cannot write"),
-        ("--step=-1", "there is no step -1"),
+        ("--step=-1", "step is -1; it must be a whole number between 0"),
     ):
         done = stce_here("show-data", "--config=stce_vit_s", *words, extra)
         assert done.returncode == 2 and named in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -8,7 +8,7 @@ import pytest
 from helpers import TINY
 
 import stce_jax
-from stce_jax.workdir.metrics import read_metrics
+from stce_jax.workdir.metric_lines import read_metrics
 
 
 def test_workdir_holds_what_is_documented(tiny_run):

@@ -262,7 +262,7 @@ def test_names_that_differ_in_case_alone_are_two_files(stce_subject, photos, tmp
         (("empty", "--model=vit_s_stce"), 3, "folder empty holds no image"),
         (("one.png", "--workdir=RUN", "--checkpoint=17"), 4, "there is no checkpoint '17'"),
         (("one.png", "--workdir=RUN", "--token=1,2"), 2, "there is no token 1,2; the last of the grid is 1,1"),
-        (("one.png", "--workdir=RUN", "--tile=20"), 2, "a picture of 20 pixels is too small"),
+        (("one.png", "--workdir=RUN", "--tile=20"), 2, "tile is 20; it must be a whole number between"),
         (("one.png", "--workdir=RUN", "--image_size=0"), 2, "image_size is 0"),
         (("one.png", "--workdir=RUN", "--output=one.png/x"), 2, "cannot write one.png/x/one_super_tokens.png"),
         (("one.png", "--workdir=RUN", "--output=/proc/x"), 2, "cannot write /proc/x/one_super_tokens.png"),

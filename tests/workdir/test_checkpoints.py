@@ -10,6 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from etils import epath
@@ -428,7 +429,8 @@ def test_a_whole_step_without_its_name_gets_it(six, tmp_path, left):
 
 
 def test_going_back_skips_steps_that_were_saved_because_of_a_stop(tmp_path):
-    with CheckpointWriter(tmp_path, keep=1, scheduled=lambda step: step % 3 == 0) as checkpoints:
+    with CheckpointWriter(tmp_path, keep=1) as checkpoints:
+        checkpoints.scheduled = lambda step: step % 3 == 0
         for step in (3, 4, 5):
             checkpoints.save(make_state(step, ema=False), META)
             checkpoints.wait()
@@ -436,6 +438,65 @@ def test_going_back_skips_steps_that_were_saved_because_of_a_stop(tmp_path):
         assert checkpoints.recover() == 5
         assert checkpoints.recover(scheduled=True) == 3
         assert checkpoints.steps() == [3]
+
+
+# --- optimizers with other parts
+
+OPTIONS = {"weight_decay": 0.05, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+OTHERS = {
+    "no clipping": make_optimizer(SCHEDULE, **OPTIONS, clip_norm=0.0),
+    "no weight decay": make_optimizer(SCHEDULE, **OPTIONS | {"weight_decay": 0.0}, clip_norm=1.0),
+    "another schedule": make_optimizer(lambda step: 1e-4 + 0 * step, **OPTIONS, clip_norm=2.0),
+    "deeper in a chain": optax.chain(optax.identity(), optax.chain(OPTIMIZER), optax.identity()),
+}
+
+
+@pytest.fixture(scope="module")
+def clipped(tmp_path_factory):
+    """A step of an optimizer that clips; tests only read it."""
+    directory = tmp_path_factory.mktemp("clipped") / "checkpoints"
+    with CheckpointWriter(directory, keep=2) as checkpoints:
+        checkpoints.save(make_state(4, ema=False), META)
+    return directory
+
+
+def with_optimizer(state, optimizer):
+    blank = jax.eval_shape(optimizer.init, state.variables["params"])
+    return sharded_shapes(state.replace(optimizer=blank), mesh_of(*ONE))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_optimizer_with_other_parts_takes_over_the_state_of_those_that_have_one(clipped, name):
+    state = make_state(4, ema=False)
+    restored = Checkpoints(clipped).restore(4, with_optimizer(state, OTHERS[name]))
+    assert jax.tree.structure(restored.optimizer) == jax.tree.structure(OTHERS[name].init(state.variables["params"]))
+    for left, right in zip(jax.tree.leaves(restored.optimizer), jax.tree.leaves(state.optimizer), strict=True):
+        assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
+    OTHERS[name].update(state.variables["params"], restored.optimizer, state.variables["params"])  # it is usable
+
+
+@pytest.mark.parametrize(
+    "optimizer, difference",
+    [
+        (optax.lion(SCHEDULE), "state/nu/class_token is in it"),
+        (optax.sgd(SCHEDULE, momentum=0.9), "state/trace/class_token is not in it"),
+        (optax.adamw(1e-3), "state/count is in it"),  # the schedule's
+    ],
+)
+def test_an_optimizer_whose_parts_have_another_state_is_refused_by_its_options(clipped, optimizer, difference):
+    with pytest.raises(CheckpointError) as error:
+        blank = with_optimizer(make_state(4, ema=False), optimizer)
+        Checkpoints(clipped).restore(4, blank, changed="name: adamw -> mine")
+    assert str(error.value) == (
+        f"checkpoint 4 in {clipped} holds the state of another optimizer: {difference}; give the --config.optimizer "
+        "options it was trained with (name: adamw -> mine), or begin a new run with its weights: another --workdir, "
+        f"--init_from={clipped.parent}"
+    )
+
+
+def test_an_average_that_was_not_kept_is_refused_by_its_option(clipped):
+    with pytest.raises(CheckpointError, match=r"\(ema_decay was 0\); give --config\.optimizer\.ema_decay=0, or begin"):
+        Checkpoints(clipped).restore(4, sharded_shapes(make_state(4), mesh_of(*ONE)))
 
 
 class Malice:

@@ -115,7 +115,11 @@ def test_overrides(words, key, value):
         ("digits", ["epochs=3"], "unknown argument 'epochs=3'"),
         ("digits", ["--config.epochs=0"], "config.epochs is 0.0; it must be above 0"),
         ("digits", ["--config.epochs=nan"], "config.epochs is nan"),
-        ("digits", ["--config.batch_size=-4"], "config.batch_size is -4; it must be at least 1"),
+        (
+            "digits",
+            ["--config.batch_size=-4"],
+            "config.batch_size is -4; it must be a whole number between 1",
+        ),
         ("digits", ["--config.augment.flip=2"], "config.augment.flip is 2.0; it must be between 0 and 1"),
         ("digits", ["--config.optimizer.learning_rate=nan"], "config.optimizer.learning_rate is nan"),
         ("digits", ["--config.dataset=mnist"], "config.dataset is 'mnist'; it must be one of digits, folder"),

@@ -18,7 +18,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from stce_jax.analysis.curves import plot_curves
 from stce_jax.training.progress import TrainProgress
-from stce_jax.workdir.metrics import MetricsLog, read_metrics
+from stce_jax.workdir.metric_lines import read_metrics
+from stce_jax.workdir.metrics import MetricsLog
 
 TRAIN = {"loss": 1.5, "top1": 0.25, "top5": 0.75, "images_per_second": 1234.5, "learning_rate": 1e-3}
 EVAL = {"loss": 1.25, "top1": 0.5, "top5": 1.0}

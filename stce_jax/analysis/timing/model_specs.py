@@ -103,7 +103,7 @@ def _open(name: str) -> tuple[Any, int | None]:
     if layout.is_workdir(name):
         config, checkpoints = layout.read_config(name), Checkpoints(layout.checkpoints_in(name))
         steps = checkpoints.steps()
-        return config, len(checkpoints.restore_meta(steps[-1])["class_ids"]) if steps else None
+        return config, len(checkpoints.restore_meta(steps[-1], "class_ids")["class_ids"]) if steps else None
     try:
         return runs.load_config(name), None
     except ConfigError as error:

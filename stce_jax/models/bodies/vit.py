@@ -11,15 +11,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.errors import ConfigError, check_choice, check_range
+from stce_jax.errors import ConfigError, check_choice, check_range, check_whole
 from stce_jax.models.bodies.vit_weights import fit_weights
-from stce_jax.models.layers import MLP, Attention, LayerNorm, drop_path_scales, linear, truncated_normal
+from stce_jax.models.layers import MLP, Attention, LayerNorm, drop_path_scales, is_training, linear, truncated_normal
 from stce_jax.models.ops.positions import resize_position_embedding, sincos_position_embedding
 from stce_jax.models.reductions import Reduction
 from stce_jax.models.tokens import Tokens, check_tokens
 
 POOLINGS = ("class", "mean")
 POSITION_EMBEDDINGS = ("learned", "sincos2d")
+# Of the options that the memory grows with: above the largest published transformers of images, below slips of a digit.
+LARGEST = {"width": 16_384, "depth": 1024, "heads": 1024, "mlp_dim": 65_536}
 
 
 class Block(nn.Module):
@@ -123,11 +125,10 @@ class VisionTransformer(nn.Module):
         """Raises ConfigError if the options cannot work."""
         for option, choices in (("pooling", POOLINGS), ("position_embedding", POSITION_EMBEDDINGS)):
             check_choice(f"model option {option}", getattr(self, option), choices)
-        for option in ("width", "depth", "heads", "mlp_dim"):
-            check_range(f"model option {option}", getattr(self, option), 1)
+        for option, largest in LARGEST.items():
+            check_whole(f"model option {option}", getattr(self, option), 1, largest)
         for option in ("drop_path", "dropout"):
-            if not 0.0 <= (rate := getattr(self, option)) < 1.0:
-                raise ConfigError(f"model option {option} is {rate}; it must be at least 0 and below 1")
+            check_range(f"model option {option}", getattr(self, option), 0, 1, below=True)
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} cannot be divided among {self.heads} heads")
         if self.position_embedding == "sincos2d" and self.width % 4:
@@ -141,7 +142,7 @@ class VisionTransformer(nn.Module):
         if reduction.needs_class_token and self.pooling != "class":
             raise ConfigError("the reduction reads the class token's attention; with pooling=mean there is none")
         for block in reduction.blocks or ():
-            check_range("each of the reduction's blocks", block, 0, self.depth - 1)
+            check_whole("each of the reduction's blocks", block, 0, self.depth - 1)
 
     def setup(self) -> None:
         self.check()
@@ -152,27 +153,29 @@ class VisionTransformer(nn.Module):
         else:
             self.blocks = [block(**options, reduction=self._reduction_of(index)) for index in range(self.depth)]
         if self.pooling == "class":
-            self.class_token = self.param("class_token", truncated_normal, (1, 1, self.width))
+            self.class_token = self.param("class_token", truncated_normal, (1, 1, self.width), jnp.float32)
         if self.position_embedding == "learned":
             rows, columns = self.embedding.grid(*self.image_size)
             count = rows * columns + (self.pooling == "class")
-            self.learned_positions = self.param("position_embedding", truncated_normal, (1, count, self.width))
+            self.learned_positions = self.param(
+                "position_embedding", truncated_normal, (1, count, self.width), jnp.float32
+            )
         self.norm = LayerNorm(self.dtype)
         if self.num_classes:
             self.head = linear(self.num_classes, self.dtype)
 
-    def __call__(self, images: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B classes"]:
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Float[Array, "B classes"]:
         """Normalised images -> logits (or pooled features without classes), float32."""
         features = self._pooled(images, train)
         outputs = self.head(features) if self.num_classes else features
         return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
 
-    def features(self, images: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B D"]:
+    def features(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Float[Array, "B D"]:
         """Normalised images -> what the head reads, float32."""
         features = self._pooled(images, train)
         return features.astype(jnp.promote_types(features.dtype, jnp.float32))
 
-    def tokens(self, images: Float[Array, "B H W 3"], *, train: bool) -> Tokens:
+    def tokens(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         """Normalised images -> the last block's tokens after LayerNorm, class token first."""
         return self._normed(self._run_blocks(self._embed(images, train), train))
 
@@ -190,7 +193,7 @@ class VisionTransformer(nn.Module):
         """Brings a vision transformer's weights of another form to this one's, see `vit_weights.fit_weights`."""
         return fit_weights(found, expected, old_grid, self.embedding.grid(*self.image_size))
 
-    def _pooled(self, images: jax.Array, train: bool) -> Float[Array, "B D"]:
+    def _pooled(self, images: jax.Array, train: bool | None) -> Float[Array, "B D"]:
         tokens = self._embed(images, train)
         if self.pooling == "mean":
             return self._normed(self._run_blocks(tokens, train)).pooled_mean()
@@ -199,7 +202,7 @@ class VisionTransformer(nn.Module):
     def _normed(self, tokens: Tokens) -> Tokens:
         return tokens.with_values(self.norm(tokens.values))
 
-    def _embed(self, images: jax.Array, train: bool) -> Tokens:
+    def _embed(self, images: jax.Array, train: bool | None) -> Tokens:
         """Images -> the first block's tokens."""
         chex.assert_shape(images, (None, None, None, 3))
         batch, height, width, _ = images.shape
@@ -226,8 +229,9 @@ class VisionTransformer(nn.Module):
             return self.reduction
         return None
 
-    def _run_blocks(self, tokens: Tokens, train: bool, class_token_alone: bool = False) -> Tokens:
+    def _run_blocks(self, tokens: Tokens, train: bool | None, class_token_alone: bool = False) -> Tokens:
         """All blocks; where the class token alone is read, the last computes it from the others as keys and values."""
+        train = is_training(self, train)
         scales: Any = [None] * self.depth
         if train and self.drop_path:
             scales = drop_path_scales(self.make_rng("dropout"), self.drop_path, self.depth, tokens.shape[0])

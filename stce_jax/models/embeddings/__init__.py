@@ -7,6 +7,7 @@ verbs ask of it:
   __call__(images, *, train)       -> Tokens with their grid
   grid(height, width)              -> (h, w), how such an image's tokens lie, row by row, or ConfigError
   feature_places()                 -> (stride, first): pixels between two features, and the place of the first
+  axis_name                        optional field, no option: as flax.linen.BatchNorm's, see `factory.create_model`
   check()                          optional: raises ConfigError if its options cannot work
   options_for_width(width)         optional, static: {option: value} of those that follow the model's width
 

@@ -24,12 +24,14 @@ class ConvEmbed(nn.Module):
       stem_strides: stride of each module.
       dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
       width: D, if it is to be checked against the last module's.
+      axis_name: of BatchNorm's statistics, see `layers.GeluBatchNorm`.
     """
 
     stem_widths: Sequence[int] = (96, 192, 384, 384, 384)
     stem_strides: Sequence[int] = (2, 2, 2, 2, 1)
     dtype: jnp.dtype = jnp.float32
     width: int | None = None
+    axis_name: Any = None
 
     LAST_KERNEL: ClassVar[int] = 3  # as printed
 
@@ -49,12 +51,12 @@ class ConvEmbed(nn.Module):
         return stem_places(self.stem_strides)
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W 3"], *, train: bool) -> Tokens:
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
         features, last = images, len(self.stem_widths) - 1
         for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
             kernel = self.LAST_KERNEL if index == last else 3
-            module = ConvModule(width, stride, kernel, dtype=self.dtype, name=f"module_{index + 1}")
+            module = ConvModule(width, stride, kernel, self.dtype, self.axis_name, name=f"module_{index + 1}")
             features = module(features, train=train)
         batch, rows, columns, channels = features.shape  # [B, h, w, D]
         return Tokens(features.reshape(batch, rows * columns, channels), grid=(rows, columns))

@@ -22,12 +22,14 @@ class EarlyConvEmbed(nn.Module):
       width: D.
       stem_widths, stem_strides: channels and stride of each module before the 1x1 convolution.
       dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
+      axis_name: of BatchNorm's statistics, see `layers.GeluBatchNorm`.
     """
 
     width: int = 384
     stem_widths: Sequence[int] = (48, 96, 192, 384)
     stem_strides: Sequence[int] = (2, 2, 2, 2)
     dtype: jnp.dtype = jnp.float32
+    axis_name: Any = None
 
     @staticmethod
     def options_for_width(width: int) -> dict[str, Any]:
@@ -43,11 +45,11 @@ class EarlyConvEmbed(nn.Module):
         return stem_places(self.stem_strides)
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W 3"], *, train: bool) -> Tokens:
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
         features = images
         for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
-            module = EarlyConvModule(width, stride, dtype=self.dtype, name=f"module_{index + 1}")
+            module = EarlyConvModule(width, stride, self.dtype, self.axis_name, name=f"module_{index + 1}")
             features = module(features, train=train)
         features = convolution(self.width, 1, 1, self.dtype)(features)
         batch, rows, columns, width = features.shape  # [B, h, w, D]

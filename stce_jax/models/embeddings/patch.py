@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.errors import ConfigError, check_range
+from stce_jax.errors import ConfigError, check_whole
 from stce_jax.models.layers import LayerNorm, linear
 from stce_jax.models.tokens import Tokens
 
@@ -29,7 +29,7 @@ class PatchEmbed(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def check(self) -> None:
-        check_range("model option patch_size", self.patch_size, 1)
+        check_whole("model option patch_size", self.patch_size, 1, 8192)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         patch = self.patch_size
@@ -47,7 +47,7 @@ class PatchEmbed(nn.Module):
         return self.patch_size, (self.patch_size - 1) / 2  # a patch lies in the middle of its pixels
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W 3"], *, train: bool) -> Tokens:
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         del train  # nothing here differs between training and inference
         batch, height, width, channels = images.shape
         rows, columns = self.grid(height, width)

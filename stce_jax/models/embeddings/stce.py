@@ -5,16 +5,24 @@ width.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import chex
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.errors import check_choice, check_range
+from stce_jax.errors import check_choice, check_whole
 from stce_jax.models.embeddings.stem import check_stem, stem_places, strided_grid
 from stce_jax.models.layers import ConvModule, linear
-from stce_jax.models.ops.supertoken import BORDERS, cell_shape, cluster_super_tokens, grid_shape, pool_cells
+from stce_jax.models.ops.supertoken import (
+    BORDERS,
+    MOST_ITERATIONS,
+    cell_shape,
+    cluster_super_tokens,
+    grid_shape,
+    pool_cells,
+)
 from stce_jax.models.tokens import Tokens
 
 
@@ -31,6 +39,7 @@ class SuperTokenConvEmbed(nn.Module):
       iterations: T of the clustering (Table 8); 0: the cells' means take its place, which Table 8 leaves out.
       border, differentiable: see `cluster_super_tokens`.
       dtype: dtype of convolutions and of the linear layer; the clustering computes in float32 at least.
+      axis_name: of BatchNorm's statistics, see `layers.GeluBatchNorm`.
     """
 
     width: int = 384
@@ -41,10 +50,11 @@ class SuperTokenConvEmbed(nn.Module):
     border: str = "zero"
     differentiable: bool = False
     dtype: jnp.dtype = jnp.float32
+    axis_name: Any = None
 
     def check(self) -> None:
         check_choice("model option border", self.border, BORDERS)
-        check_range("model option iterations", self.iterations, 0)
+        check_whole("model option iterations", self.iterations, 0, MOST_ITERATIONS)
         cell_shape(self.cell)
         check_stem(self.stem_widths, self.stem_strides)
 
@@ -55,12 +65,13 @@ class SuperTokenConvEmbed(nn.Module):
         return stem_places(self.stem_strides)
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W 3"], *, train: bool) -> Tokens:
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         chex.assert_rank(images, 4)
         self.check()
         features = images
         for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
-            features = ConvModule(width, stride, dtype=self.dtype, name=f"module_{index + 1}")(features, train=train)
+            module = ConvModule(width, stride, dtype=self.dtype, axis_name=self.axis_name, name=f"module_{index + 1}")
+            features = module(features, train=train)
         self.sow("intermediates", "features", features)
         if self.iterations:
             super_tokens, affinity = cluster_super_tokens(

@@ -3,14 +3,24 @@
 import math
 from collections.abc import Sequence
 
-from stce_jax.errors import ConfigError
+from stce_jax.errors import ConfigError, check_whole, shown
+
+MOST_MODULES = 64
+LARGEST_WIDTH = 16_384  # channels
+LARGEST_STRIDE = 64
 
 
 def check_stem(widths: Sequence[int], strides: Sequence[int]) -> None:
-    """Raises ConfigError unless there is one positive width and one positive stride a module."""
-    positive = all(isinstance(entry, int) and entry > 0 for entry in (*widths, *strides))
-    if len(widths) != len(strides) or not positive:
-        raise ConfigError(f"stem_widths {widths} and stem_strides {strides} need one positive entry a module each")
+    """Raises ConfigError unless at most 64 modules have one width and one stride each, both in their range."""
+    for option, entries, largest in (("stem_widths", widths, LARGEST_WIDTH), ("stem_strides", strides, LARGEST_STRIDE)):
+        if not isinstance(entries, tuple | list) or len(entries) > MOST_MODULES:
+            raise ConfigError(f"{option} is {shown(entries)}; it must be a list of at most {MOST_MODULES} numbers")
+        for entry in entries:
+            check_whole(f"an entry of {option} {shown(entries)}", entry, 1, largest)
+    if len(widths) != len(strides):
+        raise ConfigError(
+            f"stem_widths {shown(widths)} and stem_strides {shown(strides)} need one positive entry a module each"
+        )
 
 
 def strided_grid(height: int, width: int, strides: Sequence[int]) -> tuple[int, int]:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from stce_jax.models.ops.gradients import own_gradient
 from stce_jax.models.ops.precision import recompute_from, widened
 
 
@@ -18,7 +19,22 @@ def gelu_plain(inputs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return (widened(inputs) * normal_distribution(widened(inputs))).astype(inputs.dtype)
 
 
-@jax.custom_vjp
+def gelu_derivative(inputs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The derivative of `gelu`: Phi(x) + x * phi(x)."""
+    density = np.sqrt(0.5 / np.pi).item() * jnp.exp(-0.5 * jnp.square(inputs))
+    return normal_distribution(inputs) + inputs * density
+
+
+def _gelu_forward(inputs: Array) -> tuple[Array, Array]:
+    return gelu_plain(inputs), inputs
+
+
+def _gelu_backward(inputs: Array, cotangent: Array) -> tuple[Array]:
+    wide, cotangent = map(widened, recompute_from(inputs, cotangent))
+    return ((cotangent * gelu_derivative(wide)).astype(inputs.dtype),)
+
+
+@own_gradient(_gelu_forward, _gelu_backward)
 def gelu(inputs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The exact GELU, x * Phi(x), by the error function, in float32 at least; keeps the dtype.
 
@@ -29,21 +45,3 @@ def gelu(inputs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     computes two branches: an MLP of ViT-S takes a quarter longer to train on a CPU.
     """
     return gelu_plain(inputs)
-
-
-def gelu_derivative(inputs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The derivative of `gelu`: Phi(x) + x * phi(x)."""
-    density = np.sqrt(0.5 / np.pi).item() * jnp.exp(-0.5 * jnp.square(inputs))
-    return normal_distribution(inputs) + inputs * density
-
-
-def _gelu_forward(inputs: Array) -> tuple[Array, Array]:
-    return gelu(inputs), inputs
-
-
-def _gelu_backward(inputs: Array, cotangent: Array) -> tuple[Array]:
-    wide, cotangent = map(widened, recompute_from(inputs, cotangent))
-    return ((cotangent * gelu_derivative(wide)).astype(inputs.dtype),)
-
-
-gelu.defvjp(_gelu_forward, _gelu_backward)

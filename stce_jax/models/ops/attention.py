@@ -3,7 +3,7 @@
 Shape letters: B batch, M queries, N keys, A attention heads, E width of a head.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,16 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from stce_jax.models.ops.gradients import own_gradient
 from stce_jax.models.ops.precision import widened
 
 TOKENS_MULTIPLE = 8  # cuDNN's gradient needs an even number of tokens, products on GPUs prefer a multiple of 8
+# `with fused_kernel(False):` around what is traced takes the products on all devices, which have every derivative.
+fused_kernel = jax.make_user_context(True)
+_REVERSE_MODE_ALONE = (
+    "cuDNN's fused attention has first derivatives in reverse mode alone; for others, trace the model within "
+    "`with stce_jax.models.ops.attention.fused_kernel(False):`, or compute in float32"
+)
 Operands = tuple[Array, Array, Array, Array | None, Array | None]  # query, key, value, bias, mask
 
 
@@ -27,8 +34,8 @@ def dot_product_attention(
 ) -> Float[Array, "B M A E"]:
     """Exact softmax attention: softmax(<q, k> / sqrt(E) + bias) v, for each head.
 
-    In 16 bits, on CUDA devices that have it and with as many queries as keys, cuDNN's fused kernel; elsewhere
-    `attention_by_products`.
+    In 16 bits, on CUDA devices that have it and with as many queries as keys, cuDNN's fused kernel; elsewhere, and
+    within `with fused_kernel(False):`, `attention_by_products`.
 
     Args:
       query, key, value: of one dtype, which is the result's.
@@ -37,8 +44,8 @@ def dot_product_attention(
       mask: keys that may be seen; None: all. Images without any get zeros.
     """
     operands = (query, key, value, _with_four_axes(bias), mask)
-    if query.shape == key.shape and _has_fused_kernel(query.shape[-1], query.dtype):
-        return jax.lax.platform_dependent(*operands, cuda=_by_cudnn, default=attention_by_products)
+    if fused_kernel.value and query.shape == key.shape and _has_fused_kernel(query.shape[-1], query.dtype):
+        return jax.lax.platform_dependent(*operands, cuda=_fused, default=attention_by_products)
     return jax.lax.platform_dependent(*operands, default=attention_by_products)
 
 
@@ -125,22 +132,18 @@ def _by_cudnn(
     return outputs if mask is None else jnp.where(mask.any(axis=1)[:, None, None, None], outputs, 0)
 
 
-@jax.custom_vjp
-def attention_by_products(
-    query: Float[Array, "B M A E"],
-    key: Float[Array, "B N A E"],
-    value: Float[Array, "B N A E"],
-    bias: Float[Array, "#B #A #M #N"] | None = None,
-    mask: Bool[Array, "B N"] | None = None,
-) -> Float[Array, "B M A E"]:
-    """As `dot_product_attention`, by two products; accumulates in float32 at least.
+def _fused_forward(*operands: Array | None) -> tuple[Array, Any]:
+    return jax.vjp(_by_cudnn, *operands)
 
-    Gradient: for every backend; saves memory and time: it keeps the weights in the operands' dtype, and no outputs.
 
-    Heads come before tokens in the products, and the product with `value` before the normalisation: M x E numbers are
-    divided instead of M x N.
-    """
-    return _attention_forward(query, key, value, bias, mask)[0]
+def _fused_backward(pull_back: Any, cotangent: Array) -> Operands:
+    return pull_back(cotangent)
+
+
+@own_gradient(_fused_forward, _fused_backward, refusal=_REVERSE_MODE_ALONE)
+def _fused(query: Array, key: Array, value: Array, bias: Array | None, mask: Array | None) -> Array:
+    """`_by_cudnn`, with the kernel's own gradient."""
+    return _by_cudnn(query, key, value, bias, mask)
 
 
 Saved = tuple[Array, Array, Array, Array | None, Array, Array]  # query, key, value, bias, weights, total
@@ -191,7 +194,22 @@ def _attention_backward(saved: Saved, cotangent: Array) -> Operands:
     return dquery, dkey, dvalue, dbias, None
 
 
-attention_by_products.defvjp(_attention_forward, _attention_backward)
+@own_gradient(_attention_forward, _attention_backward)
+def attention_by_products(
+    query: Float[Array, "B M A E"],
+    key: Float[Array, "B N A E"],
+    value: Float[Array, "B N A E"],
+    bias: Float[Array, "#B #A #M #N"] | None = None,
+    mask: Bool[Array, "B N"] | None = None,
+) -> Float[Array, "B M A E"]:
+    """As `dot_product_attention`, by two products; accumulates in float32 at least.
+
+    Gradient: for every backend; saves memory and time: it keeps the weights in the operands' dtype, and no outputs.
+
+    Heads come before tokens in the products, and the product with `value` before the normalisation: M x E numbers are
+    divided instead of M x N.
+    """
+    return _attention_forward(query, key, value, bias, mask)[0]
 
 
 def _with_four_axes(bias: Array | None) -> Array | None:

@@ -10,6 +10,7 @@ block's own and one cell of border around it.
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +102,7 @@ def to_blocks(pixels: Float[Array, "B H W C"], layout: Layout) -> Float[Array, "
     below, right = layout.missing
     pixels = jnp.pad(pixels, ((0, 0), (0, below * cell_rows), (0, right * cell_columns), (0, 0)))
     pixels = pixels.reshape(batch, v, m * cell_rows, u, n * cell_columns, channels)
-    return pixels.transpose(0, 1, 3, 2, 4, 5).reshape(batch, v * u, -1, channels)
+    return pixels.transpose(0, 1, 3, 2, 4, 5).reshape(batch, v * u, m * cell_rows * n * cell_columns, channels)
 
 
 def from_blocks(blocks: Float[Array, "B G P C"], layout: Layout) -> Float[Array, "B H W C"]:
@@ -116,10 +117,11 @@ def from_blocks(blocks: Float[Array, "B G P C"], layout: Layout) -> Float[Array,
 def seen_by_blocks(cells: Float[Array, "B h w C"], layout: Layout) -> Float[Array, "B G R C"]:
     """The cells that each block's pixels can see; zeros beyond the grid."""
     batch, _, _, channels = cells.shape
+    (v, u), (m, n) = layout.count, layout.sides
     below, right = layout.missing
     around = jnp.pad(cells, ((0, 0), (1, 1 + below), (1, 1 + right), (0, 0)))  # [B, vm+2, un+2, C]
-    around = _windows(_windows(around, 1, layout.sides[0]), 3, layout.sides[1])  # [B, v, m+2, u, n+2, C]
-    return around.transpose(0, 1, 3, 2, 4, 5).reshape(batch, layout.count[0] * layout.count[1], -1, channels)
+    around = _windows(_windows(around, 1, m), 3, n)  # [B, v, m+2, u, n+2, C]
+    return around.transpose(0, 1, 3, 2, 4, 5).reshape(batch, v * u, (m + 2) * (n + 2), channels)
 
 
 def add_to_grid(contributions: Float[Array, "B G R C"], layout: Layout) -> Float[Array, "B h w C"]:
@@ -133,7 +135,7 @@ def add_to_grid(contributions: Float[Array, "B G R C"], layout: Layout) -> Float
 
 def _windows(padded: Array, axis: int, size: int) -> Array:
     """Cuts an axis of blocks * size + 2 entries into windows that overlap by two: [blocks, size + 2] instead."""
-    shape = (*padded.shape[:axis], -1, size, *padded.shape[axis + 1 :])
+    shape = (*padded.shape[:axis], (padded.shape[axis] - 2) // size, size, *padded.shape[axis + 1 :])
     before, own, after = (
         jax.lax.slice_in_dim(padded, start, padded.shape[axis] - 2 + start, axis=axis).reshape(shape)
         for start in range(3)
@@ -147,7 +149,7 @@ def _add_windows(windows: Array, axis: int) -> Array:
     """The reverse of `_windows`: [blocks, size + 2] becomes blocks * size, overlaps added, the two ends dropped."""
     shape = windows.shape
     count, size = shape[axis], shape[axis + 1] - 2
-    windows = windows.reshape(*shape[: axis + 2], -1)  # what comes after as one axis
+    windows = windows.reshape(*shape[: axis + 2], math.prod(shape[axis + 2 :]))  # what comes after as one axis
     none = [(0, 0)] * axis
     to_previous = jnp.pad(windows[..., 1:, :1, :], (*none, (0, 1), (size - 1, 0), (0, 0)))
     to_next = jnp.pad(windows[..., :-1, -1:, :], (*none, (1, 0), (0, size - 1), (0, 0)))

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from stce_jax.models.ops.gradients import own_gradient
+
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (above, below), (left, right)
 
 
@@ -26,21 +28,8 @@ def halving_convolution_plain(
     return convolve(inputs, kernel, 2, ((1, 1), (1, 1)))
 
 
-@jax.custom_vjp
-def halving_convolution(inputs: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C F"]) -> Float[Array, "B H2 W2 F"]:
-    """A convolution of stride 2, padded by 1 on all sides: H2 = ceil(H / 2), W2 = ceil(W / 2). Both of one dtype.
-
-    Gradient: for CPUs; saves three of four multiplications. Other backends have kernels of their own and keep them.
-
-    The gradient of the inputs is a convolution of the cotangent with zeros put between its rows and columns. XLA for
-    CPUs multiplies with those zeros, so there even and odd rows and columns are computed apart, four convolutions
-    without any zeros. And from an image's three channels to a few it computes over blocks of 2x2 pixels.
-    """
-    return _halving(inputs, kernel)
-
-
 def _halving_convolution_forward(inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return halving_convolution(inputs, kernel), (inputs, kernel)
+    return _halving(inputs, kernel), (inputs, kernel)
 
 
 def _halving_convolution_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
@@ -54,7 +43,17 @@ def _halving_convolution_backward(saved: tuple[Array, Array], cotangent: Array) 
     return dinputs, pull_back(cotangent)[1]
 
 
-halving_convolution.defvjp(_halving_convolution_forward, _halving_convolution_backward)
+@own_gradient(_halving_convolution_forward, _halving_convolution_backward)
+def halving_convolution(inputs: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C F"]) -> Float[Array, "B H2 W2 F"]:
+    """A convolution of stride 2, padded by 1 on all sides: H2 = ceil(H / 2), W2 = ceil(W / 2). Both of one dtype.
+
+    Gradient: for CPUs; saves three of four multiplications. Other backends have kernels of their own and keep them.
+
+    The gradient of the inputs is a convolution of the cotangent with zeros put between its rows and columns. XLA for
+    CPUs multiplies with those zeros, so there even and odd rows and columns are computed apart, four convolutions
+    without any zeros. And from an image's three channels to a few it computes over blocks of 2x2 pixels.
+    """
+    return _halving(inputs, kernel)
 
 
 def _by_parity(cotangent: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
@@ -64,13 +63,14 @@ def _by_parity(cotangent: Array, kernel: Array, shape: tuple[int, ...]) -> Array
     the first in output row i + 1. The same holds for columns.
     """
     batch, rows, columns, _ = cotangent.shape
+    channels = shape[-1]
     kernel = kernel.transpose(0, 1, 3, 2)  # [3, 3, features, C]
     met = ((slice(1, 2), (0, 0)), (slice(2, None, -2), (0, 1)))  # the kernel's rows in order, and the padding
     parts = [
         convolve(cotangent, kernel[down, across], 1, (below, right)) for down, below in met for across, right in met
     ]
-    even, odd = (jnp.stack(pair, axis=3).reshape(batch, rows, 2 * columns, -1) for pair in (parts[:2], parts[2:]))
-    gradient = jnp.stack([even, odd], axis=2).reshape(batch, 2 * rows, 2 * columns, -1)
+    even, odd = (jnp.stack(pair, axis=3).reshape(batch, rows, 2 * columns, channels) for pair in (parts[:2], parts[2:]))
+    gradient = jnp.stack([even, odd], axis=2).reshape(batch, 2 * rows, 2 * columns, channels)
     return gradient[:, : shape[1], : shape[2]]
 
 
@@ -92,4 +92,4 @@ def _by_blocks(inputs: Array, kernel: Array) -> Array:
     blocks = jnp.pad(inputs, margins).reshape(batch, rows, 2, columns, 2 * channels).transpose(0, 1, 3, 2, 4)
     kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0))).reshape(2, 2, 2, 2 * channels, -1)
     kernel = kernel.transpose(0, 2, 1, 3, 4).reshape(2, 2, 4 * channels, -1)
-    return convolve(blocks.reshape(batch, rows, columns, -1), kernel, 1, ((0, 0), (0, 0)))
+    return convolve(blocks.reshape(batch, rows, columns, 4 * channels), kernel, 1, ((0, 0), (0, 0)))

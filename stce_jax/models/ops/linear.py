@@ -3,23 +3,12 @@
 import jax
 from jaxtyping import Array, Float
 
+from stce_jax.models.ops.gradients import own_gradient
+
 
 def product_plain(inputs: Float[Array, "*rows n"], kernel: Float[Array, "n m"]) -> Float[Array, "*rows m"]:
     """The plain form of `product`."""
     return jax.lax.dot_general(inputs, kernel, (((inputs.ndim - 1,), (0,)), ((), ())))
-
-
-@jax.custom_vjp
-def product(inputs: Float[Array, "*rows n"], kernel: Float[Array, "n m"]) -> Float[Array, "*rows m"]:
-    """A linear layer's product.
-
-    Gradient: for CPUs; saves the transposition of the kernel's gradient. Other backends keep JAX's form.
-
-    JAX derives the kernel's gradient as its transpose, [m, n], and transposes that. With several devices, whose
-    gradients are summed in between, XLA for CPUs does so number by number, 2% of a training step of ViT-S. There it is
-    written as [n, m] from the start.
-    """
-    return product_plain(inputs, kernel)
 
 
 def _product_forward(inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -40,4 +29,14 @@ def _product_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Arr
     return dinputs, jax.lax.platform_dependent(inputs, cotangent, cpu=as_kernel, default=transposed)
 
 
-product.defvjp(_product_forward, _product_backward)
+@own_gradient(_product_forward, _product_backward)
+def product(inputs: Float[Array, "*rows n"], kernel: Float[Array, "n m"]) -> Float[Array, "*rows m"]:
+    """A linear layer's product.
+
+    Gradient: for CPUs; saves the transposition of the kernel's gradient. Other backends keep JAX's form.
+
+    JAX derives the kernel's gradient as its transpose, [m, n], and transposes that. With several devices, whose
+    gradients are summed in between, XLA for CPUs does so number by number, 2% of a training step of ViT-S. There it is
+    written as [n, m] from the start.
+    """
+    return product_plain(inputs, kernel)

@@ -3,7 +3,7 @@
 Shape letters: B batch, H W feature height and width, C channels, D model width.
 """
 
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from stce_jax.models.ops.activations import gelu, gelu_derivative, gelu_plain
-from stce_jax.models.ops.precision import recompute_from, widened
+from stce_jax.models.ops.gradients import own_gradient
+from stce_jax.models.ops.precision import of_rank, recompute_from, widened
 
 LAYER_NORM_EPSILON = 1e-6  # the ViT's
 BATCH_NORM_EPSILON = 1e-5  # PyTorch's default
@@ -24,10 +25,36 @@ def layer_norm_plain(
     wide = widened(inputs)
     mean = wide.mean(axis=-1, keepdims=True)
     variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
-    return ((wide - mean) * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale + bias).astype(dtype)
+    normalized = (wide - mean) * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
+    return (normalized * of_rank(wide.ndim, scale) + of_rank(wide.ndim, bias)).astype(dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _layer_norm_forward(
+    inputs: Array, scale: Array, bias: Array, dtype: DTypeLike
+) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+    wide = widened(inputs)
+    mean = wide.mean(axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)  # [..., 1]
+    outputs = (wide - mean) * inverse * of_rank(wide.ndim, scale) + of_rank(wide.ndim, bias)
+    return outputs.astype(dtype), (inputs, scale, mean, inverse)
+
+
+def _layer_norm_backward(
+    dtype: DTypeLike, saved: tuple[Array, Array, Array, Array], cotangent: Array
+) -> tuple[Array, Array, Array]:
+    del dtype
+    inputs, scale, mean, inverse = saved
+    wide, cotangent = map(widened, recompute_from(inputs, cotangent))
+    normalized = (wide - mean) * inverse
+    rows = tuple(range(inputs.ndim - 1))
+    dscale, dbias = (cotangent * normalized).sum(axis=rows), cotangent.sum(axis=rows)
+    cotangent *= of_rank(inputs.ndim, scale)
+    along = (cotangent * normalized).mean(axis=-1, keepdims=True)
+    dinputs = inverse * (cotangent - cotangent.mean(axis=-1, keepdims=True) - normalized * along)
+    return dinputs.astype(inputs.dtype), dscale, dbias
+
+
+@own_gradient(_layer_norm_forward, _layer_norm_backward, nondiff_argnums=(3,))
 def layer_norm(
     inputs: Float[Array, "*rows D"], scale: Float[Array, "D"], bias: Float[Array, "D"], dtype: DTypeLike
 ) -> Float[Array, "*rows D"]:
@@ -42,65 +69,33 @@ def layer_norm(
     return layer_norm_plain(inputs, scale, bias, dtype)
 
 
-def _layer_norm_forward(
-    inputs: Array, scale: Array, bias: Array, dtype: DTypeLike
-) -> tuple[Array, tuple[Array, Array, Array, Array]]:
-    wide = widened(inputs)
-    mean = wide.mean(axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)  # [..., 1]
-    outputs = (wide - mean) * inverse * scale + bias
-    return outputs.astype(dtype), (inputs, scale, mean, inverse)
-
-
-def _layer_norm_backward(
-    dtype: DTypeLike, saved: tuple[Array, Array, Array, Array], cotangent: Array
-) -> tuple[Array, Array, Array]:
-    del dtype
-    inputs, scale, mean, inverse = saved
-    wide, cotangent = map(widened, recompute_from(inputs, cotangent))
-    normalized = (wide - mean) * inverse
-    rows = tuple(range(inputs.ndim - 1))
-    dscale, dbias = (cotangent * normalized).sum(axis=rows), cotangent.sum(axis=rows)
-    cotangent *= scale
-    along = (cotangent * normalized).mean(axis=-1, keepdims=True)
-    dinputs = inverse * (cotangent - cotangent.mean(axis=-1, keepdims=True) - normalized * along)
-    return dinputs.astype(inputs.dtype), dscale, dbias
-
-
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
-
-
 def gelu_batch_norm_plain(
-    inputs: Float[Array, "B H W C"], scale: Float[Array, "C"], bias: Float[Array, "C"], dtype: DTypeLike
+    inputs: Float[Array, "B H W C"],
+    scale: Float[Array, "C"],
+    bias: Float[Array, "C"],
+    dtype: DTypeLike,
+    axis_name: Any = None,
 ) -> tuple[Float[Array, "B H W C"], Float[Array, "C"], Float[Array, "C"]]:
-    """The plain form of `gelu_batch_norm`."""
+    """The plain form of `gelu_batch_norm`.
+
+    Args:
+      axis_name: name of an axis of devices (`jax.shard_map`, `jax.pmap`, `jax.vmap`) whose images count in the
+        statistics, too; None: those of `inputs` alone.
+    """
     activated = gelu_plain(widened(inputs))
-    mean, variance = _statistics(activated)
-    outputs = (activated - mean) * (jax.lax.rsqrt(variance + BATCH_NORM_EPSILON) * scale) + bias
+    mean, variance = _statistics(activated, axis_name)
+    inverse = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
+    outputs = (activated - of_rank(4, mean)) * of_rank(4, inverse * scale) + of_rank(4, bias)
     return outputs.astype(dtype), jax.lax.stop_gradient(mean), jax.lax.stop_gradient(variance)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def gelu_batch_norm(
-    inputs: Float[Array, "B H W C"], scale: Float[Array, "C"], bias: Float[Array, "C"], dtype: DTypeLike
-) -> tuple[Float[Array, "B H W C"], Float[Array, "C"], Float[Array, "C"]]:
-    """GELU, then BatchNorm by the batch's own statistics, as one operation with one gradient.
-
-    Gradient: for every backend; saves memory, for it keeps the inputs alone and recomputes the GELU from them (on CPUs,
-    where that is expensive, XLA may keep the GELU too). What XLA derives for the two by themselves keeps half a dozen
-    arrays of this size and reads them in as many passes.
-
-    Returns:
-      (outputs, mean, variance): outputs in `dtype`, computed in float32 at least; the statistics of gelu(inputs), the
-      variance as flax takes it (biased, mean of squares less squared mean, never below 0), constants of the gradient.
-    """
-    return _gelu_batch_norm_forward(inputs, scale, bias, dtype)[0]
-
-
-def _statistics(activated: Array) -> tuple[Array, Array]:
+def _statistics(activated: Array, axis_name: Any = None) -> tuple[Array, Array]:
     """(mean, variance), each [C], as flax takes them."""
     mean = activated.mean(axis=(0, 1, 2))
-    return mean, jnp.maximum(jnp.square(activated).mean(axis=(0, 1, 2)) - jnp.square(mean), 0.0)
+    of_squares = jnp.square(activated).mean(axis=(0, 1, 2))
+    if axis_name is not None:
+        mean, of_squares = jax.lax.pmean((mean, of_squares), axis_name)
+    return mean, jnp.maximum(of_squares - jnp.square(mean), 0.0)
 
 
 def _gelu_batch_norm_forward(
@@ -109,7 +104,7 @@ def _gelu_batch_norm_forward(
     activated = gelu(widened(inputs))
     mean, variance = _statistics(activated)
     inverse = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
-    outputs = (activated - mean) * (inverse * scale) + bias
+    outputs = (activated - of_rank(4, mean)) * of_rank(4, inverse * scale) + of_rank(4, bias)
     return (outputs.astype(dtype), mean, variance), (inputs, scale, mean, inverse)
 
 
@@ -127,10 +122,24 @@ def _gelu_batch_norm_backward(
     dbias = cotangent.sum(axis=axes)
     # The mean leaves the sum, as in the variance: no array of what is normalized is needed for it.
     dscale = inverse * ((cotangent * activated).sum(axis=axes) - mean * dbias)
-    normalized = (activated - mean) * inverse
-    centered = cotangent - dbias / count - normalized * (dscale / count)
-    dinputs = (inverse * scale) * centered * gelu_derivative(wide)
+    normalized = (activated - of_rank(4, mean)) * of_rank(4, inverse)
+    centered = cotangent - of_rank(4, dbias / count) - normalized * of_rank(4, dscale / count)
+    dinputs = of_rank(4, inverse * scale) * centered * gelu_derivative(wide)
     return dinputs.astype(inputs.dtype), dscale, dbias
 
 
-gelu_batch_norm.defvjp(_gelu_batch_norm_forward, _gelu_batch_norm_backward)
+@own_gradient(_gelu_batch_norm_forward, _gelu_batch_norm_backward, nondiff_argnums=(3,))
+def gelu_batch_norm(
+    inputs: Float[Array, "B H W C"], scale: Float[Array, "C"], bias: Float[Array, "C"], dtype: DTypeLike
+) -> tuple[Float[Array, "B H W C"], Float[Array, "C"], Float[Array, "C"]]:
+    """GELU, then BatchNorm by the batch's own statistics, as one operation with one gradient.
+
+    Gradient: for every backend; saves memory, for it keeps the inputs alone and recomputes the GELU from them (on CPUs,
+    where that is expensive, XLA may keep the GELU too). What XLA derives for the two by themselves keeps half a dozen
+    arrays of this size and reads them in as many passes.
+
+    Returns:
+      (outputs, mean, variance): outputs in `dtype`, computed in float32 at least; the statistics of gelu(inputs), the
+      variance as flax takes it (biased, mean of squares less squared mean, never below 0), constants of the gradient.
+    """
+    return _gelu_batch_norm_forward(inputs, scale, bias, dtype)[0]

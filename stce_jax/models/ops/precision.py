@@ -1,4 +1,4 @@
-"""What several operations share: the dtype of the computation, and what a backward pass recomputes."""
+"""What several operations share: the dtype of the computation, shapes that meet, what a backward pass recomputes."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,11 @@ from jaxtyping import Array, Float, Shaped
 def widened(inputs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """As float32, or wider where the inputs are wider."""
     return inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
+
+
+def of_rank(rank: int, inputs: Shaped[Array, "*shape"]) -> Shaped[Array, "*ones_and_shape"]:
+    """With as many axes of size 1 in front as make `rank` of them, for users who have JAX refuse to add them itself."""
+    return jnp.expand_dims(inputs, tuple(range(rank - inputs.ndim)))
 
 
 def recompute_from(

@@ -20,11 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from stce_jax.errors import ConfigError, check_choice, check_range
+from stce_jax.errors import ConfigError, check_choice, check_whole, shown
 from stce_jax.models.ops import blocks
-from stce_jax.models.ops.precision import widened
+from stce_jax.models.ops.precision import of_rank, widened
 
 BORDERS = ("zero", "mask")
+MOST_ITERATIONS = 1000
+LARGEST_CELL = 1024  # rows or columns of features
 Cell = int | tuple[int, ...] | list[int]
 # TPUs and recent GPUs otherwise multiply float32 in fewer bits; the products are about 1% of a model's time.
 _PRECISION = jax.lax.Precision.HIGHEST
@@ -44,8 +46,12 @@ def cell_shape(cell: Cell) -> tuple[int, int]:
     """
     shape = tuple(cell) if isinstance(cell, tuple | list) else (cell,)
     shape = shape * 2 if len(shape) == 1 else shape
-    if len(shape) != 2 or not all(isinstance(side, int) and side > 0 for side in shape):
-        raise ConfigError(f"cell is {cell!r}; it must be a positive whole number, or a pair (rows, columns) of them")
+    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in shape)
+    if len(shape) != 2 or not whole or not 0 < min(shape) <= max(shape) <= LARGEST_CELL:
+        raise ConfigError(
+            f"cell is {shown(cell)}; it must be a whole number between 1 and {LARGEST_CELL}, or a pair (rows, columns) "
+            "of them"
+        )
     return shape[0], shape[1]
 
 
@@ -181,7 +187,7 @@ def _associate(
     """(what `associate` returns, the features' pixels block by block)."""
     chex.assert_rank(features, 4)
     check_choice("border", border, BORDERS)
-    check_range("iterations", iterations, 1)
+    check_whole("iterations", iterations, 1, MOST_ITERATIONS)
     _, height, width, channels = features.shape
     layout = blocks.cut(grid_shape(height, width, cell), cell_shape(cell), border, _BLOCK)
     features = _padded(features, cell)
@@ -226,7 +232,9 @@ def _affinities(
     logits = jnp.where(layout.visible, logits, -jnp.inf)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     affinities = weights / weights.sum(axis=-1, keepdims=True)
-    return affinities if layout.real is None else affinities * layout.real[:, :, None]
+    if layout.real is None:
+        return affinities
+    return affinities * of_rank(4, jax.lax.convert_element_type(layout.real[:, :, None], affinities.dtype))
 
 
 def _means(

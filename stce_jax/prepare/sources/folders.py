@@ -4,6 +4,7 @@ Kaggle's data set "imagenet100" has its training images in four folders train.X1
 Its download of ILSVRC2012 has train and val in ILSVRC/Data/CLS-LOC, and LOC_val_solution.csv beside ILSVRC.
 """
 
+import functools
 import os
 import re
 import zipfile
@@ -11,11 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stce_jax.data.records import is_image, walk_files
+from stce_jax.data.finding import PassedOver, walk_files, why_not, why_not_entry
+from stce_jax.data.formats import HEAD
 from stce_jax.errors import DataError
+from stce_jax.paths import first_line
 from stce_jax.prepare.sources.listing import first_names
 from stce_jax.prepare.sources.references import (
-    Ignored,
+    WRONG_PLACE,
     Reference,
     Source,
     UnreadableError,
@@ -72,10 +75,11 @@ def open_tree(source: Path, root: Path, selected: Sequence[str] | None, val_labe
     for folder, (split, _) in sorted(folders.items()):
         for entry in sorted(os.scandir(root / folder), key=lambda entry: entry.name):
             if not entry.is_dir():
-                gathered.add(split, None, entry.name, entry.path, entry.path)
+                gathered.add(split, None, entry.name, entry.path, entry.path, why_not_entry(entry, entry.name))
             elif gathered.has_class(entry.name):
-                for path in walk_files(entry.path):
-                    gathered.add(split, entry.name, os.path.relpath(path, entry.path), path, path)
+                for file in walk_files(entry.path):
+                    name = os.path.relpath(file.path, entry.path)
+                    gathered.add(split, entry.name, name, file.path, file.path, why_not_entry(file, name))
     kind = f"{_kind(folders, root)} in {root}"
     return gathered.source(kind, lambda reference: read_file(reference.place, reference.place), root)
 
@@ -83,7 +87,13 @@ def open_tree(source: Path, root: Path, selected: Sequence[str] | None, val_labe
 def open_zip(path: Path, selected: Sequence[str] | None, val_labels: str) -> Source | None:
     """Opens class folders within a zip archive; returns None if there are none in it."""
     archive = read_directory(path)
-    members = [info for info in archive.infolist() if not info.is_dir()]
+    passed_over = PassedOver()
+    members = []
+    for info in archive.infolist():
+        if not info.filename:  # zipfile's own questions about such a member fail
+            passed_over.add("", "without a name")
+        elif not info.is_dir():
+            members.append(info)
     roots: dict[tuple[str, ...], set[str]] = {}  # folders above those of the splits -> names of the latter
     for info in members:
         names = safe_parts(info.filename)
@@ -99,17 +109,20 @@ def open_zip(path: Path, selected: Sequence[str] | None, val_labels: str) -> Sou
     gathered = _Gathered(
         selected, bool(val_labels), lambda: _labels_at(val_labels) or _labels_in(archive, root) or _labels_beside(path)
     )
+    gathered.passed_over = passed_over
     for info in members:
         names = safe_parts(info.filename)
         if len(names) < depth + 2 or names[:depth] != root or names[depth] not in folders:
-            gathered.ignored.add(info.filename)
+            gathered.passed_over.add(info.filename, WRONG_PLACE)
             continue
         split, _ = folders[names[depth]]
         class_id, *rest = names[depth + 1 :]
+        head = functools.partial(_head, archive, info)
         if not rest:
-            gathered.add(split, None, class_id, info, info.filename)
+            gathered.add(split, None, class_id, info, info.filename, why_not(class_id, head))
         elif gathered.has_class(class_id):
-            gathered.add(split, class_id, "/".join(rest), info, info.filename)
+            name = "/".join(rest)
+            gathered.add(split, class_id, name, info, info.filename, why_not(name, head))
     kind = f"{_kind(folders, path)} in the archive {path}"
     source = gathered.source(kind, lambda reference: read_member(archive, reference.place), path)
     source.close = archive.close
@@ -120,12 +133,12 @@ def read_directory(path: Path) -> zipfile.ZipFile:
     """The opened zip archive; DataError if it is not a whole one."""
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
-        raise DataError(
-            f"cannot read {path}: {error or 'it is cut off'}; it is not a whole zip archive, so get it again"
-        ) from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # whatever zipfile makes of a damaged directory
+        raise DataError(
+            f"cannot read {path}: {first_line(error)}; it is not a whole zip archive, so get it again"
+        ) from error
 
 
 def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
@@ -145,6 +158,11 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
         raise DataError(f"cannot read {name}: {str(error) or type(error).__name__}") from error
 
 
+def _head(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    with archive.open(info) as member:
+        return member.read(HEAD)
+
+
 class _Gathered:
     """Collects references class by class, and gives those without a class theirs once all labels are needed."""
 
@@ -156,7 +174,7 @@ class _Gathered:
     ) -> None:
         """`find_val_labels` returns the labels and where they are from, or None; `given`: the user gave the place."""
         self.selected = selected if selected is None else frozenset(selected)
-        self.ignored = Ignored()
+        self.passed_over = PassedOver()
         self.references: list[Reference] = []
         self.classes: set[str] = set()
         self.others: set[str] = set()
@@ -171,16 +189,17 @@ class _Gathered:
         (self.classes if selected else self.others).add(class_id)
         return selected
 
-    def add(self, split: str, class_id: str | None, name: str, place: Any, path: str) -> None:
+    def add(self, split: str, class_id: str | None, name: str, place: Any, path: str, reason: str) -> None:
+        """Adds a file, or passes it over for a reason of `why_not`."""
         name = name.replace(os.sep, "/")
-        if not is_image(name):
-            self.ignored.add(str(path))
+        if reason:
+            self.passed_over.add(path, reason)
         elif class_id is not None:
             self.references.append(Reference(split, class_id, name, place))
         elif split == "val":
             self._flat.append((name, place))
         else:
-            self.ignored.add(str(path))
+            self.passed_over.add(path, WRONG_PLACE)
 
     def source(self, kind: str, read: Callable[[Reference], bytes], where: Path) -> Source:
         note = self._label(where) if self._flat else ""
@@ -188,14 +207,14 @@ class _Gathered:
         if not class_ids:
             raise DataError(f"{where} has no class folders; put each class's images into a folder of its own")
         check_classes(self.references, class_ids, where, self.classes | self.others)
-        return Source(kind, class_ids, self.references, read, self.ignored, len(self.others), note)
+        return Source(kind, class_ids, self.references, read, self.passed_over, len(self.others), note)
 
     def _label(self, where: Path) -> str:
         """Sorts validation images that lie in no class folder into classes; returns where the labels are from."""
         in_folders = {reference.name.rpartition("/")[2] for reference in self.references if reference.split == "val"}
         if in_folders and not self._given:
             for name, _ in self._flat:  # stray files beside class folders
-                self.ignored.add(f"val/{name}")
+                self.passed_over.add(f"val/{name}", WRONG_PLACE)
             return ""
         labels = self._find_val_labels()
         if not labels:
@@ -206,7 +225,7 @@ class _Gathered:
         label, labels_from = labels
         for name, place in self._flat:
             if name in in_folders:
-                self.ignored.add(f"val/{name}")
+                self.passed_over.add(f"val/{name}", WRONG_PLACE)
                 continue
             class_id = label(name)
             if self.has_class(class_id):

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from stce_jax.data.class_lists import ids_of_words, is_wordnet_id, load_class_ids
 from stce_jax.errors import DataError
+from stce_jax.paths import open_regular
 from stce_jax.prepare.sources.listing import first_names
 from stce_jax.prepare.sources.references import Reference, Source, check_classes, check_size, read_part
 
@@ -153,16 +154,16 @@ class _Copy:
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[Any]:
     """The opened parquet file; what goes wrong in reading it becomes one line."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
+        open_regular(path).close()  # pyarrow would wait for what a pipe never gives
         # Without buffering ahead, a row group is read page by page.
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
             yield file
-    except BrokenPipeError:  # the reader of the output has gone
+    except (DataError, BrokenPipeError):  # the reader of the output has gone
         raise
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except Exception as error:  # whatever pyarrow makes of damaged files
         cause = " ".join(str(error).split())[:200]
         raise DataError(
             f"cannot read {path}: {cause}; it is no whole parquet file of images, so get it again"
@@ -174,7 +175,7 @@ def _label_names(file: Any) -> list[str] | None:
     try:
         described = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
         names = described["info"]["features"]["label"]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return [str(name) for name in names] if isinstance(names, list) else None
 

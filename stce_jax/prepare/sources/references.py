@@ -14,11 +14,13 @@ from typing import IO, Any
 
 from stce_jax.data.class_lists import LISTS, load_class_ids
 from stce_jax.data.dataset import SPLITS
+from stce_jax.data.decode import MAX_BYTES
+from stce_jax.data.finding import PassedOver
 from stce_jax.errors import DataError
+from stce_jax.paths import first_line, open_regular
 from stce_jax.prepare.sources.listing import first_names
 
-MAX_BYTES = 256 * 2**20  # of an image file; what claims or turns out to be larger is refused
-_IGNORED_KEPT = 1000  # names of ignored files that are listed; the others are counted
+WRONG_PLACE = "not in its place"  # why an image is passed over
 # The names of ILSVRC2012's images, and what Hugging Face's copy appends: ILSVRC2012_val_00000293_n01440764.JPEG
 _ILSVRC_STEM = re.compile(r"(ILSVRC2012_val_\d{8}|n\d{8}_\d+)_n\d{8}")
 
@@ -47,19 +49,6 @@ class Reference:
         return f"{self.split}/{self.class_id}/{self.name}"
 
 
-class Ignored:
-    """Files of a source that are ignored: those that are not images by name, and those in an unexpected place."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.count = 0
-
-    def add(self, name: str) -> None:
-        self.count += 1
-        if len(self.names) < _IGNORED_KEPT:
-            self.names.append(name)
-
-
 @dataclasses.dataclass
 class Source:
     """The selected images of a source.
@@ -70,7 +59,7 @@ class Source:
       references: of all selected images, in no particular order; `in_order` sorts them.
       read: Reference -> the file's bytes; may be called from several threads. UnreadableError: it cannot be read;
         DataError: it cannot be used.
-      ignored: see `Ignored`.
+      passed_over: files that are no images by `finding.why_not`, and those in an unexpected place.
       other_classes: number of classes that are there and were not selected.
       note: more to say about how it was understood, or "".
       stage: None, or a function (directory, tick) that has to be called before `read`: it copies the images that
@@ -82,7 +71,7 @@ class Source:
     class_ids: tuple[str, ...]
     references: list[Reference]
     read: Callable[[Reference], bytes]
-    ignored: Ignored = dataclasses.field(default_factory=Ignored)
+    passed_over: PassedOver = dataclasses.field(default_factory=PassedOver)
     other_classes: int = 0
     note: str = ""
     stage: Callable[[Path, Callable[[int, int], None]], None] | None = None
@@ -117,10 +106,10 @@ def safe_parts(name: str) -> tuple[str, ...]:
 def read_file(path: str | Path, name: str) -> bytes:
     """The bytes of an image file; DataError where there are more than MAX_BYTES, or it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return read_bounded(file, name)
     except OSError as error:
-        raise UnreadableError(f"cannot read {name}: {error.strerror}") from error
+        raise UnreadableError(f"cannot read {name}: {first_line(error)}") from error
 
 
 def read_bounded(file: IO[bytes], name: str) -> bytes:

@@ -5,7 +5,6 @@ lie in the outer archive. Nothing is unpacked.
 """
 
 import contextlib
-import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,9 +12,11 @@ from types import TracebackType
 from typing import IO, Self, cast
 
 from stce_jax.data.class_lists import is_wordnet_id
-from stce_jax.data.records import is_image
+from stce_jax.data.finding import NO_FILE, PassedOver, why_not
+from stce_jax.data.formats import HEAD
 from stce_jax.errors import DataError
-from stce_jax.prepare.sources.references import Ignored, Reference, Source, check_classes, read_part, safe_parts
+from stce_jax.paths import first_line, open_regular
+from stce_jax.prepare.sources.references import WRONG_PLACE, Reference, Source, check_classes, read_part, safe_parts
 from stce_jax.prepare.sources.val_labels import DEVKIT, SOLUTION, find_labels, read_labels
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -43,48 +44,60 @@ def open_tars(directory: Path, selected: Sequence[str] | None, val_labels: str) 
             "or give --val-labels=FILE"
         )
     label = read_labels(labels_from)
-    ignored = Ignored()
+    passed_over = PassedOver()
     references: list[Reference] = []
     others: set[str] = set()
 
-    for member in _members(directory / TRAIN):
-        class_id, _, ending = member.name.rpartition("/")[2].partition(".")
-        if not safe_parts(member.name) or not is_wordnet_id(class_id) or ending != "tar":
-            ignored.add(f"{TRAIN}: {member.name}")
-        elif selected is not None and class_id not in selected:
-            others.add(class_id)
-        else:
-            for inner in _members(directory / TRAIN, member):
-                if _is_image_member(inner):
-                    place = ("train", member.offset_data + inner.offset_data, inner.size)
-                    references.append(Reference("train", class_id, inner.name, place))
-                else:
-                    ignored.add(f"{TRAIN}: {member.name}: {inner.name}")
-    class_ids = tuple(sorted({reference.class_id for reference in references} if selected is None else selected))
-    chosen = frozenset(class_ids)
-    for member in _members(directory / VAL):
-        if not _is_image_member(member):
-            ignored.add(f"{VAL}: {member.name}")
-        elif (class_id := label(member.name)) in chosen:
-            references.append(Reference("val", class_id, member.name, ("val", member.offset_data, member.size)))
+    with contextlib.ExitStack() as opening:
+        archives = {
+            split: opening.enter_context(open_regular(directory / name))
+            for split, name in (("train", TRAIN), ("val", VAL))
+        }
 
-    check_classes(references, class_ids, directory, others | {reference.class_id for reference in references})
-    descriptors = {split: os.open(directory / name, os.O_RDONLY) for split, name in (("train", TRAIN), ("val", VAL))}
+        descriptors = {split: archive.fileno() for split, archive in archives.items()}
+
+        def reason(split: str, offset: int, member: tarfile.TarInfo) -> str:
+            """Why a member that begins there is passed over; "" for an image."""
+            if not member.isreg():
+                return NO_FILE
+            if not safe_parts(member.name):
+                return WRONG_PLACE
+            size = min(member.size, HEAD)
+            return why_not(member.name, lambda: read_part(descriptors[split], offset, size, member.name))
+
+        for member in _members(directory / TRAIN):
+            class_id, _, ending = member.name.rpartition("/")[2].partition(".")
+            if not (member.isreg() and safe_parts(member.name) and is_wordnet_id(class_id) and ending == "tar"):
+                passed_over.add(f"{TRAIN}: {member.name}", WRONG_PLACE)
+            elif selected is not None and class_id not in selected:
+                others.add(class_id)
+            else:
+                for inner in _members(directory / TRAIN, member):
+                    offset = member.offset_data + inner.offset_data
+                    if why := reason("train", offset, inner):
+                        passed_over.add(f"{TRAIN}: {member.name}: {inner.name}", why)
+                    else:
+                        references.append(Reference("train", class_id, inner.name, ("train", offset, inner.size)))
+        class_ids = tuple(sorted({reference.class_id for reference in references} if selected is None else selected))
+        chosen = frozenset(class_ids)
+        for member in _members(directory / VAL):
+            if why := reason("val", member.offset_data, member):
+                passed_over.add(f"{VAL}: {member.name}", why)
+            elif (class_id := label(member.name)) in chosen:
+                references.append(Reference("val", class_id, member.name, ("val", member.offset_data, member.size)))
+        check_classes(references, class_ids, directory, others | {reference.class_id for reference in references})
+        close = opening.pop_all().close
 
     def read(reference: Reference) -> bytes:
         split, offset, size = reference.place
         return read_part(descriptors[split], offset, size, f"{reference} of {directory}")
-
-    def close() -> None:
-        for descriptor in descriptors.values():
-            os.close(descriptor)
 
     return Source(
         kind=f"ILSVRC2012's archives {TRAIN} and {VAL} in {directory}",
         class_ids=class_ids,
         references=references,
         read=read,
-        ignored=ignored,
+        passed_over=passed_over,
         other_classes=len(others),
         note=f"validation labels from {labels_from}",
         close=close,
@@ -92,7 +105,7 @@ def open_tars(directory: Path, selected: Sequence[str] | None, val_labels: str) 
 
 
 def _members(path: Path, outer: tarfile.TarInfo | None = None) -> Iterator[tarfile.TarInfo]:
-    """Headers of the regular files in a tar, or in the tar that is a member of it; offsets are those in that tar.
+    """Headers of what is no folder in a tar, or in the tar that is a member of it; offsets are those in that tar.
 
     Raises:
       DataError: it is not a tar, or damaged, or cut off: it must end as tars end.
@@ -100,21 +113,23 @@ def _members(path: Path, outer: tarfile.TarInfo | None = None) -> Iterator[tarfi
     name = f"{outer.name} in {path}" if outer else str(path)
     try:
         with contextlib.ExitStack() as stack:
-            file: IO[bytes] = stack.enter_context(open(path, "rb"))
+            file: IO[bytes] = stack.enter_context(open_regular(path))
             if outer:
                 file = cast(IO[bytes], stack.enter_context(_Window(file, outer.offset_data, outer.size)))
             archive = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-                if member.isreg():
+                if not member.isdir():
                     yield member
             file.seek(archive.offset)
             if file.read(_BLOCK).strip(b"\0") or file.tell() < archive.offset + _BLOCK:
                 raise DataError(f"{name} is damaged or cut off at byte {archive.offset:,}; get it again")
-    except tarfile.TarError as error:
-        raise DataError(f"{name} is damaged or cut off: {error}; get it again") from error
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"cannot read {name}: {error.strerror or error}") from error
+    except Exception as error:  # of damaged headers, tarfile.TarError is not the only one
+        raise DataError(f"{name} is damaged or cut off: {first_line(error)}; get it again") from error
 
 
 class _Window:
@@ -142,7 +157,3 @@ class _Window:
         data = self._file.read(max(0, min(size, self._size - self._position)))
         self._position += len(data)
         return data
-
-
-def _is_image_member(member: tarfile.TarInfo) -> bool:
-    return bool(safe_parts(member.name)) and is_image(member.name)

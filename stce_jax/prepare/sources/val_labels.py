@@ -10,14 +10,15 @@ import io
 import os
 import re
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
 from stce_jax.data.class_lists import is_wordnet_id
-from stce_jax.data.records import is_image
+from stce_jax.data.finding import has_image_suffix
 from stce_jax.errors import DataError
+from stce_jax.paths import first_line, read_regular
+from stce_jax.prepare.sources.matlab import read_structs
 from stce_jax.prepare.sources.references import stem
 
 DEVKIT = "ILSVRC2012_devkit_t12"
@@ -51,9 +52,8 @@ def read_labels(path: str | Path) -> Labels:
     path = Path(os.path.expanduser(path))
     with _one_line(path):
         if path.is_dir():
-            return _by_name(_from_devkit(lambda name: _one_of(path, name).read_bytes(), path), {}, path)
-        with open(path, "rb") as file:
-            content = file.read(_MAX_BYTES + 1)
+            return _by_name(_from_devkit(lambda name: read_regular(_one_of(path, name), _MAX_BYTES), path), {}, path)
+        content = read_regular(path, _MAX_BYTES)
     return parse_labels(content, path)
 
 
@@ -71,9 +71,12 @@ def _one_line(path: str | Path) -> Iterator[None]:
     """Turns what goes wrong in reading labels into one line."""
     try:
         yield
-    except (OSError, UnicodeDecodeError, tarfile.TarError, EOFError, zlib.error) as error:
-        cause = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot read validation labels from {path}: {cause}; give --val-labels=FILE") from error
+    except DataError:
+        raise
+    except Exception as error:  # whatever tarfile, gzip and the file system make of damaged files
+        raise DataError(
+            f"cannot read validation labels from {path}: {first_line(error)}; give --val-labels=FILE"
+        ) from error
 
 
 def _by_name(by_number: Sequence[str], by_stem: dict[str, str], path: str | Path) -> Labels:
@@ -116,16 +119,18 @@ def _from_packed_devkit(content: bytes, path: str | Path) -> list[str]:
 
 def _from_devkit(read: Callable[[str], bytes], path: str | Path) -> list[str]:
     """WordNet ids in the order of the images' numbers."""
-    from scipy.io import loadmat  # here, because only a devkit needs it
-
+    meta, truth = read("meta.mat"), read(_TRUTH)
     try:
-        synsets = loadmat(io.BytesIO(read("meta.mat")), squeeze_me=True)["synsets"].ravel()
-        ids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-        return [ids[int(line)] for line in read(_TRUTH).split()]
-    except DataError:
-        raise
-    except Exception as error:  # whatever scipy makes of a damaged file
-        raise DataError(f"cannot read the devkit {path}: {error or type(error).__name__}; get it again") from error
+        synsets = read_structs(meta, "synsets", ("ILSVRC2012_ID", "WNID"))
+        ids = {int(number): str(wordnet_id) for number, wordnet_id in synsets}
+        if odd := [each for each in ids.values() if not is_wordnet_id(each)]:
+            raise ValueError(f"{odd[0][:40]!r} in meta.mat is no WordNet id")
+        labels = [ids.get(int(line)) for line in truth.split()]
+    except (ValueError, OverflowError) as error:  # of numbers, too, that are none
+        raise DataError(f"cannot read the devkit {path}: {error}; get it again") from error
+    if None in labels:
+        raise DataError(f"cannot read the devkit {path}: {_TRUTH} has a class that meta.mat has not; get it again")
+    return cast(list[str], labels)
 
 
 def _one_of(directory: Path, name: str) -> Path:
@@ -161,4 +166,4 @@ def _from_lines(lines: Sequence[str], path: str | Path) -> tuple[list[str], dict
 
 
 def _is_image_name(word: str) -> bool:
-    return is_image(word) or _NUMBER.fullmatch(stem(word)) is not None
+    return has_image_suffix(word) or _NUMBER.fullmatch(stem(word)) is not None

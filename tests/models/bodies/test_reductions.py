@@ -119,7 +119,7 @@ def test_what_cannot_work_is_refused_with_a_reason():
         outputs("everysecond", scan_layers=True)
     with pytest.raises(ConfigError, match="class token"):
         outputs("watching", pooling="mean")
-    with pytest.raises(ConfigError, match="blocks is 3; it must be between 0 and 2"):
+    with pytest.raises(ConfigError, match="blocks is 3; it must be a whole number between 0 and 2"):
         outputs("everysecond", blocks=(1, 3))
     with pytest.raises(ConfigError, match="there is no reduction 'evit3'"):
         outputs("evit3")

@@ -228,6 +228,36 @@ def test_a_program_for_cuda_calls_the_fused_kernel_forward_and_backward(monkeypa
     assert "fmha" not in program(bias, mask, "cpu")
 
 
+@pytest.mark.parametrize("kind", ["jvp", "jvp of grad", "vmap of jvp", "grad of grad"])
+def test_other_derivatives_of_the_fused_kernel_name_the_switch(monkeypatch, kind):
+    kernels = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(kernels, "check_cudnn_version", lambda: 91000)  # there is none here
+    monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
+    _, key, value = operands(dtype=jnp.bfloat16)
+
+    def number(query):
+        return attention.dot_product_attention(query, key, value).astype(jnp.float32).sum()
+
+    def along(query):
+        return jax.jvp(number, (query,), (query,))[1]
+
+    def derivative(query):
+        if kind == "vmap of jvp":
+            return jax.vmap(along)(query[None])
+        if kind == "grad of grad":
+            return jax.grad(lambda query: (jax.grad(number)(query) * query).astype(jnp.float32).sum())(query)
+        return along(query) if kind == "jvp" else jax.jvp(jax.grad(number), (query,), (query,))[1]
+
+    def lowered():
+        return jax.jit(derivative).trace(key).lower(lowering_platforms=("cuda",)).as_text()
+
+    with pytest.raises(TypeError, match=r"fused_kernel\(False\)") as refusal:
+        lowered()
+    assert "\n" not in str(refusal.value)
+    with attention.fused_kernel(False):
+        assert "fmha" not in lowered()
+
+
 def test_a_program_for_the_cpu_takes_the_products_beside_a_gpu(monkeypatch):
     monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
     monkeypatch.setattr(attention, "_by_cudnn", lambda query, key, value, bias, mask: jnp.full_like(query, jnp.nan))

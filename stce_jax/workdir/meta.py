@@ -1,0 +1,105 @@
+"""What a checkpoint's meta.json holds, checked: the checkpoint may be anybody's."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ml_collections import config_dict
+
+from stce_jax.data.dataset import Dataset
+from stce_jax.errors import DataError
+from stce_jax.workdir import config as configuration
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def _are_three(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
+
+
+def _are_metrics(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and "top1" in value and all(map(_is_number, value.values())))
+
+
+def _is_guard(value: Any) -> bool:
+    """Whether that is the state of a `training.guard.DivergenceGuard`."""
+    if not isinstance(value, dict) or value.keys() != {"losses", "skipped", "skipped_in_all"}:
+        return False
+    losses, *counts = value["losses"], value["skipped"], value["skipped_in_all"]
+    return isinstance(losses, list) and all(map(_is_number, losses)) and all(map(_is_count, counts))
+
+
+def _is_origin(value: Any) -> bool:
+    """Whether that is a `training.timetable.Origin`."""
+    return isinstance(value, dict) and value.keys() == {"step", "images"} and all(map(_is_count, value.values()))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+CHECKS: dict[str, Callable[[Any], bool]] = {
+    "class_ids": _are_names,
+    "class_names": _are_names,
+    "config": lambda value: isinstance(value, dict),
+    "epoch": lambda value: _is_number(value) and value >= 0,
+    "fingerprint": lambda value: isinstance(value, str),
+    "guard": _is_guard,
+    "mean": _are_three,
+    "metrics": _are_metrics,
+    "origin": _is_origin,
+    "salt": _is_count,
+    "std": lambda value: _are_three(value) and min(value) > 0,
+}
+
+
+def find_problem(meta: Any, keys: Iterable[str]) -> str | None:
+    """What is wrong with a meta.json, in a few words; None if nothing is.
+
+    Args:
+      meta: the JSON.
+      keys: what the caller uses of it, beside "metrics"; what else it holds is not looked at.
+    """
+    if not isinstance(meta, dict):
+        return "it holds no object"
+    used = {"metrics", *keys}
+    for key in used:
+        if key not in meta:
+            return f"it lacks {key!r}"
+    for key in sorted(used | ({"origin"} & meta.keys())):  # checkpoints of version 0.1.0 have no origin
+        if not CHECKS[key](meta[key]):
+            return f"{key!r} cannot be what it is"
+    if {"class_ids", "class_names"} <= used and len(meta["class_ids"]) != len(meta["class_names"]):
+        return "it has not one name for each class"
+    return None
+
+
+def checkpoint_meta(config: config_dict.ConfigDict, dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint says besides arrays and its epoch, so that it can be used by itself."""
+    return {
+        "config": configuration.to_dict(config),
+        "class_ids": list(dataset.class_ids),
+        "class_names": list(dataset.class_names),
+        "fingerprint": dataset.fingerprint,
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+    }
+
+
+def check_fingerprint(meta: dict[str, Any], dataset: Dataset) -> None:
+    """Refuses to resume with other images than a checkpoint was trained on.
+
+    Raises:
+      DataError: the fingerprints differ.
+    """
+    if meta["fingerprint"] != dataset.fingerprint:
+        raise DataError(
+            f"the images are not those the run was trained on: their fingerprint is {dataset.fingerprint[:12]}, "
+            f"the checkpoint's is {meta['fingerprint'][:12]}; give the --data_dir it began with, or another --workdir"
+        )

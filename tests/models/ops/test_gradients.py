@@ -1,0 +1,94 @@
+"""Hand-written gradients against the plain forms in forward mode, in second derivatives and over mapped axes.
+
+Their reverse mode is tested with each operation.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stce_jax.models.ops import activations, attention, convolution, linear, norms
+
+MASK = np.array([[True, True, False, True], [False, True, True, True]])
+
+
+def attend(form, query, key, value, bias):
+    return form(query, key, value, bias=bias, mask=MASK)
+
+
+def normalize(form, *operands):
+    outputs = form(*operands, jnp.float32)
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+OPERATIONS = {  # name -> (operation, plain form, shapes of the operands)
+    "gelu": (activations.gelu, activations.gelu_plain, [(3, 4)]),
+    "product": (linear.product, linear.product_plain, [(2, 3, 4), (4, 2)]),
+    "layer_norm": (
+        functools.partial(normalize, norms.layer_norm),
+        functools.partial(normalize, norms.layer_norm_plain),
+        [(3, 4), (4,), (4,)],
+    ),
+    "gelu_batch_norm": (
+        functools.partial(normalize, norms.gelu_batch_norm),
+        functools.partial(normalize, norms.gelu_batch_norm_plain),
+        [(2, 3, 2, 4), (4,), (4,)],
+    ),
+    "halving_convolution": (
+        convolution.halving_convolution,
+        convolution.halving_convolution_plain,
+        [(2, 5, 4, 3), (3, 3, 3, 2)],
+    ),
+    "attention": (
+        functools.partial(attend, attention.dot_product_attention),
+        functools.partial(attend, attention.attention_plain),
+        [(2, 3, 2, 4), (2, 4, 2, 4), (2, 4, 2, 4), (1, 2, 1, 4)],
+    ),
+}
+
+
+def derivatives(form, operands, tangents):
+    """{name: derivative} of a form, as users take them."""
+    every = tuple(range(len(operands)))
+
+    def number(*operands):
+        return jnp.sin(form(*operands)).sum()
+
+    def along(*operands):
+        return jax.jvp(number, operands, tangents)[1]
+
+    def all_of(first, *others):  # what is mapped: the first operand alone
+        return jax.vmap(number, in_axes=(0, *(None for _ in others)))(jnp.stack([first, 2 * first]), *others).sum()
+
+    return {
+        "jvp": jax.jvp(form, operands, tangents)[1],
+        "linearize": jax.linearize(form, *operands)[1](*tangents),
+        "jacfwd": jax.jacfwd(number)(*operands),
+        "jvp of grad": jax.jvp(jax.grad(number, every), operands, tangents)[1],
+        "grad of jvp": jax.grad(along, every)(*operands),
+        "jvp of vmap": jax.jvp(all_of, operands, tangents)[1],
+        "grad of vmap": jax.grad(all_of, every)(*operands),
+        "vmap of grad": jax.vmap(jax.grad(number))(*(jnp.stack([operand, 2 * operand]) for operand in operands)),
+        "jvp of checkpoint": jax.jvp(jax.checkpoint(number), operands, tangents)[1],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_derivative_equals_the_plain_forms(name):
+    *forms, shapes = OPERATIONS[name]
+    rng = np.random.default_rng(0)
+    operands, tangents = (tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes) for _ in range(2))
+    found, expected = jax.jit(lambda *both: [derivatives(form, *both) for form in forms])(operands, tangents)
+    for kind, value in expected.items():
+        chex.assert_trees_all_close(found[kind], value, rtol=2e-3, atol=2e-4, custom_message=f"{kind} of {name}")
+
+
+def test_reverse_mode_leaves_no_trace_of_forward_mode():
+    """What an operation gives by `jax.grad` is its backward pass and nothing else."""
+    program = str(jax.make_jaxpr(jax.grad(lambda x: activations.gelu(x).sum()))(jnp.ones(3)))
+    assert "own_gradient" not in program and program.count(" erf ") == 2, program
