@@ -298,6 +298,7 @@ def test_other_devices_and_workers_see_the_same_images_and_losses(data_dir, tmp_
         "--config.log_every=1",
         "--config.model.body.vit.width=32",
         "--config.model.body.vit.mlp_dim=64",
+        "--config.model.embedding.conv.stem_widths=8,32",
     )
     words += ("--config.optimizer.learning_rate=1e-3", "--config.optimizer.epsilon=1e-6")
     finish(start(tmp_path / "one", data_dir, *words, devices=1))
