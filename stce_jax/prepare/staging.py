@@ -11,7 +11,7 @@ from types import FrameType
 
 from stce_jax.errors import PreemptedError
 from stce_jax.platform.terminal import say
-from stce_jax.processes.stopping import NUMBERS, Exit
+from stce_jax.processes.stopping import NUMBERS, Exit, unheard
 
 PATIENCE, CLEANING = 5.0, 20.0  # seconds that the main thread has to hear a signal, and then to clean up
 
@@ -78,7 +78,8 @@ def ends_cleanly(exit_process: Exit | None = None) -> Iterator[None]:
 def _impatient(heard: threading.Event, exit_process: Exit | None) -> Iterator[None]:
     """While open, a signal that is not heard in time, or after which cleaning up hangs, ends the process anyway."""
     if exit_process is None:
-        yield
+        with unheard():
+            yield
         return
     done = threading.Event()
     reader, writer = socket.socketpair()

@@ -39,8 +39,8 @@ class StopSignals:
         import threading
 
         if threading.current_thread() is threading.main_thread():
-            if self._exit_process:
-                self._listening.enter_context(_listening(self._end_if_nothing_to_save))
+            listening = _listening(self._end_if_nothing_to_save) if self._exit_process else unheard()
+            self._listening.enter_context(listening)
             for number in NUMBERS:
                 self._handlers_before[number] = signal.signal(number, self._request)
         return self
@@ -125,6 +125,16 @@ def _acting(act: Callable[[int], None]) -> Iterator[None]:
             for number, handler in before.items():
                 if signal.getsignal(number) is handle:
                     signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """While open, no listening thread of another context acts on a signal: a handler of Python's does."""
+    before = signal.set_wakeup_fd(-1)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
 
 
 @contextlib.contextmanager

@@ -508,7 +508,7 @@ def test_tpu_workers_run_the_checkout_with_all_words(pod):
     assert code == 4, pod.done.stdout + pod.done.stderr
     install, train = lines_of(pod.folder / "ran")
     assert install[-1] == f"{pod.folder / 'home' / 'stce'}[gcs]", "gs:// needs packages of its own"
-    assert train[3] == "train" and train[-5:] == [*RUN, *ODD_WORDS]
+    assert train[4] == "train" and train[-5:] == [*RUN, *ODD_WORDS]
     home = pod.folder / "home" / "stce"
     assert (home / "stce_jax" / "cli.py").read_text() == (ROOT / "stce_jax" / "cli.py").read_text()
     assert (home / "configs" / "default.py").exists() and not (home / "stale.py").exists()

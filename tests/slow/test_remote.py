@@ -160,6 +160,8 @@ def test_a_second_job_on_a_remote_workdir_in_use_refuses(killed_and_resumed):
         code, _, errors = remote.run(*words)
         assert code == 2, errors
         assert f"workdir gs://bucket/long is in use by process {first.pid} on " in errors, errors
+        # Before its first step it would end at once, and leave its claim to be found dead.
+        wait_for((remote.bucket / "long" / "checkpoints" / "45" / "SHA256SUMS").exists, "checkpoint", first)
     finally:
         first.terminate()
         _, errors = first.communicate(timeout=120)

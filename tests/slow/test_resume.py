@@ -36,8 +36,8 @@ WORDS = (
 soon = functools.partial(wait_for, pause=0.0005)  # moments between two files that a run writes
 
 
-def start(workdir, data_dir, *words, devices=2, env=None):
-    command = [sys.executable, "-m", "stce_jax", "train", *WORDS, f"--workdir={workdir}", f"--data_dir={data_dir}"]
+def start(workdir, data_dir, *words, devices=2, env=None, base=WORDS):
+    command = [sys.executable, "-m", "stce_jax", "train", *base, f"--workdir={workdir}", f"--data_dir={data_dir}"]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)} | (env or {})
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, *words], env=environment, **options)
@@ -157,8 +157,12 @@ def test_killed_twenty_times_a_run_ends_where_the_undisturbed_one_does(undisturb
     assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("moment", ["stepping", "evaluating"])
+# SIGTERM between two steps: test_train.py.
+@pytest.mark.parametrize(
+    "moment, number",
+    [("stepping", signal.SIGINT), ("evaluating", signal.SIGTERM)],
+    ids=["stepping-SIGINT", "evaluating-SIGTERM"],
+)
 def test_a_stopped_run_saves_and_ends_where_the_undisturbed_one_does(undisturbed, data_dir, tmp_path, number, moment):
     process = start(tmp_path, data_dir)
     getattr(Moments(tmp_path, process, np.random.default_rng(0)), moment)()
@@ -268,15 +272,17 @@ def test_with_no_whole_checkpoint_left_it_is_exit_4(undisturbed, data_dir, tmp_p
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-def test_another_config_is_refused_unless_told(undisturbed, data_dir, tmp_path):
+def test_another_config_is_refused_unless_told(undisturbed, data_dir, tmp_path, stce_here):
     workdir = shutil.copytree(undisturbed, tmp_path / "copy")
-    words = ("--config.epochs=2.1", "--config.optimizer.weight_decay=0.01")
-    _, errors = finish(start(workdir, data_dir, *words), 2)
-    assert "(epochs: 2.0 -> 2.1; optimizer.weight_decay: " in errors and "--allow_config_change" in errors
-    output, _ = finish(start(workdir, data_dir, *words, "--allow_config_change"))
-    assert "continuing with another config: epochs: 2.0 -> 2.1; optimizer" in output
-    assert "resuming from step 90 of 94" in output
-    assert finish(start(workdir, data_dir, *words))[0].startswith("already finished at step 94")
+    words = ("train", *WORDS, f"--workdir={workdir}", f"--data_dir={data_dir}")
+    words += ("--config.epochs=2.1", "--config.optimizer.weight_decay=0.01")
+    done = stce_here(*words)
+    assert done.returncode == 2, done.stderr
+    assert "(epochs: 2.0 -> 2.1; optimizer.weight_decay: " in done.stderr and "--allow_config_change" in done.stderr
+    done = stce_here(*words, "--allow_config_change")
+    assert "continuing with another config: epochs: 2.0 -> 2.1; optimizer" in done.stdout, done.stderr
+    assert "resuming from step 90 of 94" in done.stdout
+    assert stce_here(*words).stdout.startswith("already finished at step 94")
 
 
 def test_a_deeper_model_names_the_first_parameter_that_does_not_fit(undisturbed, data_dir, tmp_path):
@@ -298,16 +304,16 @@ def test_other_devices_and_workers_see_the_same_images_and_losses(data_dir, tmp_
         "--config.log_every=1",
         "--config.model.body.vit.width=32",
         "--config.model.body.vit.mlp_dim=64",
-        "--config.model.embedding.conv.stem_widths=8,32",
     )
     words += ("--config.optimizer.learning_rate=1e-3", "--config.optimizer.epsilon=1e-6")
-    finish(start(tmp_path / "one", data_dir, *words, devices=1))
-    process = start(tmp_path / "many", data_dir, *words, devices=2)
+    base = [word.replace("conv.stem_widths=8,16", "conv.stem_widths=8,32") for word in WORDS]
+    finish(start(tmp_path / "one", data_dir, *words, devices=1, base=base))
+    process = start(tmp_path / "many", data_dir, *words, devices=2, base=base)
     soon(lambda: len(read_metrics(tmp_path / "many")) > 15, "fifteen lines", process)
     process.terminate()
     finish(process, 75)
     more = ("--config.fsdp_devices=2", "--config.loader_workers=1")
-    output, _ = finish(start(tmp_path / "many", data_dir, *words, *more, devices=4))
+    output, _ = finish(start(tmp_path / "many", data_dir, *words, *more, devices=4, base=base))
     assert output.startswith("resuming from step ")
     one, many = per_step(tmp_path / "one"), per_step(tmp_path / "many")
     assert len(one) == 50

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import TINY, without_gloo
+from helpers import TINY, wait_for, without_gloo
 from PIL import Image
 
 from stce_jax.workdir.metric_lines import read_metrics
@@ -162,20 +162,19 @@ def test_a_signal_to_one_stops_both_with_one_step_saved(four_devices, data_dirs,
     np.testing.assert_allclose(losses(workdir), losses(four_devices), rtol=1e-5)
 
 
-# The other two cases, and the rest of what can happen to a process, are in test_processes.py.
-@pytest.mark.parametrize("number, lost", [(signal.SIGKILL, 0), (signal.SIGSTOP, 1)], ids=["SIGKILL", "SIGSTOP"])
-def test_when_one_is_lost_the_other_ends_naming_it_and_both_can_go_on(data_dirs, tmp_path, number, lost):
+# SIGSTOP, and the rest of what can happen to a process, are in test_processes.py.
+def test_when_one_is_killed_the_other_ends_naming_it_and_both_can_go_on(data_dirs, tmp_path):
     workdir = tmp_path / "run"
     processes = start(workdir, data_dirs, *FOREVER, devices=1)
-    wait_for_steps(workdir, processes, 30)
-    processes[lost].send_signal(number)
+    wait_for((workdir / "checkpoints" / "25").is_dir, "checkpoint", processes[0])
+    processes[0].kill()
     lost_at = time.monotonic()
     try:
-        [(_, errors)] = finish([processes[1 - lost]], [75])
+        [(_, errors)] = finish([processes[1]], [75])
     finally:
-        finish([processes[lost]], [-9]) if number == signal.SIGKILL else processes[lost].kill()
+        finish([processes[0]], [-9])
     assert time.monotonic() - lost_at < 60, "it took the other too long"
-    assert f"stce: process {lost} on {socket.gethostname()}" in said_by_us(errors)[-1], errors
+    assert f"stce: process 0 on {socket.gethostname()}" in said_by_us(errors)[-1], errors
     assert [path for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()], "no checkpoint is left"
     processes = start(workdir, data_dirs, *FOREVER, devices=1)
     wait_for_steps(workdir, processes, 35)
