@@ -107,9 +107,9 @@ def open_own(path: str | os.PathLike[str], flags: int) -> int:
     return descriptor
 
 
-def read_bytes(path: epath.PathLike) -> bytes:
-    """The content of a file, local or remote; raises OSError as `read_regular` does."""
-    return epath.Path(path).read_bytes() if is_remote(path) else read_regular(path, _LARGEST)
+def read_bytes(path: epath.PathLike, limit: int = _LARGEST) -> bytes:
+    """The content of a file, local or remote; OSError and `limit`, for local ones, as `read_regular`."""
+    return epath.Path(path).read_bytes() if is_remote(path) else read_regular(path, limit)
 
 
 def read_json(path: epath.PathLike) -> Any:

@@ -13,7 +13,7 @@ from etils import epath
 from jaxtyping import Float, Int
 
 from stce_jax.errors import DataError
-from stce_jax.paths import first_line, is_remote, named_failures, open_path, read_regular, write_bytes
+from stce_jax.paths import first_line, is_remote, named_failures, open_path, read_bytes, write_bytes
 
 SCORES = "evaluation.json"
 PREDICTIONS = "predictions.npz"
@@ -86,8 +86,7 @@ def read_predictions(directory: epath.PathLike) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        content = path.read_bytes() if is_remote(path) else read_regular(path, _MAX_BYTES)
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(read_bytes(path, _MAX_BYTES)), allow_pickle=False) as arrays:
             labels, logits, class_ids = (arrays[name] for name in ("labels", "logits", "class_ids"))
         return {"labels": labels, "hits": logits.argmax(axis=1) == labels, "class_ids": class_ids}
     except Exception as error:  # of a zip file, its compression, NumPy's header, or its shapes

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from stce_jax.paths import is_remote, open_regular, read_regular, write_text
+from stce_jax.paths import is_remote, open_regular, read_bytes, write_text
 
 FILE_NAME = "SHA256SUMS"
 _MAX_BYTES = 256 * 2**20  # of the file of digests
@@ -34,8 +34,7 @@ def find_damage(directory: epath.Path) -> str | None:
     odd = sorted(name for name, path in files.items() if not (is_remote(path) or os.path.isfile(path)))
     if odd:
         return f"{odd[0]} is no file"
-    own = files.pop(FILE_NAME)
-    text = (own.read_bytes() if is_remote(own) else read_regular(own, _MAX_BYTES)).decode(errors="replace")
+    text = read_bytes(files.pop(FILE_NAME), _MAX_BYTES).decode(errors="replace")
     lines = [_LINE.fullmatch(line) for line in text.split("\n")[:-1]]
     digests = {line[2]: line[1] for line in lines if line}
     if not lines or not all(lines) or not text.endswith("\n"):

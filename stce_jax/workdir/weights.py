@@ -15,7 +15,7 @@ from etils import epath
 from flax import traverse_util
 
 from stce_jax.errors import CheckpointError
-from stce_jax.paths import is_remote, named_failures, read_regular, write_bytes
+from stce_jax.paths import named_failures, read_bytes, write_bytes
 
 _MAX_BYTES = 2**40  # of a file: no real one is as large
 SUFFIXES = (".safetensors", ".npz")
@@ -61,8 +61,7 @@ def read_file(path: epath.PathLike) -> tuple[dict[str, np.ndarray], list[str] | 
             "others, such as .pt, .pth and .ckpt, are not read: unpickling them can run any code"
         )
     try:
-        content = file.read_bytes() if is_remote(file) else read_regular(file, _MAX_BYTES)
-        return (_read_safetensors if file.suffix == ".safetensors" else _read_npz)(content)
+        return (_read_safetensors if file.suffix == ".safetensors" else _read_npz)(read_bytes(file, _MAX_BYTES))
     except Exception as error:  # safetensors, zipfile, zlib and NumPy each have their own for damaged files
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(f"cannot read {path}: {reason}; give a whole file without Python objects") from error
