@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from types import FrameType
 
 from stce_jax.errors import PreemptedError
 from stce_jax.platform.terminal import say
-from stce_jax.processes.stopping import NUMBERS, Exit, unheard
+from stce_jax.processes.stopping import NUMBERS, Exit, listening, unheard
 
 PATIENCE, CLEANING = 5.0, 20.0  # seconds that the main thread has to hear a signal, and then to clean up
 
@@ -82,21 +81,15 @@ def _impatient(heard: threading.Event, exit_process: Exit | None) -> Iterator[No
             yield
         return
     done = threading.Event()
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
 
-    def listen() -> None:
-        while received := reader.recv(1):  # the bytes are the numbers of signals, whoever handles them
-            if received[0] in NUMBERS and not (heard.wait(PATIENCE) and done.wait(CLEANING)):
-                name = signal.Signals(received[0]).name
-                message = f"stopped by {name}; what is half-written is removed by the next start, run again"
-                exit_process(message, PreemptedError.exit_code)
+    def end_if_unheard(number: int) -> None:
+        if not (heard.wait(PATIENCE) and done.wait(CLEANING)):
+            name = signal.Signals(number).name
+            message = f"stopped by {name}; what is half-written is removed by the next start, run again"
+            exit_process(message, PreemptedError.exit_code)
 
-    threading.Thread(target=listen, name="stce signals", daemon=True).start()
-    wakeup_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        done.set()
-        signal.set_wakeup_fd(wakeup_before)
-        writer.close()
+    with listening(end_if_unheard):
+        try:
+            yield
+        finally:
+            done.set()

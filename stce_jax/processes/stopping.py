@@ -39,8 +39,8 @@ class StopSignals:
         import threading
 
         if threading.current_thread() is threading.main_thread():
-            listening = _listening(self._end_if_nothing_to_save) if self._exit_process else unheard()
-            self._listening.enter_context(listening)
+            hearing = listening(self._end_if_nothing_to_save) if self._exit_process else unheard()
+            self._listening.enter_context(hearing)
             for number in NUMBERS:
                 self._handlers_before[number] = signal.signal(number, self._request)
         return self
@@ -117,7 +117,7 @@ def _acting(act: Callable[[int], None]) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         """Nothing: the thread that listens acts."""
 
-    with _listening(act):
+    with listening(act):
         before = {number: signal.signal(number, handle) for number in NUMBERS}
         try:
             yield
@@ -138,7 +138,7 @@ def unheard() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _listening(act: Callable[[int], None]) -> Iterator[None]:
+def listening(act: Callable[[int], None]) -> Iterator[None]:
     """Calls act(number) for each signal, in a thread of its own: the main thread may be busy outside of Python."""
     import socket
     import threading
