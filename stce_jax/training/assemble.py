@@ -92,7 +92,7 @@ def load_run(workdir: str | Path, checkpoint: str | int = "last", ema: bool = Fa
     alone_or_first = not processes.several() or processes.is_main()
     step = processes.share(checkpoints.find(checkpoint) if alone_or_first else None)
     meta = checkpoints.restore_meta(step, "config", "class_ids", "class_names", "mean", "std", "epoch")
-    own = config_of(checkpoints, step)  # the checkpoint's: that of the workdir may have changed since
+    own = config_of(meta, step)  # the checkpoint's: that of the workdir may have changed since
     try:
         model, shapes = describe(own, len(meta["class_names"]))
     except ConfigError as error:

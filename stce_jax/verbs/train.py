@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import config_dict
 
 from stce_jax.analysis.curves import plot_curves
 from stce_jax.convert.initial import initialize, read_weights
@@ -156,21 +155,21 @@ def _initial_weights(config: Any, workdir: str | Path, model: Body, dataset: Any
 
 
 def _find(checkpoints: CheckpointWriter, dataset: Any, *, scheduled: bool = False) -> tuple[int, dict[str, Any]] | None:
-    """(step, meta) of the newest whole checkpoint, or the newest that was made on schedule; None if there is none.
+    """(step, meta) of the newest whole checkpoint, or the newest made on schedule; its config is read. None: no one.
 
     A run that diverged goes back to one on schedule, so that it takes the same course however often it was stopped.
     """
     step = checkpoints.recover(scheduled=scheduled)
     if step is None:
         return None
-    meta = checkpoints.restore_meta(step, "fingerprint", "salt", "guard")
+    meta = checkpoints.restore_meta(step, "config", "fingerprint", "salt", "guard")
     check_fingerprint(meta, dataset)
-    own = layout.config_of(checkpoints, step)
+    own = layout.config_of(meta, step)
     try:
         check_saved(own)
     except ConfigError as error:
         raise CheckpointError(f"checkpoint {step} cannot be used: {error}") from error
-    return step, {**meta, "config": configuration.to_dict(own)}
+    return step, {**meta, "config": own}
 
 
 def _continue(config: Any, dataset: Any, step: int, meta: dict[str, Any]) -> Timetable:
@@ -180,7 +179,7 @@ def _continue(config: Any, dataset: Any, step: int, meta: dict[str, Any]) -> Tim
             f"--init_from={config.init_from} is for new runs, and this one is at step {step}; give another --workdir, "
             "or leave it out"
         )
-    before, own = runs.saved_timetable(meta, dataset), config_dict.ConfigDict(meta["config"])
+    before, own = runs.saved_timetable(meta, dataset), meta["config"]
     timetable = before.resumed(step, batch_size=config.batch_size, epochs=config.epochs, eval_every=config.eval_every)
     if timetable != before and step < timetable.total:
         applied = step - meta["guard"]["skipped_in_all"]
@@ -193,7 +192,7 @@ def _continue(config: Any, dataset: Any, step: int, meta: dict[str, Any]) -> Tim
 
 
 def _restore(setup: Setup, step: int, meta: dict[str, Any]) -> StartingPoint:
-    changed = "; ".join(configuration.differences(configuration.from_dict(meta["config"]), setup.config))
+    changed = "; ".join(configuration.differences(meta["config"], setup.config))
     state = setup.checkpoints.restore(step, setup.state_shapes, changed=changed)
     return StartingPoint(state, meta["metrics"], meta["salt"], meta["guard"])
 

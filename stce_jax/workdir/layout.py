@@ -64,21 +64,20 @@ def _read_checkpoints_config(workdir: str | Path) -> config_dict.ConfigDict:
     step = checkpoints.newest_whole()
     if step is None:  # deleted meanwhile
         raise ConfigError(f"{workdir} is no workdir of a run: it has no {CONFIG_FILE}")
-    config = config_of(checkpoints, step)
+    config = config_of(checkpoints.restore_meta(step, "config"), step)
     terminal.warn(f"{workdir} has no {CONFIG_FILE}; its config is that of checkpoint {step}")
     return config
 
 
-def config_of(checkpoints: Checkpoints, step: int) -> config_dict.ConfigDict:
-    """The config that a checkpoint was trained with.
+def config_of(meta: dict[str, Any], step: int) -> config_dict.ConfigDict:
+    """The config that a checkpoint was trained with, of what `restore_meta` read, "config" among it.
 
     Raises:
       CheckpointError: it is damaged.
       ConfigError: it is of a newer form, or uses a module that is not registered.
     """
-    values = checkpoints.restore_meta(step, "config")["config"]
     try:
-        return configuration.from_dict(values)
+        return configuration.from_dict(meta["config"])
     except NotRegisteredError:
         raise
     except ConfigError as error:
