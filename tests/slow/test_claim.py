@@ -25,10 +25,13 @@ import os, subprocess, sys, time
 from stce_jax.workdir.claim import Claim
 with Claim(sys.argv[1]):
     other = subprocess.Popen(["sleep", "100"], stdout=subprocess.DEVNULL)
+    begun, begins = os.pipe()
     child = os.fork()
     if not child:
         os.close(1)
+        os.write(begins, b".")  # what fork has to do in the child is done
         time.sleep(100)
+    os.read(begun, 1)
     print("claimed", child, other.pid, flush=True)
     time.sleep(100)
 """
