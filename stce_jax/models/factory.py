@@ -25,7 +25,7 @@ DTYPES = ("float32", "bfloat16")
 NO_OPTIONS = {
     "body": {"parent", "name", "embedding", "num_classes", "image_size", "dtype", "reduction"},
     "embedding": {"parent", "name", "width", "dtype", "axis_name"},
-    "reduction": {"parent", "name"},
+    "reduction": {"parent", "name", "stage"},
 }
 Options = Mapping[str, Any]
 
@@ -191,8 +191,10 @@ def _assemble(resolved: Resolved, *, num_classes: int, image_size: tuple[int, in
     for module in modules:
         if hasattr(module, "check"):
             module.check()
-    if image_size is not None:
-        body.grid(*image_size)  # refuses sizes that cannot be cut, before anything compiles
+    if image_size is not None:  # refuses sizes that cannot be cut, or leave no token, before anything compiles
+        body.grid(*image_size)
+        if hasattr(body, "token_counts"):
+            body.token_counts(*image_size)
     return body
 
 

@@ -14,10 +14,16 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from stce_jax.models.ops.activations import gelu
-from stce_jax.models.ops.attention import attention_weights, dot_product_attention
+from stce_jax.models.ops.attention import attention_weights, dot_product_attention, weighted_sum
 from stce_jax.models.ops.convolution import halving_convolution
 from stce_jax.models.ops.linear import product
-from stce_jax.models.ops.norms import BATCH_NORM_EPSILON, gelu_batch_norm, gelu_batch_norm_plain, layer_norm
+from stce_jax.models.ops.norms import (
+    BATCH_NORM_EPSILON,
+    LAYER_NORM_EPSILON,
+    gelu_batch_norm,
+    gelu_batch_norm_plain,
+    layer_norm,
+)
 from stce_jax.models.ops.precision import of_rank, widened
 from stce_jax.models.tokens import Tokens
 
@@ -56,20 +62,22 @@ def _dense_product(inputs: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> 
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm over the last axis with the ViT's epsilon of 1e-6.
+    """LayerNorm over the last axis.
 
     Attributes:
       dtype: dtype of the result; parameters are float32.
+      epsilon: added to the variance; by default the ViT's 1e-6.
     """
 
     dtype: jnp.dtype = jnp.float32
+    epsilon: float = LAYER_NORM_EPSILON
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "... D"]) -> Float[Array, "... D"]:
         width = inputs.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-        return layer_norm(inputs.reshape(-1, width), scale, bias, self.dtype).reshape(inputs.shape)
+        return layer_norm(inputs.reshape(-1, width), scale, bias, self.dtype, self.epsilon).reshape(inputs.shape)
 
 
 class MLP(nn.Module):
@@ -115,7 +123,7 @@ class Attention(nn.Module):
         """Attention of tokens to a context, by default to themselves.
 
         Tokens that are not real (`mask`) are seen by none. A token that stands for several (`sizes`) counts that many
-        times: the proportional attention of ToMe (Bolya et al. 2023).
+        times: the proportional attention of ToMe (Bolya et al. 2023), unless the tokens say otherwise (`proportional`).
 
         Args:
           tokens: the M queries.
@@ -132,13 +140,18 @@ class Attention(nn.Module):
             context = tokens
         else:
             _, key, value = self._heads(qkv, context.values)
-        bias = None if context.sizes is None else jnp.log(context.sizes)[:, None, None, :]  # [B, 1, 1, N]
+        bias = None
+        if context.sizes is not None and context.proportional:
+            bias = jnp.log(context.sizes)[:, None, None, :]  # [B, 1, 1, N]
         sown = self.is_mutable_collection("intermediates")
         given = {"query": query, "key": key, "value": value}
         if sown or "weights" in give:
             given["weights"] = attention_weights(query, key, bias=bias, mask=context.mask)  # [B, A, M, N]
             self.sow("intermediates", "attention", given["weights"])
-        outputs = dot_product_attention(query, key, value, bias=bias, mask=context.mask)
+        if "weights" in give:
+            outputs = weighted_sum(given["weights"], value)
+        else:
+            outputs = dot_product_attention(query, key, value, bias=bias, mask=context.mask)
         rows = linear(width, self.dtype, "out")(outputs.reshape(-1, width))  # [B M, D]
         outputs = nn.Dropout(self.dropout)(rows, deterministic=not is_training(self, train)).reshape(tokens.shape)
         return outputs, {name: given[name] for name in give}

@@ -27,6 +27,9 @@ class Tokens:
       mask: which tokens are real; None: all. The others are seen by none and count nowhere.
       grid: (h, w) in which the image's tokens lie; None once they lie in no grid.
       leading: number of tokens at the front that are no image tokens (a class token, registers).
+      initial: how many image tokens there were before any reduction, which keep rates are shares of; None: outside a
+        body that takes reductions.
+      proportional: whether attention counts a token as often as `sizes` says.
     """
 
     values: Float[Array, "B N D"]
@@ -34,6 +37,8 @@ class Tokens:
     mask: Bool[Array, "B N"] | None = None
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
     leading: int = struct.field(pytree_node=False, default=0)
+    initial: int | None = struct.field(pytree_node=False, default=None)
+    proportional: bool = struct.field(pytree_node=False, default=True)
 
     def __getattr__(self, name: str) -> Any:
         """Whatever an array has (shape, dtype, mean, ...) is that of the values: tokens may stand for an array."""
@@ -74,9 +79,24 @@ class Tokens:
 
     def first(self, count: int) -> Tokens:
         """The first `count` tokens alone; they lie in no grid."""
-        sizes = None if self.sizes is None else self.sizes[:, :count]
-        mask = None if self.mask is None else self.mask[:, :count]
-        return Tokens(self.values[:, :count], sizes, mask, leading=min(self.leading, count))
+        return dataclasses.replace(self.select(slice(count)), leading=min(self.leading, count))
+
+    def select(self, places: Any) -> Tokens:
+        """The tokens at these places of N, their sizes and masks with them; they lie in no grid.
+
+        Args:
+          places: an index of the second axis alike for all images, or int [B, M], for each image its own.
+        """
+
+        def chosen(part: Any) -> Any:
+            if part is None:
+                return None
+            if getattr(places, "ndim", 1) < 2:
+                return part[:, places]
+            return jnp.take_along_axis(part, places.reshape(*places.shape, *[1] * (part.ndim - 2)), axis=1)
+
+        parts = {name: chosen(getattr(self, name)) for name in ("values", "sizes", "mask")}
+        return dataclasses.replace(self, **parts, grid=None)
 
     def pooled_mean(self) -> Float[Array, "B D"]:
         """Mean of the image's tokens, weighted by their sizes; those that are not real count nothing."""

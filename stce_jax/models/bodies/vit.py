@@ -3,6 +3,7 @@
 Shape letters: B batch, H W image height and width, N tokens, D model width, h w grid.
 """
 
+import dataclasses
 from typing import Any, ClassVar
 
 import chex
@@ -14,8 +15,9 @@ from jaxtyping import Array, Float
 from stce_jax.errors import ConfigError, check_choice, check_range, check_whole
 from stce_jax.models.bodies.vit_weights import fit_weights
 from stce_jax.models.layers import MLP, Attention, LayerNorm, drop_path_scales, is_training, linear, truncated_normal
+from stce_jax.models.ops.norms import LAYER_NORM_EPSILON
 from stce_jax.models.ops.positions import resize_position_embedding, sincos_position_embedding
-from stce_jax.models.reductions import Reduction
+from stce_jax.models.reductions import Reduction, acts_before
 from stce_jax.models.tokens import Tokens, check_tokens
 
 POOLINGS = ("class", "mean")
@@ -29,7 +31,8 @@ class Block(nn.Module):
 
     Attributes:
       heads, mlp_dim, dropout, dtype: see `VisionTransformer`.
-      reduction: a module of `reductions`, or None.
+      reduction: a module of `reductions` that acts within this block, or one that acts before the next, or None.
+      epsilon: of both LayerNorms.
     """
 
     heads: int
@@ -37,6 +40,7 @@ class Block(nn.Module):
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     reduction: Reduction | None = None
+    epsilon: float = LAYER_NORM_EPSILON
 
     @nn.compact
     def __call__(
@@ -54,20 +58,27 @@ class Block(nn.Module):
           scales: what multiplies the two residual branches (stochastic depth); None leaves them as they are.
           train: whether dropout acts.
         """
-        norm = LayerNorm(self.dtype, name="attention_norm")
+        norm = LayerNorm(self.dtype, self.epsilon, name="attention_norm")
         if context is not None:
             context = context.with_values(norm(context.values))
         attention = Attention(self.heads, self.dropout, self.dtype, name="attention")
         needs = () if self.reduction is None else self.reduction.needs
         branch, given = attention(tokens.with_values(norm(tokens.values)), context, train=train, give=needs)
         tokens = _add_branch(tokens, branch, scales, 0)
-        if self.reduction is not None:
-            reduced = self.reduction(tokens, given, train=train)
-            check_tokens("reduction", reduced, (tokens.shape[0], None, tokens.shape[2]), leading=tokens.leading)
-            tokens = reduced
-        normed = LayerNorm(self.dtype, name="mlp_norm")(tokens.values)
+        before_next = acts_before(self.reduction)
+        if not before_next:
+            tokens = self._reduce(tokens, given, train)
+        normed = LayerNorm(self.dtype, self.epsilon, name="mlp_norm")(tokens.values)
         branch = MLP(self.mlp_dim, self.dropout, self.dtype, name="mlp")(normed, train=train)
-        return _add_branch(tokens, branch, scales, 1)
+        tokens = _add_branch(tokens, branch, scales, 1)
+        return self._reduce(tokens, given, train) if before_next else tokens
+
+    def _reduce(self, tokens: Tokens, given: dict[str, jax.Array], train: bool) -> Tokens:
+        if self.reduction is None:
+            return tokens
+        reduced = self.reduction(tokens, given, train=train)
+        check_tokens("reduction", reduced, (tokens.shape[0], None, tokens.shape[2]), leading=tokens.leading)
+        return dataclasses.replace(reduced, initial=tokens.initial)
 
 
 def _add_branch(tokens: Tokens, branch: Float[Array, "B N D"], scales: jax.Array | None, index: int) -> Tokens:
@@ -142,7 +153,9 @@ class VisionTransformer(nn.Module):
         if reduction.needs_class_token and self.pooling != "class":
             raise ConfigError("the reduction reads the class token's attention; with pooling=mean there is none")
         for block in reduction.blocks or ():
-            check_whole("each of the reduction's blocks", block, 0, self.depth - 1)
+            check_whole("each of the reduction's blocks", block, int(acts_before(reduction)), self.depth - 1)
+        if len(blocks := self._reducing_blocks()) != len(set(blocks)):
+            raise ConfigError(f"the reduction's blocks are {', '.join(map(str, blocks))}; name each once")
 
     def setup(self) -> None:
         self.check()
@@ -183,6 +196,19 @@ class VisionTransformer(nn.Module):
         """How the tokens of an image of this size lie, (rows, columns); ConfigError if it cannot be cut."""
         return self.embedding.grid(height, width)
 
+    def token_counts(self, height: int, width: int) -> list[int]:
+        """How many image tokens each block's MLP computes, for images of this size; where masks hide some, the bound.
+
+        Raises:
+          ConfigError: the reduction would leave none.
+        """
+        rows, columns = self.grid(height, width)
+        count, blocks = rows * columns, self._reducing_blocks()
+        if not hasattr(self.reduction, "counts"):  # none, or one that does not say
+            return [count] * self.depth
+        left = dict(zip(blocks, self.reduction.counts(count, len(blocks)), strict=True))
+        return [count := left.get(index, count) for index in range(self.depth)]
+
     def unshaped_options(self) -> dict[str, Any]:
         """Options that change the logits and show in no parameter's shape: all heads lie in one matrix."""
         return {"heads": self.heads}
@@ -212,7 +238,8 @@ class VisionTransformer(nn.Module):
         if self.pooling == "class":
             class_tokens = jnp.broadcast_to(self.class_token, (batch, 1, self.width)).astype(self.dtype)
             tokens = tokens.prepend(class_tokens)  # [B, 1 + N, D]
-        return tokens.with_values(tokens.values + self._positions((rows, columns)).astype(self.dtype))
+        values = tokens.values + self._positions((rows, columns)).astype(self.dtype)
+        return dataclasses.replace(tokens, values=values, initial=rows * columns)
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "1 N D"]:
         """The position embedding of a grid; the class token's, where there is one, comes first."""
@@ -224,10 +251,24 @@ class VisionTransformer(nn.Module):
         rest = resize_position_embedding(rest, self.embedding.grid(*self.image_size), grid)
         return jnp.concatenate([first, rest], axis=1)
 
+    def _reducing_blocks(self) -> tuple[int, ...]:
+        """The blocks within which, or before which, the reduction acts, in order."""
+        if self.reduction is None:
+            return ()
+        if self.reduction.blocks is None:
+            return tuple(range(int(acts_before(self.reduction)), self.depth))
+        return tuple(sorted(self.reduction.blocks))
+
     def _reduction_of(self, index: int) -> Reduction | None:
-        if self.reduction is None or self.reduction.blocks is None or index in self.reduction.blocks:
-            return self.reduction
-        return None
+        """The reduction's module that is part of a block: it acts within it, or before the next."""
+        reducing = index + acts_before(self.reduction)
+        if reducing not in self._reducing_blocks():
+            return None
+        assert self.reduction is not None
+        options = {"parent": None, "name": None}
+        if "stage" in {field.name for field in dataclasses.fields(self.reduction)}:
+            options["stage"] = self._reducing_blocks().index(reducing)
+        return self.reduction.clone(**options)
 
     def _run_blocks(self, tokens: Tokens, train: bool | None, class_token_alone: bool = False) -> Tokens:
         """All blocks; where the class token alone is read, the last computes it from the others as keys and values."""

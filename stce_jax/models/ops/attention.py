@@ -62,6 +62,11 @@ def attention_weights(
     return weights / total
 
 
+def weighted_sum(weights: Float[Array, "B A M N"], value: Float[Array, "B N A E"]) -> Float[Array, "B M A E"]:
+    """What `dot_product_attention` makes of its weights, where they are there anyway; in the value's dtype."""
+    return _product("bamn,bnae->bmae", weights.astype(value.dtype), value).astype(value.dtype)
+
+
 def attention_plain(
     query: Float[Array, "B M A E"],
     key: Float[Array, "B N A E"],

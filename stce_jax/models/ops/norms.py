@@ -19,30 +19,34 @@ BATCH_NORM_EPSILON = 1e-5  # PyTorch's default
 
 
 def layer_norm_plain(
-    inputs: Float[Array, "*rows D"], scale: Float[Array, "D"], bias: Float[Array, "D"], dtype: DTypeLike
+    inputs: Float[Array, "*rows D"],
+    scale: Float[Array, "D"],
+    bias: Float[Array, "D"],
+    dtype: DTypeLike,
+    epsilon: float,
 ) -> Float[Array, "*rows D"]:
     """The plain form of `layer_norm`."""
     wide = widened(inputs)
     mean = wide.mean(axis=-1, keepdims=True)
     variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
-    normalized = (wide - mean) * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
+    normalized = (wide - mean) * jax.lax.rsqrt(variance + epsilon)
     return (normalized * of_rank(wide.ndim, scale) + of_rank(wide.ndim, bias)).astype(dtype)
 
 
 def _layer_norm_forward(
-    inputs: Array, scale: Array, bias: Array, dtype: DTypeLike
+    inputs: Array, scale: Array, bias: Array, dtype: DTypeLike, epsilon: float
 ) -> tuple[Array, tuple[Array, Array, Array, Array]]:
     wide = widened(inputs)
     mean = wide.mean(axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)  # [..., 1]
+    inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)  # [..., 1]
     outputs = (wide - mean) * inverse * of_rank(wide.ndim, scale) + of_rank(wide.ndim, bias)
     return outputs.astype(dtype), (inputs, scale, mean, inverse)
 
 
 def _layer_norm_backward(
-    dtype: DTypeLike, saved: tuple[Array, Array, Array, Array], cotangent: Array
+    dtype: DTypeLike, epsilon: float, saved: tuple[Array, Array, Array, Array], cotangent: Array
 ) -> tuple[Array, Array, Array]:
-    del dtype
+    del dtype, epsilon
     inputs, scale, mean, inverse = saved
     wide, cotangent = map(widened, recompute_from(inputs, cotangent))
     normalized = (wide - mean) * inverse
@@ -54,11 +58,15 @@ def _layer_norm_backward(
     return dinputs.astype(inputs.dtype), dscale, dbias
 
 
-@own_gradient(_layer_norm_forward, _layer_norm_backward, nondiff_argnums=(3,))
+@own_gradient(_layer_norm_forward, _layer_norm_backward, nondiff_argnums=(3, 4))
 def layer_norm(
-    inputs: Float[Array, "*rows D"], scale: Float[Array, "D"], bias: Float[Array, "D"], dtype: DTypeLike
+    inputs: Float[Array, "*rows D"],
+    scale: Float[Array, "D"],
+    bias: Float[Array, "D"],
+    dtype: DTypeLike,
+    epsilon: float,
 ) -> Float[Array, "*rows D"]:
-    """LayerNorm over the last axis with an epsilon of 1e-6, computed in float32 at least; `dtype` is the result's.
+    """LayerNorm over the last axis, computed in float32 at least; `dtype` is the result's.
 
     Gradient: for CPUs; saves time: XLA's own recomputes the mean in every use, and a whole training step of ViT-S takes
     1.7 times as long. It keeps the inputs, which the residual connection keeps anyway, and two numbers a row.
@@ -66,7 +74,7 @@ def layer_norm(
     The variance comes from differences to the mean: flax's default, the mean of squares minus the squared mean, loses
     every digit on a patch of one colour.
     """
-    return layer_norm_plain(inputs, scale, bias, dtype)
+    return layer_norm_plain(inputs, scale, bias, dtype, epsilon)
 
 
 def gelu_batch_norm_plain(

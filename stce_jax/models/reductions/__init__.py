@@ -1,20 +1,32 @@
 """Token reductions, a file each, and the table that finds them by name.
 
-A reduction is a linen module that a body of plain blocks calls between attention and MLP of the blocks it names. What
-the body asks of it:
+A reduction is a linen module that a body of plain blocks calls in the blocks it names, once for each a module of its
+own. What the body asks of it:
 
   blocks                           field: indices of the blocks that reduce, counted from 0; None: all
+  stage                            optional field, no option: which of its blocks this module acts in, counted from 0
   needs                            class attribute: what attention is to give, of "query", "key", "value" (each
                                    [B, N, A, E]) and "weights" [B, A, N, N]; what nobody needs is never computed
   needs_class_token                class attribute: whether it must be refused where there is no class token
+  before                           optional class attribute: True: it acts before its blocks, which must not be the
+                                   first, and what it needs is the attention of the block before. Otherwise it acts
+                                   within them, between attention and MLP.
   check()                          optional: raises ConfigError if its options cannot work
+  counts(initial, stages)          optional: how many image tokens there are after each of its blocks, of `initial` ones
+                                   at first; raises ConfigError if none would be left
   __call__(tokens, given, *, train)  -> Tokens, fewer of them or masked; `given` is {name: array} of what it needs
 
 Shapes are static: a method that keeps a number of tokens that differs from image to image masks instead. A reduction
 that merges tokens sets `sizes`; attention then counts each as often as the tokens that it stands for. One that takes
-tokens out of their grid sets `grid` to None.
+tokens out of their grid sets `grid` to None. Keep rates are shares of `tokens.initial`.
 
-Every field but `blocks` is an option of its own, set by `create_model`, or in a config in the section
+What a reduction may leave for others, see `reduction.sow_assignment` and `reduction.sow_scalar`:
+  "intermediates" / "assignment"   int32 [B, n]: the image token that each of its n image tokens went to, -1 for none;
+                                   `stce visualize` draws it
+  "losses" / NAME                  scalar: added to the training loss
+  "metrics" / NAME                 [B]: its mean is logged as NAME
+
+Every field but `stage` is an option of its own, set by `create_model`, or in a config in the section
 `model.reduction.NAME`. A new reduction is one new file here and one line in the table.
 """
 
@@ -34,6 +46,13 @@ class Reduction(Protocol):
     needs_class_token: ClassVar[bool]
 
     def __call__(self, tokens: Tokens, given: Mapping[str, Float[Array, "..."]], *, train: bool) -> Tokens: ...
+
+    def clone(self, *, parent: Any = None, **options: Any) -> "Reduction": ...
+
+
+def acts_before(reduction: Reduction | None) -> bool:
+    """Whether a reduction acts before its blocks, not within them."""
+    return bool(getattr(reduction, "before", False))
 
 
 REDUCTIONS: dict[str, Any] = {}  # name -> linen module class
