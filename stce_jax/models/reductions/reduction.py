@@ -1,0 +1,67 @@
+"""What token reductions share: keep rates, and what they leave for the log, the loss and the pictures.
+
+Shape letters: B batch, n image tokens, M of them kept.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from stce_jax.errors import ConfigError, check_range, shown
+
+KeepRate = float | Sequence[float]
+
+
+def check_keep_rate(keep_rate: KeepRate, blocks: Sequence[int] | None) -> None:
+    """Raises ConfigError unless all rates are in 0 < rate <= 1, and a list has one for each of `blocks`."""
+    rates = keep_rate if isinstance(keep_rate, list | tuple) else (keep_rate,)
+    for rate in rates:
+        check_range("model option keep_rate", rate, 0, 1, above=True)
+    if isinstance(keep_rate, list | tuple) and blocks is not None and len(rates) != len(blocks):
+        raise ConfigError(
+            f"keep_rate lists {len(rates)} rates for {len(blocks)} blocks; give one a block, or a number r: stage s "
+            "then keeps r^(s + 1)"
+        )
+
+
+def kept_counts(keep_rate: KeepRate, initial: int, stages: int) -> list[int]:
+    """How many image tokens each stage keeps, as the comparison study of Haurum et al. (2023) counts them.
+
+    Args:
+      keep_rate: r, of which stage s = 0, 1, ... keeps floor(r^(s + 1) * initial); or each stage's share of `initial`.
+      initial: image tokens before the first stage.
+      stages: number of reducing blocks.
+
+    Raises:
+      ConfigError: a stage would keep none.
+    """
+    rates = keep_rate if isinstance(keep_rate, list | tuple) else [keep_rate ** (stage + 1) for stage in range(stages)]
+    counts = [int(rate * initial) for rate in rates]
+    if 0 in counts:
+        raise ConfigError(
+            f"keep_rate {shown(keep_rate)} leaves none of {initial} tokens at stage {counts.index(0) + 1} of "
+            f"{stages}; give a larger rate, or fewer blocks"
+        )
+    return counts
+
+
+def sow_assignment(module: nn.Module, assignment: Int[Array, "B n"]) -> None:
+    """Leaves for pictures which image token after the reduction each one before it went to; -1: it was dropped."""
+    if module.is_mutable_collection("intermediates"):
+        module.sow("intermediates", "assignment", jnp.asarray(assignment, jnp.int32))
+
+
+def sow_scalar(module: nn.Module, collection: str, name: str, value: Float[Array, "..."]) -> None:
+    """Leaves a number for the training loss ("losses", a scalar) or for the log ("metrics", [B])."""
+    if not module.is_initializing():
+        module.sow(collection, name, value, init_fn=lambda: 0.0, reduce_fn=lambda _, new: new)
+
+
+def assignment_of(kept: Int[Array, "B M"], count: int) -> Int[Array, "B n"]:
+    """The assignment of tokens that are kept or dropped, from the places of those that are kept."""
+    assignment = jnp.full((kept.shape[0], count), -1, jnp.int32)
+    places = jnp.broadcast_to(jnp.arange(kept.shape[1], dtype=jnp.int32), kept.shape)
+    return jax.vmap(lambda row, own, place: row.at[own].set(place))(assignment, kept, places)
