@@ -35,6 +35,8 @@ from typing import Any, ClassVar, Protocol
 
 from jaxtyping import Array, Float
 
+from stce_jax.models.reductions.evit import EViT
+from stce_jax.models.reductions.topk import TopK
 from stce_jax.models.tokens import Tokens
 
 
@@ -55,4 +57,7 @@ def acts_before(reduction: Reduction | None) -> bool:
     return bool(getattr(reduction, "before", False))
 
 
-REDUCTIONS: dict[str, Any] = {}  # name -> linen module class
+REDUCTIONS: dict[str, Any] = {  # name -> linen module class
+    "topk": TopK,
+    "evit": EViT,
+}
