@@ -78,7 +78,17 @@ def get_config() -> config_dict.ConfigDict:
     stce.differentiable = config_dict.placeholder(bool)  # gradients through the affinities
 
     model.reduction = reduction = config_dict.ConfigDict()
-    reduction.name = config_dict.placeholder(str)  # of a module that shortens the tokens; there is none yet
+    reduction.name = config_dict.placeholder(str)  # "topk" or "evit"; None: no reduction
+    reduction.topk = topk = config_dict.ConfigDict()
+    topk.blocks = config_dict.placeholder(tuple)  # those that reduce, counted from 0: (3, 6, 9)
+    topk.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
+    reduction.evit = evit = config_dict.ConfigDict()
+    evit.blocks = config_dict.placeholder(tuple)  # those that reduce, counted from 0: (3, 6, 9)
+    evit.keep_rate = config_dict.placeholder(tuple)  # r, or a rate for each block
+    evit.counting = config_dict.placeholder(str)  # r is a share of the "current" tokens, or of the "initial" ones
+    evit.fuse = config_dict.placeholder(bool)  # put the dropped tokens together into one
+    evit.shrink_start_epoch = config_dict.placeholder(float)  # training keeps all tokens until then
+    evit.shrink_epochs = config_dict.placeholder(float)  # and takes that long to come down to r; 0: r from the start
 
     config.optimizer = optimizer = config_dict.ConfigDict()
     optimizer.name = "adamw"  # the one there is; see recipe/optimizers.py

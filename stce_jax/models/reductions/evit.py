@@ -72,10 +72,8 @@ class EViT(nn.Module):
             return self
         share = (epoch - self.shrink_start_epoch) / self.shrink_epochs
         step = round(_cosine(share) * (MOST_PROGRAMS - 1)) / (MOST_PROGRAMS - 1)  # 1 at first, 0 at the end
-        if isinstance(self.keep_rate, list | tuple):
-            rates: reduction.KeepRate = tuple(rate + (1.0 - rate) * step for rate in self.keep_rate)
-        else:
-            rates = self.keep_rate + (1.0 - self.keep_rate) * step
+        given = self.keep_rate if isinstance(self.keep_rate, list | tuple) else (self.keep_rate,)
+        rates = tuple(rate + (1.0 - rate) * step for rate in given)
         return self.clone(keep_rate=rates, shrink_epochs=0.0, shrink_start_epoch=0.0)
 
     def __call__(self, tokens: Tokens, given: Mapping[str, Float[Array, "..."]], *, train: bool) -> Tokens:
@@ -94,7 +92,7 @@ class EViT(nn.Module):
         """How many of `count` image tokens a stage keeps, without the fused one."""
         if self.counting == "initial":
             return min(count, reduction.kept_counts(self.keep_rate, initial, stage + 1)[-1])
-        rate = self.keep_rate[stage] if isinstance(self.keep_rate, list | tuple) else self.keep_rate
+        rate = reduction.rates(self.keep_rate, stage + 1)[stage]
         kept = math.ceil(rate * count)
         if kept < 1:
             raise ConfigError(f"keep_rate {shown(rate)} leaves none of {count} tokens; give a larger one")

@@ -16,30 +16,39 @@ KeepRate = float | Sequence[float]
 
 
 def check_keep_rate(keep_rate: KeepRate, blocks: Sequence[int] | None) -> None:
-    """Raises ConfigError unless all rates are in 0 < rate <= 1, and a list has one for each of `blocks`."""
+    """Raises ConfigError unless all rates are in 0 < rate <= 1, and several are one for each of `blocks`."""
     rates = keep_rate if isinstance(keep_rate, list | tuple) else (keep_rate,)
-    for rate in rates:
+    for rate in rates or (None,):
         check_range("model option keep_rate", rate, 0, 1, above=True)
-    if isinstance(keep_rate, list | tuple) and blocks is not None and len(rates) != len(blocks):
+    if len(rates) > 1 and blocks is not None and len(rates) != len(blocks):
         raise ConfigError(
             f"keep_rate lists {len(rates)} rates for {len(blocks)} blocks; give one a block, or a number r: stage s "
             "then keeps r^(s + 1)"
         )
 
 
+def rates(keep_rate: KeepRate, stages: int) -> list[float]:
+    """The rate of each stage: several as they are given, one for all of them."""
+    given = list(keep_rate) if isinstance(keep_rate, list | tuple) else [keep_rate]
+    return given * stages if len(given) == 1 else given
+
+
 def kept_counts(keep_rate: KeepRate, initial: int, stages: int) -> list[int]:
     """How many image tokens each stage keeps, as the comparison study of Haurum et al. (2023) counts them.
 
     Args:
-      keep_rate: r, of which stage s = 0, 1, ... keeps floor(r^(s + 1) * initial); or each stage's share of `initial`.
+      keep_rate: r, of which stage s = 0, 1, ... keeps floor(r^(s + 1) * initial); or several, each stage's share of
+        `initial`. A config and a command line give one as (r,), too.
       initial: image tokens before the first stage.
       stages: number of reducing blocks.
 
     Raises:
       ConfigError: a stage would keep none.
     """
-    rates = keep_rate if isinstance(keep_rate, list | tuple) else [keep_rate ** (stage + 1) for stage in range(stages)]
-    counts = [int(rate * initial) for rate in rates]
+    shares = rates(keep_rate, stages)
+    if not isinstance(keep_rate, list | tuple) or len(keep_rate) == 1:
+        shares = [rate ** (stage + 1) for stage, rate in enumerate(shares)]
+    counts = [int(share * initial) for share in shares]
     if 0 in counts:
         raise ConfigError(
             f"keep_rate {shown(keep_rate)} leaves none of {initial} tokens at stage {counts.index(0) + 1} of "
