@@ -17,7 +17,7 @@ def count_model(model: Body, image_size: int) -> dict[str, int]:
     """{"parameters", "embedding_parameters", "multiply_adds"} of a body for square images of `image_size` pixels.
 
     Multiply-adds are those of one image forward, of matrix products and convolutions, as executed: in the last block of
-    a model that reads the class token alone, those of the class token.
+    a model that reads the class token alone, those of the class token. See also `count_reduction`.
     """
     variables = abstract_variables(model, image_size)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
@@ -28,12 +28,30 @@ def count_model(model: Body, image_size: int) -> dict[str, int]:
     }
 
 
+def count_reduction(model: Body, image_size: int) -> dict[str, int]:
+    """{"all_tokens", "reduction"}: multiply-adds of one image as papers on token reduction count them.
+
+    "all_tokens" are those of embedding, blocks and head, all tokens of the last block counted, without the reduction's
+    own, which are "reduction". Sorting, comparing and gathering multiply nothing.
+    """
+    variables = abstract_variables(model, image_size)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+
+    def count(method: str, scope: str = "") -> int:
+        run = functools.partial(model.apply, train=False, method=method)
+        return count_multiply_adds(run, variables, images, scope=scope)
+
+    own = count("tokens", scope="reduction")
+    head = count("__call__") - count("features")
+    return {"all_tokens": count("tokens") - own + head, "reduction": own}
+
+
 def count_parameters(params: Any) -> int:
     """How many numbers a tree of arrays or ShapeDtypeStructs holds."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def count_multiply_adds(function: Callable[..., Any], *args: Any) -> int:
+def count_multiply_adds(function: Callable[..., Any], *args: Any, scope: str = "") -> int:
     """Multiply-adds of the matrix products and convolutions that a function executes; each turn of a scan counts.
 
     Where a function has a form for each platform, the default form counts: the others may multiply zeros.
@@ -41,25 +59,28 @@ def count_multiply_adds(function: Callable[..., Any], *args: Any) -> int:
     Args:
       function: any traceable function.
       *args: its arguments, arrays or ShapeDtypeStructs.
+      scope: count those alone that lie in a `jax.named_scope` of this name, such as that of a linen module.
     """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    return _count(jax.make_jaxpr(function)(*args).jaxpr, scope)
 
 
-def _count(jaxpr: Jaxpr) -> int:
+def _count(jaxpr: Jaxpr, scope: str) -> int:
+    """Those within a scope; what an equation within it contains is within it, too."""
     total = 0
     for equation in jaxpr.eqns:
+        inner_scope = "" if scope and scope in str(equation.source_info.name_stack).split("/") else scope
         output: Any = equation.outvars[0].aval
         inputs: list[Any] = [variable.aval for variable in equation.invars]
-        if equation.primitive.name == "dot_general":
+        if equation.primitive.name == "dot_general" and not inner_scope:
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += math.prod(output.shape) * math.prod(inputs[0].shape[axis] for axis in contracted)
-        elif equation.primitive.name == "conv_general_dilated":
+        elif equation.primitive.name == "conv_general_dilated" and not inner_scope:
             kernel = inputs[1].shape
             features = equation.params["dimension_numbers"].rhs_spec[0]
             total += math.prod(output.shape) * math.prod(kernel) // kernel[features]
         elif equation.primitive.name == "cond":
-            total += _count(equation.params["branches"][-1].jaxpr)
+            total += _count(equation.params["branches"][-1].jaxpr, inner_scope)
         else:
             turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-            total += turns * sum(_count(inner) for inner in jaxprs_in_params(equation.params))
+            total += turns * sum(_count(inner, inner_scope) for inner in jaxprs_in_params(equation.params))
     return total

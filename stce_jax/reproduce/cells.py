@@ -15,8 +15,9 @@ from stce_jax.paths import read_json
 from stce_jax.training.assemble import load_config
 from stce_jax.training.timetable import is_last
 
-TABLES = ("table1", "table6", "table7", "table8", "readings")
-TRAINED = TABLES[1:]  # of the others no row needs a run
+TABLES = ("table1", "table6", "table7", "table8", "readings")  # of the paper
+STUDIES = ("reductions",)  # what it prints no figures for
+TRAINED = (*TABLES[1:], *STUDIES)  # of the others no row needs a run
 CELL_FILE = "cell.json"
 
 
@@ -25,7 +26,7 @@ class Row:
     """A row of a table.
 
     Attributes:
-      table, run, label, overrides, against, paper: see `configs/tables/__init__.py`.
+      table, run, label, overrides, against, paper, decides: see `configs/tables/__init__.py`.
       scale: "paper", "small" or "smoke".
       more: words such as "--config.image_size=128", for every row alike.
     """
@@ -38,6 +39,7 @@ class Row:
     paper: dict[str, Any]
     scale: str
     more: tuple[str, ...] = ()
+    decides: bool = False
 
     def words(self) -> list[str]:
         """The words of `stce train` that give the row's config."""
@@ -95,15 +97,15 @@ def load_rows(table: str, scale: str = "paper", more: Iterable[str] = ()) -> lis
     """The rows of a table, in its order.
 
     Args:
-      table: one of TABLES.
+      table: one of TABLES or STUDIES.
       scale: "paper", "small" or "smoke".
       more: config overrides for every row alike, words of the command line.
 
     Raises:
       ConfigError: an unknown table or scale.
     """
-    if table not in TABLES:
-        raise ConfigError(f"there is no table {table!r}; there are {', '.join(TABLES)}, and all")
+    if table not in (*TABLES, *STUDIES):
+        raise ConfigError(f"there is no table {table!r}; there are {', '.join((*TABLES, *STUDIES))}, and all")
     module = importlib.import_module(f"stce_jax.configs.tables.{table}")
     if scale not in module.VARIANTS:
         raise ConfigError(f"there is no scale {scale!r}; there are {', '.join(module.VARIANTS)}")
@@ -111,7 +113,10 @@ def load_rows(table: str, scale: str = "paper", more: Iterable[str] = ()) -> lis
 
 
 def cells_of(rows: Iterable[Row], seeds: Sequence[int], workdir: Path) -> list[Cell]:
-    """The cells that rows need, each once: all rows of a seed before the next seed, so that pairs are complete early.
+    """The cells that rows need, each once, in the order in which they are trained.
+
+    All rows of a seed come before the next seed, so that pairs are complete early; but those that decide a study come
+    first, with all seeds.
 
     Args:
       rows: of `load_rows`, of one table or more.
@@ -122,7 +127,8 @@ def cells_of(rows: Iterable[Row], seeds: Sequence[int], workdir: Path) -> list[C
     for row in rows:
         if row.table in TRAINED:
             first.setdefault(row.run, row)
-    return [cell_of(row, seed, workdir) for seed in seeds for row in first.values()]
+    parts = ([row for row in first.values() if row.decides is decides] for decides in (True, False))
+    return [cell_of(row, seed, workdir) for part in parts for seed in seeds for row in part]
 
 
 def cell_of(row: Row, seed: int, workdir: Path) -> Cell:

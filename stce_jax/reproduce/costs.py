@@ -17,7 +17,7 @@ PAPERS_CLASSES = 100
 NONE = "–"
 _MEASURED = {"model", "what", "error", "ratio", "ratio_margin", "images_per_second", "batch_size", "dtype", "device"}
 
-Count = Callable[[str], Mapping[str, int]]  # of a run
+Count = Callable[[str], Mapping[str, Any]]  # of a run
 
 
 def cost_rows(results: Sequence[Result], speed: Sequence[Mapping[str, Any]], count: Count) -> list[dict[str, str]]:
@@ -35,10 +35,10 @@ def cost_rows(results: Sequence[Result], speed: Sequence[Mapping[str, Any]], cou
         if "images_per_second" in {key for of in results for key in of.row.paper}:
             line |= {"paper, images/s": str(row.paper.get("images_per_second", NONE))}
         for what in ("inference", "training"):
-            line |= {f"{what}, images/s": _speed(row.run, speed, what)}
+            line |= {f"{what}, images/s": speed_text(row.run, speed, what)}
         line |= {
-            "training with loading, images/s": _mean(result.images_per_second),
-            "minutes a run": _mean(result.seconds, unit=60, digits=1),
+            "training with loading, images/s": mean_text(result.images_per_second),
+            "minutes a run": mean_text(result.seconds, unit=60, digits=1),
         }
         lines.append(line)
     return lines
@@ -58,7 +58,8 @@ def parameters(row: Row) -> Any:
     return abstract_variables(runs.build_model(config, PAPERS_CLASSES), config.image_size)["params"]
 
 
-def _speed(run: str, speed: Sequence[Mapping[str, Any]], what: str) -> str:
+def speed_text(run: str, speed: Sequence[Mapping[str, Any]], what: str) -> str:
+    """How fast a run's model is, with its ratio to the first; why there is no number, where there is none."""
     for measured in speed:
         if measured["model"] == run and measured["what"] == what:
             if measured["error"]:
@@ -83,7 +84,7 @@ def how_timed(results: Sequence[Result], speed: Sequence[Mapping[str, Any]]) -> 
     ]
 
 
-def read_speed(workdir: Path, tables: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+def readspeed_text(workdir: Path, tables: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """{table: rows of `stce benchmark`} of the tables that were measured."""
     found = {}
     for name in tables:
@@ -99,6 +100,7 @@ def speed_file(workdir: Path, name: str) -> Path:
     return workdir / "speed" / f"{name}.json"
 
 
-def _mean(values: Sequence[float | None], *, unit: float = 1, digits: int = 0) -> str:
+def mean_text(values: Sequence[float | None], *, unit: float = 1, digits: int = 0) -> str:
+    """The mean of what is known, in a unit."""
     known = [value / unit for value in values if value is not None]
     return f"{sum(known) / len(known):,.{digits}f}" if known else NONE

@@ -9,6 +9,7 @@ TITLES = {
     "table7": "Table 7: how deep the convolution stack goes before the clustering",
     "table8": "Table 8: iterations T of the clustering",
     "readings": "Readings that the paper leaves open",
+    "reductions": "Token reductions in two bodies",
 }
 SCALES = {
     "paper": "the paper's recipe on ImageNet100 at 224 pixels",
@@ -42,6 +43,16 @@ NOTES = {
     ],
     "readings": [
         "The paper prints no figures for these; each row is compared with what this project decided on.",
+    ],
+    "reductions": [
+        "At a keep rate r, stage s = 0, 1, 2 keeps floor(r^(s + 1) n) of the n tokens of the embedding, as Haurum et "
+        "al. (2023) count them; every row is trained from random weights by one recipe.",
+        "Rows with * do not keep exactly that many: EViT has one fused token more, ToMe merges at most half of the "
+        "tokens in a block, ATS keeps at most as many, each image its own number, and a fixed pattern whole rings.",
+        "Multiply-adds are those of embedding, blocks and head with all tokens of the last block; the method's own are "
+        "the second column. Sorting and gathering multiply nothing and take time: images/s shows what is gained.",
+        "The paper's text calls its reference [16] AdaViT; its list of references has ATS there, which is what is "
+        "here. AdaViT (Meng et al. 2022) and A-ViT (Yin et al. 2022) are other methods.",
     ],
     "decisions": [
         "Clustering: SViT's local form, each token against the 3x3 super tokens around its cell, logits divided by "

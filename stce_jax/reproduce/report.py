@@ -14,10 +14,11 @@ from stce_jax.analysis.intervals import Interval
 from stce_jax.data import catalog
 from stce_jax.paths import write_text
 from stce_jax.reproduce import documents
-from stce_jax.reproduce.cells import TRAINED, Row, load_rows
+from stce_jax.reproduce.cells import STUDIES, TRAINED, Row, load_rows
 from stce_jax.reproduce.costs import NONE, Count, cost_rows, count_row, how_timed, parameters
 from stce_jax.reproduce.documents import Block, bullets, commands, figure, heading, paragraph, table
 from stce_jax.reproduce.notes import NOTES, SCALES, TITLES
+from stce_jax.reproduce.reductions import count_reduced, reduction_blocks
 from stce_jax.reproduce.results import NOT_FINISHED, Difference, Result, differences, read_result
 from stce_jax.workdir import config as configuration
 
@@ -42,7 +43,7 @@ def write_report(
       Path of report.md.
     """
     results = {row.run: read_result(row, seeds, workdir) for row in rows if row.table in TRAINED}
-    count = functools.cache(lambda run: count_row(results[run].row, len(dataset.class_names)))  # tables share runs
+    count = functools.cache(lambda run: _count(results[run].row, len(dataset.class_names)))  # tables share runs
     blocks = [
         heading("The paper's tables, reproduced", level=1),
         *_opening(rows, results, seeds, command, dataset),
@@ -131,8 +132,15 @@ def _table(
     if name == "table6" and groups:
         caption = "Figure 3: loss and top-1 over epochs, mean over seeds, the band from their min to their max."
         blocks.append(figure(curves(groups, workdir / "figure3.png"), caption))
-    blocks += [heading("Cost", level=3), table(cost_rows(results, speed, count)), *how_timed(results, speed)]
+    if name == "reductions":
+        blocks += [*reduction_blocks(results, speed, workdir, count), *how_timed(results, speed)]
+    else:
+        blocks += [heading("Cost", level=3), table(cost_rows(results, speed, count)), *how_timed(results, speed)]
     return [*blocks, bullets(NOTES[name])]
+
+
+def _count(row: Row, classes: int) -> Mapping[str, Any]:
+    return count_reduced(row, classes) if row.table in STUDIES else count_row(row, classes)
 
 
 def _accuracy(result: Result) -> dict[str, str]:

@@ -1,0 +1,82 @@
+"""Token reductions under one recipe: every method at four keep rates, in the patch body and in the STCE body.
+
+The paper compares its embedding with them and prints no figures for them.
+
+stce reproduce reductions --scale=smoke --seeds=0 --workdir=runs/smoke          minutes
+stce reproduce reductions --scale=small --data_dir=DIR --workdir=runs/small     class folders of 32-pixel images
+
+At a keep rate r, stage s = 0, 1, 2 keeps floor(r^(s + 1) n) of n tokens. Every method that can keeps exactly these; the
+others are marked in the report. Rows that decide come first: EViT, ToMe, DPC-KNN and ATS at r = 0.7 and 0.5.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import config_dict
+
+from . import scales
+
+VARIANTS = scales.VARIANTS
+RATES = (0.9, 0.7, 0.5, 0.25)
+BODIES = {"patch": "patches", "stce": "super tokens"}
+# Method -> (its name in the report, options besides blocks and keep rate, whether it keeps exactly as many tokens).
+METHODS: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "evit": ("EViT", {"counting": "initial"}, False),  # and one fused token
+    "tome": ("ToMe", {}, False),  # merges half of the tokens at most
+    "dpcknn": ("DPC-KNN", {}, True),
+    "ats": ("ATS [16] (called AdaViT in the text)", {}, False),  # at most as many
+    "topk": ("Top-K", {}, True),
+    "kmedoids": ("K-Medoids", {}, True),
+    "dynamicvit": ("DynamicViT", {}, True),  # in evaluation; in training it masks
+    "sit": ("SiT", {}, True),
+    "patchmerger": ("PatchMerger", {}, True),
+    "sinkhorn": ("Sinkhorn", {}, True),
+    "pattern": ("fixed pattern", {}, False),  # whole rings of tokens
+}
+DECIDING = {(method, rate) for method in ("evit", "tome", "dpcknn", "ats") for rate in (0.7, 0.5)}
+
+
+def get_config(scale: str = "paper") -> config_dict.ConfigDict:
+    """The body of `scales`, with 64 tokens and six blocks at the scale "small" and three reducing blocks at each."""
+    config = scales.get_config(scale)
+    body, parts = config.model.body.vit, config.model.embedding
+    if scale == "paper":
+        blocks = (3, 6, 9)
+    else:
+        blocks = (1, 2, 3)
+        body.depth = 6 if scale == "small" else 4
+    if scale == "small":  # 8x8 tokens of 32 pixels
+        parts.patch.patch_size = 4
+        parts.stce.stem_widths = (16, 32)
+        parts.stce.stem_strides = (2, 1)
+        config.epochs = 8.0
+        config.eval_every = 4.0
+    for method in METHODS:
+        config.model.reduction[method].blocks = blocks
+    return config
+
+
+def sweep(scale: str = "paper") -> Iterator[scales.Row]:
+    rows = [*_rows(scale, deciding=True), *_rows(scale, deciding=False)]
+    yield from rows
+
+
+def _rows(scale: str, deciding: bool) -> Iterator[scales.Row]:
+    for body, of_body in BODIES.items():
+        whole = {} if body == "stce" else scales.embedding(body, scale)
+        if deciding:
+            against = ("patch_all",) if body == "stce" else ()
+            yield scales.row(f"{body}_all", f"{of_body}, all tokens", whole, against) | {"decides": True}
+        for method, (label, options, exact) in METHODS.items():
+            for rate in RATES:
+                if ((method, rate) in DECIDING) is not deciding:
+                    continue
+                run = f"{body}_{method}_{100 * rate:.0f}"
+                chosen = {"name": method} | {f"{method}.{key}": value for key, value in options.items()}
+                chosen |= {f"{method}.keep_rate": rate}
+                overrides = whole | {f"model.reduction.{key}": value for key, value in chosen.items()}
+                against = (f"{body}_all",)
+                if body == "stce":
+                    against += (f"patch_{method}_{100 * rate:.0f}",)
+                mark = "" if exact else " *"
+                yield scales.row(run, f"{of_body}, {label}, {rate:g}{mark}", overrides, against) | {"decides": deciding}
