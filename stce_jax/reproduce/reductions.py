@@ -1,4 +1,4 @@
-"""What the report of the study "reductions" has beside the tables' own: tokens, both costs, the figure, what is published.
+"""What the report of the study "reductions" has of its own: tokens, both costs, the figure, what is published.
 
 The rows are those of `configs/tables/reductions.py`.
 """
@@ -50,8 +50,8 @@ def reduction_blocks(
     all_done, all_planned = (sum(map(numbers, results)) for numbers in (_finished, _planned))
     blocks = [
         paragraph(
-            f"Of the rows that decide (EViT, ToMe, DPC-KNN and ATS at 0.7 and 0.5, and all tokens), {done} of {planned} "
-            f"runs are finished; of all rows {all_done} of {all_planned}. The same command continues with the rest."
+            f"Of the runs that decide (EViT, ToMe, DPC-KNN and ATS at 0.7 and 0.5, and all tokens), {done} of "
+            f"{planned} are finished; of all runs {all_done} of {all_planned}. The same command continues with the rest."
         ),
         heading("Tokens and cost", level=3),
         table([_cost(result, speed, count) for result in results]),
