@@ -51,7 +51,7 @@ def reduction_blocks(
     blocks = [
         paragraph(
             f"Of the runs that decide (EViT, ToMe, DPC-KNN and ATS at 0.7 and 0.5, and all tokens), {done} of "
-            f"{planned} are finished; of all runs {all_done} of {all_planned}. The same command continues with the rest."
+            f"{planned} are finished; of all runs {all_done} of {all_planned}. The same command continues."
         ),
         heading("Tokens and cost", level=3),
         table([_cost(result, speed, count) for result in results]),
