@@ -117,7 +117,8 @@ def far_apart(distances: Float[Array, "B n n"], first: Int[Array, ""], clusters:
         own = jnp.take_along_axis(distances, last[:, None, None], axis=1)[:, 0]  # [B, n]
         farthest = jnp.maximum(farthest, own)
         chosen = (medoids[:, :, None] == jnp.arange(count)).any(axis=1)  # [B, n]
-        return medoids.at[:, rank].set(jnp.where(chosen, 0.0, farthest).argmax(axis=-1)), farthest
+        new = jnp.where(chosen, 0.0, farthest).argmax(axis=-1).astype(medoids.dtype)
+        return medoids.at[:, rank].set(new), farthest
 
-    medoids = jnp.full((batch, clusters), -1, jnp.int32).at[:, 0].set(first)
+    medoids = jnp.full((batch, clusters), -1, jnp.int32).at[:, 0].set(first.astype(jnp.int32))
     return jax.lax.fori_loop(1, clusters, add, (medoids, jnp.zeros_like(distances[:, 0])))[0]

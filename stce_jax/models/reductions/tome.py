@@ -226,6 +226,6 @@ def _several(r: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _ordered(even: Shaped[Array, "B k *d"], odd: Shaped[Array, "B T *d"], leading: int) -> Shaped[Array, "B M *d"]:
-    """The order after merging: the leading tokens, who lay at even and odd places in turn, then even ones, then odd ones."""
+    """The order after merging: leading tokens, at even and odd places in turn, then even ones, then odd ones."""
     front = [(odd if place % 2 else even)[:, place // 2 : place // 2 + 1] for place in range(leading)]
     return jnp.concatenate([*front, even[:, (leading + 1) // 2 :], odd[:, leading // 2 :]], axis=1)

@@ -127,8 +127,7 @@ def test_counts_are_those_of_deit_small():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pooling", ["class", "mean"])
-@pytest.mark.parametrize("equal_weight", [False, True])
+@pytest.mark.parametrize(("pooling", "equal_weight"), [("class", False), ("mean", True)])
 def test_training_draws_from_the_runs_keys_and_evaluation_needs_none(pooling, equal_weight):
     model = create_model(
         "vit_ti_patch", num_classes=5, image_size=16, width=16, depth=2, heads=2, mlp_dim=24, patch_size=4,
@@ -136,9 +135,10 @@ def test_training_draws_from_the_runs_keys_and_evaluation_needs_none(pooling, eq
     )  # fmt: skip
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
 
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
+
     @jax.jit
     def run(key):
-        variables = model.init(jax.random.key(0), images, train=False)
         trained = model.apply(variables, images, train=True, rngs={"dropout": key})
         alone = model.apply(variables, images[1:], train=False)
         tokens = model.apply(variables, images, train=False, method="tokens")

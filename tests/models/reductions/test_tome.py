@@ -33,7 +33,7 @@ CORES = (
     "tome_core_t24_r11_capped",
     "tome_core_t3_r5",
 )
-QUICK = ("tome_core_t12_r3_nocls", "tome_core_t16_r5_sized")  # the others in the slow tier
+QUICK = ("tome_core_t12_r3_nocls", "tome_core_t18_r5_distill")  # the others in the slow tier
 DTYPES = [np.float64, np.float32]
 
 
