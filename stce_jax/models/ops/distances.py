@@ -1,6 +1,6 @@
 """Distances between tokens, exact where tokens are close.
 
-Shape letters: B batch, n tokens, D model width.
+Shape letters: B batch, n tokens, R of them at once, D model width.
 """
 
 import jax
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from stce_jax.models.ops.precision import widened
 
-_ROWS = 8  # computed at once: bounds the memory, should XLA not fuse the differences into their sum
+_ROWS = 8  # R: bounds the memory, should XLA not fuse the differences into their sum
 
 
 def squared_distances(points: Float[Array, "B n D"]) -> Float[Array, "B n n"]:
@@ -19,8 +19,12 @@ def squared_distances(points: Float[Array, "B n D"]) -> Float[Array, "B n n"]:
     which decide who is nearest, and leaves points at a distance from themselves.
     """
     points = widened(points)
+    batch, count, width = points.shape
+    steps = -(-count // _ROWS)
+    rows = jnp.pad(points, ((0, 0), (0, steps * _ROWS - count), (0, 0))).reshape(batch, steps, _ROWS, width)
 
-    def to_all(row: Float[Array, "B D"]) -> Float[Array, "B n"]:
-        return jnp.square(points - row[:, None]).sum(axis=-1)
+    def to_all(some: Float[Array, "B R D"]) -> Float[Array, "B R n"]:
+        return jnp.square(some[:, :, None] - points[:, None]).sum(axis=-1)
 
-    return jax.lax.map(to_all, points.swapaxes(0, 1), batch_size=_ROWS).swapaxes(0, 1)
+    squared = jax.lax.map(to_all, rows.swapaxes(0, 1))  # [steps, B, R, n]
+    return squared.swapaxes(0, 1).reshape(batch, steps * _ROWS, count)[:, :count]

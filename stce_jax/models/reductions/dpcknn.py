@@ -9,7 +9,7 @@ Shape letters: B batch, n image tokens, K clusters, D model width.
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +119,9 @@ def merge(tokens: Tokens, weights: Float[Array, "B n"], assignment: Int[Array, "
     shares = shares / (shares.sum(axis=1, keepdims=True) + EPSILON)
     values = tokens.image_values()
     means = jnp.einsum("bnk,bnd->bkd", shares, values.astype(shares.dtype), precision=_PRECISION)
-    parts = {"values": jnp.concatenate([tokens[:, : tokens.leading], means.astype(values.dtype)], axis=1)}
+    parts: dict[str, Any] = {
+        "values": jnp.concatenate([tokens[:, : tokens.leading], means.astype(values.dtype)], axis=1)
+    }
     if tokens.sizes is not None:
         sizes = jnp.einsum("bnk,bn->bk", members, tokens.sizes[:, tokens.leading :], precision=_PRECISION)
         parts["sizes"] = jnp.concatenate([tokens.sizes[:, : tokens.leading], sizes], axis=1)

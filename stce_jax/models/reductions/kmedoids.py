@@ -89,7 +89,7 @@ def cluster(
     sum of distances to all tokens becomes its medoid. A cluster without members, as duplicates make them, gets token 0.
     """
     costs = weights * distances.sum(axis=-1)  # the same in all iterations
-    ranks = jnp.arange(medoids.shape[1])[:, None]  # [K, 1]
+    ranks = jnp.arange(medoids.shape[1])[None, :, None]  # [1, K, 1]
 
     def assigned(medoids: Int[Array, "B K"]) -> Int[Array, "B n"]:
         return jnp.take_along_axis(distances, medoids[..., None], axis=1).argmin(axis=1)
@@ -116,9 +116,13 @@ def far_apart(distances: Float[Array, "B n n"], first: Int[Array, ""], clusters:
         last = medoids[:, rank - 1]
         own = jnp.take_along_axis(distances, last[:, None, None], axis=1)[:, 0]  # [B, n]
         farthest = jnp.maximum(farthest, own)
-        chosen = (medoids[:, :, None] == jnp.arange(count)).any(axis=1)  # [B, n]
+        chosen = (medoids[:, :, None] == jnp.arange(count)[None, None]).any(axis=1)  # [B, n]
         new = jnp.where(chosen, 0.0, farthest).argmax(axis=-1).astype(medoids.dtype)
         return medoids.at[:, rank].set(new), farthest
 
     medoids = jnp.full((batch, clusters), -1, jnp.int32).at[:, 0].set(first.astype(jnp.int32))
-    return jax.lax.fori_loop(1, clusters, add, (medoids, jnp.zeros_like(distances[:, 0])))[0]
+    if clusters == 1:
+        return medoids
+    # Once before the loop: within shard_map, what a loop carries must differ by device from the start.
+    state = add(1, (medoids, jnp.zeros_like(distances[:, 0])))
+    return jax.lax.fori_loop(2, clusters, add, state)[0]

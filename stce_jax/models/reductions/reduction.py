@@ -30,7 +30,7 @@ def check_keep_rate(keep_rate: KeepRate, blocks: Sequence[int] | None) -> None:
 
 def rates(keep_rate: KeepRate, stages: int) -> list[float]:
     """The rate of each of the first stages: several as they are given, one for all of them."""
-    given = list(keep_rate) if isinstance(keep_rate, list | tuple) else [keep_rate]
+    given = list(keep_rate) if isinstance(keep_rate, Sequence) else [keep_rate]
     if 1 < len(given) < stages:
         raise ConfigError(f"keep_rate lists {len(given)} rates for {stages} blocks; give one a block, or one for all")
     return given * stages if len(given) == 1 else given[:stages]

@@ -76,8 +76,8 @@ class ToMe(nn.Module):
     def __call__(self, tokens: Tokens, given: Mapping[str, Float[Array, "..."]], *, train: bool) -> Tokens:
         del train  # the same in training and inference
         assert tokens.initial is not None
-        tokens = dataclasses.replace(tokens, proportional=self.proportional)
         amount = self._amounts(tokens.initial, max(self.stages, self.stage + 1))[self.stage]
+        tokens = dataclasses.replace(tokens, proportional=self.proportional)
         metric = widened(given["key"]).mean(axis=2)  # over heads
         matching = match(metric, amount, leading=tokens.leading, mask=tokens.mask)
         if matching is None:
@@ -151,32 +151,34 @@ def merge(tokens: Tokens, matching: Matching) -> Tokens:
 
     Values become means weighted by sizes, sizes sums; what is not real weighs nothing. Gradients flow through values.
     """
-    if tokens.sizes is None:
-        dtype = jnp.promote_types(tokens.values.dtype, jnp.float32)
-        tokens = dataclasses.replace(tokens, sizes=jnp.ones(tokens.shape[:2], dtype))
+    dtype = jnp.promote_types(tokens.values.dtype, jnp.float32)
+    sizes = jnp.ones(tokens.shape[:2], dtype) if tokens.sizes is None else tokens.sizes.astype(dtype)
+    tokens = dataclasses.replace(tokens, sizes=sizes)
     kept, merged = tokens.select(2 * matching.kept), tokens.select(2 * matching.merged)
     odd = tokens.select(slice(1, None, 2))
-    into = jax.nn.one_hot(matching.partners, odd.shape[1], dtype=odd.sizes.dtype)  # [B, r, T]
+    into = jax.nn.one_hot(matching.partners, odd.shape[1], dtype=dtype)  # [B, r, T]
 
     def weighed(part: Tokens) -> tuple[Float[Array, "B m"], Float[Array, "B m D"]]:
-        weights = part.sizes if part.mask is None else jnp.where(part.mask, part.sizes, 0.0)
-        values = part.values if part.mask is None else jnp.where(part.mask[..., None], part.values, 0.0)
-        return weights, weights[..., None] * values  # float32 at least, as sizes
+        weights, values = part.sizes, part.values.astype(dtype)
+        assert weights is not None
+        if part.mask is not None:
+            weights, values = jnp.where(part.mask, weights, 0.0), jnp.where(part.mask[..., None], values, 0.0)
+        return weights, weights[..., None] * values
 
     (own, sums), (joining, joining_sums) = weighed(odd), weighed(merged)
     sizes = own + jnp.einsum("brt,br->bt", into, joining, precision=_PRECISION)
     sums = sums + jnp.einsum("brt,brd->btd", into, joining_sums, precision=_PRECISION)
     if tokens.mask is not None:
-        odd = dataclasses.replace(odd, mask=sizes > 0.0)
-        sizes = jnp.where(odd.mask, sizes, 1.0)  # attention takes their logarithm
+        real = sizes > 0.0
+        odd = dataclasses.replace(odd, mask=real)
+        sizes = jnp.where(real, sizes, 1.0)  # attention takes their logarithm
     odd = dataclasses.replace(odd, values=(sums / sizes[..., None]).astype(tokens.values.dtype), sizes=sizes)
-    return jax.tree.map(lambda *parts: _ordered(*parts, tokens.leading), kept, odd)
+    return jax.tree.map(lambda even, odd: _ordered(even, odd, tokens.leading), kept, odd)
 
 
 def places(matching: Matching, count: int, leading: int) -> Int[Array, "B N"]:
     """The place after merging of each of `count` tokens before it."""
-    batch = len(matching.merged)
-    odd = jnp.broadcast_to(jnp.arange(1, count, 2), (batch, count // 2))
+    odd = jnp.broadcast_to(jnp.arange(1, count, 2), (matching.merged.shape[0], count // 2))
     first = _ordered(2 * matching.kept, odd, leading)  # [B, M]: where each token after merging was
     gone = reduction.assignment_of(first, count)
     joined = jnp.take_along_axis(gone, 2 * matching.partners + 1, axis=1)
@@ -193,7 +195,7 @@ def membership(
       count: M.
       before: which first tokens each of the N stood for; None: they are the first ones.
     """
-    own = places[:, None, :] == jnp.arange(count)[:, None]  # [B, M, N]
+    own = places[:, None, :] == jnp.arange(count)[None, :, None]  # [B, M, N]
     if before is None:
         return own
     return jnp.einsum("bmn,bni->bmi", own.astype(jnp.float32), before.astype(jnp.float32)) > 0.5
@@ -222,7 +224,7 @@ def schedule(r: int | Sequence[int], stages: int, inflection: float = 0.0) -> li
 
 
 def _several(r: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(r) if isinstance(r, list | tuple) else (r,)
+    return tuple(r) if isinstance(r, Sequence) else (r,)
 
 
 def _ordered(even: Shaped[Array, "B k *d"], odd: Shaped[Array, "B T *d"], leading: int) -> Shaped[Array, "B M *d"]:

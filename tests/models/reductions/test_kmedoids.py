@@ -78,17 +78,6 @@ def test_models_equal_the_golden_numbers(dtype):
         assert_close(assignment, arrays[f"out_cluster_idx_block{block}"], 0, f"clusters before block {block}")
 
 
-def test_distances_are_exact_where_tokens_are_close():
-    rng = np.random.default_rng(0)
-    points = 100.0 + rng.normal(size=(1, 9, 5)) * np.geomspace(1e-4, 1.0, 9)[:, None]
-    points = points.astype(np.float32)
-    squared = jax.jit(squared_distances)(points)
-    expected = np.square(points[:, :, None].astype(float) - points[:, None]).sum(axis=-1)
-    np.testing.assert_allclose(squared, expected, rtol=1e-6)
-    assert (np.diagonal(squared, axis1=1, axis2=2) == 0).all()
-    np.testing.assert_array_equal(squared, squared.swapaxes(1, 2))
-
-
 @partial(jax.jit, static_argnums=(2, 3))
 def clustered(values, weights, clusters, iterations):
     distances = jnp.sqrt(squared_distances(values))
@@ -114,6 +103,15 @@ def test_clusters_are_those_of_their_medoids(seed):
             assert medoids[image, rank] == own[costs[image][own].argmin()]
 
 
+def test_medoids_far_apart_are_found_on_each_device():
+    """JAX checks within shard_map that what a loop carries differs by device from the start."""
+    mesh, split = jax.sharding.Mesh(np.array(jax.devices()), ("devices",)), jax.sharding.PartitionSpec("devices")
+    for clusters in (1, 3):
+        found = partial(far_apart, first=jnp.asarray(0), clusters=clusters)
+        mapped = jax.shard_map(found, mesh=mesh, in_specs=split, out_specs=split)
+        assert jax.eval_shape(mapped, jnp.zeros((8, 5, 5))).shape == (8, clusters)
+
+
 def test_attention_received_counts_all_queries():
     weights = np.random.default_rng(0).uniform(size=(2, 3, 5, 5))
     np.testing.assert_allclose(attention_received(weights, 1), weights.sum(axis=(1, 2))[:, 1:])
@@ -127,11 +125,11 @@ def test_counts_are_those_of_deit_small():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("pooling", "equal_weight"), [("class", False), ("mean", True)])
-def test_training_draws_from_the_runs_keys_and_evaluation_needs_none(pooling, equal_weight):
+def test_with_equal_weights_training_draws_from_the_runs_keys_and_evaluation_needs_none():
+    """Without a class token."""
     model = create_model(
         "vit_ti_patch", num_classes=5, image_size=16, width=16, depth=2, heads=2, mlp_dim=24, patch_size=4,
-        pooling=pooling, reduction="kmedoids", blocks=(1,), keep_rate=0.25, equal_weight=equal_weight,
+        pooling="mean", reduction="kmedoids", blocks=(1,), keep_rate=0.25, equal_weight=True,
     )  # fmt: skip
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
 
@@ -146,9 +144,9 @@ def test_training_draws_from_the_runs_keys_and_evaluation_needs_none(pooling, eq
 
     logits, trained, alone, tokens = run(jax.random.key(1))
     others = [run(jax.random.key(key))[1] for key in range(2, 5)]
-    assert tokens.shape[1] - tokens.leading == 4 and tokens.sizes is None and tokens.grid is None
+    assert tokens.shape[1] == 4 and tokens.sizes is None and tokens.grid is None
     np.testing.assert_allclose(alone[0], logits[1], atol=1e-6)
-    assert any(np.abs(trained - other).max() > 1e-6 for other in others) == equal_weight
+    assert any(np.abs(trained - other).max() > 1e-6 for other in others)
 
 
 def test_wrong_options_are_one_line():
