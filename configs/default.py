@@ -78,7 +78,7 @@ def get_config() -> config_dict.ConfigDict:
     stce.differentiable = config_dict.placeholder(bool)  # gradients through the affinities
 
     model.reduction = reduction = config_dict.ConfigDict()
-    reduction.name = config_dict.placeholder(str)  # "topk" or "evit"; None: no reduction
+    reduction.name = config_dict.placeholder(str)  # "topk", "evit", "tome", "kmedoids" or "dpcknn"; None: none
     reduction.topk = topk = config_dict.ConfigDict()
     topk.blocks = config_dict.placeholder(tuple)  # those that reduce, counted from 0: (3, 6, 9)
     topk.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
@@ -89,6 +89,23 @@ def get_config() -> config_dict.ConfigDict:
     evit.fuse = config_dict.placeholder(bool)  # put the dropped tokens together into one
     evit.shrink_start_epoch = config_dict.placeholder(float)  # training keeps all tokens until then
     evit.shrink_epochs = config_dict.placeholder(float)  # and takes that long to come down to r; 0: r from the start
+
+    reduction.tome = tome = config_dict.ConfigDict()
+    tome.blocks = config_dict.placeholder(tuple)  # those that merge, counted from 0; all
+    tome.r = config_dict.placeholder(tuple)  # tokens that each block merges (13), or the first blocks' one by one
+    tome.inflection = config_dict.placeholder(float)  # of one r: -1 from 2 r to 0 over the blocks, 1 the reverse
+    tome.keep_rate = config_dict.placeholder(tuple)  # instead of r: r, or each block's share of the first tokens
+    tome.proportional = config_dict.placeholder(bool)  # attention counts a token as often as those that it stands for
+    reduction.kmedoids = kmedoids = config_dict.ConfigDict()
+    kmedoids.blocks = config_dict.placeholder(tuple)  # those before which it clusters, counted from 0: (3, 6, 9)
+    kmedoids.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
+    kmedoids.medoid_iterations = config_dict.placeholder(int)  # how often medoids are chosen anew
+    kmedoids.equal_weight = config_dict.placeholder(bool)  # attention has no say, the first medoid is drawn
+    reduction.dpcknn = dpcknn = config_dict.ConfigDict()
+    dpcknn.blocks = config_dict.placeholder(tuple)  # those before which it clusters, counted from 0: (3, 6, 9)
+    dpcknn.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
+    dpcknn.neighbours = config_dict.placeholder(int)  # those that a token's density is of, itself among them
+    dpcknn.equal_weight = config_dict.placeholder(bool)  # tokens weigh the same in a mean; no learned weights
 
     config.optimizer = optimizer = config_dict.ConfigDict()
     optimizer.name = "adamw"  # the one there is; see recipe/optimizers.py

@@ -129,7 +129,10 @@ def vision_transformer(arrays, reduction, dtype, reduction_params=None):
 
 
 def check_vision_transformer(arrays, reduction, dtype, reduction_params=None):
-    """Compares logits, counts of tokens, class tokens and gradients with a golden file "*_model_*"."""
+    """Compares logits, counts of tokens, class tokens and gradients with a golden file "*_model_*".
+
+    Returns what the model has sown, and each block's tokens as its "__call__".
+    """
     outputs, gradients = (EXACT, 1e-6) if dtype == np.float64 else (SINGLE, SINGLE_GRADIENT)  # gradients are float32
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         model, variables = vision_transformer(arrays, reduction, dtype, reduction_params)
@@ -163,6 +166,7 @@ def check_vision_transformer(arrays, reduction, dtype, reduction_params=None):
     assert_close(dimages.transpose(0, 3, 1, 2), arrays["grad_image"], gradients, "gradient of the image")
     dpositions = dvariables["params"]["position_embedding"]
     assert_close(dpositions, arrays["grad_pos_embed"], gradients, "gradient of the position embedding")
+    return captured["intermediates"]
 
 
 def check_block(arrays, reduction, dtype, tokens=None):
@@ -196,6 +200,67 @@ def check_block(arrays, reduction, dtype, tokens=None):
     assert_close(reduced.values, arrays["out_x"], outputs, "tokens")
     assert_close(dvalues, arrays["grad_x"], gradients, "gradient")
     return reduced
+
+
+def check_blocks(arrays, reduction, dtype, reduction_params=None):
+    """Compares what acts before a block, and that block, with a golden file "*_block_*"; with a block before it, too.
+
+    Args:
+      arrays: of `golden`; weights "block0." and "block1.", or "block." where the reduction needs no block before.
+      reduction: a module of `reductions` that acts before its blocks.
+      dtype: of the computation and the variables.
+      reduction_params: function of weights -> its parameters; None: it has none.
+    """
+    outputs, gradients = (EXACT, EXACT) if dtype == np.float64 else (SINGLE, SINGLE_GRADIENT)
+    weights = weights_of(arrays)
+    paired = "block0.norm1.weight" in weights
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+
+        def block(prefix, own_reduction=None):
+            module = Block(
+                heads=int(arrays["cfg_heads"]),
+                mlp_dim=len(weights[f"{prefix}mlp.fc1.bias"]),
+                dtype=dtype,
+                reduction=own_reduction,
+                epsilon=float(arrays["cfg_ln_eps"]),
+            )
+            return module, cast(block_params(weights, prefix))
+
+        def cast(params):
+            return jax.tree.map(lambda array: jnp.asarray(array, dtype), params)
+
+        own = cast(reduction_params(weights)) if reduction_params else {}
+
+        @jax.jit
+        def run(values):
+            tokens = Tokens(values, leading=1, initial=values.shape[1] - 1)
+            if paired:
+                module, params = block("block0.", reduction)
+                reduced, left = module.apply(
+                    {"params": params | ({"reduction": own} if own else {})},
+                    *(tokens, None, None, False),
+                    mutable="intermediates",
+                )
+                left = left["intermediates"]["reduction"]
+            else:
+                reduced, left = reduction.apply({"params": own}, tokens, {}, train=False, mutable="intermediates")
+                left = left["intermediates"]
+            module, params = block("block1." if paired else "block.")
+            return module.apply({"params": params}, reduced, None, None, False), reduced, left["assignment"][0]
+
+        @jax.jit
+        @jax.grad
+        def gradient(values):
+            return (run(values)[0].values * arrays["cotangent"].astype(dtype)).sum()
+
+        values = jnp.asarray(arrays["in_x"], dtype)
+        tokens, reduced, assignment = run(values)
+        dvalues = gradient(values)
+    assert tokens.values.dtype == dtype
+    assert_close(reduced.values, arrays["mid_x"], outputs, "tokens that enter the block")
+    assert_close(tokens.values, arrays["out_x"], outputs, "tokens")
+    assert_close(dvalues, arrays["grad_x"], gradients, "gradient")
+    assert_close(assignment, arrays["out_cluster_idx"], 0, "clusters")
 
 
 def _is_block(module, _):

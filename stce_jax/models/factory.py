@@ -25,7 +25,7 @@ DTYPES = ("float32", "bfloat16")
 NO_OPTIONS = {
     "body": {"parent", "name", "embedding", "num_classes", "image_size", "dtype", "reduction"},
     "embedding": {"parent", "name", "width", "dtype", "axis_name"},
-    "reduction": {"parent", "name", "stage"},
+    "reduction": {"parent", "name", "stage", "stages"},
 }
 Options = Mapping[str, Any]
 

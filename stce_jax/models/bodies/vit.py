@@ -264,11 +264,11 @@ class VisionTransformer(nn.Module):
         reducing = index + acts_before(self.reduction)
         if reducing not in self._reducing_blocks():
             return None
-        assert self.reduction is not None
-        options = {"parent": None, "name": None}
-        if "stage" in {field.name for field in dataclasses.fields(self.reduction)}:
-            options["stage"] = self._reducing_blocks().index(reducing)
-        return self.reduction.clone(**options)
+        reduction: Any = self.reduction
+        blocks, fields = self._reducing_blocks(), {field.name for field in dataclasses.fields(reduction)}
+        places = {"stage": blocks.index(reducing), "stages": len(blocks)}
+        places = {name: place for name, place in places.items() if name in fields}
+        return reduction.clone(parent=None, name=None, **places)
 
     def _run_blocks(self, tokens: Tokens, train: bool | None, class_token_alone: bool = False) -> Tokens:
         """All blocks; where the class token alone is read, the last computes it from the others as keys and values."""

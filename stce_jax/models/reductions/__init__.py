@@ -5,6 +5,7 @@ own. What the body asks of it:
 
   blocks                           field: indices of the blocks that reduce, counted from 0; None: all
   stage                            optional field, no option: which of its blocks this module acts in, counted from 0
+  stages                           optional field, no option: how many blocks it has
   needs                            class attribute: what attention is to give, of "query", "key", "value" (each
                                    [B, N, A, E]) and "weights" [B, A, N, N]; what nobody needs is never computed
   needs_class_token                class attribute: whether it must be refused where there is no class token
@@ -26,7 +27,7 @@ What a reduction may leave for others, see `reduction.sow_assignment` and `reduc
   "losses" / NAME                  scalar: added to the training loss
   "metrics" / NAME                 [B]: its mean is logged as NAME
 
-Every field but `stage` is an option of its own, set by `create_model`, or in a config in the section
+Every field but `stage` and `stages` is an option of its own, set by `create_model`, or in a config in the section
 `model.reduction.NAME`. A new reduction is one new file here and one line in the table.
 """
 
@@ -35,7 +36,10 @@ from typing import Any, ClassVar, Protocol
 
 from jaxtyping import Array, Float
 
+from stce_jax.models.reductions.dpcknn import DPCKNN
 from stce_jax.models.reductions.evit import EViT
+from stce_jax.models.reductions.kmedoids import KMedoids
+from stce_jax.models.reductions.tome import ToMe
 from stce_jax.models.reductions.topk import TopK
 from stce_jax.models.tokens import Tokens
 
@@ -60,4 +64,7 @@ def acts_before(reduction: Reduction | None) -> bool:
 REDUCTIONS: dict[str, Any] = {  # name -> linen module class
     "topk": TopK,
     "evit": EViT,
+    "tome": ToMe,
+    "kmedoids": KMedoids,
+    "dpcknn": DPCKNN,
 }

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from stce_jax.errors import ConfigError, check_range, shown
+from stce_jax.models.tokens import Tokens
 
 KeepRate = float | Sequence[float]
 
@@ -28,9 +29,11 @@ def check_keep_rate(keep_rate: KeepRate, blocks: Sequence[int] | None) -> None:
 
 
 def rates(keep_rate: KeepRate, stages: int) -> list[float]:
-    """The rate of each stage: several as they are given, one for all of them."""
-    given = list(keep_rate) if isinstance(keep_rate, list | tuple) else [keep_rate]
-    return given * stages if len(given) == 1 else given
+    """The rate of each of the first stages: several as they are given, one for all of them."""
+    given = list(keep_rate) if isinstance(keep_rate, Sequence) else [keep_rate]
+    if 1 < len(given) < stages:
+        raise ConfigError(f"keep_rate lists {len(given)} rates for {stages} blocks; give one a block, or one for all")
+    return given * stages if len(given) == 1 else given[:stages]
 
 
 def kept_counts(keep_rate: KeepRate, initial: int, stages: int) -> list[int]:
@@ -55,6 +58,12 @@ def kept_counts(keep_rate: KeepRate, initial: int, stages: int) -> list[int]:
             f"{stages}; give a larger rate, or fewer blocks"
         )
     return counts
+
+
+def check_unmasked(tokens: Tokens, method: str) -> None:
+    """Raises ConfigError if some tokens are masked, for methods that cannot leave them out."""
+    if tokens.mask is not None:
+        raise ConfigError(f"{method} cannot leave out masked tokens, which the embedding gives; choose another of them")
 
 
 def sow_assignment(module: nn.Module, assignment: Int[Array, "B n"]) -> None:
