@@ -15,7 +15,6 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import Mesh
 from PIL import Image
 from pillow_reference import assert_equal_or_close, pillow, synthetic_images
 
@@ -537,13 +536,10 @@ def test_switched_off_it_only_scales():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [2, 8])
-def test_sharding_changes_nothing(devices):
+def test_sharding_changes_nothing():
     images, labels = noise(16, 12, 10, 3), np.arange(16) % 5
     mesh = make_mesh(fsdp_devices=2)
     assert mesh.size == 8
-    if devices < 8:
-        mesh = Mesh(mesh.devices.reshape(8, 1)[:devices], mesh.axis_names)
     sharded = jax.device_put((images, labels), batch_sharding(mesh))
     for step in range(4):  # mixup in some, CutMix in others
         expected = augmentation(**EVERYTHING)(KEY, step, images, labels)

@@ -251,14 +251,14 @@ def check_chains(image, policy, count, what):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", [DEIT, "rand-m6-mstd101-n3-p1"])
-@pytest.mark.parametrize("what", ["noise", "gradient", "narrow", "one flat channel", "flat"])
+@pytest.mark.parametrize("what", ["noise", "narrow", "one flat channel"])
 def test_chains_are_pillows_on_made_up_images(what, policy):
     check_chains(synthetic_images(*SIZE)[what], policy, 150, what)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", [DEIT, "rand-m10-mstd101-inc1-p1"])
-@pytest.mark.parametrize("place", [7, 250, 400])
+@pytest.mark.parametrize("place", [7, 400])
 def test_chains_are_pillows_on_photographs(place, policy, test_data):
     with zipfile.ZipFile(test_data / "data" / "imagenet_samples.zip") as archive:
         names = sorted(each for each in archive.namelist() if "one_per_class/" in each and each.endswith(".JPEG"))

@@ -220,15 +220,15 @@ def test_an_interrupted_copy_goes_on_where_it_was(storage, monkeypatch):
     (storage.bucket / "data" / "set").mkdir(parents=True)
     for number in range(9):
         (storage.bucket / "data" / "set" / f"{number}.bin").write_bytes(bytes([number]) * 1000)
-    recorded = storage.open
+    recorded, remote = storage.open, epath.Path("gs://bucket/data")
 
     def fail_at_five(path, mode):
         if path.endswith("5.bin"):
+            wait_for(lambda: (mirror.local_root(remote) / "set" / "0.bin").exists(), "the first file, copied beside it")
             raise ConnectionError("the network is down\nand more lines")
         return recorded(path, mode)
 
     monkeypatch.setattr(storage, "open", fail_at_five)
-    remote = epath.Path("gs://bucket/data")
     message = refusal(mirror.local_copy, remote, "set")
     target = mirror.local_root(remote) / "set"
     assert message.startswith(f"cannot copy gs://bucket/data/set to {target}: the network is down; "), message

@@ -19,26 +19,26 @@ from stce_jax.training.mesh import make_mesh, sharded_shapes
 from stce_jax.training.state import abstract_state
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoints import Checkpoints
+from stce_jax.workdir.claim import Claim
 from stce_jax.workdir.config import load_config
 from stce_jax.workdir.metric_lines import read_metrics
 
 # The tiny run with the conv stem, which has BatchNorm, too, and compiles in half the time: 90 steps; an evaluation and
 # a checkpoint after every ninth. test_train.py stops the super-token embedding.
-OTHERS = ("--config=", "eval_every", "depth", "embedding")
+OTHERS = ("--config=", "eval_every", "embedding")
 WORDS = (
     "--config=digits:conv",
     *[word for word in TINY if not any(name in word for name in OTHERS)],
     "--config.eval_every=0.2",
-    "--config.model.body.vit.depth=1",
     "--config.model.embedding.conv.stem_widths=8,16",
     "--config.model.embedding.conv.stem_strides=2,2",
 )
 soon = functools.partial(wait_for, pause=0.0005)  # moments between two files that a run writes
 
 
-def start(workdir, data_dir, *words, devices=2, env=None, base=WORDS):
-    command = [sys.executable, "-m", "stce_jax", "train", *base, f"--workdir={workdir}", f"--data_dir={data_dir}"]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)} | (env or {})
+def start(workdir, data_dir, *words, env=None):
+    command = [sys.executable, "-m", "stce_jax", "train", *WORDS, f"--workdir={workdir}", f"--data_dir={data_dir}"]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"} | (env or {})
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, *words], env=environment, **options)
 
@@ -157,15 +157,11 @@ def test_killed_twenty_times_a_run_ends_where_the_undisturbed_one_does(undisturb
     assert_same_run(tmp_path, undisturbed)
 
 
-# SIGTERM between two steps: test_train.py.
-@pytest.mark.parametrize(
-    "moment, number",
-    [("stepping", signal.SIGINT), ("evaluating", signal.SIGTERM)],
-    ids=["stepping-SIGINT", "evaluating-SIGTERM"],
-)
-def test_a_stopped_run_saves_and_ends_where_the_undisturbed_one_does(undisturbed, data_dir, tmp_path, number, moment):
+# By SIGTERM between two steps: test_train.py.
+def test_a_stopped_run_saves_and_ends_where_the_undisturbed_one_does(undisturbed, data_dir, tmp_path):
+    number = signal.SIGINT
     process = start(tmp_path, data_dir)
-    getattr(Moments(tmp_path, process, np.random.default_rng(0)), moment)()
+    Moments(tmp_path, process, np.random.default_rng(0)).evaluating()
     process.send_signal(number)
     output, errors = finish(process, 75)
     assert errors.count("\n") == 1, errors
@@ -197,14 +193,15 @@ def test_a_signal_in_the_first_compilation_ends_the_run_at_once(data_dir, tmp_pa
     assert errors == f"stce: stopped by {number.name} before its first step; run again to resume\n"
 
 
-def test_a_signal_while_data_are_prepared(tmp_path):
+def test_a_signal_while_data_are_prepared(stce_here, tmp_path):
     process = start(tmp_path / "run", tmp_path / "data")
     soon(lambda: list((tmp_path / "data").glob("digits/incomplete*")), "preparation", process)
     process.terminate()
     _, errors = finish(process, 75)
     assert errors == "stce: stopped by SIGTERM before its first step; run again to resume\n"
     assert not (tmp_path / "run").exists()
-    finish(start(tmp_path / "run", tmp_path / "data", "--config.epochs=0.1"))
+    words = ("--config=digits", f"--data_dir={tmp_path / 'data'}", f"--output={tmp_path / 'sheet.png'}")
+    assert stce_here("show-data", *words).returncode == 0
     assert {path.name for path in (tmp_path / "data" / "digits").iterdir()} == {"1.0.0"}, "leftovers"
 
 
@@ -237,12 +234,9 @@ def test_more_signals_during_the_save_corrupt_nothing(undisturbed, data_dir, tmp
 
 
 def test_a_second_job_on_the_same_workdir_is_refused(data_dir, tmp_path):
-    first = start(tmp_path, data_dir, "--config.epochs=30")
-    soon(lambda: read_metrics(tmp_path), "line of metrics", first)
-    _, errors = finish(start(tmp_path, data_dir, "--config.epochs=30"), 2)
-    assert f"workdir {tmp_path} is in use by process {first.pid} on " in errors and errors.count("\n") == 1, errors
-    first.terminate()
-    finish(first, 75)
+    with Claim(tmp_path):  # what a training job holds from before its first step to its end
+        _, errors = finish(start(tmp_path, data_dir), 2)
+    assert f"workdir {tmp_path} is in use by process {os.getpid()} on " in errors and errors.count("\n") == 1, errors
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_where_it_would_have(undisturbed, data_dir, tmp_path):
@@ -290,34 +284,6 @@ def test_a_deeper_model_names_the_first_parameter_that_does_not_fit(undisturbed,
     _, errors = finish(start(workdir, data_dir, "--config.model.body.vit.mlp_dim=48", "--allow_config_change"), 4)
     assert "params/blocks_0/mlp/in/bias is (32,) in it, the model wants (48,)" in errors and errors.count("\n") == 1
     assert "; give the options it was trained with (model.body.vit.mlp_dim: 32 -> 48), or another --workdir" in errors
-
-
-def per_step(workdir):
-    return np.array([line["loss"] for line in read_metrics(workdir) if line["split"] == "train"])
-
-
-def test_other_devices_and_workers_see_the_same_images_and_losses(data_dir, tmp_path):
-    """Fifty steps: on one device, and on two, then from a stop on, on four, with a loader process."""
-    # Wider, and trained more gently: the other tests' model doubles a difference in its last bit with every step.
-    words = (
-        "--config.epochs=1.115",
-        "--config.log_every=1",
-        "--config.model.body.vit.width=32",
-        "--config.model.body.vit.mlp_dim=64",
-    )
-    words += ("--config.optimizer.learning_rate=1e-3", "--config.optimizer.epsilon=1e-6")
-    base = [word.replace("conv.stem_widths=8,16", "conv.stem_widths=8,32") for word in WORDS]
-    finish(start(tmp_path / "one", data_dir, *words, devices=1, base=base))
-    process = start(tmp_path / "many", data_dir, *words, devices=2, base=base)
-    soon(lambda: len(read_metrics(tmp_path / "many")) > 15, "fifteen lines", process)
-    process.terminate()
-    finish(process, 75)
-    more = ("--config.fsdp_devices=2", "--config.loader_workers=1")
-    output, _ = finish(start(tmp_path / "many", data_dir, *words, *more, devices=4, base=base))
-    assert output.startswith("resuming from step ")
-    one, many = per_step(tmp_path / "one"), per_step(tmp_path / "many")
-    assert len(one) == 50
-    np.testing.assert_allclose(many, one, rtol=1e-5, err_msg="losses of fifty steps")
 
 
 def test_a_disk_that_fills_ends_the_run_and_costs_nothing_but_time(undisturbed, data_dir, small_disk):
