@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from stce_jax.models.bodies.vit import Block, VisionTransformer
+from stce_jax.models.bodies.block import Block
+from stce_jax.models.bodies.vit import VisionTransformer
 from stce_jax.models.tokens import Tokens
 
 COMMITTED = Path(__file__).parent / "golden"

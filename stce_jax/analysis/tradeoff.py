@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -44,7 +44,7 @@ def tradeoff(
 
     methods = list(dict.fromkeys(name for groups in panels.values() for name in groups))
     figure = Figure(figsize=(5.2 * len(panels), 5.2), layout="constrained")
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes, (title, groups) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, points in groups.items():
             place = methods.index(name)
@@ -70,8 +70,10 @@ def tradeoff(
             handles.setdefault(terminal.visible(terminal.shortened(name, 100)), line)
         axes.set(xlabel=cost, ylabel="top-1 (%)", title=title)
         axes.grid(alpha=0.3)
-    names = [" " + name.replace("$", r"\$") for name in handles]
-    figure.legend(list(handles.values()), names, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
+    for name, handle in handles.items():
+        handle.set_label(" " + name.replace("$", r"\$"))
+    drawn = list(handles.values())
+    figure.legend(handles=drawn, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
     picture = io.BytesIO()
     figure.savefig(picture, format=PurePath(path).suffix[1:] or "png", dpi=120)
     write_bytes(path, picture.getvalue())

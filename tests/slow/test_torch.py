@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 import torch_reference  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from stce_jax.models.bodies.vit import Block  # noqa: E402
+from stce_jax.models.bodies.block import Block  # noqa: E402
 from stce_jax.models.embeddings.stce import PatchEmbed  # noqa: E402
 from stce_jax.models.factory import create_model  # noqa: E402
 from stce_jax.models.layers import ConvModule, EarlyConvModule, resize_position_embedding  # noqa: E402

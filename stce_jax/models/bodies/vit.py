@@ -13,9 +13,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.errors import ConfigError, check_choice, check_range, check_whole
+from stce_jax.models.bodies.block import Block
 from stce_jax.models.bodies.vit_weights import fit_weights
-from stce_jax.models.layers import MLP, Attention, LayerNorm, drop_path_scales, is_training, linear, truncated_normal
-from stce_jax.models.ops.norms import LAYER_NORM_EPSILON
+from stce_jax.models.layers import LayerNorm, drop_path_scales, is_training, linear, truncated_normal
 from stce_jax.models.ops.positions import resize_position_embedding, sincos_position_embedding
 from stce_jax.models.reductions import Reduction, acts_before
 from stce_jax.models.tokens import Tokens, check_tokens
@@ -24,67 +24,6 @@ POOLINGS = ("class", "mean")
 POSITION_EMBEDDINGS = ("learned", "sincos2d")
 # Of the options that the memory grows with: above the largest published transformers of images, below slips of a digit.
 LARGEST = {"width": 16_384, "depth": 1024, "heads": 1024, "mlp_dim": 65_536}
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block: attention, a token reduction if there is one, MLP.
-
-    Attributes:
-      heads, mlp_dim, dropout, dtype: see `VisionTransformer`.
-      reduction: a module of `reductions` that acts within this block, or one that acts before the next, or None.
-      epsilon: of both LayerNorms.
-    """
-
-    heads: int
-    mlp_dim: int
-    dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
-    reduction: Reduction | None = None
-    epsilon: float = LAYER_NORM_EPSILON
-
-    @nn.compact
-    def __call__(
-        self,
-        tokens: Tokens,
-        context: Tokens | None,
-        scales: Float[Array, "2 B 1 1"] | None,
-        train: bool,
-    ) -> Tokens:
-        """Computes tokens that attend to a context, by default to themselves.
-
-        Args:
-          tokens: those that are computed.
-          context: those that they attend to, before this block; None: themselves.
-          scales: what multiplies the two residual branches (stochastic depth); None leaves them as they are.
-          train: whether dropout acts.
-        """
-        norm = LayerNorm(self.dtype, self.epsilon, name="attention_norm")
-        if context is not None:
-            context = context.with_values(norm(context.values))
-        attention = Attention(self.heads, self.dropout, self.dtype, name="attention")
-        needs = () if self.reduction is None else self.reduction.needs
-        branch, given = attention(tokens.with_values(norm(tokens.values)), context, train=train, give=needs)
-        tokens = _add_branch(tokens, branch, scales, 0)
-        before_next = acts_before(self.reduction)
-        if not before_next:
-            tokens = self._reduce(tokens, given, train)
-        normed = LayerNorm(self.dtype, self.epsilon, name="mlp_norm")(tokens.values)
-        branch = MLP(self.mlp_dim, self.dropout, self.dtype, name="mlp")(normed, train=train)
-        tokens = _add_branch(tokens, branch, scales, 1)
-        return self._reduce(tokens, given, train) if before_next else tokens
-
-    def _reduce(self, tokens: Tokens, given: dict[str, jax.Array], train: bool) -> Tokens:
-        if self.reduction is None:
-            return tokens
-        reduced = self.reduction(tokens, given, train=train)
-        check_tokens("reduction", reduced, (tokens.shape[0], None, tokens.shape[2]), leading=tokens.leading)
-        return dataclasses.replace(reduced, initial=tokens.initial)
-
-
-def _add_branch(tokens: Tokens, branch: Float[Array, "B N D"], scales: jax.Array | None, index: int) -> Tokens:
-    """The residual connection."""
-    branch = branch if scales is None else branch * scales[index].astype(branch.dtype)
-    return tokens.with_values(tokens.values + branch)
 
 
 class VisionTransformer(nn.Module):
@@ -204,9 +143,10 @@ class VisionTransformer(nn.Module):
         """
         rows, columns = self.grid(height, width)
         count, blocks = rows * columns, self._reducing_blocks()
-        if not hasattr(self.reduction, "counts"):  # none, or one that does not say
+        counts = getattr(self.reduction, "counts", None)
+        if counts is None:  # no reduction, or one that does not say
             return [count] * self.depth
-        left = dict(zip(blocks, self.reduction.counts(count, len(blocks)), strict=True))
+        left = dict(zip(blocks, counts(count, len(blocks)), strict=True))
         return [count := left.get(index, count) for index in range(self.depth)]
 
     def unshaped_options(self) -> dict[str, Any]:

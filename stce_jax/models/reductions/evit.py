@@ -109,14 +109,14 @@ def keep_and_fuse(tokens: Tokens, scores: Float[Array, "B n"], kept: Int[Array, 
     weights = jnp.where(dropped, scores, 0.0)  # not normalised, as in EViT's equation and code
     fused = jnp.einsum("bn,bnd->bd", weights, values.astype(weights.dtype)).astype(values.dtype)
     reduced = keep(tokens, kept)
-    parts = {"values": jnp.concatenate([reduced.values, fused[:, None]], axis=1)}
-    if tokens.sizes is not None:
+    values, sizes, mask = jnp.concatenate([reduced.values, fused[:, None]], axis=1), reduced.sizes, reduced.mask
+    if tokens.sizes is not None and sizes is not None:
         size = jnp.where(dropped, tokens.sizes[:, tokens.leading :], 0.0).sum(axis=1, keepdims=True)
-        parts["sizes"] = jnp.concatenate([reduced.sizes, size], axis=1)
-    if tokens.mask is not None:
+        sizes = jnp.concatenate([sizes, size], axis=1)
+    if tokens.mask is not None and mask is not None:
         real = (dropped & tokens.mask[:, tokens.leading :]).any(axis=1, keepdims=True)
-        parts["mask"] = jnp.concatenate([reduced.mask, real], axis=1)
-    return dataclasses.replace(reduced, **parts)
+        mask = jnp.concatenate([mask, real], axis=1)
+    return dataclasses.replace(reduced, values=values, sizes=sizes, mask=mask)
 
 
 def scheduled(epoch: float, keep_rate: float, start: float, epochs: float) -> float:
