@@ -82,7 +82,7 @@ class Tokens:
         if policy is not None:
             policy = jnp.concatenate([jnp.ones((batch, count), policy.dtype), policy], axis=1)  # [B, n + N]
         joined = jnp.concatenate([values, self.values], axis=1)  # [B, n + N, D]
-        parts = {"values": joined, "sizes": sizes, "mask": mask, "policy": policy}
+        parts: dict[str, Any] = {"values": joined, "sizes": sizes, "mask": mask, "policy": policy}
         return dataclasses.replace(self, **parts, leading=self.leading + count)
 
     def first(self, count: int) -> Tokens:

@@ -25,7 +25,7 @@ DIGITS = 9  # decimals to which distances are equal
 
 
 class Pattern(nn.Module):
-    """Before its blocks, drops the tokens farther from the grid's middle than a threshold, which falls from stage to stage.
+    """Before its blocks, drops the tokens farther from the grid's middle than a threshold, which falls stage by stage.
 
     The published code keeps dropped tokens and masks them in attention, as queries and as keys. As the pattern is known
     when the model is compiled, they are left out here: what remains is computed as there, by less work.
@@ -79,8 +79,8 @@ class Pattern(nn.Module):
         before, after = places[self.stage], places[self.stage + 1]
         if len(after) == len(before):
             return tokens
-        kept = np.searchsorted(before, after)
-        kept = jnp.broadcast_to(jnp.asarray(kept, jnp.int32), (tokens.values.shape[0], len(kept)))
+        own = jnp.asarray(np.searchsorted(before, after), jnp.int32)
+        kept = jnp.broadcast_to(own, (tokens.values.shape[0], len(after)))
         reduction.sow_assignment(self, reduction.assignment_of(kept, len(before)))
         return keep(tokens, kept)
 
@@ -123,7 +123,7 @@ def nearest_threshold(distances: Float[np.ndarray, "h w"], count: int) -> float:
 
 
 def falling_thresholds(distances: Float[np.ndarray, "h w"], smallest: float, stages: int) -> list[float]:
-    """A threshold for each stage, in equal steps between the first corner's distance and `smallest`, without the two."""
+    """A threshold for each stage, in equal steps between the first corner's distance and `smallest`, both left out."""
     return np.linspace(distances[0, 0], smallest, stages + 2)[1:-1].tolist()
 
 
