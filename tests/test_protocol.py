@@ -134,8 +134,9 @@ def photos(tmp_path_factory):
     return root
 
 
-# Of the convolution stems the quick tier does without; all of them are in the other.
+# Of the convolution stems, and of reductions that others resemble, the quick tier does without; the other has them all.
 SLOW = {"embedding conv", "embedding conv1x1", "embedding earlyconv"}
+SLOW |= {f"reduction {name}" for name in ("dynamicvit", "sit", "patchmerger", "sinkhorn", "pattern")}
 
 
 @pytest.fixture(

@@ -1,5 +1,7 @@
 """What became of reduced tokens: composed as a loop over places would, drawn as it is sown."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ SMALL = {"width": 16, "depth": 3, "heads": 2, "mlp_dim": 16, "patch_size": 4, "n
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 9), min_size=2, max_size=5))
 def test_stages_compose_place_by_place(seed, counts):
     rng = np.random.default_rng(seed)
-    stages = [rng.integers(-1, after, before) for before, after in zip(counts, counts[1:], strict=False)]
+    stages = [rng.integers(-1, after, before) for before, after in itertools.pairwise(counts)]
     found = reductions.compose(stages)
     for place in range(counts[0]):
         token = place

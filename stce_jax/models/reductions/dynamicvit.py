@@ -84,7 +84,7 @@ class DynamicViT(nn.Module):
 
 
 class Predictor(nn.Module):
-    """Scores each image token by itself and by the mean of those that are live: log-probabilities to keep and to drop."""
+    """Scores each image token by itself and by the mean of the live ones: log-probabilities to keep and to drop."""
 
     @nn.compact
     def __call__(self, values: Float[Array, "B n D"], live: Float[Array, "B n"]) -> Float[Array, "B n 2"]:
