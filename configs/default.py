@@ -78,7 +78,7 @@ def get_config() -> config_dict.ConfigDict:
     stce.differentiable = config_dict.placeholder(bool)  # gradients through the affinities
 
     model.reduction = reduction = config_dict.ConfigDict()
-    reduction.name = config_dict.placeholder(str)  # "topk", "evit", "tome", "kmedoids" or "dpcknn"; None: none
+    reduction.name = config_dict.placeholder(str)  # such as "evit", see models/reductions; None: no reduction
     reduction.topk = topk = config_dict.ConfigDict()
     topk.blocks = config_dict.placeholder(tuple)  # those that reduce, counted from 0: (3, 6, 9)
     topk.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
@@ -89,6 +89,30 @@ def get_config() -> config_dict.ConfigDict:
     evit.fuse = config_dict.placeholder(bool)  # put the dropped tokens together into one
     evit.shrink_start_epoch = config_dict.placeholder(float)  # training keeps all tokens until then
     evit.shrink_epochs = config_dict.placeholder(float)  # and takes that long to come down to r; 0: r from the start
+    reduction.dynamicvit = dynamicvit = config_dict.ConfigDict()
+    dynamicvit.blocks = config_dict.placeholder(tuple)  # those before which it reduces, from 1: (3, 6, 9)
+    dynamicvit.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
+    dynamicvit.ratio_weight = config_dict.placeholder(float)  # of the loss that brings the share kept to the rate: 2
+    reduction.sit = sit = config_dict.ConfigDict()
+    sit.blocks = config_dict.placeholder(tuple)  # those before which it reduces, from 1: (3, 6, 9)
+    sit.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
+    sit.initial_tokens = config_dict.placeholder(int)  # their number; None: of image_size
+    reduction.patchmerger = patchmerger = config_dict.ConfigDict()
+    patchmerger.blocks = config_dict.placeholder(tuple)  # those before which it reduces, from 1: (3, 6, 9)
+    patchmerger.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
+    patchmerger.initial_tokens = config_dict.placeholder(int)  # their number; None: of image_size
+    reduction.sinkhorn = sinkhorn = config_dict.ConfigDict()
+    sinkhorn.blocks = config_dict.placeholder(tuple)  # those before which it reduces, from 1: (3, 6, 9)
+    sinkhorn.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
+    sinkhorn.initial_tokens = config_dict.placeholder(int)  # their number; None: of image_size
+    sinkhorn.epsilon = config_dict.placeholder(float)  # of the entropy in the transport plan
+    sinkhorn.rounds = config_dict.placeholder(int)  # of its scaling
+    reduction.pattern = pattern = config_dict.ConfigDict()
+    pattern.blocks = config_dict.placeholder(tuple)  # those before which it reduces, from 1: (3, 6, 9)
+    pattern.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
+    pattern.distance = config_dict.placeholder(str)  # from the grid's middle: "l1", "l2" or "linf"
+    pattern.contiguous = config_dict.placeholder(bool)  # radii fall in equal steps, whatever keep_rate says
+    pattern.min_radius = config_dict.placeholder(float)  # towards this one, in steps of the grid
 
     reduction.tome = tome = config_dict.ConfigDict()
     tome.blocks = config_dict.placeholder(tuple)  # those that merge, counted from 0; all

@@ -41,7 +41,7 @@ PARTS = ("body", "embedding", "reduction")
 TINY = {
     "body": {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24},
     "embedding": {"patch_size": 4, "stem_widths": (8, 16), "stem_strides": (2, 2)},
-    "reduction": {},
+    "reduction": {"blocks": (1,), "initial_tokens": 16},
 }
 
 
@@ -134,8 +134,9 @@ def photos(tmp_path_factory):
     return root
 
 
-# Of the convolution stems the quick tier does without; all of them are in the other.
+# Of the convolution stems, and of reductions that others resemble, the quick tier does without; the other has them all.
 SLOW = {"embedding conv", "embedding conv1x1", "embedding earlyconv"}
+SLOW |= {f"reduction {name}" for name in ("dynamicvit", "sit", "patchmerger", "sinkhorn", "pattern")}
 
 
 @pytest.fixture(
@@ -252,15 +253,22 @@ def test_visualize(entry, photos, tmp_path):
     names, workdir = entry
     subject, picture = open_run(workdir), photos / "0.png"
     drawn = {}
-    for kind, options in (("super_tokens", {}), ("attention", {"attention": True}), ("token_0_1", {"token": (0, 1)})):
+    kinds = {"attention": {"attention": True}, "token_0_1": {"token": (0, 1)}, "reduction": {"reduced": True}}
+    for kind, options in {"super_tokens": {}, **kinds}.items():
         try:
-            (path,) = visualize([picture], subject, str(tmp_path), tile=160, **options)
+            *_, path = paths = visualize([picture], subject, str(tmp_path), tile=160, **options)
         except ConfigError as error:
             assert "\n" not in str(error)
             drawn[kind] = str(error)
         else:
             drawn[kind] = ""
-            assert path.endswith(f"0_{kind}.png") and Image.open(path).width > 160
+            if kind == "super_tokens" and path.endswith("0_reduction.png"):  # by default whatever there is
+                drawn[kind] = "" if len(paths) == 2 else "no super tokens; use --attention"
+                (path, *_) = paths
+            else:
+                assert len(paths) == 1 and path.endswith(f"0_{kind}.png")
+            assert Image.open(path).width > 160
+    assert (drawn["reduction"] == "") == (names["reduction"] in REDUCTIONS and names["reduction"] != "toy"), drawn
     has_super_tokens, has_attention = names["embedding"] == "stce", names["body"] == "vit"
     if names["embedding"] in ("patch", "conv", "stce", "toy embedding"):
         assert (drawn["super_tokens"] == drawn["token_0_1"] == "") == has_super_tokens, drawn

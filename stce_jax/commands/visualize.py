@@ -8,14 +8,16 @@ from stce_jax.commands import common
 from stce_jax.errors import ConfigError
 from stce_jax.platform import terminal
 
-HELP = "draw the super tokens on images, or what the class token attends to"
+HELP = "draw the super tokens on images, what the class token attends to, or what a token reduction keeps"
 EXAMPLES = """
   stce visualize dog.jpg photos/ --workdir=runs/stce
   stce visualize dog.jpg --workdir=runs/stce --token=7,5
   stce visualize dog.jpg --workdir=runs/patch --attention
+  stce visualize dog.jpg --workdir=runs/evit --reduced
   stce visualize dog.jpg --model=vit_s_stce --image_size=448
 
-In each iteration a pixel of the stem's features belongs to the super token of its greatest affinity."""
+In each iteration a pixel of the stem's features belongs to the super token of its greatest affinity. Of a model with a
+token reduction, places whose tokens are dropped are dark, those that are merged have one outline and one colour."""
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
@@ -26,6 +28,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--seed", type=int, help="of the random weights (0)")
     verb.add_argument("--attention", action="store_true", help="draw the class token's attention, block by block")
     verb.add_argument("--token", type=_token, metavar="ROW,COLUMN", help="draw the affinities to one super token")
+    verb.add_argument("--reduced", action="store_true", help="draw what the token reduction keeps, merges or drops")
     verb.add_argument("--tile", type=int, default=448, help="side of an image in the pictures in pixels (448)")
     verb.add_argument("--output", default="", help="directory of the pictures (visualize in the workdir, or here)")
 
@@ -56,6 +59,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         output,
         attention=arguments.attention,
         token=arguments.token,
+        reduced=arguments.reduced,
         tile=arguments.tile,
         unreadable=common.complain(failures),
         report=terminal.say,

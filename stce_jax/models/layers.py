@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from stce_jax.models.ops.activations import gelu
-from stce_jax.models.ops.attention import attention_weights, dot_product_attention, weighted_sum
+from stce_jax.models.ops.attention import attention_weights, dot_product_attention, policy_weights, weighted_sum
 from stce_jax.models.ops.convolution import halving_convolution
 from stce_jax.models.ops.linear import product
 from stce_jax.models.ops.norms import (
@@ -124,6 +124,7 @@ class Attention(nn.Module):
 
         Tokens that are not real (`mask`) are seen by none. A token that stands for several (`sizes`) counts that many
         times: the proportional attention of ToMe (Bolya et al. 2023), unless the tokens say otherwise (`proportional`).
+        Where tokens are live in part (`policy`), it is `ops.attention.policy_attention`.
 
         Args:
           tokens: the M queries.
@@ -143,12 +144,14 @@ class Attention(nn.Module):
         bias = None
         if context.sizes is not None and context.proportional:
             bias = jnp.log(context.sizes)[:, None, None, :]  # [B, 1, 1, N]
-        sown = self.is_mutable_collection("intermediates")
         given = {"query": query, "key": key, "value": value}
-        if sown or "weights" in give:
+        if context.policy is not None:
+            given["weights"] = policy_weights(query, key, context.policy, bias=bias, mask=context.mask)
+        elif "weights" in give or self.is_mutable_collection("intermediates"):
             given["weights"] = attention_weights(query, key, bias=bias, mask=context.mask)  # [B, A, M, N]
+        if "weights" in given:
             self.sow("intermediates", "attention", given["weights"])
-        if "weights" in give:
+        if "weights" in give or context.policy is not None:
             outputs = weighted_sum(given["weights"], value)
         else:
             outputs = dot_product_attention(query, key, value, bias=bias, mask=context.mask)

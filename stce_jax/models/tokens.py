@@ -30,6 +30,9 @@ class Tokens:
       initial: how many image tokens there were before any reduction, which keep rates are shares of; None: outside a
         body that takes reductions.
       proportional: whether attention counts a token as often as `sizes` says.
+      policy: how far each token is live, in training with decisions that a gradient flows through: 1 live, 0 dropped;
+        None: all are. Others attend to a token as far as it is live, see `ops.attention.policy_attention`.
+      initial_grid: (h, w) in which the image tokens lay before any reduction, rows times columns being `initial`.
     """
 
     values: Float[Array, "B N D"]
@@ -39,6 +42,8 @@ class Tokens:
     leading: int = struct.field(pytree_node=False, default=0)
     initial: int | None = struct.field(pytree_node=False, default=None)
     proportional: bool = struct.field(pytree_node=False, default=True)
+    policy: Float[Array, "B N"] | None = None
+    initial_grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
 
     def __getattr__(self, name: str) -> Any:
         """Whatever an array has (shape, dtype, mean, ...) is that of the values: tokens may stand for an array."""
@@ -69,20 +74,23 @@ class Tokens:
     def prepend(self, values: Float[Array, "B n D"]) -> Tokens:
         """Puts leading tokens in front; each stands for one and is real."""
         batch, count, _ = values.shape
-        sizes, mask = self.sizes, self.mask
+        sizes, mask, policy = self.sizes, self.mask, self.policy
         if sizes is not None:
             sizes = jnp.concatenate([jnp.ones((batch, count), sizes.dtype), sizes], axis=1)  # [B, n + N]
         if mask is not None:
             mask = jnp.concatenate([jnp.ones((batch, count), bool), mask], axis=1)  # [B, n + N]
+        if policy is not None:
+            policy = jnp.concatenate([jnp.ones((batch, count), policy.dtype), policy], axis=1)  # [B, n + N]
         joined = jnp.concatenate([values, self.values], axis=1)  # [B, n + N, D]
-        return dataclasses.replace(self, values=joined, sizes=sizes, mask=mask, leading=self.leading + count)
+        parts: dict[str, Any] = {"values": joined, "sizes": sizes, "mask": mask, "policy": policy}
+        return dataclasses.replace(self, **parts, leading=self.leading + count)
 
     def first(self, count: int) -> Tokens:
         """The first `count` tokens alone; they lie in no grid."""
         return dataclasses.replace(self.select(slice(count)), leading=min(self.leading, count))
 
     def select(self, places: Any) -> Tokens:
-        """The tokens at these places of N, their sizes and masks with them; they lie in no grid.
+        """The tokens at these places of N, their sizes, masks and policy with them; they lie in no grid.
 
         Args:
           places: an index of the second axis alike for all images, or int [B, M], for each image its own.
@@ -95,19 +103,23 @@ class Tokens:
                 return part[:, places]
             return jnp.take_along_axis(part, places.reshape(*places.shape, *[1] * (part.ndim - 2)), axis=1)
 
-        parts = {name: chosen(getattr(self, name)) for name in ("values", "sizes", "mask")}
+        parts = {name: chosen(getattr(self, name)) for name in ("values", "sizes", "mask", "policy")}
         return dataclasses.replace(self, **parts, grid=None)
 
     def pooled_mean(self) -> Float[Array, "B D"]:
-        """Mean of the image's tokens, weighted by their sizes; those that are not real count nothing."""
+        """Mean of the image's tokens, weighted by their sizes and policy; those that are not real count nothing."""
         values = self.image_values()
-        if self.sizes is None and self.mask is None:
+        if self.sizes is None and self.mask is None and self.policy is None:
             return values.mean(axis=1)
         weights = jnp.ones(self.values.shape[:2], jnp.float32) if self.sizes is None else self.sizes
         weights = weights if self.mask is None else jnp.where(self.mask, weights, 0.0)
         weights = weights[:, self.leading :, None].astype(jnp.float32)  # [B, N, 1]
         values = values if self.mask is None else jnp.where(weights > 0, values, 0.0)  # what is masked may be anything
-        return ((values * weights).sum(axis=1) / weights.sum(axis=1)).astype(values.dtype)
+        if self.policy is None:
+            return ((values * weights).sum(axis=1) / weights.sum(axis=1)).astype(values.dtype)
+        weights = weights * self.policy[:, self.leading :, None]
+        total = jnp.maximum(weights.sum(axis=1), 0.5)  # 1 at least, but 0 where an image's tokens are all dropped
+        return ((values * weights).sum(axis=1) / total).astype(values.dtype)
 
 
 def check_tokens(source: str, tokens: Any, shape: tuple[int, int | None, int], *, leading: int) -> None:

@@ -1,8 +1,8 @@
-"""`stce visualize`: the super tokens of images, iteration by iteration, and what the class token attends to."""
+"""`stce visualize`: the super tokens of images, what the class token attends to, what became of reduced tokens."""
 
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from stce_jax.analysis.drawing import pictures, sheets
+from stce_jax.analysis.drawing import pictures, reductions, sheets
 from stce_jax.analysis.drawing.introspection import (
     check_class_attention,
     check_super_tokens,
@@ -52,11 +52,12 @@ def visualize(
     *,
     attention: bool = False,
     token: tuple[int, int] | None = None,
+    reduced: bool = False,
     tile: int = 448,
     unreadable: Callable[[DataError], None] | None = None,
     report: Callable[[str], None] | None = None,
 ) -> list[str]:
-    """Draws what a model makes of images, as PNG files: by default the super tokens.
+    """Draws what a model makes of images, as PNG files: by default the super tokens, and what became of reduced ones.
 
     Args:
       paths: image files and folders of them, see `list_images`.
@@ -64,24 +65,25 @@ def visualize(
       output: directory of the pictures, which is made.
       attention: draw the class token's attention in each block, see `sheets.attention_sheet`.
       token: (row, column) in the grid: draw the affinities to that super token, see `sheets.token_sheet`.
+      reduced: draw what the token reduction keeps, merges or drops, see `reductions.reduction_sheet`.
       tile: side in pixels of an image on the pictures; it is cut from the file at this resolution, not the model's.
       unreadable: called with the error of each image that cannot be read, which is then left out; None: the first is
         raised.
       report: called with the path of each picture once it is written.
 
     Returns:
-      The paths of the pictures: NAME_super_tokens.png, NAME_attention.png, NAME_token_ROW_COLUMN.png. NAME is the
-      image's, with a number behind it where several have the same name.
+      The paths of the pictures: NAME_super_tokens.png, NAME_attention.png, NAME_token_ROW_COLUMN.png,
+      NAME_reduction.png. NAME is the image's, with a number behind it where several have the same name.
 
     Raises:
-      ConfigError: the model has no super tokens, class token or attention, or no such token; or a picture cannot be
-        written.
+      ConfigError: the model has no super tokens, class token, attention or reduction, or no such token; or a picture
+        cannot be written.
       DataError: an image is not there or cannot be read.
       CheckpointError: the model gives no finite numbers.
     """
-    _check(subject, attention, token, tile)
+    kinds = _checked_kinds(subject, attention, token, reduced, tile)
     files = _named(list_images(paths))
-    draw = _drawer(subject, attention, token)
+    draw = _drawer(subject, kinds, token)
     written = []
     for name, file in files.items():
         try:
@@ -118,42 +120,68 @@ def random_model(name: str, image_size: int = IMAGE_SIZE, seed: int = 0) -> Subj
     return Subject(model, variables, image_size, CROP_FRACTION, catalog.IMAGENET_MEAN, catalog.IMAGENET_STD)
 
 
-def _check(subject: Subject, attention: bool, token: tuple[int, int] | None, tile: int) -> None:
-    """Refuses what cannot be drawn before anything is read or compiled."""
+def _checked_kinds(
+    subject: Subject, attention: bool, token: tuple[int, int] | None, reduced: bool, tile: int
+) -> Collection[str]:
+    """What is to be drawn; refuses what cannot be before anything is read or compiled."""
     check_whole("tile", tile, SMALLEST_TILE, LARGEST_SIDE)
     model, size = subject.model, subject.size
     check_whole("image_size", size, 1, LARGEST_SIDE)
     model.grid(size, size)  # refuses sizes that cannot be cut
+    asked = {"attention": attention, "token": bool(token), "reduction": reduced}
+    kinds = [kind for kind, wanted in asked.items() if wanted]
     if attention:
         check_class_attention(model, size)
-    if token or not attention:
-        check_super_tokens(model, size, affinities=bool(token))
-    rows, columns = model.embedding.grid(size, size)
-    if token and not (0 <= token[0] < rows and 0 <= token[1] < columns):
-        raise ConfigError(f"there is no token {token[0]},{token[1]}; the last of the grid is {rows - 1},{columns - 1}")
+    if token:
+        check_super_tokens(model, size, affinities=True)
+        rows, columns = model.embedding.grid(size, size)
+        if not (0 <= token[0] < rows and 0 <= token[1] < columns):
+            last = f"{rows - 1},{columns - 1}"
+            raise ConfigError(f"there is no token {token[0]},{token[1]}; the last of the grid is {last}")
+    if reduced:
+        reductions.stage_names(model, size)
+    return kinds or _kinds_of(model, size)
 
 
-def _drawer(subject: Subject, attention: bool, token: tuple[int, int] | None) -> Draw:
+def _kinds_of(model: Body, size: int) -> list[str]:
+    """What is drawn of a model where nothing is asked for."""
+    kinds = ["reduction"] if getattr(model, "reduction", None) and reductions.is_drawable(model, size) else []
+    try:
+        check_super_tokens(model, size, affinities=False)
+    except ConfigError:
+        if not kinds:
+            raise
+        return kinds
+    return ["super_tokens", *kinds]
+
+
+def _drawer(subject: Subject, kinds: Collection[str], token: tuple[int, int] | None) -> Draw:
     """A function that draws one image: (as the model sees it, as it is shown) -> pictures by kind."""
-    model, embedding = subject.model, subject.model.embedding
+    model, embedding, size = subject.model, subject.model.embedding, subject.size
     find_attention = jax.jit(functools.partial(class_attention, model))
     find_affinities = jax.jit(functools.partial(iterated_affinities, model))
+    find_assignments = jax.jit(functools.partial(reductions.assignments, model))
+    names = reductions.stage_names(model, size) if "reduction" in kinds else []
 
     def draw(seen: UInt8[np.ndarray, "S S 3"], shown: UInt8[np.ndarray, "Y Y 3"]) -> dict[str, Image.Image]:
         pixels = augment.normalize(seen, mean=subject.mean, std=subject.std)[None]  # [1, S, S, 3]
         drawn = {}
-        if attention:
+        if "attention" in kinds:
             weights = np.asarray(find_attention(subject.variables, pixels))[:, 0]  # [depth, rows, columns]
             _check_finite(weights)
-            drawn["attention"] = sheets.attention_sheet(shown, weights, embedding, subject.size)
-        if token or not attention:
+            drawn["attention"] = sheets.attention_sheet(shown, weights, embedding, size)
+        if "token" in kinds or "super_tokens" in kinds:
             affinities = [np.asarray(affinity)[0] for affinity in find_affinities(subject.variables, pixels)]
             _check_finite(*affinities)
         if token:
-            picture = sheets.token_sheet(shown, affinities, embedding, subject.size, token)
-            drawn[f"token_{token[0]}_{token[1]}"] = picture
-        if not drawn:
+            drawn[f"token_{token[0]}_{token[1]}"] = sheets.token_sheet(shown, affinities, embedding, size, token)
+        if "super_tokens" in kinds:
             drawn["super_tokens"] = sheets.super_token_sheet(shown, seen, affinities, embedding)
+        if "reduction" in kinds:
+            stages, values = jax.device_get(find_assignments(subject.variables, pixels))
+            _check_finite(values)
+            stages = [stage[0] for stage in stages]
+            drawn["reduction"] = reductions.reduction_sheet(shown, stages, names, embedding, size)
         return drawn
 
     return draw

@@ -40,6 +40,16 @@ def test_leading_tokens_are_real_and_stand_for_one():
     assert first.shape == (2, 1, 4) and first.sizes.shape == first.mask.shape == (2, 1) and first.grid is None
 
 
+def test_a_policy_goes_with_the_tokens_and_weighs_in_the_mean():
+    policy = jnp.asarray([[1.0, 0, 1, 0, 0, 1], [0.0] * 6])
+    tokens = Tokens(jnp.asarray(VALUES), policy=policy).prepend(jnp.zeros((2, 1, 4)))
+    np.testing.assert_array_equal(tokens.policy[:, 0], 1)
+    np.testing.assert_array_equal(tokens.select(np.array([0, 1, 3])).policy, [[1, 1, 1], [1, 0, 0]])
+    assert tokens.first(1).policy.shape == (2, 1)
+    np.testing.assert_allclose(tokens.pooled_mean()[0], VALUES[0, [0, 2, 5]].mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(tokens.pooled_mean()[1], 0)  # where none is live
+
+
 def test_the_pooled_mean_weighs_by_size_and_mask():
     rng = np.random.default_rng(1)
     sizes = rng.uniform(1, 4, (2, 6)).astype(np.float32)

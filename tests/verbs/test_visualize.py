@@ -15,6 +15,7 @@ from stce_jax.analysis.drawing import introspection, pictures
 from stce_jax.data.decode import center_crop
 from stce_jax.errors import CheckpointError, ConfigError, DataError
 from stce_jax.models.factory import create_model
+from stce_jax.models.reductions import REDUCTIONS
 from stce_jax.verbs import visualize
 
 TILE, LINE = 160, 18  # pixels: side of a tile, height of its caption
@@ -262,6 +263,7 @@ def test_names_that_differ_in_case_alone_are_two_files(stce_subject, photos, tmp
         (("empty", "--model=vit_s_stce"), 3, "folder empty holds no image"),
         (("one.png", "--workdir=RUN", "--checkpoint=17"), 4, "there is no checkpoint '17'"),
         (("one.png", "--workdir=RUN", "--token=1,2"), 2, "there is no token 1,2; the last of the grid is 1,1"),
+        (("one.png", "--workdir=RUN", "--reduced"), 2, "no block of the model reduces its tokens"),
         (("one.png", "--workdir=RUN", "--tile=20"), 2, "tile is 20; it must be a whole number between"),
         (("one.png", "--workdir=RUN", "--image_size=0"), 2, "image_size is 0"),
         (("one.png", "--workdir=RUN", "--output=one.png/x"), 2, "cannot write one.png/x/one_super_tokens.png"),
@@ -278,6 +280,29 @@ def test_refusals(capsys, monkeypatch, tmp_path, photos, tiny_run, words, code, 
     assert error.startswith("stce: ") and error.count("\n") == 1, f"not one line: {error!r}"
     assert out == "" and sorted(path.name for path in tmp_path.iterdir()) == ["empty", "one.png"]
     assert sorted(tiny_run[0].iterdir()) == before, "something was written"
+
+
+@pytest.mark.slow
+def test_a_reduction_is_drawn_by_default_and_alone_where_it_is_asked_for(stce_subject, photos, tmp_path):
+    def names(**options):
+        drawn = visualize.visualize(photos / "one.png", subject, tmp_path, tile=TILE, **options)
+        return [path.rpartition("/")[2] for path in drawn]
+
+    model = stce_subject.model.clone(reduction=REDUCTIONS["topk"]((0, 1), keep_rate=0.7))
+    subject = stce_subject._replace(model=model, size=32)  # larger than the model's images
+    assert names() == ["one_super_tokens.png", "one_reduction.png"]
+    assert names(reduced=True) == ["one_reduction.png"]
+    assert names(reduced=True, attention=True) == ["one_attention.png", "one_reduction.png"]
+    sheet = Image.open(tmp_path / "one_reduction.png")
+    assert sheet.size == (3 * (TILE + 4) + 4, 2 * (TILE + LINE) + 4)
+    image = center_crop(np.asarray(Image.open(photos / "one.png")), TILE, 1.0)
+    kept = [(tile_of(sheet, 0, column) == image).all(axis=-1).mean() for column in range(3)]
+    assert kept[0] == 1 and kept[1] > kept[2] > 0.3, kept
+    with pytest.raises(ConfigError, match="no block of the model reduces its tokens"):
+        visualize.visualize(photos / "one.png", stce_subject, tmp_path, reduced=True)
+    broken = subject._replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, subject.variables))
+    with pytest.raises(CheckpointError, match="no finite numbers"):
+        visualize.visualize(photos / "one.png", broken, tmp_path, reduced=True)
 
 
 @pytest.mark.slow

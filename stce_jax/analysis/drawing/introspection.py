@@ -123,12 +123,12 @@ def _sown_attention(sown: Variables) -> list[Float[Array, "B A N N"]]:
         for array in arrays
     }
     blocks: list[Any] = []
-    for path in sorted(found, key=_numbers_as_numbers):
+    for path in sorted(found, key=numbers_as_numbers):
         blocks += list(found[path]) if found[path].ndim == 5 else [found[path]]
     return blocks
 
 
-def _numbers_as_numbers(path: str) -> list[int | str]:
+def numbers_as_numbers(path: str) -> list[int | str]:
     """Sorts blocks_2 before blocks_10."""
     return [int(word) if word.isdecimal() else word for word in re.split(r"(\d+)", path)]
 

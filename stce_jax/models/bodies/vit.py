@@ -17,7 +17,7 @@ from stce_jax.models.bodies.block import Block
 from stce_jax.models.bodies.vit_weights import fit_weights
 from stce_jax.models.layers import LayerNorm, drop_path_scales, is_training, linear, truncated_normal
 from stce_jax.models.ops.positions import resize_position_embedding, sincos_position_embedding
-from stce_jax.models.reductions import Reduction, acts_before
+from stce_jax.models.reductions import Reduction, acts_before, counts_of
 from stce_jax.models.tokens import Tokens, check_tokens
 
 POOLINGS = ("class", "mean")
@@ -143,10 +143,7 @@ class VisionTransformer(nn.Module):
         """
         rows, columns = self.grid(height, width)
         count, blocks = rows * columns, self._reducing_blocks()
-        counts = getattr(self.reduction, "counts", None)
-        if counts is None:  # no reduction, or one that does not say
-            return [count] * self.depth
-        left = dict(zip(blocks, counts(count, len(blocks)), strict=True))
+        left = dict(zip(blocks, counts_of(self.reduction, (rows, columns), len(blocks)), strict=True))
         return [count := left.get(index, count) for index in range(self.depth)]
 
     def unshaped_options(self) -> dict[str, Any]:
@@ -179,7 +176,7 @@ class VisionTransformer(nn.Module):
             class_tokens = jnp.broadcast_to(self.class_token, (batch, 1, self.width)).astype(self.dtype)
             tokens = tokens.prepend(class_tokens)  # [B, 1 + N, D]
         values = tokens.values + self._positions((rows, columns)).astype(self.dtype)
-        return dataclasses.replace(tokens, values=values, initial=rows * columns)
+        return dataclasses.replace(tokens, values=values, initial=rows * columns, initial_grid=(rows, columns))
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "1 N D"]:
         """The position embedding of a grid; the class token's, where there is one, comes first."""

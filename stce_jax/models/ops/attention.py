@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 from stce_jax.models.ops.gradients import own_gradient
 from stce_jax.models.ops.precision import widened
 
+POLICY_EPSILON = 1e-6  # see `policy_weights`
 TOKENS_MULTIPLE = 8  # cuDNN's gradient needs an even number of tokens, products on GPUs prefer a multiple of 8
 # `with fused_kernel(False):` around what is traced takes the products on all devices, which have every derivative.
 fused_kernel = jax.make_user_context(True)
@@ -65,6 +66,52 @@ def attention_weights(
 def weighted_sum(weights: Float[Array, "B A M N"], value: Float[Array, "B N A E"]) -> Float[Array, "B M A E"]:
     """What `dot_product_attention` makes of its weights, where they are there anyway; in the value's dtype."""
     return _product("bamn,bnae->bmae", weights.astype(value.dtype), value).astype(value.dtype)
+
+
+def policy_attention(
+    query: Float[Array, "B M A E"],
+    key: Float[Array, "B N A E"],
+    value: Float[Array, "B N A E"],
+    policy: Float[Array, "B N"],
+    *,
+    bias: Float[Array, "#B #A #M #N"] | None = None,
+    mask: Bool[Array, "B N"] | None = None,
+) -> Float[Array, "B M A E"]:
+    """Attention to tokens as far as they are live, which a gradient flows through: see `policy_weights`."""
+    return weighted_sum(policy_weights(query, key, policy, bias=bias, mask=mask), value)
+
+
+def policy_weights(
+    query: Float[Array, "B M A E"],
+    key: Float[Array, "B N A E"],
+    policy: Float[Array, "B N"],
+    *,
+    bias: Float[Array, "#B #A #M #N"] | None = None,
+    mask: Bool[Array, "B N"] | None = None,
+) -> Float[Array, "B A M N"]:
+    """The weights of `policy_attention`, float32 or wider, by plain products.
+
+    Source: DynamicViT (Rao et al. 2021) and its published code. exp(logit) is multiplied with the key's policy, but for
+    a token's own key with 1. The small number added to each keeps a policy's gradient, and rows that sum to one, even
+    where no key is live.
+
+    Args:
+      query, key: the M queries are the first of the N keys' tokens.
+      policy: 1 live, 0 dropped; the gradient is that of a product, also at 0.
+      bias, mask: see `dot_product_attention`; what the mask hides gets nothing, not even of itself.
+    """
+    count = key.shape[1]
+    logits = _product("bmae,bnae->bamn", query / _scale(query), key)
+    logits = logits if bias is None else logits + bias.astype(logits.dtype)
+    live = jnp.where(jnp.eye(query.shape[1], count, dtype=bool), 1.0, policy[:, None, None, :].astype(logits.dtype))
+    least: Any = POLICY_EPSILON / count
+    if mask is not None:
+        seen = mask[:, None, None, :]
+        logits = jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
+        least = jnp.where(seen, POLICY_EPSILON / jnp.maximum(seen.sum(axis=-1, keepdims=True), 1), 0.0)
+        live = jnp.where(seen, live, 0.0)
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True)) * live
+    return (weights + least) / (weights.sum(axis=-1, keepdims=True) + POLICY_EPSILON)
 
 
 def attention_plain(

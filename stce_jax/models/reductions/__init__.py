@@ -15,11 +15,13 @@ own. What the body asks of it:
   check()                          optional: raises ConfigError if its options cannot work
   counts(initial, stages)          optional: how many image tokens there are after each of its blocks, of `initial` ones
                                    at first; raises ConfigError if none would be left
+  grid_counts(grid, stages)        optional: the same, where it depends on the grid (h, w) that they lie in at first
   __call__(tokens, given, *, train)  -> Tokens, fewer of them or masked; `given` is {name: array} of what it needs
 
 Shapes are static: a method that keeps a number of tokens that differs from image to image masks instead. A reduction
 that merges tokens sets `sizes`; attention then counts each as often as the tokens that it stands for. One that takes
-tokens out of their grid sets `grid` to None. Keep rates are shares of `tokens.initial`.
+tokens out of their grid sets `grid` to None. One that drops none in training, where a gradient is to reach its
+decisions, sets `policy`. Keep rates are shares of `tokens.initial`.
 
 What a reduction may leave for others, see `reduction.sow_assignment` and `reduction.sow_scalar`:
   "intermediates" / "assignment"   int32 [B, n]: the image token that each of its n image tokens went to, -1 for none;
@@ -31,14 +33,20 @@ Every field but `stage` and `stages` is an option of its own, set by `create_mod
 `model.reduction.NAME`. A new reduction is one new file here and one line in the table.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 from jaxtyping import Array, Float
 
 from stce_jax.models.reductions.dpcknn import DPCKNN
+from stce_jax.models.reductions.dynamicvit import DynamicViT
 from stce_jax.models.reductions.evit import EViT
 from stce_jax.models.reductions.kmedoids import KMedoids
+from stce_jax.models.reductions.patchmerger import PatchMerger
+from stce_jax.models.reductions.pattern import Pattern
+from stce_jax.models.reductions.sinkhorn import Sinkhorn
+from stce_jax.models.reductions.sit import SiT
 from stce_jax.models.reductions.tome import ToMe
 from stce_jax.models.reductions.topk import TopK
 from stce_jax.models.tokens import Tokens
@@ -61,10 +69,32 @@ def acts_before(reduction: Reduction | None) -> bool:
     return bool(getattr(reduction, "before", False))
 
 
+def counts_of(reduction: Reduction | None, grid: tuple[int, int], stages: int) -> list[int]:
+    """How many image tokens there are after each block of a reduction; as many as before where it does not say.
+
+    Args:
+      reduction: its module, or None.
+      grid: (h, w) in which the image tokens lie at first.
+      stages: number of its blocks.
+
+    Raises:
+      ConfigError: none would be left.
+    """
+    module: Any = reduction
+    if hasattr(module, "grid_counts"):
+        return module.grid_counts(grid, stages)
+    return module.counts(math.prod(grid), stages) if hasattr(module, "counts") else [math.prod(grid)] * stages
+
+
 REDUCTIONS: dict[str, Any] = {  # name -> linen module class
     "topk": TopK,
     "evit": EViT,
     "tome": ToMe,
     "kmedoids": KMedoids,
     "dpcknn": DPCKNN,
+    "dynamicvit": DynamicViT,
+    "sit": SiT,
+    "patchmerger": PatchMerger,
+    "sinkhorn": Sinkhorn,
+    "pattern": Pattern,
 }

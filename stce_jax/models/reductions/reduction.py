@@ -36,6 +36,14 @@ def rates(keep_rate: KeepRate, stages: int) -> list[float]:
     return given * stages if len(given) == 1 else given[:stages]
 
 
+def shares(keep_rate: KeepRate, stages: int) -> list[float]:
+    """What share of the first tokens each stage aims at: r^(s + 1), or several as they are given."""
+    given = rates(keep_rate, stages)
+    if isinstance(keep_rate, list | tuple) and len(keep_rate) > 1:
+        return given
+    return [rate ** (stage + 1) for stage, rate in enumerate(given)]
+
+
 def kept_counts(keep_rate: KeepRate, initial: int, stages: int) -> list[int]:
     """How many image tokens each stage keeps, as the comparison study of Haurum et al. (2023) counts them.
 
@@ -48,10 +56,7 @@ def kept_counts(keep_rate: KeepRate, initial: int, stages: int) -> list[int]:
     Raises:
       ConfigError: a stage would keep none.
     """
-    shares = rates(keep_rate, stages)
-    if not isinstance(keep_rate, list | tuple) or len(keep_rate) == 1:
-        shares = [rate ** (stage + 1) for stage, rate in enumerate(shares)]
-    counts = [int(share * initial) for share in shares]
+    counts = [int(share * initial) for share in shares(keep_rate, stages)]
     if 0 in counts:
         raise ConfigError(
             f"keep_rate {shown(keep_rate)} leaves none of {initial} tokens at stage {counts.index(0) + 1} of "

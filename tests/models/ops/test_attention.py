@@ -273,3 +273,33 @@ def test_without_bias_and_mask_nothing_is_added_or_selected():
     assert "stablehlo.select" not in plain and "stablehlo.add %" not in plain
     assert "stablehlo.select" in program(None, MASK, "cpu", jnp.float32)
     assert "stablehlo.add %" in program((3, 7, 7), None, "cpu", jnp.float32)
+
+
+@pytest.mark.slow
+def test_a_policy_hides_what_it_drops_and_learns_from_it():
+    """Live tokens alone count, the others see themselves besides; the gradient is a product's, also at 0."""
+    query, key, value = operands()
+    policy = jnp.asarray(MASK[:1] | [[False], [True]], jnp.float32)  # some of the first image's, all of the second's
+    find = jax.jit(attention.policy_attention)
+    outputs = find(query, key, value, policy)
+    plain = attention.attention_plain(query, key, value, mask=policy > 0)
+    live = policy > 0
+    np.testing.assert_allclose(outputs[live], plain[live], atol=1e-5)
+    weights = np.asarray(attention.policy_weights(query, key, policy))
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
+    dropped = np.flatnonzero(policy[0] == 0)
+    assert (weights[0, :, :, dropped] < 1e-6).sum() == HEADS * len(dropped) * (TOKENS - 1), "others see the dropped"
+    assert (weights[0, :, dropped, dropped] > 1e-3).all(), "a dropped token does not see itself"
+    with jax.enable_x64(True):
+        exact = [jnp.asarray(array, jnp.float64) for array in (query, key, value, policy)]
+        cotangent = jnp.asarray(draw(*outputs.shape, seed=9), jnp.float64)
+        run = jax.jit(lambda policy: (attention.policy_attention(*exact[:3], policy) * cotangent).sum())
+        gradient = jax.grad(run)(exact[3])
+        for place in ((0, 0), (0, int(dropped[0])), (1, 2)):
+            step = jnp.zeros_like(exact[3]).at[place].set(1e-6)
+            numeric = (run(exact[3] + step) - run(exact[3] - step)) / 2e-6
+            np.testing.assert_allclose(gradient[place], numeric, rtol=1e-4, atol=1e-8, err_msg=str(place))
+        masked = attention.policy_weights(*exact[:2], exact[3], mask=jnp.asarray(MASK), bias=jnp.ones((1, 1, 1, 7)))
+    masked = np.asarray(masked)
+    assert (masked[0][:, :, ~MASK[0]] == 0).all()
+    np.testing.assert_allclose(masked[0].sum(axis=-1)[:, MASK[0]], 1, atol=1e-12)
