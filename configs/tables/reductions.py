@@ -75,7 +75,7 @@ def _rows(scale: str, deciding: bool) -> Iterator[scales.Row]:
                 chosen = {"name": method} | {f"{method}.{key}": value for key, value in options.items()}
                 chosen |= {f"{method}.keep_rate": rate}
                 overrides = whole | {f"model.reduction.{key}": value for key, value in chosen.items()}
-                against = (f"{body}_all",)
+                against: tuple[str, ...] = (f"{body}_all",)
                 if body == "stce":
                     against += (f"patch_{method}_{100 * rate:.0f}",)
                 mark = "" if exact else " *"

@@ -84,7 +84,7 @@ def how_timed(results: Sequence[Result], speed: Sequence[Mapping[str, Any]]) -> 
     ]
 
 
-def readspeed_text(workdir: Path, tables: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+def read_speed(workdir: Path, tables: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """{table: rows of `stce benchmark`} of the tables that were measured."""
     found = {}
     for name in tables:
