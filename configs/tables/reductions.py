@@ -65,8 +65,8 @@ def _rows(scale: str, deciding: bool) -> Iterator[scales.Row]:
     for body, of_body in BODIES.items():
         whole = {} if body == "stce" else scales.embedding(body, scale)
         if deciding:
-            against = ("patch_all",) if body == "stce" else ()
-            yield scales.row(f"{body}_all", f"{of_body}, all tokens", whole, against) | {"decides": True}
+            first = ("patch_all",) if body == "stce" else ()
+            yield scales.row(f"{body}_all", f"{of_body}, all tokens", whole, first) | {"decides": True}
         for method, (label, options, exact) in METHODS.items():
             for rate in RATES:
                 if ((method, rate) in DECIDING) is not deciding:
@@ -75,8 +75,7 @@ def _rows(scale: str, deciding: bool) -> Iterator[scales.Row]:
                 chosen = {"name": method} | {f"{method}.{key}": value for key, value in options.items()}
                 chosen |= {f"{method}.keep_rate": rate}
                 overrides = whole | {f"model.reduction.{key}": value for key, value in chosen.items()}
-                against: tuple[str, ...] = (f"{body}_all",)
-                if body == "stce":
-                    against += (f"patch_{method}_{100 * rate:.0f}",)
+                same = f"patch_{method}_{100 * rate:.0f}"
+                against = (f"{body}_all", same) if body == "stce" else (f"{body}_all",)
                 mark = "" if exact else " *"
                 yield scales.row(run, f"{of_body}, {label}, {rate:g}{mark}", overrides, against) | {"decides": deciding}
