@@ -31,7 +31,7 @@ from stce_jax.workdir.mismatch import first_mismatch
 
 pytestmark = pytest.mark.usefixtures("everything_is_split")
 DIGITS, LETTERS = [str(digit) for digit in range(10)], list("abcdefg")
-BODY = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "drop_path": 0.0}
+BODY = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32, "drop_path": 0.0}
 OWN = {"stce": {"stem_widths": (8, 16), "stem_strides": (2, 2), "cell": (2, 2)}, "patch": {"patch_size": 8}}
 HEAD = ("params/head/bias", "params/head/kernel")
 POSITIONS = "params/position_embedding"
@@ -268,11 +268,10 @@ def one_hot(key, step, images, labels):
     "options, message",
     [
         ({"embedding": "patch"}, "params/embedding/norm/bias is not in it, the model wants (16,)"),
-        ({"depth": 12}, "params/blocks_2/attention/out/bias is not in it, the model wants (16,)"),
-        ({"depth": 1}, "params/blocks_1/attention/out/bias is (16,) in it, the model has none"),
+        ({"depth": 12}, "params/blocks_1/attention/out/bias is not in it, the model wants (16,)"),
         (
             {"depth": 3, "scan_layers": True},
-            "params/blocks/attention/out/bias is (2, 16) in it, the model wants (3, 16)",
+            "params/blocks/attention/out/bias is (1, 16) in it, the model wants (3, 16)",
         ),
         ({"width": 32}, "params/blocks_0/attention/out/bias is (16,) in it, the model wants (32,)"),
         ({"mlp_dim": 48}, "params/blocks_0/mlp/in/bias is (32,) in it, the model wants (48,)"),
@@ -299,7 +298,7 @@ def test_another_class_count_and_depth_are_named_from_a_checkpoints_metadata(sou
     message = first_mismatch(expected_of(tiny(classes=7)), found)
     assert message == "params/head/bias is (10,) in it, the model wants (7,)"
     message = first_mismatch(expected_of(tiny(depth=12)), found)
-    assert message == "params/blocks_2/attention/out/bias is not in it, the model wants (16,)"
+    assert message == "params/blocks_1/attention/out/bias is not in it, the model wants (16,)"
 
 
 def test_the_first_mismatch_is_in_the_order_of_blocks_parameters_before_statistics():
@@ -437,7 +436,7 @@ def test_weights_that_do_not_fit_end_with_exit_4_before_the_workdir_is_touched(s
     assert done.returncode == 4, done.stderr
     assert done.stderr == (
         f"stce: {source[0]} does not fit the model: "
-        "params/blocks_2/attention/out/bias is not in it, the model wants (16,)\n"
+        "params/blocks_1/attention/out/bias is not in it, the model wants (16,)\n"
     )
     assert not (tmp_path / "run").exists(), "the workdir is now that of a config that cannot begin"
     done = stce_here(*words, f"--init_from={tmp_path / 'missing'}")
