@@ -78,7 +78,7 @@ def get_config() -> config_dict.ConfigDict:
     stce.differentiable = config_dict.placeholder(bool)  # gradients through the affinities
 
     model.reduction = reduction = config_dict.ConfigDict()
-    reduction.name = config_dict.placeholder(str)  # "topk" or "evit"; None: no reduction
+    reduction.name = config_dict.placeholder(str)  # "topk", "evit" or "ats"; None: no reduction
     reduction.topk = topk = config_dict.ConfigDict()
     topk.blocks = config_dict.placeholder(tuple)  # those that reduce, counted from 0: (3, 6, 9)
     topk.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
@@ -89,6 +89,9 @@ def get_config() -> config_dict.ConfigDict:
     evit.fuse = config_dict.placeholder(bool)  # put the dropped tokens together into one
     evit.shrink_start_epoch = config_dict.placeholder(float)  # training keeps all tokens until then
     evit.shrink_epochs = config_dict.placeholder(float)  # and takes that long to come down to r; 0: r from the start
+    reduction.ats = ats = config_dict.ConfigDict()
+    ats.blocks = config_dict.placeholder(tuple)  # those that reduce, counted from 0: (3, 6, 9)
+    ats.keep_rate = config_dict.placeholder(tuple)  # of the samples, a bound on the tokens: r, or each block's share
 
     config.optimizer = optimizer = config_dict.ConfigDict()
     optimizer.name = "adamw"  # the one there is; see recipe/optimizers.py

@@ -35,6 +35,7 @@ from typing import Any, ClassVar, Protocol
 
 from jaxtyping import Array, Float
 
+from stce_jax.models.reductions.ats import ATS
 from stce_jax.models.reductions.evit import EViT
 from stce_jax.models.reductions.topk import TopK
 from stce_jax.models.tokens import Tokens
@@ -60,4 +61,5 @@ def acts_before(reduction: Reduction | None) -> bool:
 REDUCTIONS: dict[str, Any] = {  # name -> linen module class
     "topk": TopK,
     "evit": EViT,
+    "ats": ATS,
 }
