@@ -49,6 +49,8 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         f"top-1 {100 * result['top1']:.2f}%  top-5 {100 * result['top5']:.2f}%"
     )
     terminal.say(f"calibration error {100 * result['calibration_error']:.2f}%, in {len(result['reliability'])} bins")
+    if result["metrics"]:
+        terminal.say("  ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items()))
     if arguments.per_class:
         _print_per_class(result)
     if arguments.confusion:

@@ -217,7 +217,7 @@ class TrainLoop:
         epoch = setup.timetable.epoch_after(step)
         self._log.write(step=step, epoch=epoch, split="eval", **metrics)
         self._progress.evaluation(step, epoch, metrics)
-        return metrics
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}  # a module's may be not
 
     def _log_skipped(self, step: int, values: dict[str, float]) -> None:
         if processes.is_main():

@@ -71,7 +71,8 @@ class Window:
         """
         elapsed = time.monotonic() - self._start
         applied = [values for values in self._finished if not values["skipped"]]
-        means = {name: _mean([values[name] for values in applied]) for name in self._finished[0]}
+        names = dict.fromkeys(name for values in self._finished for name in values)  # not all steps need have the same
+        means = {name: _mean([values[name] for values in applied if name in values]) for name in names}
         means["skipped"] = len(self._finished) - len(applied)
         means["images_per_second"] = self._timed_steps * self._batch_size / elapsed
         means["data_wait"] = self._waited / elapsed

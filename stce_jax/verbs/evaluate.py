@@ -35,8 +35,9 @@ def evaluate(
 
     Returns:
       {"step", "epoch", "checkpoint", "ema", "dataset", "split", "class_ids", "class_names", "images", "loss", "top1",
-      "top5", "calibration_error", "reliability", "per_class", "confusion"}: loss, top1 and top5 are means over the
-      images, per_class is {class id: {"images", "top1"}}, the others are those of `scores.summary`.
+      "top5", "metrics", "calibration_error", "reliability", "per_class", "confusion"}: loss, top1, top5 and metrics,
+      {name: value} of what the model's modules leave for the log, are means over the images, per_class is
+      {class id: {"images", "top1"}}, the others are those of `scores.summary`.
 
     Raises:
       StceError: the run or its data cannot be read, or the output not be written.
@@ -50,12 +51,14 @@ def evaluate(
     writes = bool(output) and processes.is_main()
     if writes:
         files.begin(output)
-    parts, logits = [], []
-    for outputs, labels in predict_split(run, images, split):
+    parts, left, logits = [], [], []
+    for outputs, labels, metrics in predict_split(run, images, split):
         parts.append(scores.of_images(outputs, labels))
+        left.append(metrics)
         if writes:
             logits.append(outputs)
     by_image = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    metrics = {name: float(np.concatenate([part[name] for part in left]).mean()) for name in left[0]}
     result = {
         "step": run.step,
         "epoch": run.epoch,
@@ -65,6 +68,7 @@ def evaluate(
         "split": split,
         "class_ids": list(run.class_ids),
         "class_names": list(run.class_names),
+        "metrics": metrics,
         **scores.summary(by_image, len(run.class_ids)),
     }
     result["per_class"] = dict(zip(run.class_ids, result["per_class"], strict=True))

@@ -23,8 +23,9 @@ tokens out of their grid sets `grid` to None. Keep rates are shares of `tokens.i
 What a reduction may leave for others, see `reduction.sow_assignment` and `reduction.sow_scalar`:
   "intermediates" / "assignment"   int32 [B, n]: the image token that each of its n image tokens went to, -1 for none;
                                    `stce visualize` draws it
-  "losses" / NAME                  scalar: added to the training loss
-  "metrics" / NAME                 [B]: its mean is logged as NAME
+  "losses" / NAME                  scalar: added to the training loss, which is logged with it
+  "metrics" / NAME                 [B]: its mean is logged as NAME, in training and evaluation; that of several modules
+                                   under one name is averaged
 
 Every field but `stage` is an option of its own, set by `create_model`, or in a config in the section
 `model.reduction.NAME`. A new reduction is one new file here and one line in the table.
