@@ -3,6 +3,7 @@
 Shape letters: B batch.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ def left_metrics(left: Mapping[str, Any]) -> dict[str, Float[Array, "B"]]:
         if path[-1] in TAKEN:
             raise ConfigError(f"a module leaves a metric called {shown(path[-1])}, as the log's own is; rename it")
         named.setdefault(path[-1], []).append(values.astype(jnp.float32))
-    return {name: values[0] if len(values) == 1 else sum(values) / len(values) for name, values in named.items()}
+    return {name: functools.reduce(jnp.add, values) / len(values) for name, values in named.items()}
 
 
 def _by_path(left: Mapping[str, Any], collection: str) -> dict[tuple[str, ...], Any]:

@@ -52,9 +52,9 @@ def evaluate(
     if writes:
         files.begin(output)
     parts, left, logits = [], [], []
-    for outputs, labels, metrics in predict_split(run, images, split):
+    for outputs, labels, left_by_modules in predict_split(run, images, split):
         parts.append(scores.of_images(outputs, labels))
-        left.append(metrics)
+        left.append(left_by_modules)
         if writes:
             logits.append(outputs)
     by_image = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -14,6 +14,9 @@ own. What the body asks of it:
   check()                          optional: raises ConfigError if its options cannot work
   counts(initial, stages)          optional: how many image tokens there are after each of its blocks, of `initial` ones
                                    at first; raises ConfigError if none would be left
+  at_epoch(epoch)                  optional: the module to train with after `epoch` passes over the training images,
+                                   itself or one with another `keep_rate`; at most 8 different ones, for each is
+                                   compiled. Evaluation uses the module as it is
   __call__(tokens, given, *, train)  -> Tokens, fewer of them or masked; `given` is {name: array} of what it needs
 
 Shapes are static: a method that keeps a number of tokens that differs from image to image masks instead. A reduction
