@@ -41,7 +41,7 @@ PARTS = ("body", "embedding", "reduction")
 TINY = {
     "body": {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24},
     "embedding": {"patch_size": 4, "stem_widths": (8, 16), "stem_strides": (2, 2)},
-    "reduction": {},
+    "reduction": {"blocks": (1,)},
 }
 
 
