@@ -130,6 +130,9 @@ def get_config() -> config_dict.ConfigDict:
     dpcknn.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
     dpcknn.neighbours = config_dict.placeholder(int)  # those that a token's density is of, itself among them
     dpcknn.equal_weight = config_dict.placeholder(bool)  # tokens weigh the same in a mean; no learned weights
+    reduction.ats = ats = config_dict.ConfigDict()
+    ats.blocks = config_dict.placeholder(tuple)  # those that reduce, counted from 0: (3, 6, 9)
+    ats.keep_rate = config_dict.placeholder(tuple)  # of the samples, a bound on the tokens: r, or each block's share
 
     config.optimizer = optimizer = config_dict.ConfigDict()
     optimizer.name = "adamw"  # the one there is; see recipe/optimizers.py

@@ -98,6 +98,8 @@ def read_predictions(directory: epath.PathLike) -> dict[str, np.ndarray] | None:
 
 def _json(result: Mapping[str, Any]) -> bytes:
     def number(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: number(entry) for name, entry in value.items()}
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     values = {name: number(value) for name, value in result.items() if name != "confusion"}

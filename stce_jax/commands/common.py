@@ -50,6 +50,12 @@ def of_run(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"workdir": arguments.workdir, "checkpoint": arguments.checkpoint, "ema": arguments.ema}
 
 
+def add_reduction(verb: argparse.ArgumentParser) -> None:
+    """--reduction alone, for verbs whose function has a keyword of that name."""
+    text = "use another token reduction than the run was trained with: topk:keep_rate=0.5,blocks=3,6; or none"
+    verb.add_argument("--reduction", default="", metavar="NAME", help=text)
+
+
 def add_modules(verb: argparse.ArgumentParser) -> None:
     """--config, for `register_modules`."""
     text = "config file that registers the modules of a run that are not part of stce_jax"

@@ -13,12 +13,14 @@ EXAMPLES = """
   stce evaluate --workdir=runs/digits
   stce evaluate --workdir=runs/digits --checkpoint=best --per_class --confusion
   stce evaluate --workdir=runs/digits --output=runs/digits/evaluation
-  stce evaluate --workdir=runs/pets --dataset=folder --data_dir=other_pets"""
+  stce evaluate --workdir=runs/pets --dataset=folder --data_dir=other_pets
+  stce evaluate --workdir=runs/pets --reduction=topk:keep_rate=0.7"""
 WIDEST = 20  # max number of classes whose whole matrix is printed; of more classes, this many pairs
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     common.add_run(verb)
+    common.add_reduction(verb)
     common.add_data_dir(verb, "where the images are, if not where the run was trained from")
     verb.add_argument("--dataset", default="", help="another dataset with the same classes: folder, imagenet100, ...")
     verb.add_argument("--classes", default="", help="that dataset's list of classes, or name")
@@ -33,7 +35,8 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.processes.stopping import interrupted_by_signal
     from stce_jax.verbs.evaluate import evaluate
 
-    options = {name: getattr(arguments, name) for name in ("data_dir", "dataset", "classes", "split", "output")}
+    names = ("data_dir", "dataset", "classes", "split", "output", "reduction")
+    options = {name: getattr(arguments, name) for name in names}
     processes.start()
     # A process that waits for others outside of Python hears no signal.
     hearing = interrupted_by_signal(arguments.exit_process) if processes.several() else contextlib.nullcontext()
@@ -49,6 +52,8 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         f"top-1 {100 * result['top1']:.2f}%  top-5 {100 * result['top5']:.2f}%"
     )
     terminal.say(f"calibration error {100 * result['calibration_error']:.2f}%, in {len(result['reliability'])} bins")
+    if result["metrics"]:
+        terminal.say("  ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items()))
     if arguments.per_class:
         _print_per_class(result)
     if arguments.confusion:

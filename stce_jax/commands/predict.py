@@ -26,6 +26,7 @@ Write = Callable[[dict[str, Any]], Any]  # of one record
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     common.add_images(verb)
+    common.add_reduction(verb)
     verb.add_argument("--topk", type=int, default=5, metavar="K", help="classes of each image (default: 5)")
     verb.add_argument("--json", default="", metavar="FILE", help="write a JSON array; - is standard output, alone")
     verb.add_argument("--csv", default="", metavar="FILE", help="write a line a class; - is standard output, alone")
@@ -45,6 +46,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         **common.of_run(arguments),
         topk=arguments.topk,
         batch_size=arguments.batch_size,
+        reduction=arguments.reduction,
         unreadable=common.complain(failures),
     )
     with contextlib.ExitStack() as outputs:

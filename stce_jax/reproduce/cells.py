@@ -85,7 +85,8 @@ class Cell:
         found = _read_json(self.directory / IN_RUN / SCORES, kinds)
         if not found or not found["epoch"] > 0 or not (self.directory / IN_RUN / PREDICTIONS).exists():
             return False
-        of_last_epoch = (found["checkpoint"], found["ema"], found["split"]) == ("last", False, "val")
+        kind = found["checkpoint"], found["ema"], found["split"], found.get("reduction", "")
+        of_last_epoch = kind == ("last", False, "val", "")
         return of_last_epoch and is_last(found["step"], found["epoch"], self.row.config().epochs)
 
     def record(self) -> dict[str, Any]:

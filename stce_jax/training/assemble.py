@@ -29,6 +29,7 @@ from stce_jax.recipe import augment
 from stce_jax.recipe import optimizers as optim
 from stce_jax.training.mesh import connect, make_mesh, sharded_shapes
 from stce_jax.training.options import check_options, check_saved, on_devices
+from stce_jax.training.other_reduction import only, with_reduction
 from stce_jax.training.state import abstract_variables
 from stce_jax.training.timetable import Origin, Timetable
 from stce_jax.workdir import config as configuration
@@ -67,7 +68,9 @@ class Run:
     epoch: float
 
 
-def load_run(workdir: str | Path, checkpoint: str | int = "last", ema: bool = False, config: str = "") -> Run:
+def load_run(
+    workdir: str | Path, checkpoint: str | int = "last", ema: bool = False, config: str = "", *, reduction: str = ""
+) -> Run:
     """Loads a run that `stce train` made.
 
     Args:
@@ -76,9 +79,12 @@ def load_run(workdir: str | Path, checkpoint: str | int = "last", ema: bool = Fa
       ema: load the weights' moving average instead of the weights.
       config: the config file that registers the run's modules, if they are not part of the package. It is run, and
         nothing else is read from it. A workdir names modules and never makes anything be imported.
+      reduction: give the model another token reduction than it was trained with, see `other_reduction.parse`; "none"
+        takes it off. It must have no other parameters than the run. The config stays the run's.
 
     Raises:
-      ConfigError: the workdir is none of a run, or the run uses a module that is not registered.
+      ConfigError: the workdir is none of a run, the run uses a module that is not registered, or it cannot have the
+        reduction.
       CheckpointError: the checkpoint is missing or damaged.
 
     Example:
@@ -97,10 +103,13 @@ def load_run(workdir: str | Path, checkpoint: str | int = "last", ema: bool = Fa
         model, shapes = describe(own, len(meta["class_names"]))
     except ConfigError as error:
         raise CheckpointError(f"checkpoint {step} in {workdir} cannot be used: {error}") from error
+    wanted = shapes
+    if reduction:
+        model, wanted = with_reduction(own, model, shapes, reduction)
     mesh = make_mesh()
     connect(mesh)  # or one that reads its part sooner would give the others up
     target = sharded_shapes(shapes, mesh)
-    variables = checkpoints.restore_variables(step, target, ema=ema)
+    variables = only(checkpoints.restore_variables(step, target, ema=ema), wanted)
     preprocess = functools.partial(
         _preprocess,
         size=own.image_size,

@@ -41,7 +41,9 @@ def mean_metrics(
     *,
     stop_requested: Callable[[], Any] = bool,
 ) -> dict[str, float] | None:
-    """{"loss", "top1", "top5"}: means over all validation images; None if a process was asked to stop.
+    """Means over all validation images: "loss", "top1", "top5", and what modules leave for the log, see `left`.
+
+    None if a process was asked to stop.
 
     Args:
       variables: parameters and BatchNorm statistics.
@@ -65,13 +67,15 @@ def mean_metrics(
     totals = {name: sum(float(part[name]) for part in jax.device_get(sums)) for name in sums[0]}
     if totals[FLAG]:
         return None
-    return {name: totals[name] / totals["count"] for name in ("loss", "top1", "top5")}
+    own = ("loss", "top1", "top5")
+    names = (*own, *(name for name in totals if name not in (*own, "count", FLAG)))
+    return {name: totals[name] / totals["count"] for name in names}
 
 
 def predict_split(
     run: runs.Run, dataset: Any, split: str = "val"
-) -> Iterator[tuple[Float[np.ndarray, "b K"], Int[np.ndarray, "b"]]]:
-    """Yields (logits, labels) of the images of a split, batch by batch in their order.
+) -> Iterator[tuple[Float[np.ndarray, "b K"], Int[np.ndarray, "b"], dict[str, Float[np.ndarray, "b"]]]]:
+    """Yields (logits, labels, metrics that modules leave, see `left`) of a split's images, batch by batch in order.
 
     Works in several processes, each of which yields all of it.
     """
@@ -82,12 +86,12 @@ def predict_split(
     with _eval_batches(runs.eval_views(run.config, dataset, split), run.config, mesh) as batches:
         for batch in predictions(step, run.variables, loader.to_devices(batches, batch_sharding(mesh))):
             # Row r of process p is the image at r * P + p: [P * B/P, ...] -> [P, B/P, ...] -> [B/P, P, ...] -> [B, ...]
-            batch = {
-                name: rows.reshape(count, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
-                for name, rows in batch.items()
-            }
+            batch = jax.tree.map(
+                lambda rows: rows.reshape(count, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape), batch
+            )
             real = batch["weight"] > 0
-            yield batch["outputs"][real], batch["label"][real]
+            metrics = {name: rows[real] for name, rows in batch["metrics"].items()}
+            yield batch["outputs"][real], batch["label"][real], metrics
 
 
 def _eval_batches(views: Views, config: Any, mesh: Mesh) -> Feeder:

@@ -23,6 +23,7 @@ from stce_jax.training import assemble as runs
 from stce_jax.training import evaluation
 from stce_jax.training.guard import DivergenceGuard
 from stce_jax.training.mesh import batch_sharding
+from stce_jax.training.phases import Phase, Phases
 from stce_jax.training.progress import TrainProgress
 from stce_jax.training.state import TrainState
 from stce_jax.training.timetable import Timetable
@@ -39,6 +40,7 @@ class Setup:
 
     Attributes:
       state_shapes: a TrainState of shapes and shardings.
+      phases: the training step of each epoch.
       key: of the run's draws, on the devices.
       check_claim: raises if the workdir belongs to another job by now.
       meta: what each checkpoint's meta.json holds of the run.
@@ -51,7 +53,7 @@ class Setup:
     timetable: Timetable
     schedule: optax.Schedule
     state_shapes: TrainState
-    train_step: Any
+    phases: Phases
     key: jax.Array
     eval_step: Any
     val_views: Views
@@ -93,6 +95,7 @@ class TrainLoop:
         self._alone = jax.process_count() == 1
         self._saved = int(start.state.step)
         self._window = Window(setup.config.batch_size)
+        self._phase: Phase | None = None
         self._learning_rate = jax.jit(setup.schedule).lower(jax.ShapeDtypeStruct((), np.int32)).compile()
 
     def run(self) -> tuple[dict[str, float], float]:
@@ -116,7 +119,8 @@ class TrainLoop:
             for step in range(start + 1, setup.timetable.total + 1):
                 batch = self._next_batch(batches, step)
                 setup.check_claim()
-                self._state, metrics = setup.train_step(self._state, batch, setup.key)
+                train_step = self._train_step(step)
+                self._state, metrics = train_step(self._state, batch, setup.key)
                 stopping = self._check(self._window.add(step, metrics))
                 setup.watch.step(step)
                 setup.stop.finish_step_first()
@@ -126,6 +130,18 @@ class TrainLoop:
             setup.checkpoints.wait()
         assert self._metrics, "the last step is always evaluated"
         return self._metrics, self._window.data_wait()
+
+    def _train_step(self, step: int) -> Any:
+        """The program of a step. Where another one begins, says so, and stops the clocks, for it may compile."""
+        setup = self._setup
+        phase = setup.phases.at_epoch(setup.timetable.epoch_after(step - 1))
+        if phase is not self._phase:
+            self._phase = phase
+            if words := setup.phases.says(phase):
+                self._progress.print(f"{words} from step {step} on")
+            setup.watch.pause()
+            self._window.compiles()
+        return phase.step
 
     def _stop_requested(self) -> bool:
         return bool(self._setup.stop.requested)
@@ -217,7 +233,7 @@ class TrainLoop:
         epoch = setup.timetable.epoch_after(step)
         self._log.write(step=step, epoch=epoch, split="eval", **metrics)
         self._progress.evaluation(step, epoch, metrics)
-        return metrics
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}  # a module's may be not
 
     def _log_skipped(self, step: int, values: dict[str, float]) -> None:
         if processes.is_main():

@@ -26,6 +26,7 @@ from stce_jax.models.bodies import Body
 from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
+from stce_jax.training.left import METRICS, left_metrics
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated, round_up
 
 View = UInt8[np.ndarray, "S S 3"] | DataError
@@ -86,14 +87,16 @@ def make_predict_step(
 
     Returns:
       A jitted function. Its batch is {"image": uint8 [B, H, W, 3], ...}; it gives back the batch with float32 "outputs"
-      [B, ...] in the images' place, every array on all devices. See `predictions`.
+      [B, ...] in the images' place, and "metrics" {name: float32 [B]} that modules leave, see `left`; every array on
+      all devices. See `predictions`.
     """
 
     def predict_step(variables: Any, batch: dict[str, Array]) -> dict[str, Any]:
         images = normalize(batch["image"])
-        outputs = model.apply(variables, images, train=False, method=method)
+        outputs, left = model.apply(variables, images, train=False, method=method, mutable=[METRICS])
         outputs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)  # of Tokens, too
-        return {name: rows for name, rows in batch.items() if name != "image"} | {"outputs": outputs}
+        given = {name: rows for name, rows in batch.items() if name != "image"}
+        return given | {"outputs": outputs, "metrics": left_metrics(left)}
 
     return processes.compile_together(jax.jit(predict_step, out_shardings=replicated(mesh)))
 

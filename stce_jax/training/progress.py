@@ -47,8 +47,8 @@ class TrainProgress:
 
     def train(self, step: int, epoch: float, metrics: dict[str, Any]) -> None:
         """Reports a window of training steps."""
-        text = "loss {loss:.3f}  top-1 {percent:.1f}%  {images_per_second:,.0f} images/s  waiting {wait:.0f}%"
-        text = text.format(percent=100 * metrics["top1"], wait=100 * metrics["data_wait"], **metrics)
+        speed = f"top-1 {100 * metrics['top1']:.1f}%  {metrics['images_per_second']:,.0f} images/s"
+        text = f"loss {metrics['loss']:.3f}  {speed}  waiting {100 * metrics['data_wait']:.0f}%"
         self._bar.update(self._task, completed=step, epoch=epoch, text=text)
         if not self._live:
             self.print(f"step {step}/{self._total}  epoch {epoch:.2f}  train  {text}{self._time_left()}")

@@ -22,6 +22,7 @@ from stce_jax.platform import jax_settings
 from stce_jax.processes import peers as processes
 from stce_jax.processes.stop_flag import carries_flag
 from stce_jax.recipe.losses import cross_entropy, soft_target_cross_entropy, top_hits
+from stce_jax.training.left import LOSSES, METRICS, added_loss, left_metrics
 from stce_jax.training.mesh import batch_sharding, replicated, state_shardings
 from stce_jax.training.state import TrainState
 
@@ -71,7 +72,8 @@ def make_train_step(
     Returns:
       A jitted function; its batch is {"image": uint8 [B, H, W, 3], "label": int32 [B]}, its metrics are float32 scalars
       "loss", "top1" and "top5" (fractions, against each image's heaviest target), "gradient_norm" (global, before the
-      optimizer clips it) and "skipped" (1 if the step was skipped, else 0). A skipped step's may be NaN or inf.
+      optimizer clips it), "skipped" (1 if the step was skipped, else 0), and the means of what modules leave for the
+      log, see `left`; what they leave for the loss is part of it. A skipped step's may be NaN or inf.
     """
 
     def train_step(state: TrainState, batch: dict[str, Array], key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
@@ -79,15 +81,17 @@ def make_train_step(
         images, targets = augment(augment_key, state.step, batch["image"], batch["label"])
         dropout_key = jax.random.fold_in(dropout_key, state.step)
         if accumulate == 1:
-            gradients, statistics, metrics = _forward_backward(model, state.variables, images, targets, dropout_key)
+            gradients, statistics, metrics, left = _forward_backward(
+                model, state.variables, images, targets, dropout_key
+            )
         else:
             micro_batches = _split((images, targets), accumulate, mesh)
-            gradients, statistics, metrics = _accumulate(model, state.variables, micro_batches, dropout_key)
+            gradients, statistics, metrics, left = _accumulate(model, state.variables, micro_batches, dropout_key)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         update = functools.partial(_update, optimizer, gradients, statistics, ema_decay)
         updated = _update_if(finite, update, state)
-        metrics |= {"gradient_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}
+        metrics |= {"gradient_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32), **left}
         return updated.replace(step=state.step + 1), metrics
 
     options = jax_settings.train_options(
@@ -105,6 +109,8 @@ def make_train_step(
 def make_eval_step(model: Body, normalize: Normalize, *, deterministic: bool = False) -> Any:
     """Compiles (variables, batch) -> sums over the batch: "loss", "top1", "top5" and "count", float32 scalars.
 
+    To these come the sums of what modules leave for the log, see `left`.
+
     Args:
       model: called as model(images, train=False).
       normalize: see `augment.normalize`.
@@ -116,11 +122,11 @@ def make_eval_step(model: Body, normalize: Normalize, *, deterministic: bool = F
     """
 
     def eval_step(variables: Any, batch: dict[str, Array]) -> Metrics:
-        logits: Any = model.apply(variables, normalize(batch["image"]), train=False)
+        logits, left = model.apply(variables, normalize(batch["image"]), train=False, mutable=[METRICS])
         weight = batch["weight"]
         loss = cross_entropy(logits, batch["label"])
         top1, top5 = top_hits(logits, batch["label"])
-        values = {"loss": loss, "top1": top1, "top5": top5}
+        values = {"loss": loss, "top1": top1, "top5": top5, **left_metrics(left)}
         sums = {name: jnp.where(weight > 0, value * weight, 0.0).sum() for name, value in values.items()}
         return sums | {"count": weight.sum()}
 
@@ -159,17 +165,23 @@ def step_keys(key: Key[Array, ""]) -> Key[Array, "2"]:
 
 def _forward_backward(
     model: Body, variables: Any, images: Images, targets: Targets, key: Key[Array, ""]
-) -> tuple[Any, Any, Metrics]:
-    """(gradients, {"batch_stats": updated} or {}, metrics) of the mean cross entropy over these images."""
+) -> tuple[Any, Any, Metrics, Metrics]:
+    """(gradients, {"batch_stats": updated} or {}, metrics, metrics that modules leave) of the loss over these images.
+
+    The loss is the mean cross entropy, and what modules add to it.
+    """
+    mutable = ["batch_stats", LOSSES, METRICS]
 
     def loss_and_outputs(params: Any) -> tuple[Float[Array, ""], tuple[Float[Array, "B K"], Any]]:
         merged = {**variables, "params": params}
-        logits, statistics = model.apply(merged, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
-        return soft_target_cross_entropy(logits, targets).mean(), (logits, statistics)
+        logits, left = model.apply(merged, images, train=True, rngs={"dropout": key}, mutable=mutable)
+        return added_loss(left, soft_target_cross_entropy(logits, targets).mean()), (logits, left)
 
-    (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_and_outputs, has_aux=True)(variables["params"])
+    (loss, (logits, left)), gradients = jax.value_and_grad(loss_and_outputs, has_aux=True)(variables["params"])
     top1, top5 = (hits.mean() for hits in top_hits(logits, targets.argmax(axis=-1)))
-    return gradients, statistics, {"loss": loss, "top1": top1, "top5": top5}
+    statistics = {name: left[name] for name in left if name not in (LOSSES, METRICS)}
+    means = {name: values.mean() for name, values in left_metrics(left).items()}
+    return gradients, statistics, {"loss": loss, "top1": top1, "top5": top5}, means
 
 
 def _split(batch: Any, count: int, mesh: Mesh) -> Any:
@@ -189,7 +201,7 @@ def _split(batch: Any, count: int, mesh: Mesh) -> Any:
 
 def _accumulate(
     model: Body, variables: Any, micro_batches: tuple[Array, Array], key: Key[Array, ""]
-) -> tuple[Any, Any, Metrics]:
+) -> tuple[Any, Any, Metrics, Metrics]:
     """As `_forward_backward`, over micro-batches in turn: mean gradients and metrics, the last one's statistics."""
     params = variables["params"]
     count = len(micro_batches[0])
@@ -199,14 +211,14 @@ def _accumulate(
         number, (images, targets) = numbered
         merged = {"params": params, **statistics}
         step_key = jax.random.fold_in(key, number)
-        gradients, statistics, metrics = _forward_backward(model, merged, images, targets, step_key)
-        return (statistics, jax.tree.map(jnp.add, sums, (gradients, metrics))), None
+        gradients, statistics, metrics, left = _forward_backward(model, merged, images, targets, step_key)
+        return (statistics, jax.tree.map(jnp.add, sums, (gradients, metrics))), left
 
     statistics = {name: variables[name] for name in variables if name != "params"}
     zeros = jax.tree.map(jnp.zeros_like, params), dict.fromkeys(("loss", "top1", "top5"), jnp.zeros(()))
-    (statistics, sums), _ = jax.lax.scan(accumulate, (statistics, zeros), (jnp.arange(count), micro_batches))
+    (statistics, sums), left = jax.lax.scan(accumulate, (statistics, zeros), (jnp.arange(count), micro_batches))
     gradients, metrics = jax.tree.map(lambda total: total / count, sums)
-    return gradients, statistics, metrics
+    return gradients, statistics, metrics, {name: values.mean() for name, values in left.items()}  # of [count] each
 
 
 def _update_if(finite: Bool[Array, ""], update: Callable[[TrainState], TrainState], state: TrainState) -> TrainState:

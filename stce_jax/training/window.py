@@ -30,6 +30,10 @@ class Window:
         """Leaves what came between the steps until now out of the next speed and share."""
         self._timed_steps, self._waited, self._start = 0, 0.0, time.monotonic()
 
+    def compiles(self) -> None:
+        """Leaves the next step, which compiles, and those before it out of the speed and the share."""
+        self._compiled = False
+
     def next(self, batches: Iterator[Any]) -> Any:
         """The next batch; the time it takes counts as waiting if the devices have run out of work by then.
 
@@ -67,11 +71,12 @@ class Window:
         """Means over the window, which must be drained before; the next window begins.
 
         Skipped steps count only in "skipped", their number. "images_per_second" and "data_wait" (0..1) leave out the
-        run's first step, which compiles; if it is its window's only step, the speed is 0.
+        steps that compile, such as the run's first; if one is its window's last step, the speed is 0.
         """
         elapsed = time.monotonic() - self._start
         applied = [values for values in self._finished if not values["skipped"]]
-        means = {name: _mean([values[name] for values in applied]) for name in self._finished[0]}
+        names = dict.fromkeys(name for values in self._finished for name in values)  # not all steps need have the same
+        means = {name: _mean([values[name] for values in applied if name in values]) for name in names}
         means["skipped"] = len(self._finished) - len(applied)
         means["images_per_second"] = self._timed_steps * self._batch_size / elapsed
         means["data_wait"] = self._waited / elapsed

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,10 +77,14 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     """
     import shtab
 
+    from stce_jax.configs import default
+
+    reductions = [name for name in default.get_config().model.reduction if name != "name"]
+    words = WORDS | {"reduction": ("none", *reductions)}
     (verbs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     for verb in verbs.choices.values():
         for action in verb._actions:
-            _set_completion(action, shtab)
+            _set_completion(action, words, shtab)
     names = sorted(path.stem for path in Path(configs.__file__).parent.glob("[!_]*.py"))
     preamble: Any = {name: text.format(names=" ".join(names)) for name, text in CONFIGS.items()}
     script = shtab.complete(parser, shell, preamble=preamble)
@@ -89,12 +94,12 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     return re.sub(r'^(  "--[\w-]+)(\[.*\]:.*")$', r"\1=\2", script, flags=re.MULTILINE)
 
 
-def _set_completion(action: Any, shtab: ModuleType) -> None:
+def _set_completion(action: Any, words: Mapping[str, Sequence[str]], shtab: ModuleType) -> None:
     """Sets what shtab reads of an action, `complete` or `choices`."""
     if action.choices or action.nargs == 0 or action.type or action.dest in NOTHING:
         return
-    if action.dest in WORDS:
-        action.choices = WORDS[action.dest]
+    if action.dest in words:
+        action.choices = words[action.dest]
     elif action.dest == "config":
         action.complete = dict.fromkeys(SHELLS, "_stce_config_files")
     else:

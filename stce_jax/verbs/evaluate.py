@@ -23,6 +23,7 @@ def evaluate(
     classes: str = "",
     split: str = "val",
     output: epath.PathLike = "",
+    reduction: str = "",
 ) -> dict[str, Any]:
     """Evaluates a run.
 
@@ -32,39 +33,45 @@ def evaluate(
       dataset, classes: another dataset with the same classes, see `catalog.open_dataset`; by default the run's own.
       split: "val" or "train"; the other one need not be there.
       output: a directory for the results and the logits of every image, see `files.write`; "": none.
+      reduction: another token reduction than the run's, see `load_run`.
 
     Returns:
-      {"step", "epoch", "checkpoint", "ema", "dataset", "split", "class_ids", "class_names", "images", "loss", "top1",
-      "top5", "calibration_error", "reliability", "per_class", "confusion"}: loss, top1 and top5 are means over the
-      images, per_class is {class id: {"images", "top1"}}, the others are those of `scores.summary`.
+      {"step", "epoch", "checkpoint", "ema", "reduction", "dataset", "split", "class_ids", "class_names", "images",
+      "loss", "top1", "top5", "metrics", "calibration_error", "reliability", "per_class", "confusion"}: loss, top1, top5
+      and metrics, {name: value} of what the model's modules leave for the log, are means over the images, per_class is
+      {class id: {"images", "top1"}}, the others are those of `scores.summary`.
 
     Raises:
       StceError: the run or its data cannot be read, or the output not be written.
     """
     if split not in catalog.SPLITS:
         raise ConfigError(f"there is no split {split!r}; the splits are {', '.join(catalog.SPLITS)}")
-    run = runs.load_run(workdir, checkpoint, ema)
+    run = runs.load_run(workdir, checkpoint, ema, reduction=reduction)
     images = _open_dataset(run.config, dataset, data_dir, classes, split)
     runs.report_passed_over(images)
     catalog.check_class_names(images, run.class_ids)
     writes = bool(output) and processes.is_main()
     if writes:
         files.begin(output)
-    parts, logits = [], []
-    for outputs, labels in predict_split(run, images, split):
+    parts, left, logits = [], [], []
+    for outputs, labels, left_by_modules in predict_split(run, images, split):
         parts.append(scores.of_images(outputs, labels))
+        left.append(left_by_modules)
         if writes:
             logits.append(outputs)
     by_image = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    metrics = {name: float(np.concatenate([part[name] for part in left]).mean()) for name in left[0]}
     result = {
         "step": run.step,
         "epoch": run.epoch,
         "checkpoint": str(checkpoint),
         "ema": ema,
+        "reduction": reduction,
         "dataset": dataset or run.config.dataset,
         "split": split,
         "class_ids": list(run.class_ids),
         "class_names": list(run.class_names),
+        "metrics": metrics,
         **scores.summary(by_image, len(run.class_ids)),
     }
     result["per_class"] = dict(zip(run.class_ids, result["per_class"], strict=True))

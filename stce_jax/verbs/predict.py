@@ -22,6 +22,7 @@ def predict(
     ema: bool = False,
     topk: int = 5,
     batch_size: int = 64,
+    reduction: str = "",
     unreadable: Callable[[DataError], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Classifies images with a run's model.
@@ -31,6 +32,7 @@ def predict(
       workdir, checkpoint, ema: see `load_run`.
       topk: how many classes to give of each image, >= 1; never more than there are.
       batch_size: images that are computed at a time.
+      reduction: another token reduction than the run's, see `load_run`.
       unreadable: called with the error of each image that cannot be read, which is then left out; by default the first
         is raised.
 
@@ -47,7 +49,7 @@ def predict(
     """
     check_whole("topk", topk, 1, MOST_CLASSES)
     files = list_images(paths)
-    run = runs.load_run(workdir, checkpoint, ema)
+    run = runs.load_run(workdir, checkpoint, ema, reduction=reduction)
     return _records(run, topk, prediction.apply(run, run.model, files, batch_size=batch_size, unreadable=unreadable))
 
 

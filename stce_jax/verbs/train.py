@@ -6,6 +6,7 @@ is refused before anything of the workdir is changed.
 
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from stce_jax.training.loop import ADVICE, RunDivergedError, Setup, StartingPoin
 from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import check_batch_size, connect, make_mesh, sharded_shapes
 from stce_jax.training.options import check_saved
+from stce_jax.training.phases import Phases
 from stce_jax.training.progress import TrainProgress
 from stce_jax.training.state import abstract_state, abstract_variables, init_state
 from stce_jax.training.step import check_accumulation, make_train_step, run_key
@@ -95,10 +97,10 @@ def train(
         shape: Any = {"image_size": config.image_size, "with_ema": config.optimizer.ema_decay > 0}
         state_shapes = sharded_shapes(abstract_state(model, optimizer, **shape), mesh)
         check_memory(config, state_shapes, mesh)
-        train_step = make_train_step(
-            model,
-            optimizer,
-            augment,
+        make_step = functools.partial(
+            make_train_step,
+            optimizer=optimizer,
+            augment=augment,
             ema_decay=config.optimizer.ema_decay,
             state=state_shapes,
             mesh=mesh,
@@ -113,7 +115,7 @@ def train(
             timetable=timetable,
             schedule=schedule,
             state_shapes=state_shapes,
-            train_step=train_step,
+            phases=Phases(model, make_step),
             key=run_key(config.seed, mesh),
             eval_step=eval_step(model, dataset, deterministic=config.deterministic),
             val_views=runs.eval_views(config, dataset),

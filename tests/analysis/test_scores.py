@@ -110,8 +110,8 @@ def test_ties_and_no_numbers_count_as_in_the_evaluation_step():
     logits[5, 2] = logits[6, :] = np.nan
 
     class Given:
-        def apply(self, variables, images, train):
-            return images
+        def apply(self, variables, images, train, mutable):
+            return images, {}
 
     run = step.make_eval_step(Given(), lambda images: images)
     sums = jax.device_get(run({}, {"image": logits, "label": labels, "weight": np.ones(400, np.float32)}))

@@ -94,7 +94,13 @@ def test_the_commands_of_a_cell_are_its_config(scale, tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"checkpoint": "best"}, {"ema": True}, {"split": "train"}, {"step": 44, "epoch": 1.96}],
+    [
+        {"checkpoint": "best"},
+        {"ema": True},
+        {"split": "train"},
+        {"reduction": "topk"},
+        {"step": 44, "epoch": 1.96},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_only_the_last_epochs_evaluation_finishes_a_cell(tmp_path, changes):

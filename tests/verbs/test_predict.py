@@ -204,7 +204,7 @@ def test_refusals(tiny_run, files, tmp_path, capsys):
 @pytest.mark.slow
 def test_weights_that_give_no_numbers(run, files, monkeypatch):
     broken = dataclasses.replace(run, variables=jax.tree.map(lambda x: x * np.nan, run.variables))
-    monkeypatch.setattr("stce_jax.training.assemble.load_run", lambda *_: broken)
+    monkeypatch.setattr("stce_jax.training.assemble.load_run", lambda *_, **__: broken)
     with pytest.raises(CheckpointError, match="no finite numbers"):
         list(predict(files, "any"))
 

@@ -10,6 +10,7 @@ A body is a linen module from images to logits. What every verb knows of a model
   tokens(images, *, train)         -> `Tokens` after the last norm, leading tokens (a class token) first
   grid(height, width)              -> (h, w), how the last image tokens of such an image lie
   check()                          optional: raises ConfigError if its options cannot work
+  at_epoch(epoch)                  optional: -> the body to train with at an epoch of the run, see `at_epoch`
   unshaped_options()               -> {option: value} of those that change the logits and no parameter's shape
   fit_weights(found, expected, old_grid)
                                    -> (arrays, note): weights of the same body in another form brought to this one's
@@ -56,3 +57,16 @@ class Body(Protocol):
     def fit_weights(
         self, found: dict[str, Any], expected: dict[str, Any], old_grid: tuple[int, int] | None
     ) -> tuple[dict[str, Shaped[Array, "..."]], str]: ...
+
+
+def at_epoch(body: Body, epoch: float) -> Body:
+    """The body to train with after `epoch` passes over the training images, by its own or its reduction's schedule.
+
+    There may be few different ones, for each is compiled; their variables are the same. Without a schedule: `body`.
+    """
+    module: Any = body
+    if hasattr(module, "at_epoch"):
+        return module.at_epoch(epoch)
+    reduction: Any = getattr(module, "reduction", None)
+    scheduled = reduction.at_epoch(epoch) if hasattr(reduction, "at_epoch") else reduction
+    return body if scheduled is reduction else module.clone(reduction=scheduled)

@@ -16,6 +16,9 @@ own. What the body asks of it:
   counts(initial, stages)          optional: how many image tokens there are after each of its blocks, of `initial` ones
                                    at first; raises ConfigError if none would be left
   grid_counts(grid, stages)        optional: the same, where it depends on the grid (h, w) that they lie in at first
+  at_epoch(epoch)                  optional: the module to train with after `epoch` passes over the training images,
+                                   itself or one with another `keep_rate`; at most 8 different ones, for each is
+                                   compiled. Evaluation uses the module as it is
   __call__(tokens, given, *, train)  -> Tokens, fewer of them or masked; `given` is {name: array} of what it needs
 
 Shapes are static: a method that keeps a number of tokens that differs from image to image masks instead. A reduction
@@ -26,8 +29,9 @@ decisions, sets `policy`. Keep rates are shares of `tokens.initial`.
 What a reduction may leave for others, see `reduction.sow_assignment` and `reduction.sow_scalar`:
   "intermediates" / "assignment"   int32 [B, n]: the image token that each of its n image tokens went to, -1 for none;
                                    `stce visualize` draws it
-  "losses" / NAME                  scalar: added to the training loss
-  "metrics" / NAME                 [B]: its mean is logged as NAME
+  "losses" / NAME                  scalar: added to the training loss, which is logged with it
+  "metrics" / NAME                 [B]: its mean is logged as NAME, in training and evaluation; that of several modules
+                                   under one name is averaged
 
 Every field but `stage` and `stages` is an option of its own, set by `create_model`, or in a config in the section
 `model.reduction.NAME`. A new reduction is one new file here and one line in the table.
@@ -41,6 +45,7 @@ from jaxtyping import Array, Float
 
 from stce_jax.models.reductions.dpcknn import DPCKNN
 from stce_jax.models.reductions.dynamicvit import DynamicViT
+from stce_jax.models.reductions.ats import ATS
 from stce_jax.models.reductions.evit import EViT
 from stce_jax.models.reductions.kmedoids import KMedoids
 from stce_jax.models.reductions.patchmerger import PatchMerger
@@ -97,4 +102,5 @@ REDUCTIONS: dict[str, Any] = {  # name -> linen module class
     "patchmerger": PatchMerger,
     "sinkhorn": Sinkhorn,
     "pattern": Pattern,
+    "ats": ATS,
 }
