@@ -189,7 +189,7 @@ def check_block(arrays, reduction, dtype, tokens=None):
             epsilon=float(arrays["cfg_ln_eps"]),
         )
         if tokens is None:
-            tokens = Tokens(None, leading=1, initial=arrays["in_x"].shape[1] - 1)
+            tokens = Tokens(None, leading=1, initial_grid=(1, arrays["in_x"].shape[1] - 1))
 
         @jax.jit
         def run(values):
@@ -239,7 +239,7 @@ def check_blocks(arrays, reduction, dtype, reduction_params=None):
 
         @jax.jit
         def run(values):
-            tokens = Tokens(values, leading=1, initial=values.shape[1] - 1)
+            tokens = Tokens(values, leading=1, initial_grid=(1, values.shape[1] - 1))
             if paired:
                 module, params = block("block0.", reduction)
                 reduced, left = module.apply(

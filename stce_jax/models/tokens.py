@@ -6,6 +6,7 @@ Shape letters: B batch, N tokens, D model width, h w grid.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -27,12 +28,10 @@ class Tokens:
       mask: which tokens are real; None: all. The others are seen by none and count nowhere.
       grid: (h, w) in which the image's tokens lie; None once they lie in no grid.
       leading: number of tokens at the front that are no image tokens (a class token, registers).
-      initial: how many image tokens there were before any reduction, which keep rates are shares of; None: outside a
-        body that takes reductions.
       proportional: whether attention counts a token as often as `sizes` says.
       policy: how far each token is live, in training with decisions that a gradient flows through: 1 live, 0 dropped;
         None: all are. Others attend to a token as far as it is live, see `ops.attention.policy_attention`.
-      initial_grid: (h, w) in which the image tokens lay before any reduction, rows times columns being `initial`.
+      initial_grid: (h, w) in which the image tokens lay before any reduction; None: outside a body that takes them.
     """
 
     values: Float[Array, "B N D"]
@@ -40,7 +39,6 @@ class Tokens:
     mask: Bool[Array, "B N"] | None = None
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
     leading: int = struct.field(pytree_node=False, default=0)
-    initial: int | None = struct.field(pytree_node=False, default=None)
     proportional: bool = struct.field(pytree_node=False, default=True)
     policy: Float[Array, "B N"] | None = None
     initial_grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
@@ -66,6 +64,12 @@ class Tokens:
     def with_values(self, values: Float[Array, "B N D"]) -> Tokens:
         """The same tokens with other values."""
         return dataclasses.replace(self, values=values)
+
+    @property
+    def initial(self) -> int:
+        """How many image tokens there were before any reduction, which keep rates are shares of."""
+        assert self.initial_grid is not None, "tokens of no body have no initial grid; give one"
+        return math.prod(self.initial_grid)
 
     def image_values(self) -> Float[Array, "B n D"]:
         """The image's tokens, without the leading ones."""

@@ -68,7 +68,7 @@ class Block(nn.Module):
             return tokens
         reduced = self.reduction(tokens, given, train=train)
         check_tokens("reduction", reduced, (tokens.shape[0], None, tokens.shape[2]), leading=tokens.leading)
-        return dataclasses.replace(reduced, initial=tokens.initial, initial_grid=tokens.initial_grid)
+        return dataclasses.replace(reduced, initial_grid=tokens.initial_grid)
 
 
 def _add_branch(tokens: Tokens, branch: Float[Array, "B N D"], scales: jax.Array | None, index: int) -> Tokens:

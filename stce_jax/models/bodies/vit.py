@@ -176,7 +176,7 @@ class VisionTransformer(nn.Module):
             class_tokens = jnp.broadcast_to(self.class_token, (batch, 1, self.width)).astype(self.dtype)
             tokens = tokens.prepend(class_tokens)  # [B, 1 + N, D]
         values = tokens.values + self._positions((rows, columns)).astype(self.dtype)
-        return dataclasses.replace(tokens, values=values, initial=rows * columns, initial_grid=(rows, columns))
+        return dataclasses.replace(tokens, values=values, initial_grid=(rows, columns))
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "1 N D"]:
         """The position embedding of a grid; the class token's, where there is one, comes first."""

@@ -13,9 +13,8 @@ own. What the body asks of it:
                                    first, and what it needs is the attention of the block before. Otherwise it acts
                                    within them, between attention and MLP.
   check()                          optional: raises ConfigError if its options cannot work
-  counts(initial, stages)          optional: how many image tokens there are after each of its blocks, of `initial` ones
-                                   at first; raises ConfigError if none would be left
-  grid_counts(grid, stages)        optional: the same, where it depends on the grid (h, w) that they lie in at first
+  counts(grid, stages)             optional: how many image tokens there are after each of its blocks, where they lie in
+                                   a grid (h, w) at first; raises ConfigError if none would be left
   at_epoch(epoch)                  optional: the module to train with after `epoch` passes over the training images,
                                    itself or one with another `keep_rate`; at most 8 different ones, for each is
                                    compiled. Evaluation uses the module as it is
@@ -43,9 +42,9 @@ from typing import Any, ClassVar, Protocol
 
 from jaxtyping import Array, Float
 
+from stce_jax.models.reductions.ats import ATS
 from stce_jax.models.reductions.dpcknn import DPCKNN
 from stce_jax.models.reductions.dynamicvit import DynamicViT
-from stce_jax.models.reductions.ats import ATS
 from stce_jax.models.reductions.evit import EViT
 from stce_jax.models.reductions.kmedoids import KMedoids
 from stce_jax.models.reductions.patchmerger import PatchMerger
@@ -86,9 +85,7 @@ def counts_of(reduction: Reduction | None, grid: tuple[int, int], stages: int) -
       ConfigError: none would be left.
     """
     module: Any = reduction
-    if hasattr(module, "grid_counts"):
-        return module.grid_counts(grid, stages)
-    return module.counts(math.prod(grid), stages) if hasattr(module, "counts") else [math.prod(grid)] * stages
+    return module.counts(grid, stages) if hasattr(module, "counts") else [math.prod(grid)] * stages
 
 
 REDUCTIONS: dict[str, Any] = {  # name -> linen module class

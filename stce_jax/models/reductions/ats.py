@@ -57,7 +57,8 @@ class ATS(nn.Module):
     def check(self) -> None:
         reduction.check_keep_rate(self.keep_rate, self.blocks)
 
-    def counts(self, initial: int, stages: int) -> list[int]:
+    def counts(self, grid: tuple[int, int], stages: int) -> list[int]:
+        initial = math.prod(grid)
         """The most image tokens that can be left after each stage."""
         counts, count = [], initial
         for kept in reduction.kept_counts(self.keep_rate, initial, stages):
@@ -67,7 +68,6 @@ class ATS(nn.Module):
 
     def __call__(self, tokens: Tokens, given: Mapping[str, Float[Array, "..."]], *, train: bool) -> Tokens:
         del train  # the same in training and inference
-        assert tokens.initial is not None
         attention = attention_weights(given["query"][:, :1], given["key"], mask=tokens.mask)[:, :, 0]  # [B, A, N]
         scores = significance(attention, given["value"])[:, tokens.leading :]
         mask = None if tokens.mask is None else tokens.mask[:, tokens.leading :]

@@ -8,6 +8,7 @@ Shape letters: B batch, n image tokens, K clusters, D model width.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -57,13 +58,12 @@ class DPCKNN(nn.Module):
         reduction.check_keep_rate(self.keep_rate, self.blocks)
         check_whole("model option neighbours", self.neighbours, 1, MOST_NEIGHBOURS)
 
-    def counts(self, initial: int, stages: int) -> list[int]:
-        return list(itertools.accumulate(reduction.kept_counts(self.keep_rate, initial, stages), min))
+    def counts(self, grid: tuple[int, int], stages: int) -> list[int]:
+        return list(itertools.accumulate(reduction.kept_counts(self.keep_rate, math.prod(grid), stages), min))
 
     @nn.compact
     def __call__(self, tokens: Tokens, given: Mapping[str, Float[Array, "..."]], *, train: bool) -> Tokens:
         del given  # tokens alone are compared
-        assert tokens.initial is not None
         reduction.check_unmasked(tokens, "dpcknn")
         values = tokens.image_values()
         batch, count, width = values.shape
@@ -72,7 +72,8 @@ class DPCKNN(nn.Module):
         else:  # also where nothing is merged: variables are those of all image sizes
             scores = linear(1, values.dtype, "score")(values.reshape(-1, width))  # as rows, see `layers.Attention`
             weights = jnp.exp(widened(scores)).reshape(batch, count)
-        clusters = self.counts(tokens.initial, self.stage + 1)[self.stage]
+        assert tokens.initial_grid is not None
+        clusters = self.counts(tokens.initial_grid, self.stage + 1)[self.stage]
         if clusters >= count:
             return tokens
         noise = _noise(self.make_rng("dropout") if train else None, (batch, count), weights.dtype)

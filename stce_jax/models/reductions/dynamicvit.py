@@ -6,6 +6,7 @@ Shape letters: B batch, N tokens, n of them the image's, M of them kept, D model
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -58,13 +59,13 @@ class DynamicViT(nn.Module):
         if not self.blocks:
             raise ConfigError("dynamicvit's loss is the mean over its blocks; name them in blocks")
 
-    def counts(self, initial: int, stages: int) -> list[int]:
-        return reduction.kept_counts(self.keep_rate, initial, stages)
+    def counts(self, grid: tuple[int, int], stages: int) -> list[int]:
+        return reduction.kept_counts(self.keep_rate, math.prod(grid), stages)
 
     @nn.compact
     def __call__(self, tokens: Tokens, given: Mapping[str, Float[Array, "..."]], *, train: bool) -> Tokens:
         del given
-        assert tokens.initial is not None and self.blocks
+        assert self.blocks
         values, previous = tokens.image_values(), live_tokens(tokens)
         scores = Predictor(name="predictor")(values, previous)
         if train and not self.is_initializing():
@@ -75,7 +76,8 @@ class DynamicViT(nn.Module):
             reduction.sow_scalar(self, "losses", "ratio", self.ratio_weight / len(self.blocks) * loss)
             leading = jnp.ones((len(decisions), tokens.leading), decisions.dtype)
             return dataclasses.replace(tokens, policy=jnp.concatenate([leading, decisions], axis=1))
-        count = self.counts(tokens.initial, self.stage + 1)[-1]
+        assert tokens.initial_grid is not None
+        count = self.counts(tokens.initial_grid, self.stage + 1)[-1]
         if count >= values.shape[1]:
             return tokens
         kept = most_attended(jnp.where(previous > 0, scores[:, :, 0], -jnp.inf), count)

@@ -58,7 +58,8 @@ class EViT(nn.Module):
         for option in ("shrink_start_epoch", "shrink_epochs"):
             check_range(f"model option {option}", getattr(self, option), 0, LONGEST)
 
-    def counts(self, initial: int, stages: int) -> list[int]:
+    def counts(self, grid: tuple[int, int], stages: int) -> list[int]:
+        initial = math.prod(grid)
         counts, count = [], initial
         for stage in range(stages):
             kept = self._kept(count, initial, stage)
@@ -78,7 +79,6 @@ class EViT(nn.Module):
 
     def __call__(self, tokens: Tokens, given: Mapping[str, Float[Array, "..."]], *, train: bool) -> Tokens:
         del train  # the same in training and inference
-        assert tokens.initial is not None
         scores = class_attention(given["query"], given["key"], tokens)
         count = self._kept(scores.shape[1], tokens.initial, self.stage)
         if count == scores.shape[1]:

@@ -8,6 +8,7 @@ Shape letters: B batch, N tokens, n of them the image's, K clusters; A attention
 """
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -51,15 +52,15 @@ class KMedoids(nn.Module):
         reduction.check_keep_rate(self.keep_rate, self.blocks)
         check_whole("model option medoid_iterations", self.medoid_iterations, 0, MOST_ITERATIONS)
 
-    def counts(self, initial: int, stages: int) -> list[int]:
-        return list(itertools.accumulate(reduction.kept_counts(self.keep_rate, initial, stages), min))
+    def counts(self, grid: tuple[int, int], stages: int) -> list[int]:
+        return list(itertools.accumulate(reduction.kept_counts(self.keep_rate, math.prod(grid), stages), min))
 
     def __call__(self, tokens: Tokens, given: Mapping[str, Float[Array, "..."]], *, train: bool) -> Tokens:
-        assert tokens.initial is not None
         reduction.check_unmasked(tokens, "kmedoids")
         points = jax.lax.stop_gradient(tokens.image_values())
         count = points.shape[1]
-        clusters = self.counts(tokens.initial, self.stage + 1)[self.stage]
+        assert tokens.initial_grid is not None
+        clusters = self.counts(tokens.initial_grid, self.stage + 1)[self.stage]
         if clusters >= count:
             return tokens
         distances = jnp.sqrt(squared_distances(points))

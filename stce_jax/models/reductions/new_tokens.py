@@ -7,6 +7,7 @@ Shape letters: B batch, n image tokens, M new ones, D model width.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -30,9 +31,9 @@ def check(module: Any) -> None:
         check_whole("model option initial_tokens", module.initial_tokens, 1, MOST_TOKENS)
 
 
-def counts(module: Any, initial: int, stages: int) -> list[int]:
-    """How many tokens each stage makes in a model made for images of `initial` tokens."""
-    return reduction.kept_counts(module.keep_rate, module.initial_tokens or initial, stages)
+def counts(module: Any, grid: tuple[int, int], stages: int) -> list[int]:
+    """How many tokens each stage makes in a model made for images whose tokens lie in a grid (h, w) at first."""
+    return reduction.kept_counts(module.keep_rate, module.initial_tokens or math.prod(grid), stages)
 
 
 def made_count(module: Any, tokens: Tokens, *path: str, axis: int) -> int:
@@ -49,8 +50,8 @@ def made_count(module: Any, tokens: Tokens, *path: str, axis: int) -> int:
         for name in path[1:]:
             parameter = parameter[name]
         return parameter.shape[axis]
-    assert tokens.initial is not None
-    return counts(module, tokens.initial, module.stage + 1)[-1]
+    assert tokens.initial_grid is not None
+    return counts(module, tokens.initial_grid, module.stage + 1)[-1]
 
 
 def shares_of_tokens(logits: Float[Array, "B M n"], tokens: Tokens) -> Float[Array, "B M n"]:

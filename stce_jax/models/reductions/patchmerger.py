@@ -43,8 +43,8 @@ class PatchMerger(nn.Module):
     def check(self) -> None:
         new_tokens.check(self)
 
-    def counts(self, initial: int, stages: int) -> list[int]:
-        return new_tokens.counts(self, initial, stages)
+    def counts(self, grid: tuple[int, int], stages: int) -> list[int]:
+        return new_tokens.counts(self, grid, stages)
 
     @nn.compact
     def __call__(self, tokens: Tokens, given: Mapping[str, Float[Array, "..."]], *, train: bool) -> Tokens:

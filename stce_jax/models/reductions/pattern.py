@@ -67,12 +67,12 @@ class Pattern(nn.Module):
                 "contiguous=False"
             )
 
-    def grid_counts(self, grid: tuple[int, int], stages: int) -> list[int]:
+    def counts(self, grid: tuple[int, int], stages: int) -> list[int]:
         return [len(places) for places in self._places(grid, stages)]
 
     def __call__(self, tokens: Tokens, given: Mapping[str, Float[Array, "..."]], *, train: bool) -> Tokens:
         del given, train  # the same in training and inference
-        grid = tokens.initial_grid or tokens.grid
+        grid = tokens.initial_grid
         assert grid is not None
         stages = self.stage + 1 if self.blocks is None else len(self.blocks)
         places = [np.arange(math.prod(grid)), *self._places(grid, stages)]

@@ -55,8 +55,8 @@ class Sinkhorn(nn.Module):
         check_range("model option epsilon", self.epsilon, SMALLEST_EPSILON, LARGEST_EPSILON)
         check_whole("model option rounds", self.rounds, 1, MOST_ROUNDS)
 
-    def counts(self, initial: int, stages: int) -> list[int]:
-        return new_tokens.counts(self, initial, stages)
+    def counts(self, grid: tuple[int, int], stages: int) -> list[int]:
+        return new_tokens.counts(self, grid, stages)
 
     @nn.compact
     def __call__(self, tokens: Tokens, given: Mapping[str, Float[Array, "..."]], *, train: bool) -> Tokens:

@@ -8,6 +8,7 @@ what is compared, D model width.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -66,7 +67,8 @@ class ToMe(nn.Module):
         if self.inflection and (len(amounts) > 1 or self.keep_rate is not None):
             raise ConfigError("inflection changes one r from block to block; leave it out, or several r and keep_rate")
 
-    def counts(self, initial: int, stages: int) -> list[int]:
+    def counts(self, grid: tuple[int, int], stages: int) -> list[int]:
+        initial = math.prod(grid)
         counts, count = [], initial
         for amount in self._amounts(initial, stages):
             count -= capped(amount, count, leading=0)
@@ -75,7 +77,6 @@ class ToMe(nn.Module):
 
     def __call__(self, tokens: Tokens, given: Mapping[str, Float[Array, "..."]], *, train: bool) -> Tokens:
         del train  # the same in training and inference
-        assert tokens.initial is not None
         amount = self._amounts(tokens.initial, max(self.stages, self.stage + 1))[self.stage]
         tokens = dataclasses.replace(tokens, proportional=self.proportional)
         metric = widened(given["key"]).mean(axis=2)  # over heads

@@ -5,6 +5,7 @@ Source: the baseline of Haurum et al. 2023 ("Which Tokens to Use?", arXiv 2308.0
 Shape letters: B batch, N tokens, n of them the image's, M of them kept, A attention heads, E width of a head.
 """
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -37,14 +38,14 @@ class TopK(nn.Module):
     def check(self) -> None:
         reduction.check_keep_rate(self.keep_rate, self.blocks)
 
-    def counts(self, initial: int, stages: int) -> list[int]:
-        return reduction.kept_counts(self.keep_rate, initial, stages)
+    def counts(self, grid: tuple[int, int], stages: int) -> list[int]:
+        return reduction.kept_counts(self.keep_rate, math.prod(grid), stages)
 
     def __call__(self, tokens: Tokens, given: Mapping[str, Float[Array, "..."]], *, train: bool) -> Tokens:
         del train  # the same in training and inference
-        assert tokens.initial is not None
         scores = class_attention(given["query"], given["key"], tokens)
-        count = self.counts(tokens.initial, self.stage + 1)[-1]
+        assert tokens.initial_grid is not None
+        count = self.counts(tokens.initial_grid, self.stage + 1)[-1]
         if count >= scores.shape[1]:
             return tokens
         kept = most_attended(scores, count)

@@ -76,8 +76,8 @@ def test_counts_are_those_of_deit_small():
     """The most tokens after stages 1 to 3 of 196, without the class token: those that Top-K keeps."""
     study = {0.9: [176, 158, 142], 0.7: [137, 96, 67], 0.5: [98, 49, 24], 0.25: [49, 12, 3]}
     for rate, counts in study.items():
-        assert ATS(keep_rate=rate).counts(196, 3) == counts
-    assert ATS(keep_rate=(0.8, 1.0)).counts(10, 2) == [8, 8], "there are no more than there were"
+        assert ATS(keep_rate=rate).counts((14, 14), 3) == counts
+    assert ATS(keep_rate=(0.8, 1.0)).counts((2, 5), 2) == [8, 8], "there are no more than there were"
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def test_a_block_equals_the_golden_numbers(dtype):
     arrays = golden("reductions", "ats_haurum_block_n17_K9")
     initial = arrays["in_x"].shape[1] - 1
     module = ATS(keep_rate=(int(arrays["cfg_sample_count"]) - 1) / initial)
-    tokens = Tokens(None, leading=1, initial=initial, mask=jnp.asarray(arrays["in_mask"]))
+    tokens = Tokens(None, leading=1, initial_grid=(1, initial), mask=jnp.asarray(arrays["in_mask"]))
     reduced = check_block(arrays, module, dtype, tokens)
     assert_close(reduced.mask, arrays["out_mask"], 0, "mask")
 
@@ -110,7 +110,7 @@ def test_what_it_leaves_for_the_log_and_the_pictures():
     rng = np.random.default_rng(0)
     query, key, value = rng.normal(size=(3, 4, 13, 2, 5))
     query[1:] *= 8.0  # attention of few tokens
-    tokens = Tokens(jnp.asarray(rng.normal(size=(4, 13, 10))), leading=1, initial=12)
+    tokens = Tokens(jnp.asarray(rng.normal(size=(4, 13, 10))), leading=1, initial_grid=(1, 12))
     module = ATS((2, 5), keep_rate=0.8, stage=1)
     given = {"query": jnp.asarray(query), "key": jnp.asarray(key), "value": jnp.asarray(value)}
 
@@ -156,4 +156,4 @@ def test_wrong_options_are_one_line():
     with pytest.raises(ConfigError, match=r"keep_rate is 1.5; it must be above 0 and at most 1"):
         ATS(keep_rate=1.5).check()
     with pytest.raises(ConfigError, match="leaves none of 16 tokens at stage 2 of 2"):
-        ATS(keep_rate=0.2).counts(16, 2)
+        ATS(keep_rate=0.2).counts((4, 4), 2)

@@ -162,8 +162,8 @@ def test_every_stage_has_its_own_layer():
 
 def test_deit_small_has_385_parameters_a_stage_and_its_counts():
     for rate, counts in {0.9: [176, 158, 142], 0.7: [137, 96, 67], 0.5: [98, 49, 24], 0.25: [49, 12, 3]}.items():
-        assert DPCKNN(keep_rate=rate).counts(196, 3) == counts
-    tokens = Tokens(jax.ShapeDtypeStruct((1, 197, 384), jnp.float32), leading=1, initial=196)
+        assert DPCKNN(keep_rate=rate).counts((14, 14), 3) == counts
+    tokens = Tokens(jax.ShapeDtypeStruct((1, 197, 384), jnp.float32), leading=1, initial_grid=(1, 196))
     variables = jax.eval_shape(partial(DPCKNN().init, train=False), jax.random.key(0), tokens, {})
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 385
 
@@ -216,6 +216,6 @@ def test_wrong_options_are_one_line():
     ]:
         with pytest.raises(ConfigError, match=message):
             DPCKNN(**wrong).check()
-    masked = Tokens(jnp.ones((1, 4, 2)), mask=jnp.ones((1, 4), bool), initial=4)
+    masked = Tokens(jnp.ones((1, 4, 2)), mask=jnp.ones((1, 4), bool), initial_grid=(1, 4))
     with pytest.raises(ConfigError, match="dpcknn cannot leave out masked tokens"):
         DPCKNN().init(jax.random.key(0), masked, {}, train=False)

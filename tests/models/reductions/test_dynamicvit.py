@@ -32,7 +32,7 @@ def test_scores_and_the_kept_equal_the_golden_numbers(dtype):
         params = jax.tree.map(lambda array: jnp.asarray(array, dtype), predictor_params(weights_of(arrays)))
         values, live = (jnp.asarray(arrays[name], dtype) for name in ("in_x", "in_policy"))
         scores = jax.jit(Predictor().apply)({"params": params}, values, live[..., 0])
-        module, tokens = DynamicViT(keep_rate=0.5), Tokens(values, initial=16)
+        module, tokens = DynamicViT(keep_rate=0.5), Tokens(values, initial_grid=(1, 16))
         reduced, left = jax.jit(
             lambda tokens: module.apply({"params": {"predictor": params}}, tokens, {}, train=False, mutable=True)
         )(tokens)
@@ -66,10 +66,10 @@ def test_attention_by_policy_equals_the_golden_numbers(dtype):
 
 
 def test_parameters_and_counts_of_deit_small():
-    tokens = Tokens(jax.ShapeDtypeStruct((1, 197, 384), jnp.float32), leading=1, initial=196)
+    tokens = Tokens(jax.ShapeDtypeStruct((1, 197, 384), jnp.float32), leading=1, initial_grid=(1, 196))
     shapes = jax.eval_shape(lambda tokens: DynamicViT().init(jax.random.key(0), tokens, {}, train=True), tokens)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 241_250
-    assert DynamicViT(keep_rate=0.5).counts(196, 3) == [98, 49, 24]
+    assert DynamicViT(keep_rate=0.5).counts((14, 14), 3) == [98, 49, 24]
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_each_stage_of_training_sees_the_decisions_before_it():
     """No token leaves; those dropped stay so; every stage leaves its share of the loss."""
     values = jnp.asarray(np.random.default_rng(0).normal(size=(3, 33, 16)), jnp.float32)
     stages = [DynamicViT((1, 2), keep_rate=0.7, stage=stage) for stage in (0, 1)]
-    tokens = Tokens(values, leading=1, initial=32)
+    tokens = Tokens(values, leading=1, initial_grid=(1, 32))
     variables = jax.jit(lambda: stages[0].init(jax.random.key(0), tokens, {}, train=False))()
 
     @jax.jit
@@ -174,7 +174,7 @@ def test_masked_tokens_are_not_kept_before_real_ones():
     values = jnp.asarray(np.random.default_rng(3).normal(size=(2, 8, 8)), jnp.float32)
     mask = jnp.asarray([[True] * 4 + [False] * 4, [False] * 4 + [True] * 4])
     module = DynamicViT(keep_rate=0.5)
-    tokens = Tokens(values, initial=8, mask=mask)
+    tokens = Tokens(values, initial_grid=(1, 8), mask=mask)
     reduced = jax.jit(lambda: module.init_with_output(jax.random.key(0), tokens, {}, train=False)[0])()
     assert reduced.mask.all() and reduced.shape == (2, 4, 8)
 

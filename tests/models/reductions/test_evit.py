@@ -115,10 +115,10 @@ def test_counts_are_those_of_deit_small():
     official = {0.9: [178, 162, 147], 0.7: [139, 99, 71], 0.5: [99, 51, 27], 0.25: [50, 14, 5]}
     study = {0.9: [176, 158, 142], 0.7: [137, 96, 67], 0.5: [98, 49, 24], 0.25: [49, 12, 3]}
     for rate, counts in official.items():
-        assert EViT(keep_rate=rate).counts(196, 3) == counts
+        assert EViT(keep_rate=rate).counts((14, 14), 3) == counts
     for rate, counts in study.items():
-        assert TopK(keep_rate=rate).counts(196, 3) == counts
-        assert EViT(keep_rate=rate, counting="initial").counts(196, 3) == [count + 1 for count in counts]
+        assert TopK(keep_rate=rate).counts((14, 14), 3) == counts
+        assert EViT(keep_rate=rate, counting="initial").counts((14, 14), 3) == [count + 1 for count in counts]
 
 
 @settings(max_examples=8)  # each count is another program
@@ -149,4 +149,4 @@ def test_wrong_options_are_one_line():
         with pytest.raises(ConfigError, match=message):
             EViT(**wrong).check()
     with pytest.raises(ConfigError, match="leaves none of 16 tokens at stage 2 of 2"):
-        TopK(keep_rate=0.2).counts(16, 2)
+        TopK(keep_rate=0.2).counts((4, 4), 2)

@@ -120,8 +120,8 @@ def test_attention_received_counts_all_queries():
 
 def test_counts_are_those_of_deit_small():
     for rate, counts in {0.9: [176, 158, 142], 0.7: [137, 96, 67], 0.5: [98, 49, 24], 0.25: [49, 12, 3]}.items():
-        assert KMedoids(keep_rate=rate).counts(196, 3) == counts
-    assert KMedoids(keep_rate=(0.5, 0.75, 0.25)).counts(16, 3) == [8, 8, 4]  # there are no more than before
+        assert KMedoids(keep_rate=rate).counts((14, 14), 3) == counts
+    assert KMedoids(keep_rate=(0.5, 0.75, 0.25)).counts((4, 4), 3) == [8, 8, 4]  # there are no more than before
 
 
 @pytest.mark.slow
@@ -161,6 +161,6 @@ def test_wrong_options_are_one_line():
         create_model(
             "vit_ti_patch", num_classes=2, image_size=16, depth=3, patch_size=4, reduction="kmedoids", blocks=(0,)
         )
-    masked = Tokens(jnp.ones((1, 4, 2)), mask=jnp.ones((1, 4), bool), initial=4)
+    masked = Tokens(jnp.ones((1, 4, 2)), mask=jnp.ones((1, 4), bool), initial_grid=(1, 4))
     with pytest.raises(ConfigError, match="kmedoids cannot leave out masked tokens"):
         KMedoids().apply({}, masked, {"weights": jnp.ones((1, 1, 4, 4))}, train=False)

@@ -38,7 +38,7 @@ def test_cores_equal_the_golden_numbers(name, dtype):
         params = jax.tree.map(lambda array: jnp.asarray(array, dtype), params_of(name, weights_of(arrays)))
 
         def run(values):
-            tokens = Tokens(values, initial=16, grid=(4, 4))
+            tokens = Tokens(values, initial_grid=(1, 16), grid=(4, 4))
             made, left = module.apply({"params": params}, tokens, {}, train=False, mutable=["intermediates"])
             return (made.values * arrays["cotangent"].astype(dtype)).sum(), (made, left["intermediates"]["assignment"])
 
@@ -57,7 +57,7 @@ def test_parameters_of_deit_small():
         "patchmerger": lambda made: made * width + 2 * width,
         "sinkhorn": lambda made: made * width,
     }
-    tokens = Tokens(jax.ShapeDtypeStruct((1, 197, width), jnp.float32), leading=1, initial=196)
+    tokens = Tokens(jax.ShapeDtypeStruct((1, 197, width), jnp.float32), leading=1, initial_grid=(1, 196))
     for name, method in METHODS.items():
         for stage, made in enumerate((98, 49, 24)):
             module = method(keep_rate=0.5, stage=stage)
@@ -67,7 +67,7 @@ def test_parameters_of_deit_small():
 
             count = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init, tokens)))
             assert count == formulas[name](made), f"{name}, stage {stage}"
-        assert method(keep_rate=0.5).counts(196, 3) == [98, 49, 24]
+        assert method(keep_rate=0.5).counts((14, 14), 3) == [98, 49, 24]
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_what_is_masked_counts_nothing_and_larger_tokens_count_more(name):
     rng = np.random.default_rng(1)
     values = jnp.asarray(rng.normal(size=(2, 7, 8)), jnp.float32)
     module = METHODS[name](keep_rate=0.5)
-    variables = jax.jit(lambda: module.init(jax.random.key(0), Tokens(values, initial=6), {}, train=False))()
+    variables = jax.jit(lambda: module.init(jax.random.key(0), Tokens(values, initial_grid=(1, 6)), {}, train=False))()
 
     @jax.jit
     def run(tokens):
@@ -106,12 +106,12 @@ def test_what_is_masked_counts_nothing_and_larger_tokens_count_more(name):
         return made, left["intermediates"]["assignment"][0]
 
     mask = jnp.broadcast_to(jnp.arange(7) < 5, (2, 7))
-    hidden, places = run(Tokens(values, mask=mask, initial=6))
-    short, _ = run(Tokens(values[:, :5], initial=6))
+    hidden, places = run(Tokens(values, mask=mask, initial_grid=(1, 6)))
+    short, _ = run(Tokens(values[:, :5], initial_grid=(1, 6)))
     np.testing.assert_allclose(hidden.values, short.values, atol=1e-6)
     assert (places[:, 5:] == -1).all() and (places[:, :5] >= 0).all() and hidden.mask is None
-    twice, _ = run(Tokens(values, sizes=jnp.ones((2, 7)).at[:, 2].set(2.0), initial=6))
-    doubled, _ = run(Tokens(jnp.concatenate([values, values[:, 2:3]], axis=1), initial=6))
+    twice, _ = run(Tokens(values, sizes=jnp.ones((2, 7)).at[:, 2].set(2.0), initial_grid=(1, 6)))
+    doubled, _ = run(Tokens(jnp.concatenate([values, values[:, 2:3]], axis=1), initial_grid=(1, 6)))
     np.testing.assert_allclose(twice.values, doubled.values, atol=1e-6)
     assert twice.sizes is None
 
@@ -129,7 +129,7 @@ def test_a_plan_brings_its_columns_to_their_sums(order, seed):
 
 def test_centres_learn_by_their_directions_and_begin_with_length_1():
     module = Sinkhorn(keep_rate=0.5)
-    tokens = Tokens(jnp.asarray(np.random.default_rng(2).normal(size=(1, 6, 4)), jnp.float32), initial=6)
+    tokens = Tokens(jnp.asarray(np.random.default_rng(2).normal(size=(1, 6, 4)), jnp.float32), initial_grid=(1, 6))
     params = jax.jit(lambda: module.init(jax.random.key(0), tokens, {}, train=False))()["params"]
     np.testing.assert_allclose(np.linalg.norm(params["centres"], axis=1), 1.0, rtol=1e-5)
     longer = {"centres": 3.0 * params["centres"]}
@@ -151,9 +151,9 @@ def test_wrong_use_is_one_line():
         with pytest.raises(ConfigError, match=message):
             method(**wrong).check()
     with pytest.raises(ConfigError, match="leaves none of 4 tokens at stage 2 of 3"):
-        SiT(keep_rate=0.4).counts(4, 3)
+        SiT(keep_rate=0.4).counts((2, 2), 3)
     with pytest.raises(ConfigError, match="takes no masked ones"):
-        tokens = Tokens(jnp.ones((1, 4, 4)), mask=jnp.ones((1, 4), bool), initial=4)
+        tokens = Tokens(jnp.ones((1, 4, 4)), mask=jnp.ones((1, 4), bool), initial_grid=(1, 4))
         Sinkhorn().init(jax.random.key(0), tokens, {}, train=False)
     with pytest.raises(ConfigError, match="blocks is 0; it must be a whole number between 1 and 1"):
         create_model("vit_ti_patch", num_classes=3, image_size=16, reduction="sit", blocks=(0,), **SMALL)

@@ -30,7 +30,7 @@ def test_patterns_equal_the_golden_masks(name):
     places = module._places((8, 8), 2)
     for stage, mask in enumerate(arrays["out_masks"]):
         np.testing.assert_array_equal(places[stage], np.flatnonzero(mask), f"stage {stage}")
-    assert module.grid_counts((8, 8), 2) == [int(mask.sum()) for mask in arrays["out_masks"]]
+    assert module.counts((8, 8), 2) == [int(mask.sum()) for mask in arrays["out_masks"]]
 
 
 def test_coordinates_of_odd_sides_are_those_of_the_published_code():
@@ -81,7 +81,7 @@ def test_dropping_gives_what_masks_in_attention_give():
 
     @jax.jit
     def run(values):
-        tokens = Tokens(values, grid=(4, 4), leading=1, initial=16, initial_grid=(4, 4))
+        tokens = Tokens(values, grid=(4, 4), leading=1, initial_grid=(4, 4))
         masked = block.apply(variables, tokens.replace(mask=jnp.asarray(mask)), None, None, False)
         reduced, left = module.apply({}, tokens, {}, train=False, mutable=["intermediates"])
         return masked.values, block.apply(variables, reduced, None, None, False), left
@@ -98,7 +98,7 @@ def test_dropping_gives_what_masks_in_attention_give():
 def test_a_model_of_any_grid_keeps_the_places_of_each_stage():
     options = {"width": 8, "depth": 3, "heads": 2, "mlp_dim": 8, "patch_size": 4, "pooling": "mean", "num_classes": 2}
     model = create_model("vit_ti_patch", image_size=(16, 24), reduction="pattern", blocks=(1, 2), **options)
-    assert model.token_counts(16, 24) == [24, *model.reduction.grid_counts((4, 6), 2)]
+    assert model.token_counts(16, 24) == [24, *model.reduction.counts((4, 6), 2)]
     images = jax.ShapeDtypeStruct((2, 16, 24, 3), jnp.float32)
 
     def run(images):
@@ -122,4 +122,4 @@ def test_wrong_options_are_one_line():
         with pytest.raises(ConfigError, match=message):
             Pattern(**wrong).check()
     with pytest.raises(ConfigError, match="min_radius 0 leaves none of 16 tokens at stage 7 of 8"):
-        Pattern(blocks=tuple(range(1, 9)), contiguous=True, min_radius=0).grid_counts((4, 4), 8)
+        Pattern(blocks=tuple(range(1, 9)), contiguous=True, min_radius=0).counts((4, 4), 8)

@@ -106,7 +106,9 @@ def test_blocks_equal_the_golden_numbers(name, dtype):
     proportional = bool(arrays["cfg_prop_attn"])
     with jax.enable_x64(True):
         sizes = jnp.asarray(arrays["in_size"][..., 0], dtype) if "in_size" in arrays else None
-        tokens = Tokens(None, sizes, leading=1, initial=arrays["in_x"].shape[1] - 1, proportional=proportional)
+        tokens = Tokens(
+            None, sizes, leading=1, initial_grid=(1, arrays["in_x"].shape[1] - 1), proportional=proportional
+        )
         module = ToMe(r=int(arrays["cfg_r"]), proportional=proportional)
         reduced = check_block(arrays, module, dtype, tokens)
     assert_close(reduced.sizes, arrays["out_size"][..., 0], EXACT, "sizes")
@@ -147,9 +149,9 @@ def test_counts_are_those_of_deit_small():
     """Tokens without the class token."""
     study = {0.9: [176, 158, 142], 0.7: [137, 96, 67], 0.5: [98, 49, 25], 0.25: [98, 61, 52]}
     for rate, counts in study.items():
-        assert ToMe((3, 6, 9), keep_rate=rate).counts(196, 3) == counts
-    assert ToMe().counts(196, 12) == [196 - 13 * block for block in range(1, 13)]
-    assert ToMe(r=(100, 30)).counts(196, 4) == [98, 68, 68, 68]
+        assert ToMe((3, 6, 9), keep_rate=rate).counts((14, 14), 3) == counts
+    assert ToMe().counts((14, 14), 12) == [196 - 13 * block for block in range(1, 13)]
+    assert ToMe(r=(100, 30)).counts((14, 14), 4) == [98, 68, 68, 68]
 
 
 MASKED = 5  # tokens behind the real ones
@@ -198,7 +200,7 @@ def test_masked_tokens_are_nowhere_in_the_pictures():
 
     @jax.jit
     def run(keys):
-        return sown(ToMe(r=2), Tokens(jnp.ones((1, 6, 2)), mask=mask, initial=6), {"key": keys}, train=False)
+        return sown(ToMe(r=2), Tokens(jnp.ones((1, 6, 2)), mask=mask, initial_grid=(1, 6)), {"key": keys}, train=False)
 
     reduced, left = run(keys)
     np.testing.assert_array_equal(left["assignment"] < 0, ~mask)
@@ -241,4 +243,4 @@ def test_wrong_options_are_one_line():
         with pytest.raises(ConfigError, match=message):
             ToMe(**wrong).check()
     with pytest.raises(ConfigError, match="r lists 3 numbers for 2 blocks"):
-        ToMe(r=(4, 2, 1)).counts(16, 2)
+        ToMe(r=(4, 2, 1)).counts((4, 4), 2)
