@@ -51,9 +51,13 @@ def is_training(module: nn.Module, train: bool | None) -> bool:
     )
 
 
-def linear(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
-    """A linear layer [..., n] -> [..., features], initialised as DeiT's; parameters are float32."""
-    return nn.Dense(features, dtype=dtype, kernel_init=truncated_normal, dot_general=_dense_product, name=name)
+def linear(features: int, dtype: Any, name: str | None = None, **options: Any) -> nn.Dense:
+    """A linear layer [..., n] -> [..., features], initialised as DeiT's; parameters are float32.
+
+    `options` are those of flax.linen.Dense that are to differ.
+    """
+    options = {"kernel_init": truncated_normal, **options}
+    return nn.Dense(features, dtype=dtype, dot_general=_dense_product, name=name, **options)
 
 
 def _dense_product(inputs: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
@@ -191,8 +195,13 @@ def _convolve(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any, 
     return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **options)
 
 
-def convolution(features: int, kernel: int, stride: int, dtype: Any, *, bias: bool = True) -> nn.Conv:
-    """A square convolution padded alike on all sides: "SAME" would shift strided ones by half a pixel."""
+def convolution(
+    features: int, kernel: int, stride: int, dtype: Any, *, bias: bool = True, **options: Any
+) -> nn.Conv:
+    """A square convolution padded alike on all sides: "SAME" would shift strided ones by half a pixel.
+
+    `options` are those of flax.linen.Conv that are to differ, such as its name.
+    """
     margin = kernel // 2
     return nn.Conv(
         features,
@@ -200,10 +209,9 @@ def convolution(features: int, kernel: int, stride: int, dtype: Any, *, bias: bo
         strides=stride,
         padding=((margin, margin), (margin, margin)),
         use_bias=bias,
-        kernel_init=he_normal_fan_out,
         dtype=dtype,
         conv_general_dilated=_convolve,
-        name="convolution",
+        **{"kernel_init": he_normal_fan_out, "name": "convolution", **options},
     )
 
 
