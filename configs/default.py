@@ -68,7 +68,7 @@ def get_config() -> config_dict.ConfigDict:
     svit.remat = config_dict.placeholder(bool)  # as vit.remat
 
     model.embedding = embedding = config_dict.ConfigDict()
-    embedding.name = config_dict.placeholder(str)  # "patch", "conv", "conv1x1", "earlyconv", "stce" or "svit"
+    embedding.name = config_dict.placeholder(str)  # "patch", "conv", "conv1x1", "earlyconv", "stce", "hcformer" or "svit"
     embedding.patch = patch = config_dict.ConfigDict()
     patch.patch_size = config_dict.placeholder(int)  # side in pixels
     embedding.conv = conv = config_dict.ConfigDict()
@@ -87,6 +87,10 @@ def get_config() -> config_dict.ConfigDict:
     stce.iterations = config_dict.placeholder(int)  # T of the clustering (Table 8); 0: average pooling
     stce.border = config_dict.placeholder(str)  # neighbours beyond the border count as "zero", or "mask"
     stce.differentiable = config_dict.placeholder(bool)  # gradients through the affinities
+    embedding.hcformer = hcformer = config_dict.ConfigDict()
+    hcformer.stem_widths = config_dict.placeholder(tuple)  # channels of each module of the stack
+    hcformer.stem_strides = config_dict.placeholder(tuple)  # and their strides; the clustering halves once more
+    hcformer.assignment_width = config_dict.placeholder(int)  # in which pixels and clusters are compared
     embedding.svit = own = config_dict.ConfigDict()
     own.stem_widths = config_dict.placeholder(tuple)  # channels of each 3x3 convolution; the last: the body's width
     own.stem_strides = config_dict.placeholder(tuple)  # and their strides
