@@ -42,6 +42,7 @@ TINY = {
     "body": {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24},
     "embedding": {"patch_size": 4, "stem_widths": (8, 16), "stem_strides": (2, 2)},
     "reduction": {},
+    "body svit": {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2), "cells": (2, 1), "layer_scale": (0.0, 0.1)},
 }
 
 
@@ -135,7 +136,7 @@ def photos(tmp_path_factory):
 
 
 # Of the convolution stems the quick tier does without; all of them are in the other.
-SLOW = {"embedding conv", "embedding conv1x1", "embedding earlyconv"}
+SLOW = {f"embedding {name}" for name in ("conv", "conv1x1", "earlyconv", "hcformer", "svit")} | {"body svit"}
 
 
 @pytest.fixture(
@@ -160,7 +161,7 @@ def config_of(names, data_dir):
         for part in PARTS:
             config.model[part].name = names[part]
             section = config.model[part].get(names[part] or "", {})  # a section is there for the package's own alone
-            for option, value in TINY[part].items():
+            for option, value in {**TINY[part], **TINY.get(f"{part} {names[part]}", {})}.items():
                 if option in section:
                     section[option] = value
     return config

@@ -185,7 +185,7 @@ def drop_path_scales(key: Key[Array, ""], rate: float, depth: int, batch: int) -
       float32, for the attention and the MLP branch of each block.
     """
     keep = 1.0 - np.linspace(0.0, rate, depth, dtype=np.float32).reshape(depth, 1, 1, 1, 1)
-    return jax.random.bernoulli(key, keep, (depth, 2, batch, 1, 1)) / keep
+    return jax.random.bernoulli(key, keep, (depth, 2, batch, 1, 1)).astype(keep.dtype) / keep
 
 
 def _convolve(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:

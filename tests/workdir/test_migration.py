@@ -186,7 +186,8 @@ def test_chosen_modules_are_the_presets_unless_named():
     for name in list_models():
         model = default.get_config().model
         model.name = name
-        assert parts.chosen(model) == {"body": "vit", "embedding": presets()[name].embedding, "reduction": None}
+        expected = {"body": presets()[name].body, "embedding": presets()[name].embedding, "reduction": None}
+        assert parts.chosen(model) == expected and expected["body"] == name.partition("_")[0]
         model.embedding.name = "patch"
         assert parts.chosen(model)["embedding"] == "patch"
 

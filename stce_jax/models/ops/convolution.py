@@ -162,15 +162,17 @@ def _by_shifts(inputs: Array, kernel: Array) -> Array:
 
 def _depthwise_kernel_gradient(inputs: Float[Array, "B H W C"], cotangent: Float[Array, "B H W C"]) -> Array:
     """[3, 3, 1, C], in float32 at least; the images stay apart until the end, as they may lie on several devices."""
-    batch, rows, columns, channels = inputs.shape
+    _, rows, columns, channels = inputs.shape
     padded = _padded(inputs)
-    sums = (jnp.zeros((batch, columns, channels), jnp.promote_types(inputs.dtype, jnp.float32)),) * 9
 
-    def add_row(sums: tuple[Array, ...], row: Array) -> tuple[tuple[Array, ...], None]:
+    def of_row(row: Array | int) -> list[Array]:
+        """What one row of the cotangent gives to each of the nine numbers of a channel, [B, W, C]."""
         met = widened(jax.lax.dynamic_slice_in_dim(padded, row, 3, axis=1))  # [B, 3, W + 2, C]
-        of_row = widened(jax.lax.dynamic_slice_in_dim(cotangent, row, 1, axis=1)[:, 0])  # [B, W, C]
-        shifted = (met[:, down, right : right + columns] for down in range(3) for right in range(3))
-        return tuple(total + part * of_row for total, part in zip(sums, shifted, strict=True)), None
+        own = widened(jax.lax.dynamic_slice_in_dim(cotangent, row, 1, axis=1)[:, 0])  # [B, W, C]
+        return [met[:, down, right : right + columns] * own for down in range(3) for right in range(3)]
 
-    sums, _ = jax.lax.scan(add_row, sums, jnp.arange(rows))
+    def add_row(sums: list[Array], row: Array) -> tuple[list[Array], None]:
+        return jax.tree.map(jnp.add, sums, of_row(row)), None
+
+    sums, _ = jax.lax.scan(add_row, of_row(0), jnp.arange(1, rows))
     return jnp.stack([total.sum(axis=(0, 1)) for total in sums]).reshape(3, 3, 1, channels)

@@ -7,6 +7,7 @@ import pytest
 from golden_files import golden, linear, norm, weights_of
 from golden_svit import check, last
 
+from stce_jax.errors import ConfigError
 from stce_jax.models.attentions.clustering import ClusteringAttention
 from stce_jax.models.embeddings.hcformer import HCFormerEmbed
 from stce_jax.models.ops.clustering import cluster_locally, cluster_means
@@ -100,3 +101,9 @@ def test_as_an_embedding_it_halves_the_stack_once_more():
     assert new["intermediates"]["assignment"][0].shape == (2, 8, 10, 9)
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.abs(gradient).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_as_an_embedding_it_rounds_up_and_refuses_no_width():
+    assert HCFormerEmbed().grid(225, 224) == (15, 14) and HCFormerEmbed().feature_places() == (16, 0.0)
+    with pytest.raises(ConfigError, match="assignment_width is 0; it must be a whole number between 1"):
+        HCFormerEmbed(assignment_width=0).check()
