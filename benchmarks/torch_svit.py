@@ -103,7 +103,11 @@ class ConvFFN(nn.ModuleDict):
 
     def __init__(self, channels, hidden):
         super().__init__(
-            {"in": Pointwise(channels, hidden), "depthwise": DepthwiseResidual(hidden), "out": Pointwise(hidden, channels)}
+            {
+                "in": Pointwise(channels, hidden),
+                "depthwise": DepthwiseResidual(hidden),
+                "out": Pointwise(hidden, channels),
+            }
         )
 
     def forward(self, features):

@@ -211,8 +211,7 @@ def _assemble(resolved: Resolved, *, num_classes: int, image_size: tuple[int, in
 
 
 def _embedding_width(options: Options) -> int | None:
-    """How wide a body with these options wants its tokens; None: it does not say, or `check` will refuse what it says.
-    """
+    """How wide a body with these options wants its tokens; None: it does not say, or nothing that `check` accepts."""
     if "width" in options:
         return options["width"]
     widths = options.get("widths")

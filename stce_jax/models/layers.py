@@ -52,10 +52,7 @@ def is_training(module: nn.Module, train: bool | None) -> bool:
 
 
 def linear(features: int, dtype: Any, name: str | None = None, **options: Any) -> nn.Dense:
-    """A linear layer [..., n] -> [..., features], initialised as DeiT's; parameters are float32.
-
-    `options` are those of flax.linen.Dense that are to differ.
-    """
+    """A linear layer [..., n] -> [..., features], initialised as DeiT's unless `options` of flax.linen.Dense differ."""
     options = {"kernel_init": truncated_normal, **options}
     return nn.Dense(features, dtype=dtype, dot_general=_dense_product, name=name, **options)
 
@@ -195,12 +192,10 @@ def _convolve(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any, 
     return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **options)
 
 
-def convolution(
-    features: int, kernel: int, stride: int, dtype: Any, *, bias: bool = True, **options: Any
-) -> nn.Conv:
+def convolution(features: int, kernel: int, stride: int, dtype: Any, *, bias: bool = True, **options: Any) -> nn.Conv:
     """A square convolution padded alike on all sides: "SAME" would shift strided ones by half a pixel.
 
-    `options` are those of flax.linen.Conv that are to differ, such as its name.
+    `options` of flax.linen.Conv, such as `name`, replace ours.
     """
     margin = kernel // 2
     return nn.Conv(

@@ -128,7 +128,9 @@ def test_models_equal_the_golden_numbers(name, dtype):
     check(run, variables, inputs, arrays["cotangent"], arrays["out_logits"], expected, dtype)
 
 
-@pytest.mark.parametrize("name", ["svit_s", *(pytest.param(name, marks=pytest.mark.slow) for name in ("svit_b", "svit_l"))])
+@pytest.mark.parametrize(
+    "name", ["svit_s", *(pytest.param(name, marks=pytest.mark.slow) for name in ("svit_b", "svit_l"))]
+)
 def test_the_published_sizes_have_their_parameters(name):
     model = create_model(name, num_classes=1000)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))
