@@ -19,7 +19,7 @@ from stce_jax.models.ops.norms import BATCH_NORM_EPSILON
 from stce_jax.models.ops.precision import of_rank
 
 
-def uniform_initializers(fan_in: int) -> dict[str, nn.initializers.Initializer]:
+def uniform_initializers(fan_in: int) -> dict[str, Any]:
     """PyTorch's default for convolutions: kernel and bias uniform in +-1 / sqrt(fan_in)."""
     bound = fan_in**-0.5
 

@@ -45,4 +45,4 @@ class ClusteringAttention(nn.Module):
             compared.append(rows.reshape(*features.shape[:3], self.width))
         initial = nn.initializers.constant(INITIAL_TEMPERATURE)
         temperature = self.param("temperature", initial, (), jnp.float32)
-        return cluster_locally(*compared, temperature, self.cell)
+        return cluster_locally(compared[0], compared[1], temperature, self.cell)
