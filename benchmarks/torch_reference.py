@@ -15,6 +15,7 @@ import re
 
 import numpy as np
 import torch
+import torch_svit
 from torch import nn
 from torch.nn import functional as F
 
@@ -259,8 +260,10 @@ def build(name, num_classes, image_size=224, *, class_token_alone=False, **overr
     """
     options = model_options(name, **overrides)
     for key, value in {"dropout": 0.0, "drop_path": 0.0, "position_embedding": "learned", "scan_layers": False}.items():
-        if options[key] != value:
+        if options.get(key, value) != value:
             raise NotImplementedError(f"the PyTorch reference has {key}={value!r} only, not {options[key]!r}")
+    if name.startswith("svit_"):
+        return torch_svit.SViT(num_classes, options)
     image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     kind, width = name.split("_")[2], options["width"]
     if kind == "patch":
@@ -285,6 +288,9 @@ def build(name, num_classes, image_size=224, *, class_token_alone=False, **overr
 _LINEN_LEAVES = {
     nn.Linear: {"weight": ("params", "kernel", (1, 0)), "bias": ("params", "bias", None)},
     nn.Conv2d: {"weight": ("params", "kernel", (2, 3, 1, 0)), "bias": ("params", "bias", None)},
+    torch_svit.Pointwise: {"weight": ("params", "kernel", (1, 0)), "bias": ("params", "bias", None)},
+    torch_svit.DepthwiseResidual: {"weight": ("params", "kernel", (2, 3, 1, 0)), "bias": ("params", "bias", None)},
+    torch_svit.ChannelNorm: {"weight": ("params", "scale", None), "bias": ("params", "bias", None)},
     nn.LayerNorm: {"weight": ("params", "scale", None), "bias": ("params", "bias", None)},
     nn.BatchNorm2d: {
         "weight": ("params", "scale", None),

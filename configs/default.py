@@ -43,7 +43,7 @@ def get_config() -> config_dict.ConfigDict:
     model.dtype = config_dict.placeholder(str)  # of the computation: "float32" or "bfloat16"; parameters are float32
 
     model.body = body = config_dict.ConfigDict()
-    body.name = config_dict.placeholder(str)  # "vit"
+    body.name = config_dict.placeholder(str)  # "vit" or "svit"
     body.vit = vit = config_dict.ConfigDict()
     vit.width = config_dict.placeholder(int)  # D, channels of a token
     vit.depth = config_dict.placeholder(int)  # transformer blocks
@@ -55,9 +55,22 @@ def get_config() -> config_dict.ConfigDict:
     vit.dropout = 0.0  # rate in attention outputs and MLPs (DeiT: none)
     vit.remat = config_dict.placeholder(bool)  # recompute blocks in the backward pass: less memory, a third slower
     vit.scan_layers = config_dict.placeholder(bool)  # compile one block instead of all; stacks the parameters
+    body.svit = svit = config_dict.ConfigDict()
+    svit.widths = config_dict.placeholder(tuple)  # channels of each stage; the first: the embedding's
+    svit.depths = config_dict.placeholder(tuple)  # blocks of each stage
+    svit.heads = config_dict.placeholder(tuple)  # attention heads of each stage; must divide its width
+    svit.cells = config_dict.placeholder(tuple)  # side, or (rows, columns), of each stage's cells; 1: no super tokens
+    svit.association_iterations = config_dict.placeholder(int)  # of the clustering
+    svit.mlp_ratio = config_dict.placeholder(int)  # hidden channels of the MLPs over those of their stage
+    svit.layer_scale = config_dict.placeholder(tuple)  # of each stage, what branches are first multiplied by; 0: none
+    svit.head_width = config_dict.placeholder(int)  # channels that are pooled
+    svit.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, .1, .4, .6
+    svit.remat = config_dict.placeholder(bool)  # as vit.remat
 
     model.embedding = embedding = config_dict.ConfigDict()
-    embedding.name = config_dict.placeholder(str)  # "patch", "conv", "conv1x1", "earlyconv" or "stce"
+    embedding.name = config_dict.placeholder(
+        str
+    )  # "patch", "conv", "conv1x1", "earlyconv", "stce", "hcformer" or "svit"
     embedding.patch = patch = config_dict.ConfigDict()
     patch.patch_size = config_dict.placeholder(int)  # side in pixels
     embedding.conv = conv = config_dict.ConfigDict()
@@ -76,6 +89,13 @@ def get_config() -> config_dict.ConfigDict:
     stce.iterations = config_dict.placeholder(int)  # T of the clustering (Table 8); 0: average pooling
     stce.border = config_dict.placeholder(str)  # neighbours beyond the border count as "zero", or "mask"
     stce.differentiable = config_dict.placeholder(bool)  # gradients through the affinities
+    embedding.hcformer = hcformer = config_dict.ConfigDict()
+    hcformer.stem_widths = config_dict.placeholder(tuple)  # channels of each module of the stack
+    hcformer.stem_strides = config_dict.placeholder(tuple)  # and their strides; the clustering halves once more
+    hcformer.assignment_width = config_dict.placeholder(int)  # in which pixels and clusters are compared
+    embedding.svit = own = config_dict.ConfigDict()
+    own.stem_widths = config_dict.placeholder(tuple)  # channels of each 3x3 convolution; the last: the body's width
+    own.stem_strides = config_dict.placeholder(tuple)  # and their strides
 
     model.reduction = reduction = config_dict.ConfigDict()
     reduction.name = config_dict.placeholder(str)  # such as "evit", see models/reductions; None: no reduction

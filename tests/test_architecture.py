@@ -31,16 +31,19 @@ ARROWS = {
     "__main__": {"cli"},
     "__init__": {"models", "training", "convert", "verbs"},  # the public names, lazily
 }
+LAYERS = {"ops", "tokens", "layers", "conv_layers"}
 # Inside `models`: nothing above an operation, nothing beside a module.
 MODELS = {
     "ops": {"ops"},
     "tokens": set(),
     "contracts": set(),
     "layers": {"ops", "tokens"},
-    "embeddings": {"ops", "tokens", "layers", "embeddings"},
-    "reductions": {"ops", "tokens", "layers", "reductions"},
-    "bodies": {"ops", "tokens", "layers", "embeddings", "reductions", "bodies"},
-    "factory": {"ops", "tokens", "layers", "embeddings", "reductions", "bodies", "contracts"},
+    "conv_layers": {"ops", "tokens", "layers"},
+    "attentions": {*LAYERS, "attentions"},
+    "embeddings": {*LAYERS, "attentions", "embeddings"},
+    "reductions": {*LAYERS, "reductions"},
+    "bodies": {*LAYERS, "attentions", "embeddings", "reductions", "bodies"},
+    "factory": {*LAYERS, "attentions", "embeddings", "reductions", "bodies", "contracts"},
     "__init__": set(),
 }
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if "configs" not in path.parts)

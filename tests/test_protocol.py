@@ -42,6 +42,7 @@ TINY = {
     "body": {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24},
     "embedding": {"patch_size": 4, "stem_widths": (8, 16), "stem_strides": (2, 2)},
     "reduction": {"blocks": (1,), "initial_tokens": 16},
+    "body svit": {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2), "cells": (2, 1), "layer_scale": (0.0, 0.1)},
 }
 
 
@@ -134,9 +135,9 @@ def photos(tmp_path_factory):
     return root
 
 
-# Of the convolution stems, and of reductions that others resemble, the quick tier does without; the other has them all.
-SLOW = {"embedding conv", "embedding conv1x1", "embedding earlyconv"}
-SLOW |= {f"reduction {name}" for name in ("dynamicvit", "sit", "patchmerger", "sinkhorn", "pattern")}
+# What others resemble the quick tier does without; the other tier has every entry.
+SLOW = {f"embedding {name}" for name in ("conv", "conv1x1", "earlyconv", "hcformer", "svit")} | {"body svit"}
+SLOW |= {f"reduction {name}" for name in REDUCTIONS if name not in ("evit", "tome")}
 
 
 @pytest.fixture(
@@ -161,7 +162,7 @@ def config_of(names, data_dir):
         for part in PARTS:
             config.model[part].name = names[part]
             section = config.model[part].get(names[part] or "", {})  # a section is there for the package's own alone
-            for option, value in TINY[part].items():
+            for option, value in {**TINY[part], **TINY.get(f"{part} {names[part]}", {})}.items():
                 if option in section:
                     section[option] = value
     return config

@@ -1,4 +1,4 @@
-"""Models by name: `BODY_SIZE_EMBEDDING`, such as vit_s_stce, every option overridable.
+"""Models by name: `BODY_SIZE_EMBEDDING`, such as vit_s_stce, or `BODY_SIZE`; every option overridable.
 
 A model is a body over an embedding, with a token reduction or without. The three tables `BODIES`, `EMBEDDINGS` and
 `REDUCTIONS` find the modules by name; their options are the modules' own fields, checked by the modules themselves.
@@ -23,7 +23,7 @@ LARGEST_SIDE = 8192  # pixels
 DTYPES = ("float32", "bfloat16")
 # Fields that are no options: what linen adds, and what `build_model` sets itself.
 NO_OPTIONS = {
-    "body": {"parent", "name", "embedding", "num_classes", "image_size", "dtype", "reduction"},
+    "body": {"parent", "name", "embedding", "num_classes", "image_size", "dtype", "reduction", "axis_name"},
     "embedding": {"parent", "name", "width", "dtype", "axis_name"},
     "reduction": {"parent", "name", "stage", "stages"},
 }
@@ -51,13 +51,21 @@ class Resolved(NamedTuple):
 
 
 def presets() -> dict[str, Preset]:
-    """All models by name: every size of every body that has sizes, with every embedding of the table."""
-    return {
-        f"{body}_{size}_{embedding}": Preset(body, embedding, options)
-        for body, module in BODIES.items()
-        for size, options in getattr(module, "SIZES", {}).items()
-        for embedding in EMBEDDINGS
-    }
+    """All models by name: every size of every body that has sizes, with every embedding of the table.
+
+    A body that comes with an embedding has that alone, and no other body has it: svit_s, and no vit_s_svit. A config,
+    or `create_model(..., embedding=...)`, puts together what it likes.
+    """
+    part_of = {body: embedding for body, module in BODIES.items() if (embedding := getattr(module, "EMBEDDING", None))}
+    free = [embedding for embedding in EMBEDDINGS if embedding not in part_of.values()]
+    named = {}
+    for body, module in BODIES.items():
+        for size, options in getattr(module, "SIZES", {}).items():
+            if body in part_of:
+                named[f"{body}_{size}"] = Preset(body, part_of[body], options)
+            else:
+                named |= {f"{body}_{size}_{embedding}": Preset(body, embedding, options) for embedding in free}
+    return named
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -91,8 +99,10 @@ def create_model(
     """
     parts, dtype = _parts(name, overrides)
     model: Any = build_model(name, num_classes=num_classes, image_size=image_size, dtype=dtype, **parts)
-    if axis_name is not None and hasattr(model.embedding, "axis_name"):  # others have no BatchNorm
-        model = model.clone(embedding=model.embedding.clone(axis_name=axis_name))
+    if axis_name is not None:
+        given = {"axis_name": axis_name}  # modules without that field have no BatchNorm
+        embedding = model.embedding.clone(**given) if hasattr(model.embedding, "axis_name") else model.embedding
+        model = model.clone(embedding=embedding, **(given if hasattr(model, "axis_name") else {}))
     return model
 
 
@@ -164,8 +174,9 @@ def resolve(
                 raise ConfigError(f"the {kind} {shown(own)} has no option {shown(key)}; its options are {known}")
         if clash := [key for key in options[kind] if kind != "body" and key in options["body"]]:
             raise ConfigError(f"the {kind} {own!r} and the body both have an option {clash[0]!r}; rename one of them")
-        if kind == "embedding" and hasattr(table[own], "options_for_width") and "width" in options["body"]:
-            options[kind] |= table[own].options_for_width(options["body"]["width"])
+        width = _embedding_width(options["body"])
+        if kind == "embedding" and hasattr(table[own], "options_for_width") and width is not None:
+            options[kind] |= table[own].options_for_width(width)
         options[kind] |= chosen
         _check_types(kind, table[own], chosen)
     return Resolved(names, options)
@@ -177,8 +188,9 @@ def _assemble(resolved: Resolved, *, num_classes: int, image_size: tuple[int, in
     check_choice("model option dtype", dtype, DTYPES)
     computed = jnp.dtype(dtype)
     names, options = resolved
-    width = {"width": options["body"]["width"]} if "width" in options["body"] else {}
-    embedding = EMBEDDINGS[str(names["embedding"])](**width, dtype=computed, **options["embedding"])
+    width = _embedding_width(options["body"])
+    given = {} if width is None else {"width": width}
+    embedding = EMBEDDINGS[str(names["embedding"])](**given, dtype=computed, **options["embedding"])
     shared = {"embedding": embedding, "num_classes": num_classes, "dtype": computed}
     if names["reduction"]:
         if "reduction" not in {field.name for field in dataclasses.fields(BODIES[str(names["body"])])}:
@@ -196,6 +208,15 @@ def _assemble(resolved: Resolved, *, num_classes: int, image_size: tuple[int, in
         if hasattr(body, "token_counts"):
             body.token_counts(*image_size)
     return body
+
+
+def _embedding_width(options: Options) -> int | None:
+    """How wide a body with these options wants its tokens; None: it does not say, or nothing that `check` accepts."""
+    if "width" in options:
+        return options["width"]
+    widths = options.get("widths")
+    first = widths[0] if isinstance(widths, tuple) and widths else None
+    return first if isinstance(first, int) else None
 
 
 def _parts(name: str, overrides: Options) -> tuple[dict[str, dict[str, Any]], str | None]:
@@ -230,8 +251,8 @@ def _defaults(kind: str, module: Any) -> dict[str, Any]:
 
 
 def _as_tuple(value: Any) -> Any:
-    """A list as a tuple: linen freezes lists, and modules are compared by value."""
-    return tuple(value) if isinstance(value, list) else value
+    """Lists as tuples, within lists, too: linen freezes lists, and modules are compared by value."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, tuple | list) else value
 
 
 def _check_types(kind: str, module: Any, chosen: Options) -> None:

@@ -51,9 +51,10 @@ def is_training(module: nn.Module, train: bool | None) -> bool:
     )
 
 
-def linear(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
-    """A linear layer [..., n] -> [..., features], initialised as DeiT's; parameters are float32."""
-    return nn.Dense(features, dtype=dtype, kernel_init=truncated_normal, dot_general=_dense_product, name=name)
+def linear(features: int, dtype: Any, name: str | None = None, **options: Any) -> nn.Dense:
+    """A linear layer [..., n] -> [..., features], initialised as DeiT's unless `options` of flax.linen.Dense differ."""
+    options = {"kernel_init": truncated_normal, **options}
+    return nn.Dense(features, dtype=dtype, dot_general=_dense_product, name=name, **options)
 
 
 def _dense_product(inputs: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
@@ -184,7 +185,7 @@ def drop_path_scales(key: Key[Array, ""], rate: float, depth: int, batch: int) -
       float32, for the attention and the MLP branch of each block.
     """
     keep = 1.0 - np.linspace(0.0, rate, depth, dtype=np.float32).reshape(depth, 1, 1, 1, 1)
-    return jax.random.bernoulli(key, keep, (depth, 2, batch, 1, 1)) / keep
+    return jax.random.bernoulli(key, keep, (depth, 2, batch, 1, 1)).astype(keep.dtype) / keep
 
 
 def _convolve(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
@@ -194,8 +195,11 @@ def _convolve(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any, 
     return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **options)
 
 
-def convolution(features: int, kernel: int, stride: int, dtype: Any, *, bias: bool = True) -> nn.Conv:
-    """A square convolution padded alike on all sides: "SAME" would shift strided ones by half a pixel."""
+def convolution(features: int, kernel: int, stride: int, dtype: Any, *, bias: bool = True, **options: Any) -> nn.Conv:
+    """A square convolution padded alike on all sides: "SAME" would shift strided ones by half a pixel.
+
+    `options` of flax.linen.Conv, such as `name`, replace ours.
+    """
     margin = kernel // 2
     return nn.Conv(
         features,
@@ -203,10 +207,9 @@ def convolution(features: int, kernel: int, stride: int, dtype: Any, *, bias: bo
         strides=stride,
         padding=((margin, margin), (margin, margin)),
         use_bias=bias,
-        kernel_init=he_normal_fan_out,
         dtype=dtype,
         conv_general_dilated=_convolve,
-        name="convolution",
+        **{"kernel_init": he_normal_fan_out, "name": "convolution", **options},
     )
 
 

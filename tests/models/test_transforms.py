@@ -28,6 +28,8 @@ from stce_jax.models.tokens import Tokens
 SIZE = 18  # cells and blocks of the clustering do not divide the features of the stem
 TINY = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "patch_size": 6, "stem_widths": (8, 16)}
 TINY |= {"stem_strides": (2, 1), "cell": 2, "iterations": 2}
+STAGES = {"widths": (16, 12), "depths": (1, 1), "heads": (2, 3), "cells": (2, 1), "layer_scale": (0.0, 0.1)}
+STAGES |= {"mlp_ratio": 2, "head_width": 8, "drop_path": 0.0}
 IMAGES = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), jnp.float32)
 FEATURES = jax.ShapeDtypeStruct((2, 5, 4, 3), jnp.float32)
 VALUES = jax.ShapeDtypeStruct((2, 5, 16), jnp.float32)
@@ -48,8 +50,9 @@ def tiny(module, **options):
 
 
 def model(name, **options):
-    known = model_options(name)
-    options |= {key: value for key, value in TINY.items() if key in known}
+    known = model_options(name, **{part: options[part] for part in ("embedding", "reduction") if part in options})
+    sizes = {**TINY, **STAGES} if "widths" in known else TINY
+    options |= {key: value for key, value in sizes.items() if key in known}
     return stce_jax.create_model(name, num_classes=3, image_size=SIZE, **options)
 
 
@@ -68,6 +71,7 @@ MODULES = {
 }
 # Convolution stems are all alike: the quick tier does with one.
 SLOW = {"embedding conv1x1", "embedding earlyconv", "layer ConvModule", "layer EarlyConvModule", "body vit"}
+SLOW |= {"body svit", "embedding svit", "embedding hcformer"}
 each = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODULES]
 )
@@ -157,6 +161,8 @@ def test_lifted_by_flax(name):
     stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((3, *leaf.shape), leaf.dtype), inputs)
     shared = {"variable_axes": {"params": None, "batch_stats": None}, "split_rngs": {"params": False, "dropout": True}}
     options |= {"axis_name": "copies"} if "axis_name" in fields else {}
+    if hasattr(options.get("embedding"), "axis_name"):
+        options["embedding"] = options["embedding"].clone(axis_name="copies", parent=None, name=None)
     given, new = lifted(nn.vmap(kind, in_axes=(0, None), axis_name="copies", **shared), stacked)
     assert shapes(new) == expected[1]
     assert shapes(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), given)) == expected[0]
@@ -268,7 +274,7 @@ def test_batch_norm_over_a_named_axis(name):
 
 def test_axis_name_reaches_every_batch_norm():
     for name in EMBEDDINGS:
-        own = model(f"vit_ti_{name}", axis_name="devices")
+        own = model("vit_ti_patch", embedding=name, axis_name="devices")
         assert getattr(own.embedding, "axis_name", "devices") == "devices", name
     with pytest.raises(ConfigError, match="axis_name"):
         model_options("vit_ti_stce", axis_name="devices")  # no option of a config: `stce train` needs none

@@ -19,6 +19,7 @@ VALUES = {  # one of each flat key, none of them a default
     **{"stem_widths": (8, 24), "stem_strides": (2, 2), "cell": (2, 2), "iterations": 1, "border": "mask"},
     "differentiable": True,
 }
+OF_FORM_1 = ("patch", "conv", "conv1x1", "earlyconv", "stce")  # embeddings; later ones had no flat keys
 
 
 def of_embedding(embedding):
@@ -51,7 +52,9 @@ def form_1(**changes):
 def test_the_table_names_every_option_of_the_modules_of_form_1():
     own = default.get_config().model
     sections = {section for places in FLAT_KEYS.values() for section in places}
-    assert sections == {"body.vit", *(f"embedding.{name}" for name in TABLES["embedding"])}
+    assert sections == {"body.vit", *(f"embedding.{name}" for name in OF_FORM_1)} and set(OF_FORM_1) <= set(
+        TABLES["embedding"]
+    )
     options = {(section, key) for section in sections for key in own[section]}
     assert options == {(section, key) for key, places in FLAT_KEYS.items() for section in places}
     assert VALUES.keys() == FLAT_KEYS.keys()
@@ -64,7 +67,7 @@ def test_default_has_a_section_for_every_module_of_the_tables():
         assert set(own[part]) - {"name"} == set(table), f"config.model.{part} has other sections than the table"
 
 
-@pytest.mark.parametrize("embedding", TABLES["embedding"])
+@pytest.mark.parametrize("embedding", OF_FORM_1)
 @pytest.mark.parametrize("order", ["before the name", "after the name", "updated"])
 @pytest.mark.parametrize("lock", ["", ".unlock()"], ids=["locked", "unlocked"])
 def test_files_of_users_set_flat_keys(tmp_path, embedding, order, lock):
@@ -110,7 +113,7 @@ def test_mistakes_in_old_files_are_refused_in_one_line(tmp_path, line, named):
     assert named in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("embedding", TABLES["embedding"])
+@pytest.mark.parametrize("embedding", OF_FORM_1)
 def test_config_json_of_form_1(embedding):
     values = form_1(name=f"vit_ti_{embedding}", dtype="bfloat16", **of_embedding(embedding))
     config = configuration.from_json(json.dumps(values))
@@ -186,7 +189,8 @@ def test_chosen_modules_are_the_presets_unless_named():
     for name in list_models():
         model = default.get_config().model
         model.name = name
-        assert parts.chosen(model) == {"body": "vit", "embedding": presets()[name].embedding, "reduction": None}
+        expected = {"body": presets()[name].body, "embedding": presets()[name].embedding, "reduction": None}
+        assert parts.chosen(model) == expected and expected["body"] == name.partition("_")[0]
         model.embedding.name = "patch"
         assert parts.chosen(model)["embedding"] == "patch"
 

@@ -4,7 +4,10 @@ A body is a linen module from images to logits. What every verb knows of a model
 
   embedding, num_classes, image_size, dtype   fields that the model is built with; image_size is (height, width)
   reduction                        field, only of a body that takes token reductions
+  axis_name                        field, only of a body with BatchNorm: as flax.linen.BatchNorm's
   SIZES                            optional class attribute: {size: {option: value}}, the sizes that models are named by
+  EMBEDDING                        optional class attribute: the embedding that is part of the body. Its models are then
+                                   named BODY_SIZE, without it, and no other body's models are named by that embedding
   __call__(images, *, train)       -> logits [B, classes] float32; with 0 classes the pooled features
   features(images, *, train)       -> what the head reads, pooled [B, D] float32
   tokens(images, *, train)         -> `Tokens` after the last norm, leading tokens (a class token) first
@@ -17,6 +20,7 @@ A body is a linen module from images to logits. What every verb knows of a model
 
 Blocks sow their attention weights [B, A, N, N] as "attention", which `stce visualize` draws where there are any.
 Every field but those above is an option, set by `create_model`, or in a config in the section `model.body.NAME`.
+The embedding's tokens are as wide as the option `width` says, or the first of `widths`, if there are stages.
 A new body is one new file here, one line in the table, and its presets in `factory`.
 """
 
@@ -24,11 +28,13 @@ from typing import Any, Protocol
 
 from jaxtyping import Array, Float, Shaped
 
+from stce_jax.models.bodies.svit import SViT
 from stce_jax.models.bodies.vit import VisionTransformer
 from stce_jax.models.tokens import Tokens
 
 BODIES: dict[str, Any] = {  # name -> linen module class
     "vit": VisionTransformer,
+    "svit": SViT,
 }
 
 

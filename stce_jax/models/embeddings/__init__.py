@@ -19,8 +19,10 @@ from typing import Any
 
 from stce_jax.models.embeddings.conv import Conv1x1Embed, ConvEmbed
 from stce_jax.models.embeddings.earlyconv import EarlyConvEmbed
+from stce_jax.models.embeddings.hcformer import HCFormerEmbed
 from stce_jax.models.embeddings.patch import PatchEmbed
 from stce_jax.models.embeddings.stce import SuperTokenConvEmbed
+from stce_jax.models.embeddings.svit import SViTEmbed
 
 EMBEDDINGS: dict[str, Any] = {  # name -> linen module class
     "patch": PatchEmbed,
@@ -28,4 +30,6 @@ EMBEDDINGS: dict[str, Any] = {  # name -> linen module class
     "conv1x1": Conv1x1Embed,
     "earlyconv": EarlyConvEmbed,
     "stce": SuperTokenConvEmbed,
+    "hcformer": HCFormerEmbed,
+    "svit": SViTEmbed,
 }

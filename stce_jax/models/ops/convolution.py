@@ -3,11 +3,14 @@
 Shape letters: B batch, H W feature height and width, C channels, F features.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from stce_jax.models.ops.gradients import own_gradient
+from stce_jax.models.ops.precision import widened
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (above, below), (left, right)
 
@@ -93,3 +96,83 @@ def _by_blocks(inputs: Array, kernel: Array) -> Array:
     kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0))).reshape(2, 2, 2, 2 * channels, -1)
     kernel = kernel.transpose(0, 2, 1, 3, 4).reshape(2, 2, 4 * channels, -1)
     return convolve(blocks.reshape(batch, rows, columns, 4 * channels), kernel, 1, ((0, 0), (0, 0)))
+
+
+def depthwise_convolution_plain(
+    inputs: Float[Array, "B H W C"], kernel: Float[Array, "3 3 1 C"]
+) -> Float[Array, "B H W C"]:
+    """The plain form of `depthwise_convolution`."""
+    return jax.lax.conv_general_dilated(
+        inputs,
+        kernel,
+        (1, 1),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=inputs.shape[-1],
+    )
+
+
+def _depthwise_forward(inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    outputs = jax.lax.platform_dependent(inputs, kernel, cpu=_by_shifts, default=depthwise_convolution_plain)
+    return outputs, (inputs, kernel)
+
+
+def _depthwise_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    inputs, kernel = saved
+
+    def by_shifts(inputs: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
+        dkernel = _depthwise_kernel_gradient(inputs, cotangent).astype(kernel.dtype)
+        return _by_shifts(cotangent, kernel[::-1, ::-1]), dkernel
+
+    def plain(inputs: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
+        return jax.vjp(depthwise_convolution_plain, inputs, kernel)[1](cotangent)
+
+    return jax.lax.platform_dependent(inputs, kernel, cotangent, cpu=by_shifts, default=plain)
+
+
+@own_gradient(_depthwise_forward, _depthwise_backward)
+def depthwise_convolution(inputs: Float[Array, "B H W C"], kernel: Float[Array, "3 3 1 C"]) -> Float[Array, "B H W C"]:
+    """A 3x3 convolution of each channel by itself, padded by 1 on all sides. Both of one dtype.
+
+    Gradient: for CPUs; saves time, see below. Other backends have kernels of their own and keep them.
+
+    XLA for CPUs takes the channels one by one: 220 ms for 4 x 56 x 56 x 256 numbers on two cores, and 1.5 s for the
+    kernel's gradient. Here the nine shifted maps are multiplied and added in one pass, 4 ms; and the kernel's gradient
+    is added up row by row of the map, 14 ms, for XLA sums over all axes but the last without vector instructions.
+    """
+    return _depthwise_forward(inputs, kernel)[0]
+
+
+def _padded(inputs: Array) -> Array:
+    """One row and column of zeros around; an array of its own, for XLA would else pad in each of the nine reads."""
+    return jax.lax.optimization_barrier(jnp.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0))))
+
+
+def _by_shifts(inputs: Array, kernel: Array) -> Array:
+    _, rows, columns, _ = inputs.shape
+    padded = _padded(inputs)
+    products = (
+        widened(padded[:, down : down + rows, right : right + columns])
+        * widened(kernel[down : down + 1, right : right + 1])
+        for down in range(3)
+        for right in range(3)
+    )
+    return functools.reduce(jnp.add, products).astype(inputs.dtype)
+
+
+def _depthwise_kernel_gradient(inputs: Float[Array, "B H W C"], cotangent: Float[Array, "B H W C"]) -> Array:
+    """[3, 3, 1, C], in float32 at least; the images stay apart until the end, as they may lie on several devices."""
+    _, rows, columns, channels = inputs.shape
+    padded = _padded(inputs)
+
+    def of_row(row: Array | int) -> list[Array]:
+        """What one row of the cotangent gives to each of the nine numbers of a channel, [B, W, C]."""
+        met = widened(jax.lax.dynamic_slice_in_dim(padded, row, 3, axis=1))  # [B, 3, W + 2, C]
+        own = widened(jax.lax.dynamic_slice_in_dim(cotangent, row, 1, axis=1)[:, 0])  # [B, W, C]
+        return [met[:, down, right : right + columns] * own for down in range(3) for right in range(3)]
+
+    def add_row(sums: list[Array], row: Array) -> tuple[list[Array], None]:
+        return jax.tree.map(jnp.add, sums, of_row(row)), None
+
+    sums, _ = jax.lax.scan(add_row, of_row(0), jnp.arange(1, rows))
+    return jnp.stack([total.sum(axis=(0, 1)) for total in sums]).reshape(3, 3, 1, channels)

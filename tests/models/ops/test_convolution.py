@@ -1,4 +1,4 @@
-"""The convolution of stride 2 against its plain form, with its gradients."""
+"""The convolution of stride 2 and the depth-wise one against their plain forms, with their gradients."""
 
 import chex
 import jax
@@ -23,12 +23,26 @@ def test_equals_its_plain_form_in_bfloat16(channels, features):
     check_form((2, 5, 8, channels), features, jnp.bfloat16, 4e-2)  # a digit of bfloat16 is 0.8%; sums cancel
 
 
-def check_form(shape, features, dtype, tolerance):
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(jnp.float32, 1e-5), pytest.param(jnp.bfloat16, 4e-2, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("size", [(5, 7), pytest.param((1, 2), marks=pytest.mark.slow)])
+def test_depthwise_equals_its_plain_form_with_its_gradients(size, dtype, tolerance):
+    check_form((2, *size, 6), 6, dtype, tolerance, "depthwise_convolution", channels=1)
+
+
+def test_depthwise_takes_no_channel_by_itself_on_cpus():
+    shapes = jnp.ones((1, 8, 8, 16)), jnp.ones((3, 3, 1, 16))
+    program = jax.jit(convolution.depthwise_convolution).lower(*shapes).compile().as_text()
+    assert "convolution(" not in program
+
+
+def check_form(shape, features, dtype, tolerance, name="halving_convolution", channels=None):
     rng = np.random.default_rng(0)
     inputs = jnp.asarray(rng.normal(size=shape), dtype)
-    kernel = jnp.asarray(rng.normal(size=(3, 3, shape[-1], features)), dtype)
-    expected, pull_back_plain = jax.vjp(convolution.halving_convolution_plain, inputs, kernel)
-    outputs, pull_back = jax.vjp(jax.jit(convolution.halving_convolution), inputs, kernel)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, channels or shape[-1], features)), dtype)
+    expected, pull_back_plain = jax.vjp(getattr(convolution, f"{name}_plain"), inputs, kernel)
+    outputs, pull_back = jax.vjp(jax.jit(getattr(convolution, name)), inputs, kernel)
     cotangent = jnp.asarray(rng.normal(size=expected.shape), dtype)
     ours, plain = (outputs, pull_back(cotangent)), (expected, pull_back_plain(cotangent))
     chex.assert_trees_all_equal_dtypes(ours, plain)

@@ -1,0 +1,250 @@
+"""SViT, the super-token vision transformer whose clustering the STCE paper takes over, over any embedding.
+
+Source: Huang et al. 2023, "Vision Transformer with Super Token Sampling", arXiv 2211.11167, and its published code.
+
+Shape letters: B batch, H W height and width of an image or of features, C channels, N tokens, h w grid.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from stce_jax.errors import ConfigError, check_range, check_whole, shown
+from stce_jax.models.attentions.supertoken import SuperTokenAttention
+from stce_jax.models.conv_layers import (
+    ConvFFN,
+    ConvMerging,
+    DepthwiseResidual,
+    LayerScale,
+    batch_norm,
+    uniform_initializers,
+)
+from stce_jax.models.layers import LayerNorm, drop_path_scales, is_training, linear
+from stce_jax.models.ops.supertoken import MOST_ITERATIONS, Cell, cell_shape
+from stce_jax.models.tokens import Tokens, check_tokens
+
+MOST_STAGES = 8
+# Of the entries that the memory grows with: above the largest published models, below slips of a digit.
+LARGEST = {"widths": 16_384, "depths": 1024, "heads": 1024}
+
+
+class SuperTokenBlock(nn.Module):
+    """Conditional positions, super-token attention after LayerNorm, ConvFFN after BatchNorm; each a residual branch.
+
+    Attributes:
+      heads, cell, iterations: see `SuperTokenAttention`.
+      hidden: channels of the hidden map of the ConvFFN.
+      layer_scale: what the last two branches are first multiplied by; 0: no layer scale.
+      dtype: dtype of the computation; parameters and statistics are float32.
+      axis_name: of BatchNorm's statistics, see `layers.GeluBatchNorm`.
+    """
+
+    heads: int
+    cell: Cell
+    hidden: int
+    iterations: int = 1
+    layer_scale: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+    axis_name: Any = None
+
+    @nn.compact
+    def __call__(
+        self, features: Float[Array, "B H W C"], scales: Float[Array, "2 B 1 1"] | None, train: bool
+    ) -> Float[Array, "B H W C"]:
+        """Computes a map of the same shape; `scales` multiply two branches (stochastic depth), None leaves them."""
+        features = DepthwiseResidual(self.dtype, name="position")(features)
+        branch = LayerNorm(self.dtype, name="attention_norm")(features)
+        branch = SuperTokenAttention(self.heads, self.cell, self.iterations, dtype=self.dtype, name="attention")(branch)
+        features = features + self._scaled(branch, "attention_scale", scales, 0)
+        norm = batch_norm(self.dtype, self.axis_name, name="mlp_norm")
+        branch = ConvFFN(self.hidden, self.dtype, name="mlp")(norm(features, use_running_average=not train))
+        return features + self._scaled(branch, "mlp_scale", scales, 1)
+
+    def _scaled(self, branch: jax.Array, name: str, scales: jax.Array | None, index: int) -> jax.Array:
+        if self.layer_scale:
+            branch = LayerScale(self.layer_scale, self.dtype, name=name)(branch)
+        return branch if scales is None else branch * scales[index][..., None].astype(branch.dtype)
+
+
+class SViT(nn.Module):
+    """Stages of `SuperTokenBlock`s, `ConvMerging` between them, images [B, H, W, 3] -> logits [B, classes], float32.
+
+    The published models have the embedding `svit`, a token for 4x4 pixels, which the names svit_s, svit_b and svit_l
+    stand for; any other embedding works as well. Images of any size work, for there are no learned positions.
+
+    Options of stages have an entry for each.
+
+    Attributes:
+      embedding: a module of `embeddings`.
+      num_classes: classes of the linear head; 0 leaves it out and returns the pooled features [B, head_width].
+      image_size: (height, width) in pixels; decides nothing.
+      widths, depths, heads: channels, number of blocks and attention heads of each stage.
+      cells: size of each stage's cells in its own pixels, an int or (rows, columns); 1: attention of all pixels.
+      association_iterations: of the clustering, >= 1.
+      mlp_ratio: hidden channels of a ConvFFN over those of its stage.
+      layer_scale: see `SuperTokenBlock`, for each stage, in 0..1.
+      head_width: channels of the pooled features.
+      drop_path: stochastic depth rate of the last block, 0 <= rate < 1; needs the rng "dropout" in training.
+      dtype: dtype of the computation; parameters and statistics are float32.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+      axis_name: of BatchNorm's statistics, see `layers.GeluBatchNorm`.
+    """
+
+    embedding: Any
+    num_classes: int
+    image_size: tuple[int, int] = (224, 224)
+    widths: Sequence[int] = (64, 128, 320, 512)
+    depths: Sequence[int] = (3, 5, 9, 3)
+    heads: Sequence[int] = (1, 2, 5, 8)
+    cells: Sequence[Cell] = (8, 4, 1, 1)
+    association_iterations: int = 1
+    mlp_ratio: int = 4
+    layer_scale: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
+    head_width: int = 1024
+    drop_path: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+    axis_name: Any = None
+
+    EMBEDDING: ClassVar[str] = "svit"
+    # The published ones, each with the drop path that it was trained with on ImageNet at 224 pixels.
+    SIZES: ClassVar[dict[str, dict[str, Any]]] = {
+        "s": {"drop_path": 0.1},
+        "b": {
+            "widths": (96, 192, 384, 512),
+            "depths": (4, 6, 14, 6),
+            "heads": (2, 3, 6, 8),
+            "layer_scale": (0.0, 0.0, 1e-6, 1e-6),
+            "drop_path": 0.4,
+        },
+        "l": {
+            "widths": (96, 192, 448, 640),
+            "depths": (4, 7, 19, 8),
+            "heads": (2, 3, 7, 10),
+            "layer_scale": (0.0, 0.0, 1e-6, 1e-6),
+            "drop_path": 0.6,
+        },
+    }
+
+    def check(self) -> None:
+        """Raises ConfigError if the options cannot work."""
+        for option in ("widths", "depths", "heads", "cells", "layer_scale"):
+            entries = getattr(self, option)
+            if not isinstance(entries, tuple | list) or not 0 < len(entries) <= MOST_STAGES:
+                raise ConfigError(
+                    f"model option {option} is {shown(entries)}; it must be a list with an entry for each stage, "
+                    f"at most {MOST_STAGES}"
+                )
+            if len(entries) != len(self.widths):
+                raise ConfigError(
+                    f"model option {option} has {len(entries)} entries, widths {len(self.widths)}; give both one for "
+                    "each stage"
+                )
+            for entry in entries:
+                self._check_entry(option, entry)
+        for width, heads in zip(self.widths, self.heads, strict=True):
+            if width % heads:
+                raise ConfigError(f"a stage of width {width} cannot be divided among {heads} heads")
+        check_whole("model option association_iterations", self.association_iterations, 1, MOST_ITERATIONS)
+        check_whole("model option mlp_ratio", self.mlp_ratio, 1, 64)
+        check_whole("model option head_width", self.head_width, 1, LARGEST["widths"])
+        check_range("model option drop_path", self.drop_path, 0, 1, below=True)
+
+    @staticmethod
+    def _check_entry(option: str, entry: Any) -> None:
+        if option == "cells":
+            cell_shape(entry)
+        elif option == "layer_scale":
+            check_range("an entry of model option layer_scale", entry, 0, 1)
+        else:
+            check_whole(f"an entry of model option {option}", entry, 1, LARGEST[option])
+
+    def setup(self) -> None:
+        self.check()
+        block: Any = nn.remat(SuperTokenBlock, static_argnums=(3,)) if self.remat else SuperTokenBlock
+        self.blocks = [
+            block(
+                heads,
+                cell,
+                self.mlp_ratio * width,
+                self.association_iterations,
+                layer_scale,
+                self.dtype,
+                self.axis_name,
+            )
+            for width, depth, heads, cell, layer_scale in zip(
+                self.widths, self.depths, self.heads, self.cells, self.layer_scale, strict=True
+            )
+            for _ in range(depth)
+        ]
+        self.merging = [ConvMerging(width, self.dtype, self.axis_name) for width in self.widths[1:]]
+        self.projection = linear(self.head_width, self.dtype, **uniform_initializers(self.widths[-1]))
+        self.norm = batch_norm(self.dtype, self.axis_name)
+        if self.num_classes:
+            self.head = linear(self.num_classes, self.dtype)
+
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Float[Array, "B classes"]:
+        """Normalised images -> logits (or pooled features without classes), float32."""
+        features = self.tokens(images, train).pooled_mean()
+        outputs = self.head(features) if self.num_classes else features
+        return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+
+    def features(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Float[Array, "B D"]:
+        """Normalised images -> what the head reads, the mean of `tokens`, [B, head_width] float32."""
+        features = self.tokens(images, train).pooled_mean()
+        return features.astype(jnp.promote_types(features.dtype, jnp.float32))
+
+    def tokens(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
+        """Normalised images -> the last stage's tokens after 1x1 convolution, BatchNorm and SiLU; no leading token."""
+        train = is_training(self, train)
+        features = self._run_stages(self._embed(images, train), train)
+        batch, rows, columns, channels = features.shape
+        # As a map for BatchNorm, whose statistics are those of all places.
+        projected = self.projection(features.reshape(-1, channels)).reshape(batch, rows, columns, self.head_width)
+        activated = nn.silu(self.norm(projected, use_running_average=not train))
+        return Tokens(activated.reshape(batch, rows * columns, self.head_width), grid=(rows, columns))
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """How the last stage's tokens of an image of this size lie; ConfigError if it cannot be cut."""
+        rows, columns = self.embedding.grid(height, width)
+        for _ in self.widths[1:]:
+            rows, columns = -(-rows // 2), -(-columns // 2)
+        return rows, columns
+
+    def unshaped_options(self) -> dict[str, Any]:
+        """Options that change the logits and show in no parameter's shape."""
+        return {name: getattr(self, name) for name in ("heads", "cells", "association_iterations")}
+
+    def fit_weights(
+        self, found: dict[str, Any], expected: dict[str, Any], old_grid: tuple[int, int] | None
+    ) -> tuple[dict[str, Any], str]:
+        """There is one form alone, for any size of images: as they are."""
+        del expected, old_grid
+        return found, ""
+
+    def _embed(self, images: jax.Array, train: bool) -> Float[Array, "B H W C"]:
+        """Images -> the first stage's map."""
+        chex.assert_shape(images, (None, None, None, 3))
+        batch, height, width, _ = images.shape
+        rows, columns = self.embedding.grid(height, width)
+        tokens = self.embedding(images.astype(self.dtype), train=train)
+        check_tokens("embedding", tokens, (batch, rows * columns, self.widths[0]), leading=0)
+        return tokens.values.reshape(batch, rows, columns, self.widths[0])
+
+    def _run_stages(self, features: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w C"]:
+        scales: Any = [None] * len(self.blocks)
+        if train and self.drop_path:
+            scales = drop_path_scales(self.make_rng("dropout"), self.drop_path, len(self.blocks), features.shape[0])
+        done = 0
+        for stage, depth in enumerate(self.depths):
+            if stage:
+                features = self.merging[stage - 1](features, train=train)
+            for index in range(done, done + depth):
+                features = self.blocks[index](features, scales[index], train)
+            done += depth
+        return features
