@@ -23,8 +23,9 @@ from embedding_cost import CELL, DEFAULT_ITERATIONS, FEATURES, passes
 from flax import linen as nn
 from measure import Estimate, interleave, machine, markdown_table, median_estimate
 
+from stce_jax.models.conv_layers import ConvModule, convolution
 from stce_jax.models.factory import create_model
-from stce_jax.models.layers import MLP, ConvModule, LayerNorm, convolution
+from stce_jax.models.layers import MLP, LayerNorm
 from stce_jax.models.ops.attention import dot_product_attention
 from stce_jax.models.ops.supertoken import cluster_super_tokens
 

@@ -1,8 +1,6 @@
-"""Small linen modules on feature maps, of bodies that put convolutions and attention together.
+"""Small linen modules on feature maps: convolutions of embeddings, and of bodies that mix them with attention.
 
-Source: SViT (Huang et al. 2023, arXiv 2211.11167) and its published code.
-
-Shape letters: B batch, H W feature height and width, h w half of them rounded up, C channels.
+Shape letters: B batch, H W feature height and width, h w those of a smaller map, C channels.
 """
 
 from typing import Any
@@ -12,11 +10,129 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.models.layers import BATCH_NORM_MOMENTUM, convolution, is_training, linear
+from stce_jax.models.layers import is_training, linear
 from stce_jax.models.ops.activations import gelu
-from stce_jax.models.ops.convolution import depthwise_convolution
-from stce_jax.models.ops.norms import BATCH_NORM_EPSILON
-from stce_jax.models.ops.precision import of_rank
+from stce_jax.models.ops.convolution import depthwise_convolution, halving_convolution
+from stce_jax.models.ops.norms import BATCH_NORM_EPSILON, gelu_batch_norm, gelu_batch_norm_plain
+from stce_jax.models.ops.precision import of_rank, widened
+
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+BATCH_NORM_MOMENTUM = 0.9  # PyTorch's default; there it is the share of the new statistics, 0.1
+
+
+def _convolve(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
+    """What flax.linen.Conv calls in place of `jax.lax.conv_general_dilated`."""
+    if kernel.shape[:2] == (3, 3) and strides == (2, 2):  # `convolution` has padded by 1
+        return halving_convolution(inputs, kernel)
+    return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **options)
+
+
+def convolution(features: int, kernel: int, stride: int, dtype: Any, *, bias: bool = True, **options: Any) -> nn.Conv:
+    """A square convolution padded alike on all sides: "SAME" would shift strided ones by half a pixel.
+
+    `options` of flax.linen.Conv, such as `name`, replace ours.
+    """
+    margin = kernel // 2
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=((margin, margin), (margin, margin)),
+        use_bias=bias,
+        dtype=dtype,
+        conv_general_dilated=_convolve,
+        **{"kernel_init": he_normal_fan_out, "name": "convolution", **options},
+    )
+
+
+class GeluBatchNorm(nn.Module):
+    """GELU -> BatchNorm; variables are called as those of flax.linen.BatchNorm.
+
+    PyTorch's defaults but for the running variance: here, as in flax, it is the biased batch variance, in PyTorch the
+    unbiased one, larger by n / (n - 1) with n = B * H * W.
+
+    Attributes:
+      dtype: dtype of the result; parameters and statistics are float32.
+      axis_name: as flax.linen.BatchNorm's: an axis of devices whose images count in the statistics, too. The gradient
+        is then the one that JAX derives.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+    axis_name: Any = None
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "B H W C"], train: bool | None = None) -> Float[Array, "B H W C"]:
+        width = inputs.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (width,), jnp.float32)
+        running_variance = self.variable("batch_stats", "var", jnp.ones, (width,), jnp.float32)
+        if not is_training(self, train):
+            activated = gelu(widened(inputs))
+            inverse = jax.lax.rsqrt(running_variance.value + BATCH_NORM_EPSILON)
+            normalized = (activated - of_rank(4, running_mean.value)) * of_rank(4, inverse * scale)
+            return (normalized + of_rank(4, bias)).astype(self.dtype)
+        if self.axis_name is None or self.is_initializing():  # the axis need not exist then, as in flax
+            outputs, mean, variance = gelu_batch_norm(inputs, scale, bias, self.dtype)
+        else:
+            outputs, mean, variance = gelu_batch_norm_plain(inputs, scale, bias, self.dtype, self.axis_name)
+        if not self.is_initializing():
+            for running, new in ((running_mean, mean), (running_variance, variance)):
+                new = jax.lax.stop_gradient(new).astype(running.value.dtype)
+                running.value = BATCH_NORM_MOMENTUM * running.value + (1.0 - BATCH_NORM_MOMENTUM) * new
+        return outputs
+
+
+class ConvModule(nn.Module):
+    """Eq. 1: convolution -> GELU -> BatchNorm, [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features].
+
+    Attributes:
+      features: channels of the result.
+      stride: of the convolution, in both directions.
+      kernel: side of the convolution's kernel.
+      dtype: dtype of the computation; parameters and statistics are float32.
+      axis_name: see `GeluBatchNorm`.
+    """
+
+    features: int
+    stride: int
+    kernel: int = 3
+    dtype: jnp.dtype = jnp.float32
+    axis_name: Any = None
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "B H W C"], train: bool | None = None) -> Float[Array, "B h w features"]:
+        outputs = convolution(self.features, self.kernel, self.stride, self.dtype)(inputs)
+        return GeluBatchNorm(self.dtype, self.axis_name, name="norm")(outputs, train=train)
+
+
+class EarlyConvModule(nn.Module):
+    """EarlyConv's order (Xiao et al. 2021): convolution without bias -> BatchNorm -> ReLU; shapes as `ConvModule`.
+
+    Attributes:
+      features: channels of the result.
+      stride: of the convolution, in both directions.
+      dtype: dtype of the computation; parameters and statistics are float32.
+      axis_name: see `GeluBatchNorm`.
+    """
+
+    features: int
+    stride: int
+    dtype: jnp.dtype = jnp.float32
+    axis_name: Any = None
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "B H W C"], train: bool | None = None) -> Float[Array, "B h w features"]:
+        outputs = convolution(self.features, 3, self.stride, self.dtype, bias=False)(inputs)
+        norm = nn.BatchNorm(
+            use_running_average=not is_training(self, train),
+            axis_name=self.axis_name,
+            momentum=BATCH_NORM_MOMENTUM,
+            epsilon=BATCH_NORM_EPSILON,
+            dtype=self.dtype,
+            name="norm",
+        )
+        return nn.relu(norm(outputs))
 
 
 def uniform_initializers(fan_in: int) -> dict[str, Any]:
@@ -32,7 +148,7 @@ def uniform_initializers(fan_in: int) -> dict[str, Any]:
 def batch_norm(dtype: Any, axis_name: Any = None, name: str | None = None) -> nn.BatchNorm:
     """BatchNorm with PyTorch's defaults; `use_running_average` comes with the call.
 
-    The running variance is the biased batch variance, as in flax; see `layers.GeluBatchNorm`.
+    The running variance is the biased batch variance, as in flax; see `GeluBatchNorm`.
     """
     return nn.BatchNorm(
         axis_name=axis_name, momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, dtype=dtype, name=name
@@ -85,7 +201,7 @@ class ConvMerging(nn.Module):
     Attributes:
       features: channels of the result.
       dtype: dtype of the computation; parameters and statistics are float32.
-      axis_name: of BatchNorm's statistics, see `layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `GeluBatchNorm`.
     """
 
     features: int

@@ -8,7 +8,7 @@ import numpy_reference
 import pytest
 from flax import linen as nn
 
-from stce_jax.models import layers
+from stce_jax.models import conv_layers, layers
 from stce_jax.models.tokens import Tokens
 
 TOKENS = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32)
@@ -103,7 +103,7 @@ class OurGeluBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, *, train):
-        return layers.GeluBatchNorm(self.dtype, name="norm")(inputs, train=train)
+        return conv_layers.GeluBatchNorm(self.dtype, name="norm")(inputs, train=train)
 
 
 def variables(seed=0):
@@ -172,7 +172,7 @@ def test_gelu_and_batch_norm_of_bfloat16_compute_in_float32():
 
 @pytest.mark.parametrize(("kernel", "stride", "ours"), [(3, 2, True), (3, 1, False), (1, 2, False)])
 def test_convolutions_of_stride_two_multiply_no_inserted_zeros_on_cpus(kernel, stride, ours):
-    module = layers.convolution(5, kernel, stride, jnp.float32)
+    module = conv_layers.convolution(5, kernel, stride, jnp.float32)
     inputs = jnp.ones((1, 8, 8, 4))
     params = module.init(jax.random.key(0), inputs)
 

@@ -15,11 +15,12 @@ import torch_reference  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from stce_jax.models.bodies.block import Block  # noqa: E402
-from stce_jax.models.embeddings.stce import PatchEmbed  # noqa: E402
+from stce_jax.models.conv_layers import ConvModule, EarlyConvModule  # noqa: E402
+from stce_jax.models.embeddings.patch import PatchEmbed  # noqa: E402
 from stce_jax.models.factory import create_model  # noqa: E402
-from stce_jax.models.layers import ConvModule, EarlyConvModule, resize_position_embedding  # noqa: E402
 from stce_jax.models.ops.activations import gelu  # noqa: E402
 from stce_jax.models.ops.attention import attention_weights, dot_product_attention  # noqa: E402
+from stce_jax.models.ops.positions import resize_position_embedding  # noqa: E402
 from stce_jax.models.ops.supertoken import cluster_super_tokens  # noqa: E402
 
 pytestmark = pytest.mark.torch

@@ -41,7 +41,7 @@ class SuperTokenBlock(nn.Module):
       hidden: channels of the hidden map of the ConvFFN.
       layer_scale: what the last two branches are first multiplied by; 0: no layer scale.
       dtype: dtype of the computation; parameters and statistics are float32.
-      axis_name: of BatchNorm's statistics, see `layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
     """
 
     heads: int
@@ -92,7 +92,7 @@ class SViT(nn.Module):
       drop_path: stochastic depth rate of the last block, 0 <= rate < 1; needs the rng "dropout" in training.
       dtype: dtype of the computation; parameters and statistics are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
-      axis_name: of BatchNorm's statistics, see `layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
     """
 
     embedding: Any

@@ -11,8 +11,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.errors import ConfigError
+from stce_jax.models.conv_layers import ConvModule
 from stce_jax.models.embeddings.stem import check_stem, stem_places, strided_grid
-from stce_jax.models.layers import ConvModule
 from stce_jax.models.tokens import Tokens
 
 
@@ -24,7 +24,7 @@ class ConvEmbed(nn.Module):
       stem_strides: stride of each module.
       dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
       width: D, if it is to be checked against the last module's.
-      axis_name: of BatchNorm's statistics, see `layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
     """
 
     stem_widths: Sequence[int] = (96, 192, 384, 384, 384)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from stce_jax.models.conv_layers import EarlyConvModule, convolution
 from stce_jax.models.embeddings.stem import check_stem, stem_places, strided_grid
-from stce_jax.models.layers import EarlyConvModule, convolution
 from stce_jax.models.tokens import Tokens
 
 
@@ -22,7 +22,7 @@ class EarlyConvEmbed(nn.Module):
       width: D.
       stem_widths, stem_strides: channels and stride of each module before the 1x1 convolution.
       dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
-      axis_name: of BatchNorm's statistics, see `layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
     """
 
     width: int = 384

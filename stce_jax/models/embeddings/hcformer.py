@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 
 from stce_jax.errors import check_whole
 from stce_jax.models.attentions.clustering import ClusteringAttention
+from stce_jax.models.conv_layers import ConvModule
 from stce_jax.models.embeddings.stem import LARGEST_WIDTH, check_stem, stem_places, strided_grid
-from stce_jax.models.layers import ConvModule, linear
+from stce_jax.models.layers import linear
 from stce_jax.models.ops.clustering import cluster_means
 from stce_jax.models.tokens import Tokens
 
@@ -33,7 +34,7 @@ class HCFormerEmbed(nn.Module):
       stem_widths, stem_strides: channels and stride of each convolution module before the last halving.
       assignment_width: in which pixels and places are compared.
       dtype: dtype of convolutions and linear layers; assignments and means are computed in float32 at least.
-      axis_name: of BatchNorm's statistics, see `layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
     """
 
     width: int = 384

@@ -13,8 +13,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.errors import check_choice, check_whole
+from stce_jax.models.conv_layers import ConvModule
 from stce_jax.models.embeddings.stem import check_stem, stem_places, strided_grid
-from stce_jax.models.layers import ConvModule, linear
+from stce_jax.models.layers import linear
 from stce_jax.models.ops.supertoken import (
     BORDERS,
     MOST_ITERATIONS,
@@ -39,7 +40,7 @@ class SuperTokenConvEmbed(nn.Module):
       iterations: T of the clustering (Table 8); 0: the cells' means take its place, which Table 8 leaves out.
       border, differentiable: see `cluster_super_tokens`.
       dtype: dtype of convolutions and of the linear layer; the clustering computes in float32 at least.
-      axis_name: of BatchNorm's statistics, see `layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
     """
 
     width: int = 384

@@ -11,9 +11,8 @@ from typing import Any
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.models.conv_layers import uniform_initializers
+from stce_jax.models.conv_layers import GeluBatchNorm, convolution, uniform_initializers
 from stce_jax.models.embeddings.conv import ConvEmbed
-from stce_jax.models.layers import GeluBatchNorm, convolution
 from stce_jax.models.tokens import Tokens
 
 

@@ -11,9 +11,9 @@ from golden_svit import block, check, last, merging, statistics, stem
 
 from stce_jax.errors import ConfigError
 from stce_jax.models.bodies.svit import SuperTokenBlock, SViT
+from stce_jax.models.conv_layers import BATCH_NORM_MOMENTUM
 from stce_jax.models.embeddings.svit import SViTEmbed
 from stce_jax.models.factory import create_model, list_models, model_options
-from stce_jax.models.layers import BATCH_NORM_MOMENTUM
 
 TINY = {"widths": (8, 12), "depths": (1, 1), "heads": (2, 3), "cells": (2, 1), "layer_scale": (0.0, 0.1)}
 TINY |= {"mlp_ratio": 2, "head_width": 16, "drop_path": 0.0}

@@ -9,8 +9,8 @@ import pytest
 from flax import linen as nn
 
 from stce_jax.errors import ConfigError
+from stce_jax.models.conv_layers import ConvModule
 from stce_jax.models.embeddings import Conv1x1Embed, ConvEmbed, EarlyConvEmbed, PatchEmbed, SuperTokenConvEmbed
-from stce_jax.models.layers import ConvModule
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 17, 14, 3)).astype(np.float32)
 SMALL = {
