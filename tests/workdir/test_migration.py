@@ -52,7 +52,9 @@ def form_1(**changes):
 def test_the_table_names_every_option_of_the_modules_of_form_1():
     own = default.get_config().model
     sections = {section for places in FLAT_KEYS.values() for section in places}
-    assert sections == {"body.vit", *(f"embedding.{name}" for name in OF_FORM_1)} and set(OF_FORM_1) <= set(TABLES["embedding"])
+    assert sections == {"body.vit", *(f"embedding.{name}" for name in OF_FORM_1)} and set(OF_FORM_1) <= set(
+        TABLES["embedding"]
+    )
     options = {(section, key) for section in sections for key in own[section]}
     assert options == {(section, key) for key, places in FLAT_KEYS.items() for section in places}
     assert VALUES.keys() == FLAT_KEYS.keys()
