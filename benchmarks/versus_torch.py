@@ -1,6 +1,7 @@
 """JAX against PyTorch, eager and compiled: images per second of the same models with the same weights.
 
     python benchmarks/versus_torch.py --models vit_s_stce vit_s_patch vit_s_conv
+    python benchmarks/versus_torch.py --models svit_s --batch 4 --modes inference training
 
 Before anything is timed, both must agree, in float32 and training mode: logits, and the gradient of every parameter.
 Then, in one process, the contenders take turns, round after round, each in turn going first, so that whatever else the
