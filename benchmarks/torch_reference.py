@@ -266,6 +266,8 @@ def build(name, num_classes, image_size=224, *, class_token_alone=False, **overr
         return torch_svit.SViT(num_classes, options)
     image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     kind, width = name.split("_")[2], options["width"]
+    if kind not in ("patch", "conv", "conv1x1", "earlyconv", "stce"):
+        raise NotImplementedError(f"the PyTorch reference has no embedding {kind!r}")
     if kind == "patch":
         embedding = PatchEmbed(width, options["patch_size"])
     else:
