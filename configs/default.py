@@ -68,9 +68,7 @@ def get_config() -> config_dict.ConfigDict:
     svit.remat = config_dict.placeholder(bool)  # as vit.remat
 
     model.embedding = embedding = config_dict.ConfigDict()
-    embedding.name = config_dict.placeholder(
-        str
-    )  # "patch", "conv", "conv1x1", "earlyconv", "stce", "hcformer" or "svit"
+    embedding.name = config_dict.placeholder(str)  # such as "stce", see models/embeddings
     embedding.patch = patch = config_dict.ConfigDict()
     patch.patch_size = config_dict.placeholder(int)  # side in pixels
     embedding.conv = conv = config_dict.ConfigDict()

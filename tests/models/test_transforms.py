@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import stce_jax
 from stce_jax.errors import ConfigError
-from stce_jax.models import layers
+from stce_jax.models import conv_layers, layers
 from stce_jax.models.bodies import BODIES
 from stce_jax.models.embeddings import EMBEDDINGS
 from stce_jax.models.factory import model_options, presets
@@ -27,7 +27,7 @@ from stce_jax.models.tokens import Tokens
 
 SIZE = 18  # cells and blocks of the clustering do not divide the features of the stem
 TINY = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "patch_size": 6, "stem_widths": (8, 16)}
-TINY |= {"stem_strides": (2, 1), "cell": 2, "iterations": 2}
+TINY |= {"stem_strides": (2, 1), "cell": 2, "iterations": 2, "blocks": (1,)}
 STAGES = {"widths": (16, 12), "depths": (1, 1), "heads": (2, 3), "cells": (2, 1), "layer_scale": (0.0, 0.1)}
 STAGES |= {"mlp_ratio": 2, "head_width": 8, "drop_path": 0.0}
 IMAGES = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), jnp.float32)
@@ -40,6 +40,16 @@ LAYERS = {  # name -> (options, inputs)
     "GeluBatchNorm": ({}, FEATURES),
     "ConvModule": ({"features": 6, "stride": 2}, FEATURES),
     "EarlyConvModule": ({"features": 6, "stride": 2}, FEATURES),
+    "DepthwiseResidual": ({}, FEATURES),
+    "ConvFFN": ({"hidden": 6}, FEATURES),
+    "ConvMerging": ({"features": 6}, FEATURES),
+    "LayerScale": ({"initial": 0.1}, FEATURES),
+}
+KINDS = {
+    name: value
+    for file in (layers, conv_layers)
+    for name, value in vars(file).items()
+    if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == file.__name__
 }
 
 
@@ -59,7 +69,7 @@ def model(name, **options):
 # Each entry makes the module that has some options (such as axis_name), if it has them.
 MODULES = {
     **{
-        f"layer {name}": (functools.partial(tiny, getattr(layers, name), **options), inputs)
+        f"layer {name}": (functools.partial(tiny, KINDS[name], **options), inputs)
         for name, (options, inputs) in LAYERS.items()
     },
     **{f"embedding {name}": (functools.partial(tiny, module), IMAGES) for name, module in EMBEDDINGS.items()},
@@ -116,8 +126,7 @@ def shapes(tree):
 
 
 def test_every_layer_is_here():
-    known = {name for name, value in vars(layers).items() if inspect.isclass(value) and issubclass(value, nn.Module)}
-    assert known == LAYERS.keys(), "list the new layer with a tiny size, and its inputs"
+    assert KINDS.keys() == LAYERS.keys(), "list the new layer with a tiny size, and its inputs"
 
 
 @each
@@ -246,7 +255,7 @@ def has_axis(module):
 def test_batch_norm_over_a_named_axis(name):
     """Outputs, statistics and gradients of the pieces are those of the whole."""
     options, _ = LAYERS[name]
-    kind = getattr(layers, name)
+    kind = KINDS[name]
     whole, pieces = kind(**options), kind(**options, axis_name="pieces")
     inputs = np.random.default_rng(0).normal(size=(4, 5, 4, 3)).astype(np.float32)
     variables = whole.init(jax.random.key(0), inputs, train=False)
