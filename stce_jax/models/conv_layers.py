@@ -230,4 +230,4 @@ class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, inputs: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         scale = self.param("scale", nn.initializers.constant(self.initial), (inputs.shape[-1],), jnp.float32)
-        return inputs * of_rank(4, scale.astype(self.dtype))
+        return inputs.astype(self.dtype) * of_rank(4, scale.astype(self.dtype))

@@ -55,5 +55,5 @@ class SiT(nn.Module):
         hidden = gelu(linear(width // 2, dtype, "hidden")(normed))
         logits = linear(count, jnp.promote_types(dtype, jnp.float32), "logits")(hidden)  # [B, n, M]
         scale = self.param("scale", nn.initializers.ones, (1,), jnp.float32)
-        weights = new_tokens.shares_of_tokens(logits.transpose(0, 2, 1) * scale, tokens)
+        weights = new_tokens.shares_of_tokens(logits.transpose(0, 2, 1) * scale[0], tokens)
         return new_tokens.replace_image_tokens(self, tokens, weights, values)
