@@ -37,7 +37,7 @@ DECIDING = {(method, rate) for method in ("evit", "tome", "dpcknn", "ats") for r
 
 
 def get_config(scale: str = "paper") -> config_dict.ConfigDict:
-    """The body of `scales`, with 64 tokens and six blocks at the scale "small" and three reducing blocks at each."""
+    """The body of `scales` with three reducing blocks; 8x8 tokens of images of 32 pixels where it is scaled down."""
     config = scales.get_config(scale)
     body, parts = config.model.body.vit, config.model.embedding
     if scale == "paper":
@@ -45,10 +45,10 @@ def get_config(scale: str = "paper") -> config_dict.ConfigDict:
     else:
         blocks = (1, 2, 3)
         body.depth = 6 if scale == "small" else 4
-    if scale == "small":  # 8x8 tokens of 32 pixels
         parts.patch.patch_size = 4
-        parts.stce.stem_widths = (16, 32)
+        parts.stce.stem_widths = (16, 32) if scale == "small" else (8, 16)
         parts.stce.stem_strides = (2, 1)
+    if scale == "small":
         config.epochs = 8.0
         config.eval_every = 4.0
     for method in METHODS:

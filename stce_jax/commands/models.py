@@ -9,22 +9,28 @@ from stce_jax.platform import terminal
 HELP = "list models with their parameters and multiply-adds an image"
 EXAMPLES = """
   stce models
-  stce models 'vit_s_*' --image_size=384"""
+  stce models 'vit_s_*' --image_size=384
+  stce models vit_s_patch --reduction=evit:keep_rate=0.7"""
 COLUMNS = {"model": 18, "parameters": 11, "embedding": 10, "multiply-adds": 14}  # minimum widths
+OF_REDUCTION = {"all tokens": 14, "reduction": 12}
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("pattern", nargs="?", default="*", help="shell pattern of names")
     verb.add_argument("--image_size", type=int, default=224, help="side of the images in pixels (224)")
     verb.add_argument("--num_classes", type=int, default=100, help="classes of the head (100)")
+    text = "count with a token reduction: what papers count (all tokens of the last block), and the method's own work"
+    verb.add_argument("--reduction", default="", metavar="NAME", help=text)
 
 
 def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.verbs.summary import summarize
 
-    rows = summarize(arguments.pattern, image_size=arguments.image_size, num_classes=arguments.num_classes)
-    cells = [list(COLUMNS)]
+    sizes = {"image_size": arguments.image_size, "num_classes": arguments.num_classes}
+    rows = summarize(arguments.pattern, **sizes, reduction=arguments.reduction)
+    columns = {**COLUMNS, **(OF_REDUCTION if arguments.reduction else {})}
+    cells = [list(columns)]
     for row in rows:
-        counts = (row[name] for name in ("parameters", "embedding_parameters", "multiply_adds"))
-        cells.append([row["name"], *map("{:,}".format, counts)])
-    terminal.say(*tables.aligned(cells, right=(1, 2, 3), minimum=COLUMNS.values()))
+        name, *counts = row.values()
+        cells.append([name, *map("{:,}".format, counts)])
+    terminal.say(*tables.aligned(cells, right=range(1, len(columns)), minimum=columns.values()))

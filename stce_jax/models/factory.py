@@ -73,6 +73,11 @@ def list_models(pattern: str = "*") -> list[str]:
     return fnmatch.filter(presets(), pattern)
 
 
+def takes_reductions(name: str) -> bool:
+    """Whether a named model's body takes token reductions."""
+    return "reduction" in {field.name for field in dataclasses.fields(BODIES[_preset(name).body])}
+
+
 def create_model(
     name: str, *, num_classes: int, image_size: int | tuple[int, int] = 224, axis_name: Any = None, **overrides: Any
 ) -> Body:

@@ -35,11 +35,10 @@ def with_reduction(config: config_dict.ConfigDict, model: Body, shapes: Any, tex
     Raises:
       ConfigError: an unknown reduction or option, one that the model cannot have, or parameters that the run lacks.
     """
-    name, given = parse(text)
+    name, fitting = parse(text)
     sections = parts.options(config.model)
     own = sections["reduction"] if sections["reduction"]["name"] == name else {}
     try:
-        fitting = {option: _fitting(REDUCTIONS.get(name), option, value) for option, value in given.items()}
         sections["reduction"] = {**own, **fitting, "name": name}
         other = factory.build_model(
             config.model.name,
@@ -70,7 +69,7 @@ def only(variables: Any, wanted: Any) -> Any:
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """(name, {option: value}) of a reduction; the name "" for "none".
+    """(name, {option: value}) of a reduction, as its module takes them; the name "" for "none".
 
     Args:
       text: NAME, or NAME:OPTION=VALUE,OPTION=VALUE. A value is a number, True, False or text, or several of them with
@@ -94,6 +93,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
             f"or {NONE}"
         )
     options = {option: found[0] if len(found) == 1 else tuple(found) for option, found in values.items()}
+    options = {option: _fitting(REDUCTIONS.get(name), option, value) for option, value in options.items()}
     return ("" if name == NONE else name), options
 
 

@@ -2,31 +2,46 @@
 
 from typing import Any
 
-from stce_jax.analysis.costs import count_model
+from stce_jax.analysis.costs import count_model, count_reduction
 from stce_jax.errors import ConfigError
-from stce_jax.models.factory import create_model, list_models
+from stce_jax.models.factory import create_model, list_models, takes_reductions
+from stce_jax.training.other_reduction import parse
 
 
-def summarize(pattern: str = "*", *, image_size: int = 224, num_classes: int = 100) -> list[dict[str, Any]]:
+def summarize(
+    pattern: str = "*", *, image_size: int = 224, num_classes: int = 100, reduction: str = ""
+) -> list[dict[str, Any]]:
     """Counts for the models whose names fit a shell pattern.
 
     Args:
       pattern: such as "*_s_*".
       image_size: side of the images in pixels.
       num_classes: classes of the head.
+      reduction: a token reduction for all of them, see `other_reduction.parse`; models that take none are left out.
 
     Returns:
-      [{"name", "parameters", "embedding_parameters", "multiply_adds"}, ...], see `count_model`.
+      [{"name", "parameters", "embedding_parameters", "multiply_adds"}, ...], see `count_model`; with a reduction also
+      "all_tokens" and "reduction", see `count_reduction`.
 
     Raises:
       ConfigError: no model fits, or one cannot take this image size.
     """
-    names = list_models(pattern)
+    if not reduction:
+        return [_summary(name, image_size, num_classes) for name in _known(list_models(pattern), pattern)]
+    names = [name for name in _known(list_models(pattern), pattern) if takes_reductions(name)]
     if not names:
-        raise ConfigError(f"no model is called {pattern!r}; `stce models` lists all")
-    return [_summary(name, image_size, num_classes) for name in names]
+        raise ConfigError(f"none of the models {pattern!r} takes a token reduction; vit_* do")
+    chosen, options = parse(reduction)
+    parts = {"reduction": chosen, **options}
+    return [_summary(name, image_size, num_classes, reduced=True, **parts) for name in names]
 
 
-def _summary(name: str, image_size: int, num_classes: int) -> dict[str, Any]:
-    model = create_model(name, num_classes=num_classes, image_size=image_size)
-    return {"name": name, **count_model(model, image_size)}
+def _known(names: list[str], what: str) -> list[str]:
+    if not names:
+        raise ConfigError(f"no model is called {what!r}; `stce models` lists all")
+    return names
+
+
+def _summary(name: str, image_size: int, num_classes: int, reduced: bool = False, **parts: Any) -> dict[str, Any]:
+    model = create_model(name, num_classes=num_classes, image_size=image_size, **parts)
+    return {"name": name, **count_model(model, image_size), **(count_reduction(model, image_size) if reduced else {})}
