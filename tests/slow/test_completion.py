@@ -108,7 +108,7 @@ def test_values(offered, start, between, expected):
         ("stce compare runs runs/", ["runs/digits"]),
         ("stce compare --output=a.png ru", ["runs"]),
         ("stce predict --workdir=runs n", ["notes.txt"]),
-        ("stce reproduce ", ["all", "readings", "table1", "table6", "table7", "table8"]),
+        ("stce reproduce ", ["all", "readings", "reductions", "table1", "table6", "table7", "table8"]),
         ("stce completion z", ["zsh"]),
         ("stce models ", []),
     ],
@@ -181,4 +181,4 @@ def test_printing_it_starts_no_jax():
     loaded = modules_after(
         "from stce_jax.cli import main\ntry:\n    main(['completion', 'bash'])\nexcept SystemExit: pass"
     )
-    assert "shtab" in loaded and not {"jax", "flax", "ml_collections", "numpy"} & loaded
+    assert "shtab" in loaded and not {"jax", "flax", "numpy"} & loaded
