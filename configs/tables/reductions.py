@@ -17,7 +17,7 @@ from ml_collections import config_dict
 from . import scales
 
 VARIANTS = scales.VARIANTS
-RATES = (0.9, 0.7, 0.5, 0.25)
+RATES = {"paper": (0.9, 0.7, 0.5, 0.25), "small": (0.9, 0.7, 0.5, 0.25), "smoke": (0.5,)}
 BODIES = {"patch": "patches", "stce": "super tokens"}
 # Method -> (its name in the report, options besides blocks and keep rate, whether it keeps exactly as many tokens).
 METHODS: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -45,12 +45,12 @@ def get_config(scale: str = "paper") -> config_dict.ConfigDict:
     else:
         blocks = (1, 2, 3)
         body.depth = 6 if scale == "small" else 4
+        config.optimizer.warmup_epochs = 0.5
         parts.patch.patch_size = 4
         parts.stce.stem_widths = (16, 32) if scale == "small" else (8, 16)
         parts.stce.stem_strides = (2, 1)
-    if scale == "small":
-        config.epochs = 8.0
-        config.eval_every = 4.0
+    config.epochs = {"paper": config.epochs, "small": 8.0, "smoke": 1.0}[scale]
+    config.eval_every = {"paper": config.eval_every, "small": 4.0, "smoke": 1.0}[scale]
     for method in METHODS:
         config.model.reduction[method].blocks = blocks
     return config
@@ -68,7 +68,7 @@ def _rows(scale: str, deciding: bool) -> Iterator[scales.Row]:
             first = ("patch_all",) if body == "stce" else ()
             yield scales.row(f"{body}_all", f"{of_body}, all tokens", whole, first) | {"decides": True}
         for method, (label, options, exact) in METHODS.items():
-            for rate in RATES:
+            for rate in RATES[scale]:
                 if ((method, rate) in DECIDING) is not deciding:
                     continue
                 run = f"{body}_{method}_{100 * rate:.0f}"
