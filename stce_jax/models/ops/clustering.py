@@ -22,7 +22,7 @@ TEMPERATURE_EPSILON = 1e-8
 def cluster_locally(
     fine: Float[Array, "B H W E"], coarse: Float[Array, "B h w E"], temperature: Float[Array, ""], cell: Cell = 2
 ) -> SuperTokenAssociation:
-    """Assigns each pixel to the 3x3 coarse places around its own, softmax_k(cos(fine_p, coarse_k) / |temperature|).
+    """Assigns each pixel to the 3x3 coarse places around its own, softmax_k(cos(fine_p, coarse_k) / abs(temperature)).
 
     Places beyond the border are left out. (The published code takes a cosine of exactly 0 for one of them; here such a
     place inside the grid counts.) Gradients flow to all three. Computed in float32 at least.

@@ -26,10 +26,11 @@ tokens out of their grid sets `grid` to None. One that drops none in training, w
 decisions, sets `policy`. Keep rates are shares of `tokens.initial`.
 
 What a reduction may leave for others, see `reduction.sow_assignment` and `reduction.sow_scalar`:
-  "intermediates" / "assignment"   int32 [B, n]: the image token that each of its n image tokens went to, -1 for none;
+
+  "assignment" of "intermediates"  int32 [B, n]: the image token that each of its n image tokens went to, -1 for none;
                                    `stce visualize` draws it
-  "losses" / NAME                  scalar: added to the training loss, which is logged with it
-  "metrics" / NAME                 [B]: its mean is logged as NAME, in training and evaluation; that of several modules
+  NAME of "losses"                 scalar: added to the training loss, which is logged with it
+  NAME of "metrics"                [B]: its mean is logged as NAME, in training and evaluation; that of several modules
                                    under one name is averaged
 
 Every field but `stage` and `stages` is an option of its own, set by `create_model`, or in a config in the section
