@@ -20,8 +20,8 @@ def attend(form, query, key, value, bias):
     return form(query, key, value, bias=bias, mask=MASK)
 
 
-def normalize(form, *operands):
-    outputs = form(*operands, jnp.float32)
+def normalize(form, *operands, more=()):
+    outputs = form(*operands, jnp.float32, *more)
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
@@ -29,8 +29,8 @@ OPERATIONS = {  # name -> (operation, plain form, shapes of the operands)
     "gelu": (activations.gelu, activations.gelu_plain, [(3, 4)]),
     "product": (linear.product, linear.product_plain, [(2, 3, 4), (4, 2)]),
     "layer_norm": (
-        functools.partial(normalize, norms.layer_norm),
-        functools.partial(normalize, norms.layer_norm_plain),
+        functools.partial(normalize, norms.layer_norm, more=(1e-6,)),
+        functools.partial(normalize, norms.layer_norm_plain, more=(1e-6,)),
         [(3, 4), (4,), (4,)],
     ),
     "gelu_batch_norm": (
