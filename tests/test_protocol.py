@@ -18,7 +18,7 @@ from stce_jax.convert.initial import initialize, read_weights
 from stce_jax.errors import ConfigError
 from stce_jax.models.bodies import BODIES
 from stce_jax.models.embeddings import EMBEDDINGS
-from stce_jax.models.reductions import REDUCTIONS
+from stce_jax.models.reductions import REDUCTIONS, acts_before
 from stce_jax.models.tokens import Tokens
 from stce_jax.training import assemble as runs
 from stce_jax.training.mesh import make_mesh, replicated
@@ -165,6 +165,9 @@ def config_of(names, data_dir):
             for option, value in {**TINY[part], **TINY.get(f"{part} {names[part]}", {})}.items():
                 if option in section:
                     section[option] = value
+        if names["reduction"] in REDUCTIONS and not acts_before(REDUCTIONS[names["reduction"]]):
+            config.model.body.vit.depth = 1  # which is enough, and compiled in half the time
+            config.model.reduction.get(names["reduction"], {})["blocks"] = (0,)
     return config
 
 

@@ -54,12 +54,6 @@ def test_a_run_needs_no_file_of_classes_once_the_data_are_prepared(stce, imagene
         open_dataset("imagenet100", data_dir, "four")
 
 
-def test_another_embedding_trains(stce, imagenet, tmp_path):
-    done = train(stce, imagenet, "conv_vit_s", tmp_path / "run", "--config.epochs=1", *FEWER)
-    assert done.returncode == 0, done.stderr
-    assert "finished: top-1" in done.stdout
-
-
 def test_worker_processes_train_the_same_model(stce, imagenet, trained, tmp_path):
     done = train(stce, imagenet, "stce_vit_s", tmp_path / "run", "--config.loader_workers=2")
     assert done.returncode == 0, done.stderr

@@ -116,13 +116,13 @@ def test_blocks_equal_the_golden_numbers(name, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("name", "module"),
+    ("name", "module", "dtype"),
     [
-        ("tome_model_r8", ToMe((0, 1, 2, 3), r=8)),
-        ("tome_model_r6_decreasing", ToMe(r=6, inflection=-1.0, blocks=(0, 1, 2, 3))),
-        ("tome_model_haurum05", ToMe((1, 2), keep_rate=0.5)),
+        ("tome_model_r8", ToMe((0, 1, 2, 3), r=8), np.float64),
+        ("tome_model_r6_decreasing", ToMe(r=6, inflection=-1.0, blocks=(0, 1, 2, 3)), np.float64),
+        ("tome_model_haurum05", ToMe((1, 2), keep_rate=0.5), np.float64),
+        ("tome_model_haurum05", ToMe((1, 2), keep_rate=0.5), np.float32),
     ],
 )
 def test_models_equal_the_golden_numbers(name, module, dtype):
