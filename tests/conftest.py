@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import io
 import os
 import shutil
@@ -31,6 +32,10 @@ from tiers import (  # noqa: F401
     pytest_sessionfinish,
     pytest_testnodedown,
 )
+
+# Tracing makes many short-lived objects among the many that a worker keeps, and Python would look through all of them
+# again and again: a tenth of the time.
+gc.set_threshold(50_000, 50, 100)
 
 # The first example of a property compiles; no deadline makes sense. Derandomised: every run tries the same examples.
 hypothesis.settings.register_profile("stce", deadline=None, derandomize=True, database=None, max_examples=25)

@@ -27,7 +27,7 @@ class HCFormerEmbed(nn.Module):
     our extension of HCFormer (Suzuki 2022, arXiv 2205.09949): its own coarse features are those of a backbone, and its
     code uses A to carry predictions back up alone. Gradients reach the coarse map through A.
 
-    Sows F [B, H, W, C] as "features", and A [B, 2 h, 2 w, 9] as "assignment".
+    Sows F [B, H, W, C] as "features", and A [B, 2 h, 2 w, 9] as "cluster_affinity".
 
     Attributes:
       width: D.
@@ -67,7 +67,7 @@ class HCFormerEmbed(nn.Module):
         assignment = ClusteringAttention(self.assignment_width, dtype=self.dtype, name="clustering")(features, coarse)
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "features", features)
-            self.sow("intermediates", "assignment", assignment.affinity())
+            self.sow("intermediates", "cluster_affinity", assignment.affinity())
         means = cluster_means(assignment, features)
         batch, rows, columns, _ = means.shape
         values = means.reshape(batch, rows * columns, channels)  # [B, N, C]

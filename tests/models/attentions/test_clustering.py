@@ -98,7 +98,7 @@ def test_as_an_embedding_it_halves_the_stack_once_more():
 
     gradients, (tokens, new) = run(variables["params"], images)
     assert tokens.grid == embedding.grid(14, 18) == (4, 5) and tokens.shape == (2, 20, 12)
-    assert new["intermediates"]["assignment"][0].shape == (2, 8, 10, 9)
+    assert new["intermediates"]["cluster_affinity"][0].shape == (2, 8, 10, 9)
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.abs(gradient).max() > 0, jax.tree_util.keystr(path)
 
