@@ -140,10 +140,19 @@ SLOW = {f"embedding {name}" for name in ("conv", "conv1x1", "earlyconv", "hcform
 SLOW |= {f"reduction {name}" for name in REDUCTIONS if name not in ("evit", "tome")}
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ENTRIES],
-)
+def entries(names):
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
+
+
+# Of reductions, two that differ in all respects (within and before a block, without and with parameters) stand for the
+# others in what only passes on what the model gives.
+PASSED_ON = [
+    name for name in ENTRIES if not name.startswith("reduction ") or name in ("reduction evit", "reduction sit")
+]
+of_each_kind = pytest.mark.parametrize("entry", entries(PASSED_ON), indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module", params=entries(ENTRIES))
 def entry(request, data_dir, tmp_path_factory):
     """(names of the parts, workdir of a run with random weights) of an entry."""
     with pytest.MonkeyPatch.context() as patch:
@@ -239,6 +248,7 @@ def test_evaluate_predict_and_compare(entry, photos, data_dir):
     assert row["parameters"] > 0 and row["differences"] == []
 
 
+@of_each_kind
 def test_features(entry, photos):
     _, workdir = entry
     run = stce_jax.load_run(workdir)
@@ -301,6 +311,7 @@ def test_benchmark(entry):
         assert row["error"] == "" and row["images_per_second"] > 0 and row["parameters"] > row["embedding_parameters"]
 
 
+@of_each_kind
 def test_its_weights_begin_another_run(entry):
     """At another image size, with other classes: all but what depends on the classes is taken over."""
     _, workdir = entry

@@ -541,10 +541,11 @@ def test_sharding_changes_nothing():
     mesh = make_mesh(fsdp_devices=2)
     assert mesh.size == 8
     sharded = jax.device_put((images, labels), batch_sharding(mesh))
+    augmented = augmentation(**EVERYTHING)
     for step in range(4):  # mixup in some, CutMix in others
-        expected = augmentation(**EVERYTHING)(KEY, step, images, labels)
+        expected = augmented(KEY, jnp.int32(step), images, labels)
         key, number = jax.device_put((KEY, jnp.int32(step)), replicated(mesh))
-        found = augmentation(**EVERYTHING)(key, number, *sharded)
+        found = augmented(key, number, *sharded)
         for one, other, what in zip(found, expected, ("images", "targets"), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-6, err_msg=f"{what} of step {step}")
 
