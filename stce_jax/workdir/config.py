@@ -196,7 +196,11 @@ def from_dict(values: Any) -> config_dict.ConfigDict:
     except Exception as error:  # whatever a part of another type leads to, somewhere in ml_collections
         raise ConfigError(f"config.json is damaged: {_one_line(error) or type(error).__name__}") from error
     added = _registered_prefixes(config.model)
-    if [key for key in flatten(config) if not key.startswith(added)] != list(flatten(default.get_config())):
+    try:
+        keys = list(flatten(config))
+    except ConfigError as error:  # nested, but less deeply than what Python's stack has room for
+        raise ConfigError(f"config.json is damaged: {error}") from error
+    if [key for key in keys if not key.startswith(added)] != list(flatten(default.get_config())):
         raise ConfigError("config.json has other keys than this version of stce_jax; use the version that wrote it")
     return config.lock()
 

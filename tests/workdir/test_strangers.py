@@ -84,6 +84,7 @@ BYTES = {
     "no UTF-8": b'{"seed": 1}\xff',
     "nested": b"[" * 100_000,
     "nested objects": b'{"a":' * 5_000 + b"1" + b"}" * 5_000,
+    "objects nested a little": b'{"a":' * 60 + b"1" + b"}" * 60,  # which Python's stack has room for
     "a list": b"[1]",
     "a number": b"1",
     "null": b"null",
