@@ -10,7 +10,7 @@ import pytest
 from stce_jax.models.factory import create_model
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
-SMALL = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24}
+SMALL = {"width": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
 STCE = {**SMALL, "stem_widths": (6, 8), "stem_strides": (2, 1), "cell": 2}
 
 
