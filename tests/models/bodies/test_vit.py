@@ -158,14 +158,9 @@ def test_drop_path_and_dropout_act_in_training_alone():
         model = small(**options)
         variables = init(model)
 
-        def apply_with(variables, rngs, train, model=model):
-            return model.apply(variables, IMAGES, train=train, rngs=rngs, mutable=["batch_stats"])
-
-        run = jax.jit(apply_with, static_argnums=2)
-
-        def logits(seed, train, run=run, variables=variables):
+        def logits(seed, train, model=model, variables=variables):
             rngs = {"dropout": jax.random.key(seed)}
-            return run(variables, rngs, train)[0]
+            return model.apply(variables, IMAGES, train=train, rngs=rngs, mutable=["batch_stats"])[0]
 
         np.testing.assert_array_equal(logits(0, True), logits(0, True), err_msg=f"{options}: same key, other result")
         assert np.abs(logits(0, True) - logits(1, True)).max() > 0, f"{options} does nothing in training"
