@@ -22,6 +22,7 @@ from stce_jax.models.ops.activations import gelu  # noqa: E402
 from stce_jax.models.ops.attention import attention_weights, dot_product_attention  # noqa: E402
 from stce_jax.models.ops.positions import resize_position_embedding  # noqa: E402
 from stce_jax.models.ops.supertoken import cluster_super_tokens  # noqa: E402
+from stce_jax.models.tokens import Tokens  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -203,11 +204,11 @@ def test_a_block_equals_pytorchs_own_at_any_scale(scale):
     tokens = scale * normal((2, 17, SMALL["width"]))
     module = Block(SMALL["heads"], SMALL["mlp_dim"])
     reference = torch_reference.Block(SMALL["width"], SMALL["heads"], SMALL["mlp_dim"])
-    variables = random_variables(module, tokens, scales=None)
+    variables = random_variables(module, Tokens(tokens), context=None, scales=None)
     torch_reference.copy_parameters(reference, variables)
-    outputs, _ = module.apply(variables, tokens, None, False)
+    outputs = module.apply(variables, Tokens(tokens), None, None, False)
     expected = encoder_layer_sharing(reference, SMALL)(torch.from_numpy(tokens))
-    np.testing.assert_allclose(outputs, expected.detach().numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(outputs.values, expected.detach().numpy(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 7)], ids=["even", "odd"])
