@@ -58,8 +58,8 @@ def get_config(scale: str = "paper") -> config_dict.ConfigDict:
 
 
 def sweep(scale: str = "paper") -> Iterator[scales.Row]:
-    rows = [*_rows(scale, deciding=True), *_rows(scale, deciding=False)]
-    yield from rows
+    yield from _rows(scale, deciding=True)
+    yield from _rows(scale, deciding=False)
 
 
 def _rows(scale: str, deciding: bool) -> Iterator[scales.Row]:

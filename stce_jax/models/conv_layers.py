@@ -106,6 +106,16 @@ class ConvModule(nn.Module):
         return GeluBatchNorm(self.dtype, self.axis_name, name="norm")(outputs, train=train)
 
 
+def batch_norm(dtype: Any, axis_name: Any = None, name: str | None = None) -> nn.BatchNorm:
+    """BatchNorm with PyTorch's defaults; `use_running_average` comes with the call.
+
+    The running variance is the biased batch variance, as in flax; see `GeluBatchNorm`.
+    """
+    return nn.BatchNorm(
+        axis_name=axis_name, momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, dtype=dtype, name=name
+    )
+
+
 class EarlyConvModule(nn.Module):
     """EarlyConv's order (Xiao et al. 2021): convolution without bias -> BatchNorm -> ReLU; shapes as `ConvModule`.
 
@@ -124,15 +134,8 @@ class EarlyConvModule(nn.Module):
     @nn.compact
     def __call__(self, inputs: Float[Array, "B H W C"], train: bool | None = None) -> Float[Array, "B h w features"]:
         outputs = convolution(self.features, 3, self.stride, self.dtype, bias=False)(inputs)
-        norm = nn.BatchNorm(
-            use_running_average=not is_training(self, train),
-            axis_name=self.axis_name,
-            momentum=BATCH_NORM_MOMENTUM,
-            epsilon=BATCH_NORM_EPSILON,
-            dtype=self.dtype,
-            name="norm",
-        )
-        return nn.relu(norm(outputs))
+        norm = batch_norm(self.dtype, self.axis_name, name="norm")
+        return nn.relu(norm(outputs, use_running_average=not is_training(self, train)))
 
 
 def uniform_initializers(fan_in: int) -> dict[str, Any]:
@@ -143,16 +146,6 @@ def uniform_initializers(fan_in: int) -> dict[str, Any]:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return {"kernel_init": draw, "bias_init": draw}
-
-
-def batch_norm(dtype: Any, axis_name: Any = None, name: str | None = None) -> nn.BatchNorm:
-    """BatchNorm with PyTorch's defaults; `use_running_average` comes with the call.
-
-    The running variance is the biased batch variance, as in flax; see `GeluBatchNorm`.
-    """
-    return nn.BatchNorm(
-        axis_name=axis_name, momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, dtype=dtype, name=name
-    )
 
 
 class DepthwiseResidual(nn.Module):

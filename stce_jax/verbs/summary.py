@@ -26,20 +26,17 @@ def summarize(
     Raises:
       ConfigError: no model fits, or one cannot take this image size.
     """
+    names = list_models(pattern)
+    if not names:
+        raise ConfigError(f"no model is called {pattern!r}; `stce models` lists all")
     if not reduction:
-        return [_summary(name, image_size, num_classes) for name in _known(list_models(pattern), pattern)]
-    names = [name for name in _known(list_models(pattern), pattern) if takes_reductions(name)]
+        return [_summary(name, image_size, num_classes) for name in names]
+    names = [name for name in names if takes_reductions(name)]
     if not names:
         raise ConfigError(f"none of the models {pattern!r} takes a token reduction; vit_* do")
     chosen, options = parse(reduction)
     parts = {"reduction": chosen, **options}
     return [_summary(name, image_size, num_classes, reduced=True, **parts) for name in names]
-
-
-def _known(names: list[str], what: str) -> list[str]:
-    if not names:
-        raise ConfigError(f"no model is called {what!r}; `stce models` lists all")
-    return names
 
 
 def _summary(name: str, image_size: int, num_classes: int, reduced: bool = False, **parts: Any) -> dict[str, Any]:

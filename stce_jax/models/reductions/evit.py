@@ -73,8 +73,7 @@ class EViT(nn.Module):
             return self
         share = (epoch - self.shrink_start_epoch) / self.shrink_epochs
         step = round(_cosine(share) * (MOST_PROGRAMS - 1)) / (MOST_PROGRAMS - 1)  # 1 at first, 0 at the end
-        given = self.keep_rate if isinstance(self.keep_rate, list | tuple) else (self.keep_rate,)
-        rates = tuple(rate + (1.0 - rate) * step for rate in given)
+        rates = tuple(rate + (1.0 - rate) * step for rate in reduction.several(self.keep_rate))
         return self.clone(keep_rate=rates, shrink_epochs=0.0, shrink_start_epoch=0.0)
 
     def __call__(self, tokens: Tokens, given: Mapping[str, Float[Array, "..."]], *, train: bool) -> Tokens:

@@ -4,6 +4,7 @@ Shape letters: B batch, n image tokens, M of them kept.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,14 @@ from stce_jax.models.tokens import Tokens
 KeepRate = float | Sequence[float]
 
 
+def several(option: Any) -> tuple[Any, ...]:
+    """An option that may be one number or several of them, as a tuple."""
+    return tuple(option) if isinstance(option, list | tuple) else (option,)
+
+
 def check_keep_rate(keep_rate: KeepRate, blocks: Sequence[int] | None) -> None:
     """Raises ConfigError unless all rates are in 0 < rate <= 1, and several are one for each of `blocks`."""
-    rates = keep_rate if isinstance(keep_rate, list | tuple) else (keep_rate,)
+    rates = several(keep_rate)
     for rate in rates or (None,):
         check_range("model option keep_rate", rate, 0, 1, above=True)
     if len(rates) > 1 and blocks is not None and len(rates) != len(blocks):
@@ -30,7 +36,7 @@ def check_keep_rate(keep_rate: KeepRate, blocks: Sequence[int] | None) -> None:
 
 def rates(keep_rate: KeepRate, stages: int) -> list[float]:
     """The rate of each of the first stages: several as they are given, one for all of them."""
-    given = list(keep_rate) if isinstance(keep_rate, Sequence) else [keep_rate]
+    given = list(several(keep_rate))
     if 1 < len(given) < stages:
         raise ConfigError(f"keep_rate lists {len(given)} rates for {stages} blocks; give one a block, or one for all")
     return given * stages if len(given) == 1 else given[:stages]
@@ -39,7 +45,7 @@ def rates(keep_rate: KeepRate, stages: int) -> list[float]:
 def shares(keep_rate: KeepRate, stages: int) -> list[float]:
     """What share of the first tokens each stage aims at: r^(s + 1), or several as they are given."""
     given = rates(keep_rate, stages)
-    if isinstance(keep_rate, list | tuple) and len(keep_rate) > 1:
+    if len(several(keep_rate)) > 1:
         return given
     return [rate ** (stage + 1) for stage, rate in enumerate(given)]
 

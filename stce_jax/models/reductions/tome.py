@@ -56,7 +56,7 @@ class ToMe(nn.Module):
     needs_class_token: ClassVar[bool] = False
 
     def check(self) -> None:
-        amounts = _several(self.r)
+        amounts = reduction.several(self.r)
         for amount in amounts or (None,):
             check_whole("model option r", amount, 0, MOST_MERGED)
         check_range("model option inflection", self.inflection, -1, 1)
@@ -213,7 +213,7 @@ def schedule(r: int | Sequence[int], stages: int, inflection: float = 0.0) -> li
     Raises:
       ConfigError: there are more numbers than stages.
     """
-    amounts = _several(r)
+    amounts = reduction.several(r)
     if len(amounts) > max(1, stages):
         raise ConfigError(f"r lists {len(amounts)} numbers for {stages} blocks; give one a block, or one for all")
     if len(amounts) > 1:
@@ -222,10 +222,6 @@ def schedule(r: int | Sequence[int], stages: int, inflection: float = 0.0) -> li
     first = int(amount * (1.0 - inflection))
     step = (2 * amount - 2 * first) / max(1, stages - 1)
     return [int(first + stage * step) for stage in range(stages)]
-
-
-def _several(r: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(r) if isinstance(r, Sequence) else (r,)
 
 
 def _ordered(even: Shaped[Array, "B k *d"], odd: Shaped[Array, "B T *d"], leading: int) -> Shaped[Array, "B M *d"]:
