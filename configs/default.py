@@ -94,6 +94,12 @@ def get_config() -> config_dict.ConfigDict:
     embedding.svit = own = config_dict.ConfigDict()
     own.stem_widths = config_dict.placeholder(tuple)  # channels of each 3x3 convolution; the last: the body's width
     own.stem_strides = config_dict.placeholder(tuple)  # and their strides
+    embedding.linear_patch = linear_patch = config_dict.ConfigDict()
+    linear_patch.patch_size = config_dict.placeholder(int)  # side in pixels
+    embedding.overlap_patch = overlap_patch = config_dict.ConfigDict()
+    overlap_patch.patch_size = config_dict.placeholder(int)  # side of the kernel in pixels: 7
+    overlap_patch.patch_stride = config_dict.placeholder(int)  # pixels between two tokens: 4
+    overlap_patch.patch_padding = config_dict.placeholder(int)  # pixels of zeros around the image: 2
 
     model.reduction = reduction = config_dict.ConfigDict()
     reduction.name = config_dict.placeholder(str)  # such as "evit", see models/reductions; None: no reduction
@@ -108,25 +114,25 @@ def get_config() -> config_dict.ConfigDict:
     evit.shrink_start_epoch = config_dict.placeholder(float)  # training keeps all tokens until then
     evit.shrink_epochs = config_dict.placeholder(float)  # and takes that long to come down to r; 0: r from the start
     reduction.dynamicvit = dynamicvit = config_dict.ConfigDict()
-    dynamicvit.blocks = config_dict.placeholder(tuple)  # those before which it reduces, from 1: (3, 6, 9)
+    dynamicvit.blocks = config_dict.placeholder(tuple)  # those before which it reduces, not the first, 0: (3, 6, 9)
     dynamicvit.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
     dynamicvit.ratio_weight = config_dict.placeholder(float)  # of the loss that brings the share kept to the rate: 2
     reduction.sit = sit = config_dict.ConfigDict()
-    sit.blocks = config_dict.placeholder(tuple)  # those before which it reduces, from 1: (3, 6, 9)
+    sit.blocks = config_dict.placeholder(tuple)  # those before which it reduces, not the first, 0: (3, 6, 9)
     sit.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
     sit.initial_tokens = config_dict.placeholder(int)  # their number; None: of image_size
     reduction.patchmerger = patchmerger = config_dict.ConfigDict()
-    patchmerger.blocks = config_dict.placeholder(tuple)  # those before which it reduces, from 1: (3, 6, 9)
+    patchmerger.blocks = config_dict.placeholder(tuple)  # those before which it reduces, not the first, 0: (3, 6, 9)
     patchmerger.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
     patchmerger.initial_tokens = config_dict.placeholder(int)  # their number; None: of image_size
     reduction.sinkhorn = sinkhorn = config_dict.ConfigDict()
-    sinkhorn.blocks = config_dict.placeholder(tuple)  # those before which it reduces, from 1: (3, 6, 9)
+    sinkhorn.blocks = config_dict.placeholder(tuple)  # those before which it reduces, not the first, 0: (3, 6, 9)
     sinkhorn.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
     sinkhorn.initial_tokens = config_dict.placeholder(int)  # their number; None: of image_size
     sinkhorn.epsilon = config_dict.placeholder(float)  # of the entropy in the transport plan
     sinkhorn.rounds = config_dict.placeholder(int)  # of its scaling
     reduction.pattern = pattern = config_dict.ConfigDict()
-    pattern.blocks = config_dict.placeholder(tuple)  # those before which it reduces, from 1: (3, 6, 9)
+    pattern.blocks = config_dict.placeholder(tuple)  # those before which it reduces, not the first, 0: (3, 6, 9)
     pattern.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
     pattern.distance = config_dict.placeholder(str)  # from the grid's middle: "l1", "l2" or "linf"
     pattern.contiguous = config_dict.placeholder(bool)  # radii fall in equal steps, whatever keep_rate says
@@ -139,12 +145,12 @@ def get_config() -> config_dict.ConfigDict:
     tome.keep_rate = config_dict.placeholder(tuple)  # instead of r: r, or each block's share of the first tokens
     tome.proportional = config_dict.placeholder(bool)  # attention counts a token as often as those that it stands for
     reduction.kmedoids = kmedoids = config_dict.ConfigDict()
-    kmedoids.blocks = config_dict.placeholder(tuple)  # those before which it clusters, counted from 0: (3, 6, 9)
+    kmedoids.blocks = config_dict.placeholder(tuple)  # those before which it clusters, not the first, 0: (3, 6, 9)
     kmedoids.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
     kmedoids.medoid_iterations = config_dict.placeholder(int)  # how often medoids are chosen anew
     kmedoids.equal_weight = config_dict.placeholder(bool)  # attention has no say, the first medoid is drawn
     reduction.dpcknn = dpcknn = config_dict.ConfigDict()
-    dpcknn.blocks = config_dict.placeholder(tuple)  # those before which it clusters, counted from 0: (3, 6, 9)
+    dpcknn.blocks = config_dict.placeholder(tuple)  # those before which it clusters, not the first, 0: (3, 6, 9)
     dpcknn.keep_rate = config_dict.placeholder(tuple)  # r, or each block's share of the first tokens
     dpcknn.neighbours = config_dict.placeholder(int)  # those that a token's density is of, itself among them
     dpcknn.equal_weight = config_dict.placeholder(bool)  # tokens weigh the same in a mean; no learned weights

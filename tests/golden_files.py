@@ -50,6 +50,22 @@ def linear(weights, name):
     return params | ({"bias": weights[f"{name}.bias"]} if f"{name}.bias" in weights else {})
 
 
+def convolution(weights, name):
+    """PyTorch's convolution, depth-wise or not, as flax.linen.Conv has it."""
+    params = {"kernel": weights[f"{name}.weight"].transpose(2, 3, 1, 0)}
+    return params | ({"bias": weights[f"{name}.bias"]} if f"{name}.bias" in weights else {})
+
+
+def statistics(weights, name):
+    """The running statistics of a BatchNorm."""
+    return {"mean": weights[f"{name}.running_mean"], "var": weights[f"{name}.running_var"]}
+
+
+def last(array):
+    """Channels first -> channels last."""
+    return np.moveaxis(array, 1, -1)
+
+
 def norm(weights, name):
     return {"scale": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]}
 

@@ -4,22 +4,9 @@ how outputs and gradients are compared."""
 import jax
 import jax.numpy as jnp
 import numpy as np
-from golden_files import EXACT, SINGLE, SINGLE_GRADIENT, assert_close, linear, norm
+from golden_files import EXACT, SINGLE, SINGLE_GRADIENT, assert_close, convolution, linear, norm, statistics
 
 DTYPES = [np.float64, np.float32]
-
-
-def last(array):
-    """Channels first -> channels last."""
-    return np.moveaxis(array, 1, -1)
-
-
-def convolution(weights, name):
-    return {"kernel": weights[f"{name}.weight"].transpose(2, 3, 1, 0), "bias": weights[f"{name}.bias"]}
-
-
-def statistics(weights, name):
-    return {"mean": weights[f"{name}.running_mean"], "var": weights[f"{name}.running_var"]}
 
 
 def attention(weights, prefix=""):

@@ -21,6 +21,7 @@ TABLES: dict[str, dict[str, Any]] = {"body": BODIES, "embedding": EMBEDDINGS, "r
 MOST_CLASSES = 2**20
 LARGEST_SIDE = 8192  # pixels
 DTYPES = ("float32", "bfloat16")
+STRIDE = 16  # pixels between two tokens of the embedding, if the body does not say
 # Fields that are no options: what linen adds, and what `build_model` sets itself.
 NO_OPTIONS = {
     "body": {"parent", "name", "embedding", "num_classes", "image_size", "dtype", "reduction", "axis_name"},
@@ -53,18 +54,17 @@ class Resolved(NamedTuple):
 def presets() -> dict[str, Preset]:
     """All models by name: every size of every body that has sizes, with every embedding of the table.
 
-    A body that comes with an embedding has that alone, and no other body has it: svit_s, and no vit_s_svit. A config,
-    or `create_model(..., embedding=...)`, puts together what it likes.
+    A body that comes with an embedding has names without it, too: swin_t, swin_t_stce. Embeddings that some body comes
+    with are in no other names; a config, or `create_model(..., embedding=...)`, puts together what it likes.
     """
-    part_of = {body: embedding for body, module in BODIES.items() if (embedding := getattr(module, "EMBEDDING", None))}
-    free = [embedding for embedding in EMBEDDINGS if embedding not in part_of.values()]
+    own = {body: module.EMBEDDING for body, module in BODIES.items() if getattr(module, "EMBEDDING", None)}
+    free = [embedding for embedding in EMBEDDINGS if embedding not in own.values()]
     named = {}
     for body, module in BODIES.items():
         for size, options in getattr(module, "SIZES", {}).items():
-            if body in part_of:
-                named[f"{body}_{size}"] = Preset(body, part_of[body], options)
-            else:
-                named |= {f"{body}_{size}_{embedding}": Preset(body, embedding, options) for embedding in free}
+            if body in own:
+                named[f"{body}_{size}"] = Preset(body, own[body], options)
+            named |= {f"{body}_{size}_{embedding}": Preset(body, embedding, options) for embedding in free}
     return named
 
 
@@ -179,9 +179,9 @@ def resolve(
                 raise ConfigError(f"the {kind} {shown(own)} has no option {shown(key)}; its options are {known}")
         if clash := [key for key in options[kind] if kind != "body" and key in options["body"]]:
             raise ConfigError(f"the {kind} {own!r} and the body both have an option {clash[0]!r}; rename one of them")
-        width = _embedding_width(options["body"])
-        if kind == "embedding" and hasattr(table[own], "options_for_width") and width is not None:
-            options[kind] |= table[own].options_for_width(width)
+        width, stride = _embedding_width(options["body"]), getattr(BODIES[names["body"]], "STRIDE", STRIDE)
+        if kind == "embedding" and hasattr(table[own], "options_for") and width is not None:
+            options[kind] |= table[own].options_for(width, stride)
         options[kind] |= chosen
         _check_types(kind, table[own], chosen)
     return Resolved(names, options)

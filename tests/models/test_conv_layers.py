@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_files import golden, weights_of
-from golden_svit import check, convolution, ffn, last, merging, stem
+from golden_files import convolution, golden, last, weights_of
+from golden_svit import check, ffn, merging, stem
 
 from stce_jax.models.conv_layers import ConvFFN, ConvMerging, DepthwiseResidual, LayerScale
 from stce_jax.models.embeddings.svit import SViTEmbed

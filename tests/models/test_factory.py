@@ -6,7 +6,8 @@ import pytest
 
 import stce_jax
 from stce_jax.errors import ConfigError
-from stce_jax.models.factory import create_model, list_models, model_options
+from stce_jax.models.bodies import BODIES
+from stce_jax.models.factory import create_model, list_models, model_options, presets
 
 # 100 classes, 224 pixels; the README's table.
 PARAMETERS = {
@@ -37,12 +38,24 @@ def count(variables):
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
+# All of the vision transformer's; of each other body, whose own tests count it, the first size with super tokens.
+OTHERS = {body: next(iter(module.SIZES)) for body, module in BODIES.items() if body != "vit"}
+COUNTED = [*list_models("vit_*"), *(f"{body}_{size}_stce" for body, size in OTHERS.items())]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", COUNTED)
 def test_parameters_of_every_model(name):
     logits, variables = shapes(create_model(name, num_classes=100))
     assert count(variables) == PARAMETERS.get(name, count(variables))
     assert logits.shape == (1, 100)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_embedding_of_a_body_gives_the_same_grid(name):
+    body, size = presets()[name].body, 224
+    own = create_model(next(one for one, preset in presets().items() if preset.body == body), num_classes=2)
+    assert create_model(name, num_classes=2).grid(size, size) == own.grid(size, size)
 
 
 def test_listing():

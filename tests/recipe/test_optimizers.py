@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from stce_jax.models.bodies import BODIES
 from stce_jax.models.factory import create_model, list_models, model_options
 from stce_jax.recipe.optimizers import (
     OPTIMIZERS,
@@ -120,10 +121,12 @@ def test_clipping_scales_the_global_norm_and_leaves_short_gradients_alone():
 
 # --- the mask
 
+OTHERS = [body for body in BODIES if body != "vit"]
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["blocks", "scan"])
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", [*list_models("vit_*"), *(f"{one}_{min(BODIES[one].SIZES)}" for one in OTHERS)])
 def test_decay_is_for_kernels_and_nothing_else(name, scan_layers):
     options = {"depth": 2, "scan_layers": scan_layers}
     if "depth" not in model_options(name):

@@ -6,8 +6,10 @@ A body is a linen module from images to logits. What every verb knows of a model
   reduction                        field, only of a body that takes token reductions
   axis_name                        field, only of a body with BatchNorm: as flax.linen.BatchNorm's
   SIZES                            optional class attribute: {size: {option: value}}, the sizes that models are named by
-  EMBEDDING                        optional class attribute: the embedding that is part of the body. Its models are then
-                                   named BODY_SIZE, without it, and no other body's models are named by that embedding
+  EMBEDDING                        optional class attribute: the embedding that the body comes with. Its models are then
+                                   named BODY_SIZE, too, and no body's models are named by that embedding
+  STRIDE                           optional class attribute: pixels between two tokens of the embeddings that it is made
+                                   for, a power of two, 16 if missing; other embeddings' options follow it
   __call__(images, *, train)       -> logits [B, classes] float32; with 0 classes the pooled features
   features(images, *, train)       -> what the head reads, pooled [B, D] float32
   tokens(images, *, train)         -> `Tokens` after the last norm, leading tokens (a class token) first

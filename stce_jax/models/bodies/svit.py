@@ -8,14 +8,14 @@ Shape letters: B batch, H W height and width of an image or of features, C chann
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.errors import ConfigError, check_range, check_whole, shown
+from stce_jax.errors import check_range, check_whole
 from stce_jax.models.attentions.supertoken import SuperTokenAttention
+from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add_branch, as_tokens
 from stce_jax.models.conv_layers import (
     ConvFFN,
     ConvMerging,
@@ -24,13 +24,9 @@ from stce_jax.models.conv_layers import (
     batch_norm,
     uniform_initializers,
 )
-from stce_jax.models.layers import LayerNorm, drop_path_scales, is_training, linear
+from stce_jax.models.layers import LayerNorm, is_training, linear
 from stce_jax.models.ops.supertoken import MOST_ITERATIONS, Cell, cell_shape
-from stce_jax.models.tokens import Tokens, check_tokens
-
-MOST_STAGES = 8
-# Of the entries that the memory grows with: above the largest published models, below slips of a digit.
-LARGEST = {"widths": 16_384, "depths": 1024, "heads": 1024}
+from stce_jax.models.tokens import Tokens
 
 
 class SuperTokenBlock(nn.Module):
@@ -54,24 +50,22 @@ class SuperTokenBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: Float[Array, "B H W C"], scales: Float[Array, "2 B 1 1"] | None, train: bool
+        self, features: Float[Array, "B H W C"], scales: Float[Array, "2 B 1 1 1"] | None, train: bool
     ) -> Float[Array, "B H W C"]:
         """Computes a map of the same shape; `scales` multiply two branches (stochastic depth), None leaves them."""
         features = DepthwiseResidual(self.dtype, name="position")(features)
         branch = LayerNorm(self.dtype, name="attention_norm")(features)
         branch = SuperTokenAttention(self.heads, self.cell, self.iterations, dtype=self.dtype, name="attention")(branch)
-        features = features + self._scaled(branch, "attention_scale", scales, 0)
+        features = add_branch(features, self._scaled(branch, "attention_scale"), scales, 0)
         norm = batch_norm(self.dtype, self.axis_name, name="mlp_norm")
         branch = ConvFFN(self.hidden, self.dtype, name="mlp")(norm(features, use_running_average=not train))
-        return features + self._scaled(branch, "mlp_scale", scales, 1)
+        return add_branch(features, self._scaled(branch, "mlp_scale"), scales, 1)
 
-    def _scaled(self, branch: jax.Array, name: str, scales: jax.Array | None, index: int) -> jax.Array:
-        if self.layer_scale:
-            branch = LayerScale(self.layer_scale, self.dtype, name=name)(branch)
-        return branch if scales is None else branch * scales[index][..., None].astype(branch.dtype)
+    def _scaled(self, branch: jax.Array, name: str) -> jax.Array:
+        return LayerScale(self.layer_scale, self.dtype, name=name)(branch) if self.layer_scale else branch
 
 
-class SViT(nn.Module):
+class SViT(StagedBody):
     """Stages of `SuperTokenBlock`s, `ConvMerging` between them, images [B, H, W, 3] -> logits [B, classes], float32.
 
     The published models have the embedding `svit`, a token for 4x4 pixels, which the names svit_s, svit_b and svit_l
@@ -79,25 +73,16 @@ class SViT(nn.Module):
 
     Options of stages have an entry for each.
 
-    Attributes:
-      embedding: a module of `embeddings`.
-      num_classes: classes of the linear head; 0 leaves it out and returns the pooled features [B, head_width].
-      image_size: (height, width) in pixels; decides nothing.
+    Attributes: those of `StagedBody`, and
       widths, depths, heads: channels, number of blocks and attention heads of each stage.
       cells: size of each stage's cells in its own pixels, an int or (rows, columns); 1: attention of all pixels.
       association_iterations: of the clustering, >= 1.
       mlp_ratio: hidden channels of a ConvFFN over those of its stage.
       layer_scale: see `SuperTokenBlock`, for each stage, in 0..1.
       head_width: channels of the pooled features.
-      drop_path: stochastic depth rate of the last block, 0 <= rate < 1; needs the rng "dropout" in training.
-      dtype: dtype of the computation; parameters and statistics are float32.
-      remat: recompute each block in the backward pass instead of keeping its activations.
       axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
     """
 
-    embedding: Any
-    num_classes: int
-    image_size: tuple[int, int] = (224, 224)
     widths: Sequence[int] = (64, 128, 320, 512)
     depths: Sequence[int] = (3, 5, 9, 3)
     heads: Sequence[int] = (1, 2, 5, 8)
@@ -106,9 +91,6 @@ class SViT(nn.Module):
     mlp_ratio: int = 4
     layer_scale: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
     head_width: int = 1024
-    drop_path: float = 0.0
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
     axis_name: Any = None
 
     EMBEDDING: ClassVar[str] = "svit"
@@ -133,36 +115,10 @@ class SViT(nn.Module):
 
     def check(self) -> None:
         """Raises ConfigError if the options cannot work."""
-        for option in ("widths", "depths", "heads", "cells", "layer_scale"):
-            entries = getattr(self, option)
-            if not isinstance(entries, tuple | list) or not 0 < len(entries) <= MOST_STAGES:
-                raise ConfigError(
-                    f"model option {option} is {shown(entries)}; it must be a list with an entry for each stage, "
-                    f"at most {MOST_STAGES}"
-                )
-            if len(entries) != len(self.widths):
-                raise ConfigError(
-                    f"model option {option} has {len(entries)} entries, widths {len(self.widths)}; give both one for "
-                    "each stage"
-                )
-            for entry in entries:
-                self._check_entry(option, entry)
-        for width, heads in zip(self.widths, self.heads, strict=True):
-            if width % heads:
-                raise ConfigError(f"a stage of width {width} cannot be divided among {heads} heads")
+        self.check_stages({"widths": WIDTHS, "depths": DEPTHS, "heads": HEADS, "cells": _cell, "layer_scale": _share})
         check_whole("model option association_iterations", self.association_iterations, 1, MOST_ITERATIONS)
         check_whole("model option mlp_ratio", self.mlp_ratio, 1, 64)
-        check_whole("model option head_width", self.head_width, 1, LARGEST["widths"])
-        check_range("model option drop_path", self.drop_path, 0, 1, below=True)
-
-    @staticmethod
-    def _check_entry(option: str, entry: Any) -> None:
-        if option == "cells":
-            cell_shape(entry)
-        elif option == "layer_scale":
-            check_range("an entry of model option layer_scale", entry, 0, 1)
-        else:
-            check_whole(f"an entry of model option {option}", entry, 1, LARGEST[option])
+        check_whole("model option head_width", self.head_width, 1, 16_384)
 
     def setup(self) -> None:
         self.check()
@@ -185,61 +141,24 @@ class SViT(nn.Module):
         self.merging = [ConvMerging(width, self.dtype, self.axis_name) for width in self.widths[1:]]
         self.projection = linear(self.head_width, self.dtype, **uniform_initializers(self.widths[-1]))
         self.norm = batch_norm(self.dtype, self.axis_name)
-        if self.num_classes:
-            self.head = linear(self.num_classes, self.dtype)
-
-    def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Float[Array, "B classes"]:
-        """Normalised images -> logits (or pooled features without classes), float32."""
-        features = self.tokens(images, train).pooled_mean()
-        outputs = self.head(features) if self.num_classes else features
-        return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
-
-    def features(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Float[Array, "B D"]:
-        """Normalised images -> what the head reads, the mean of `tokens`, [B, head_width] float32."""
-        features = self.tokens(images, train).pooled_mean()
-        return features.astype(jnp.promote_types(features.dtype, jnp.float32))
+        self.head = self.make_head()
 
     def tokens(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         """Normalised images -> the last stage's tokens after 1x1 convolution, BatchNorm and SiLU; no leading token."""
         train = is_training(self, train)
-        features = self._run_stages(self._embed(images, train), train)
+        features = self._run_stages(self.embed(images, train), train)
         batch, rows, columns, channels = features.shape
         # As a map for BatchNorm, whose statistics are those of all places.
         projected = self.projection(features.reshape(-1, channels)).reshape(batch, rows, columns, self.head_width)
         activated = nn.silu(self.norm(projected, use_running_average=not train))
-        return Tokens(activated.reshape(batch, rows * columns, self.head_width), grid=(rows, columns))
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """How the last stage's tokens of an image of this size lie; ConfigError if it cannot be cut."""
-        rows, columns = self.embedding.grid(height, width)
-        for _ in self.widths[1:]:
-            rows, columns = -(-rows // 2), -(-columns // 2)
-        return rows, columns
+        return as_tokens(activated)
 
     def unshaped_options(self) -> dict[str, Any]:
         """Options that change the logits and show in no parameter's shape."""
         return {name: getattr(self, name) for name in ("heads", "cells", "association_iterations")}
 
-    def fit_weights(
-        self, found: dict[str, Any], expected: dict[str, Any], old_grid: tuple[int, int] | None
-    ) -> tuple[dict[str, Any], str]:
-        """There is one form alone, for any size of images: as they are."""
-        del expected, old_grid
-        return found, ""
-
-    def _embed(self, images: jax.Array, train: bool) -> Float[Array, "B H W C"]:
-        """Images -> the first stage's map."""
-        chex.assert_shape(images, (None, None, None, 3))
-        batch, height, width, _ = images.shape
-        rows, columns = self.embedding.grid(height, width)
-        tokens = self.embedding(images.astype(self.dtype), train=train)
-        check_tokens("embedding", tokens, (batch, rows * columns, self.widths[0]), leading=0)
-        return tokens.values.reshape(batch, rows, columns, self.widths[0])
-
     def _run_stages(self, features: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w C"]:
-        scales: Any = [None] * len(self.blocks)
-        if train and self.drop_path:
-            scales = drop_path_scales(self.make_rng("dropout"), self.drop_path, len(self.blocks), features.shape[0])
+        scales = self.branch_scales(features.shape[0], len(self.blocks), train)
         done = 0
         for stage, depth in enumerate(self.depths):
             if stage:
@@ -248,3 +167,12 @@ class SViT(nn.Module):
                 features = self.blocks[index](features, scales[index], train)
             done += depth
         return features
+
+
+def _cell(what: str, entry: Any) -> None:
+    del what
+    cell_shape(entry)
+
+
+def _share(what: str, entry: Any) -> None:
+    check_range(what, entry, 0, 1)

@@ -9,7 +9,8 @@ verbs ask of it:
   feature_places()                 -> (stride, first): pixels between two features, and the place of the first
   axis_name                        optional field, no option: as flax.linen.BatchNorm's, see `factory.create_model`
   check()                          optional: raises ConfigError if its options cannot work
-  options_for_width(width)         optional, static: {option: value} of those that follow the model's width
+  options_for(width, stride)       optional, static: {option: value} of those that follow the body: how wide its tokens
+                                   are, and how many pixels lie between two of them
 
 Every other field is an option, set by `create_model`, or in a config in the section `model.embedding.NAME`.
 A new embedding is one new file here and one line in the table; one's own, outside the package, adds itself to it.
@@ -20,6 +21,8 @@ from typing import Any
 from stce_jax.models.embeddings.conv import Conv1x1Embed, ConvEmbed
 from stce_jax.models.embeddings.earlyconv import EarlyConvEmbed
 from stce_jax.models.embeddings.hcformer import HCFormerEmbed
+from stce_jax.models.embeddings.linear_patch import LinearPatchEmbed
+from stce_jax.models.embeddings.overlap_patch import OverlapPatchEmbed
 from stce_jax.models.embeddings.patch import PatchEmbed
 from stce_jax.models.embeddings.stce import SuperTokenConvEmbed
 from stce_jax.models.embeddings.svit import SViTEmbed
@@ -32,4 +35,6 @@ EMBEDDINGS: dict[str, Any] = {  # name -> linen module class
     "stce": SuperTokenConvEmbed,
     "hcformer": HCFormerEmbed,
     "svit": SViTEmbed,
+    "linear_patch": LinearPatchEmbed,
+    "overlap_patch": OverlapPatchEmbed,
 }

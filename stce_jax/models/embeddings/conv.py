@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from stce_jax.errors import ConfigError
 from stce_jax.models.conv_layers import ConvModule
-from stce_jax.models.embeddings.stem import check_stem, stem_places, strided_grid
+from stce_jax.models.embeddings.stem import check_stem, halvings, stem_places, strided_grid
 from stce_jax.models.tokens import Tokens
 
 
@@ -36,8 +36,12 @@ class ConvEmbed(nn.Module):
     LAST_KERNEL: ClassVar[int] = 3  # as printed
 
     @staticmethod
-    def options_for_width(width: int) -> dict[str, Any]:
-        return {"stem_widths": (width // 4, width // 2, width, width, width)}
+    def options_for(width: int, stride: int) -> dict[str, Any]:
+        """Table 4's proportions for 16 pixels between two tokens; for fewer, its last modules."""
+        widths, count = (width // 4, width // 2, width, width, width), halvings(stride)
+        if count is None or count > 4:
+            return {"stem_widths": widths}
+        return {"stem_widths": widths[4 - count :], "stem_strides": (2,) * count + (1,)}
 
     def check(self) -> None:
         check_stem(self.stem_widths, self.stem_strides)

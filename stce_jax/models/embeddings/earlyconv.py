@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.models.conv_layers import EarlyConvModule, convolution
-from stce_jax.models.embeddings.stem import check_stem, stem_places, strided_grid
+from stce_jax.models.embeddings.stem import check_stem, halvings, stem_places, strided_grid
 from stce_jax.models.tokens import Tokens
 
 
@@ -32,8 +32,12 @@ class EarlyConvEmbed(nn.Module):
     axis_name: Any = None
 
     @staticmethod
-    def options_for_width(width: int) -> dict[str, Any]:
-        return {"stem_widths": (width // 8, width // 4, width // 2, width)}
+    def options_for(width: int, stride: int) -> dict[str, Any]:
+        """The published proportions for 16 pixels between two tokens; for fewer, the last modules."""
+        widths, count = (width // 8, width // 4, width // 2, width), halvings(stride)
+        if count is None or count > 4:
+            return {"stem_widths": widths}
+        return {"stem_widths": widths[4 - count :], "stem_strides": (2,) * count}
 
     def check(self) -> None:
         check_stem(self.stem_widths, self.stem_strides)

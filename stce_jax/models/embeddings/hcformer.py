@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from stce_jax.errors import check_whole
 from stce_jax.models.attentions.clustering import ClusteringAttention
 from stce_jax.models.conv_layers import ConvModule
-from stce_jax.models.embeddings.stem import LARGEST_WIDTH, check_stem, stem_places, strided_grid
+from stce_jax.models.embeddings.stem import LARGEST_WIDTH, check_stem, narrow_stem, stem_places, strided_grid
 from stce_jax.models.layers import linear
 from stce_jax.models.ops.clustering import cluster_means
 from stce_jax.models.tokens import Tokens
@@ -43,6 +43,11 @@ class HCFormerEmbed(nn.Module):
     assignment_width: int = 128
     dtype: jnp.dtype = jnp.float32
     axis_name: Any = None
+
+    @staticmethod
+    def options_for(width: int, stride: int) -> dict[str, Any]:
+        del width
+        return narrow_stem(stride)
 
     def check(self) -> None:
         check_stem(self.stem_widths, self.stem_strides)

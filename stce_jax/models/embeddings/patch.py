@@ -3,6 +3,8 @@
 Shape letters: B batch, H W image height and width, N tokens, D model width, h w grid, P side of a patch.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -28,6 +30,11 @@ class PatchEmbed(nn.Module):
     patch_size: int = 16
     dtype: jnp.dtype = jnp.float32
 
+    @staticmethod
+    def options_for(width: int, stride: int) -> dict[str, Any]:
+        del width
+        return {"patch_size": stride}
+
     def check(self) -> None:
         check_whole("model option patch_size", self.patch_size, 1, 8192)
 
@@ -49,12 +56,16 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         del train  # nothing here differs between training and inference
-        batch, height, width, channels = images.shape
-        rows, columns = self.grid(height, width)
-        patch = self.patch_size
-        patches = images.reshape(batch, rows, patch, columns, patch, channels)  # [B, h, P, w, P, 3]
-        patches = patches.transpose(0, 1, 3, 2, 4, 5)  # [B, h, w, P, P, 3]
-        patches = patches.reshape(batch, rows * columns, patch * patch * channels)  # [B, N, 3 P P]
-        patches = LayerNorm(self.dtype, name="patch_norm")(patches)
+        grid = self.grid(*images.shape[1:3])
+        patches = LayerNorm(self.dtype, name="patch_norm")(cut_patches(images, self.patch_size))
         values = linear(self.width, self.dtype, "projection")(patches)  # [B, N, D]
-        return Tokens(LayerNorm(self.dtype, name="norm")(values), grid=(rows, columns))
+        return Tokens(LayerNorm(self.dtype, name="norm")(values), grid=grid)
+
+
+def cut_patches(images: Float[Array, "B H W 3"], patch: int) -> Float[Array, "B N pixels"]:
+    """The values of each patch, in the order row, column, channel; `patch` pixels divide the image's sides."""
+    batch, height, width, channels = images.shape
+    rows, columns = height // patch, width // patch
+    patches = images.reshape(batch, rows, patch, columns, patch, channels)  # [B, h, P, w, P, 3]
+    patches = patches.transpose(0, 1, 3, 2, 4, 5)  # [B, h, w, P, P, 3]
+    return patches.reshape(batch, rows * columns, patch * patch * channels)  # [B, N, 3 P P]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from stce_jax.errors import check_choice, check_whole
 from stce_jax.models.conv_layers import ConvModule
-from stce_jax.models.embeddings.stem import check_stem, stem_places, strided_grid
+from stce_jax.models.embeddings.stem import check_stem, narrow_stem, stem_places, strided_grid
 from stce_jax.models.layers import linear
 from stce_jax.models.ops.supertoken import (
     BORDERS,
@@ -52,6 +52,11 @@ class SuperTokenConvEmbed(nn.Module):
     differentiable: bool = False
     dtype: jnp.dtype = jnp.float32
     axis_name: Any = None
+
+    @staticmethod
+    def options_for(width: int, stride: int) -> dict[str, Any]:
+        del width
+        return narrow_stem(stride)  # cells of 2 halve once more
 
     def check(self) -> None:
         check_choice("model option border", self.border, BORDERS)

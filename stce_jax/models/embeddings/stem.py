@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from stce_jax.errors import ConfigError, check_whole, shown
 
@@ -33,3 +34,23 @@ def strided_grid(height: int, width: int, strides: Sequence[int]) -> tuple[int, 
 def stem_places(strides: Sequence[int]) -> tuple[int, float]:
     """See `feature_places`: kernels are centred, so behind a stride of s pixels feature i lies at pixel i s."""
     return math.prod(strides), 0.0
+
+
+def halvings(stride: int) -> int | None:
+    """How often `stride` pixels are halved to 1; None if they are no power of two, or fewer than 2."""
+    count = stride.bit_length() - 1
+    return count if count > 0 and stride == 2**count else None
+
+
+def narrow_stem(stride: int) -> dict[str, Any]:
+    """Options of a stack as in Table 5, followed by a halving, for `stride` pixels between two tokens.
+
+    A pair of modules for each halving but the last: (16, 32, 32, 64, 64, 64) channels for 16 pixels, (16, 32) for 4.
+    For 2 pixels there are the first two modules, with stride 1.
+    """
+    count = halvings(stride)
+    if count is None:
+        return {}
+    pairs = max(count - 1, 1)
+    widths = (16, 32, 32, *[64] * (2 * pairs))[: 2 * pairs]
+    return {"stem_widths": widths, "stem_strides": (2, 1) * pairs if count > 1 else (1, 1)}

@@ -26,7 +26,8 @@ class SViTEmbed(ConvEmbed):
     stem_strides: Sequence[int] = (2, 1, 2, 1)
 
     @staticmethod
-    def options_for_width(width: int) -> dict[str, Any]:
+    def options_for(width: int, stride: int) -> dict[str, Any]:
+        del stride  # 4 pixels between two tokens, whatever the body
         return {"stem_widths": (max(width // 2, 1), max(width // 2, 1), width, width)}
 
     @nn.compact

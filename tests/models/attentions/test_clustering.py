@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_files import golden, linear, norm, weights_of
-from golden_svit import check, last
+from golden_files import golden, last, linear, norm, weights_of
+from golden_svit import check
 
 from stce_jax.errors import ConfigError
 from stce_jax.models.attentions.clustering import ClusteringAttention

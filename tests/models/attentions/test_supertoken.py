@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_files import golden, weights_of
-from golden_svit import DTYPES, attention, check, last
+from golden_files import golden, last, weights_of
+from golden_svit import DTYPES, attention, check
 
 from stce_jax.errors import ConfigError
 from stce_jax.models.attentions.supertoken import SuperTokenAttention

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_files import EXACT, assert_close, golden, linear, norm, weights_of
-from golden_svit import block, check, last, merging, statistics, stem
+from golden_files import EXACT, assert_close, golden, last, linear, norm, statistics, weights_of
+from golden_svit import block, check, merging, stem
 
 from stce_jax.errors import ConfigError
 from stce_jax.models.bodies.svit import SuperTokenBlock, SViT
@@ -138,8 +138,10 @@ def test_the_published_sizes_have_their_parameters(name):
     assert model.grid(224, 224) == (7, 7) and model.grid(225, 257) == (8, 9)
 
 
-def test_its_names_are_those_of_the_published_models_alone():
-    assert list_models("*svit*") == list(PARAMETERS)
+def test_its_names_are_those_of_the_published_models_and_those_with_another_embedding():
+    assert {*PARAMETERS, "svit_s_stce", "svit_l_patch"} < set(list_models("*svit*"))
+    assert not list_models("vit_*_svit")
+    assert model_options("svit_s_stce")["stem_widths"] == (16, 32) and model_options("svit_s_patch")["patch_size"] == 4
     assert model_options("svit_s")["stem_widths"] == (32, 32, 64, 64)
     assert model_options("svit_l")["stem_widths"] == (48, 48, 96, 96)
     assert create_model("vit_ti_patch", num_classes=2, embedding="svit").embedding.stem_widths[-1] == 192
