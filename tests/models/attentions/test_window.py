@@ -33,8 +33,6 @@ def dense(features, params, window, shift):
             down, across = row[one] - row[two], column[one] - column[two]
             places = ((row[one], row[two]), (column[one], column[two]))
             together = all(a // wide == b // wide for (a, b), wide in zip(places, window, strict=True))
-                row[one] // window[0] == row[two] // window[0] and column[one] // window[1] == column[two] // window[1]
-            )
             if not together:
                 logits[:, :, one, two] = -np.inf
                 continue
