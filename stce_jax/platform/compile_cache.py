@@ -67,11 +67,10 @@ def serve_all_processes() -> None:
         settings.update("jax_enable_compilation_cache", False)
         return
 
-    def write_in_all(
-        key: str, seconds: float, module: str, backend: Any, executable: Any, host_callbacks: Any, *more: Any
-    ) -> None:
+    def write_in_all(key: str, seconds: float, module: str, backend: Any, executable: Any, *more: Any) -> None:
+        host_callbacks = more[0] if more else ()  # which programs with callbacks have, up to JAX 0.11
         if backend.platform != "cpu" or distributed.global_state.process_id == 0:
-            write(key, seconds, module, backend, executable, host_callbacks, *more)
+            write(key, seconds, module, backend, executable, *more)
         elif not host_callbacks and seconds >= settings.jax_persistent_cache_min_compile_time_secs:
             try:
                 compilation_cache.put_executable_and_time(key, module, executable, backend, int(seconds))
