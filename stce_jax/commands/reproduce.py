@@ -18,7 +18,7 @@ EXAMPLES = """
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "table",
-        help="table1, table6, table7, table8, readings (what the paper leaves open), all of them; or reductions",
+        help="table1, table6, table7, table8, readings (what the paper leaves open), or all; reductions or bodies",
     )
     verb.add_argument("--workdir", required=True, help="directory of the runs and the report; finished runs are kept")
     verb.add_argument("--scale", default="paper", help="paper (the default), small: any class folders, smoke: seconds")

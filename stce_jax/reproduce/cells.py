@@ -16,7 +16,7 @@ from stce_jax.training.assemble import load_config
 from stce_jax.training.timetable import is_last
 
 TABLES = ("table1", "table6", "table7", "table8", "readings")  # of the paper
-STUDIES = ("reductions",)  # what it prints no figures for
+STUDIES = ("reductions", "bodies")  # what it prints no figures for
 TRAINED = (*TABLES[1:], *STUDIES)  # of the others no row needs a run
 CELL_FILE = "cell.json"
 

@@ -10,6 +10,7 @@ TITLES = {
     "table8": "Table 8: iterations T of the clustering",
     "readings": "Readings that the paper leaves open",
     "reductions": "Token reductions in two bodies",
+    "bodies": "Super tokens before other bodies",
 }
 SCALES = {
     "paper": "the paper's recipe on ImageNet100 at 224 pixels",
@@ -53,6 +54,14 @@ NOTES = {
         "the second column. Sorting and gathering multiply nothing and take time: images/s shows what is gained.",
         "The paper's text calls its reference [16] AdaViT; its list of references has ATS there, which is what is "
         "here. AdaViT (Meng et al. 2022) and A-ViT (Yin et al. 2022) are other methods.",
+    ],
+    "bodies": [
+        "Each body has its own embedding, super tokens with the same token grid, and average pooling of the same stack "
+        "in their place, which tells what the clustering itself gives. The paper names these bodies as future work and "
+        "prints no figures.",
+        "One recipe for all, which is no body's own: accuracies compare embeddings within a body, not bodies.",
+        "Before a body of stages super tokens have two modules of the paper's stack (16 and 32 channels) and cells of "
+        "2x2, for a token stands for 4x4 pixels there, and not for 16x16.",
     ],
     "decisions": [
         "Clustering: SViT's local form, each token against the 3x3 super tokens around its cell, logits divided by "

@@ -12,7 +12,7 @@ from stce_jax.analysis.tradeoff import Point, tradeoff
 from stce_jax.reproduce.cells import Row
 from stce_jax.reproduce.costs import Count, mean_text, speed_text
 from stce_jax.reproduce.documents import Block, figure, heading, paragraph, table
-from stce_jax.reproduce.results import Result
+from stce_jax.reproduce.results import Result, progress
 from stce_jax.training import assemble as runs
 
 WHOLE = "all tokens"
@@ -45,14 +45,8 @@ def reduction_blocks(
     results: Sequence[Result], speed: Sequence[Mapping[str, Any]], workdir: Path, count: Count
 ) -> list[Block]:
     """The blocks behind the accuracies and differences."""
-    decisive = [result for result in results if result.row.decides]
-    done, planned = (sum(map(numbers, decisive)) for numbers in (_finished, _planned))
-    all_done, all_planned = (sum(map(numbers, results)) for numbers in (_finished, _planned))
     blocks = [
-        paragraph(
-            f"Of the runs that decide (EViT, ToMe, DPC-KNN and ATS at 0.7 and 0.5, and all tokens), {done} of "
-            f"{planned} are finished; of all runs {all_done} of {all_planned}. The same command continues."
-        ),
+        paragraph(progress(results, "EViT, ToMe, DPC-KNN and ATS at 0.7 and 0.5, and all tokens")),
         heading("Tokens and cost", level=3),
         table([_cost(result, speed, count) for result in results]),
     ]
@@ -71,14 +65,6 @@ def reduction_blocks(
         ),
         table(published),
     ]
-
-
-def _finished(result: Result) -> int:
-    return len(result.seeds)
-
-
-def _planned(result: Result) -> int:
-    return len(result.seeds) + len(result.unfinished)
 
 
 def _cost(result: Result, speed: Sequence[Mapping[str, Any]], count: Count) -> dict[str, str]:

@@ -4,9 +4,9 @@ import dataclasses
 import datetime
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stce_jax.analysis.costs import count_parameters
 from stce_jax.analysis.curves import curves
@@ -14,7 +14,8 @@ from stce_jax.analysis.intervals import Interval
 from stce_jax.data import catalog
 from stce_jax.paths import write_text
 from stce_jax.reproduce import documents
-from stce_jax.reproduce.cells import STUDIES, TRAINED, Row, load_rows
+from stce_jax.reproduce.bodies import body_blocks, embedding_blocks
+from stce_jax.reproduce.cells import TRAINED, Row, load_rows
 from stce_jax.reproduce.costs import NONE, Count, cost_rows, count_row, how_timed, parameters
 from stce_jax.reproduce.documents import Block, bullets, commands, figure, heading, paragraph, table
 from stce_jax.reproduce.notes import NOTES, SCALES, TITLES
@@ -23,6 +24,26 @@ from stce_jax.reproduce.results import NOT_FINISHED, Difference, Result, differe
 from stce_jax.workdir import config as configuration
 
 FIGURE3 = ("patch", "conv", "stce")
+
+
+class Study(NamedTuple):
+    """What the report of a study has of its own.
+
+    Attributes:
+      count: function (row, classes) -> what a row costs.
+      opening: function of the results -> blocks before the accuracies.
+      blocks: function (results, speed, workdir, count of a run) -> blocks behind them.
+    """
+
+    count: Callable[[Row, int], Mapping[str, Any]]
+    opening: Callable[[Sequence[Result]], list[Block]]
+    blocks: Callable[..., list[Block]]
+
+
+STUDY_PARTS = {
+    "reductions": Study(count_reduced, lambda results: [], reduction_blocks),
+    "bodies": Study(count_row, embedding_blocks, body_blocks),
+}
 Speeds = Mapping[str, Sequence[Mapping[str, Any]]]  # {table: rows of `stce benchmark`}
 
 
@@ -121,7 +142,8 @@ def _embeddings(rows: Sequence[Row]) -> list[Block]:
 def _table(
     name: str, results: Sequence[Result], speed: Sequence[Mapping[str, Any]], workdir: Path, count: Count
 ) -> list[Block]:
-    blocks = [table([_accuracy(result) for result in results])]
+    study = STUDY_PARTS.get(name)
+    blocks = [*(study.opening(results) if study else []), table([_accuracy(result) for result in results])]
     pairs = differences(results)
     if pairs:
         blocks += [heading("Differences on the same seeds and images, in points", level=3)]
@@ -132,15 +154,15 @@ def _table(
     if name == "table6" and groups:
         caption = "Figure 3: loss and top-1 over epochs, mean over seeds, the band from their min to their max."
         blocks.append(figure(curves(groups, workdir / "figure3.png"), caption))
-    if name == "reductions":
-        blocks += [*reduction_blocks(results, speed, workdir, count), *how_timed(results, speed)]
+    if study:
+        blocks += study.blocks(results, speed, workdir, count)
     else:
-        blocks += [heading("Cost", level=3), table(cost_rows(results, speed, count)), *how_timed(results, speed)]
-    return [*blocks, bullets(NOTES[name])]
+        blocks += [heading("Cost", level=3), table(cost_rows(results, speed, count))]
+    return [*blocks, *how_timed(results, speed), bullets(NOTES[name])]
 
 
 def _count(row: Row, classes: int) -> Mapping[str, Any]:
-    return count_reduced(row, classes) if row.table in STUDIES else count_row(row, classes)
+    return STUDY_PARTS[row.table].count(row, classes) if row.table in STUDY_PARTS else count_row(row, classes)
 
 
 def _accuracy(result: Result) -> dict[str, str]:

@@ -53,6 +53,10 @@ class Result:
     records: dict[int, dict[str, Any]]
     unfinished: dict[int, str]
 
+    def planned(self) -> int:
+        """How many runs there are to be."""
+        return len(self.seeds) + len(self.unfinished)
+
     def interval(self) -> Interval | None:
         """`Interval` of the top-1 over seeds, cut to what an accuracy can be; None without a finished seed."""
         if not self.top1:
@@ -64,6 +68,19 @@ class Result:
         """`Interval` that the number of test images leaves open of one run with the mean top-1."""
         count = self.hits.shape[1]
         return wilson_interval(round(float(self.hits.mean()) * count), count)
+
+
+def progress(results: Sequence[Result], deciding: str) -> str:
+    """How many of a study's runs are finished, in words; `deciding` names those that decide it."""
+    counts = [
+        (sum(len(result.seeds) for result in own), sum(result.planned() for result in own))
+        for own in ([result for result in results if result.row.decides], results)
+    ]
+    (done, planned), (all_done, all_planned) = counts
+    return (
+        f"Of the runs that decide ({deciding}), {done} of {planned} are finished; of all runs {all_done} of "
+        f"{all_planned}. The same command continues."
+    )
 
 
 @dataclasses.dataclass(frozen=True)

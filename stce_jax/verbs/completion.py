@@ -17,7 +17,7 @@ WORDS = {
     "dataset": ("folder", "imagenet100", "imagenet2012"),
     "on_bad": ("error", "skip"),
     "scale": ("paper", "small", "smoke"),
-    "table": ("table1", "table6", "table7", "table8", "readings", "all", "reductions"),
+    "table": ("table1", "table6", "table7", "table8", "readings", "all", "reductions", "bodies"),
 }
 DIRECTORIES = ("workdir", "workdirs", "data_dir")
 NOTHING = ("pattern", "model", "seeds", "runs")

@@ -1,0 +1,113 @@
+"""What the report of the study "bodies" has of its own: what super tokens save before each body, what is published.
+
+The rows are those of `configs/tables/bodies.py`.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stce_jax.analysis.costs import count_multiply_adds, count_parameters
+from stce_jax.reproduce.cells import Row, load_rows
+from stce_jax.reproduce.costs import NONE, PAPERS_CLASSES, Count, cost_rows
+from stce_jax.reproduce.documents import Block, heading, paragraph, table
+from stce_jax.reproduce.results import Result, progress
+from stce_jax.training.assemble import build_model
+
+OWN, SUPER_TOKENS = "own", "stce"
+# Of the bodies' papers and repositories: ImageNet-1k at 224 pixels (MobileViT 256), top-1 in percent, millions of
+# parameters, 10^9 multiply-adds.
+PUBLISHED = (
+    ("Swin-T", 81.3, 28.3, 4.5),
+    ("CvT-13", 81.6, 20.0, 4.5),
+    ("Focal-T", 82.2, 28.9, 4.9),
+    ("Focal-T, convolutional embedding", 82.7, 30.8, 5.2),
+    ("CMT-S", 83.5, 26.3, 4.0),
+    ("MobileViT-S", 78.4, 5.6, 1.8),
+    ("DAT-T", 82.0, 28.3, 4.6),
+    ("DAT-T++", 83.9, None, None),
+    ("DeiT-S", 79.9, 22.1, 4.6),
+)
+
+
+def embedding_blocks(results: Sequence[Result]) -> list[Block]:
+    """What stands first: for which bodies the paper's saving holds, and the counts at the paper's size."""
+    rows = {result.row.run: result.row for result in results}
+    pairs = {run.removesuffix(f"_{OWN}"): run for run in rows if run.endswith(f"_{OWN}")}
+    lines, fewer, more = [], [], []
+    for body in pairs:
+        if f"{body}_{SUPER_TOKENS}" not in rows:
+            continue
+        own, ours = (_embedding_costs(rows[f"{body}_{kind}"]) for kind in (OWN, SUPER_TOKENS))
+        name = rows[pairs[body]].label.partition(",")[0]
+        ratio = ours["multiply_adds"] / own["multiply_adds"]
+        saving = f"{name} ({ours['parameters']:,} for {own['parameters']:,} parameters, {ratio:.1f} times the work)"
+        (fewer if ours["parameters"] < own["parameters"] else more).append(saving)
+        lines.append(
+            {
+                "body": name,
+                "own embedding, parameters": f"{own['parameters']:,}",
+                "multiply-adds": f"{own['multiply_adds'] / 1e6:,.1f}M",
+                "super tokens, parameters": f"{ours['parameters']:,}",
+                "their multiply-adds": f"{ours['multiply_adds'] / 1e6:,.1f}M",
+            }
+        )
+    if not lines:
+        return []
+    texts = []
+    if more:
+        texts.append(
+            "The paper's saving of parameters does not carry over to bodies whose own embedding is a small one: super "
+            f"tokens have more before {', '.join(more)}."
+        )
+    if fewer:
+        texts.append(f"They have fewer before {', '.join(fewer)}.")
+    return [
+        paragraph(" ".join(texts)),
+        heading("Embeddings alone, at the paper's size", level=3),
+        table(lines),
+        paragraph("Without the body's own LayerNorm behind them. Multiply-adds are of products and convolutions."),
+    ]
+
+
+def body_blocks(
+    results: Sequence[Result], speed: Sequence[Mapping[str, Any]], workdir: Path, count: Count
+) -> list[Block]:
+    """The blocks behind the accuracies and differences."""
+    del workdir
+    return [
+        paragraph(progress(results, "Swin, CvT, CMT and MobileViT")),
+        heading("Cost", level=3),
+        table(cost_rows(results, speed, count)),
+        heading("Published figures", level=3),
+        paragraph("ImageNet-1k at 224 pixels (MobileViT 256), each body by its own recipe, as its authors print them."),
+        table([_published(*entry) for entry in PUBLISHED]),
+    ]
+
+
+def _published(name: str, top1: float, parameters: float | None, cost: float | None) -> dict[str, str]:
+    return {
+        "published": name,
+        "top-1 %": f"{top1:g}",
+        "parameters": NONE if parameters is None else f"{parameters:g}M",
+        "multiply-adds": NONE if cost is None else f"{cost:g}G",
+    }
+
+
+def _embedding_costs(row: Row) -> dict[str, int]:
+    """{"parameters", "multiply_adds"} of the embedding of a row at the paper's size."""
+    (papers,) = (found for found in load_rows(row.table, "paper") if found.run == row.run)
+    config = papers.config()
+    embedding = build_model(config, PAPERS_CLASSES).embedding
+    images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+    run = functools.partial(embedding.init_with_output, train=False)
+    variables = jax.eval_shape(lambda images: run(jax.random.key(0), images)[1], images)
+    apply = functools.partial(embedding.apply, train=False)
+    return {
+        "parameters": count_parameters(variables["params"]),
+        "multiply_adds": count_multiply_adds(apply, variables, images),
+    }
