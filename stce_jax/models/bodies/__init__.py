@@ -31,12 +31,14 @@ from typing import Any, Protocol
 from jaxtyping import Array, Float, Shaped
 
 from stce_jax.models.bodies.svit import SViT
+from stce_jax.models.bodies.swin import Swin
 from stce_jax.models.bodies.vit import VisionTransformer
 from stce_jax.models.tokens import Tokens
 
 BODIES: dict[str, Any] = {  # name -> linen module class
     "vit": VisionTransformer,
     "svit": SViT,
+    "swin": Swin,
 }
 
 
