@@ -117,7 +117,14 @@ def tiny_variables(**options):
     """(a tiny model, variables of noise, which need not be compiled)."""
     model, rng = create_model("swin_t", num_classes=3, image_size=32, **{**TINY, **options}), np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
-    return model, jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+
+    def draw(leaf):
+        return jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype)
+
+    variables = {"params": jax.tree.map(draw, shapes["params"])}
+    if "batch_stats" in shapes:
+        variables["batch_stats"] = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes["batch_stats"])
+    return model, variables
 
 
 def images(seed=0, size=(32, 32)):
