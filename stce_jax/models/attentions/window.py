@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.models.layers import linear, truncated_normal
-from stce_jax.models.ops.attention import dot_product_attention
+from stce_jax.models.ops.attention import dot_product_attention, fused_kernel
 from stce_jax.models.ops.positions import resize_bicubic
 from stce_jax.models.ops.windows import Pair, from_windows, relative_bias, shift_mask, to_windows
 
@@ -71,9 +71,11 @@ class WindowAttention(nn.Module):
         rows = linear(3 * channels, self.dtype, "qkv")(windows.reshape(-1, channels))  # [B n N, 3 C]
         heads = (batch, count, places, self.heads, channels // self.heads)  # [B, n, N, A, E]
         query, key, value = (part.reshape(heads) for part in jnp.split(rows, 3, axis=-1))
-        # An image at a time, so that one bias serves all of them.
-        attend = jax.vmap(lambda *operands: dot_product_attention(*operands, bias=bias))
-        outputs = attend(query, key, value).reshape(-1, channels)  # [B n N, C]
+        # An image at a time, so that one bias serves all of them. By products on every device: cuDNN's kernel would
+        # need a copy of the bias for each image, and has no gradient of a shared one under `jax.vmap`.
+        with fused_kernel(False):
+            attend = jax.vmap(lambda *operands: dot_product_attention(*operands, bias=bias))
+            outputs = attend(query, key, value).reshape(-1, channels)  # [B n N, C]
         return linear(channels, self.dtype, "out")(outputs).reshape(windows.shape)
 
 

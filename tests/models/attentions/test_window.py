@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from stce_jax.models.attentions.window import WindowAttention
+from stce_jax.models.ops import attention
 from stce_jax.models.ops.windows import from_windows, relative_bias, shift_mask, to_windows
 
 HEADS, WIDTH = 2, 8
@@ -75,6 +76,40 @@ def test_windows_are_cut_row_by_row_and_put_together_again():
     np.testing.assert_array_equal(windows[1, 1].reshape(2, 3, 3), features[1, :2, 3:])
     np.testing.assert_array_equal(windows[0, 2].reshape(2, 3, 3), features[0, 2:, :3])
     np.testing.assert_array_equal(from_windows(windows, (4, 6), (2, 3)), features)
+
+
+@pytest.mark.parametrize(("of", "window"), [((3, 4), (3, 4)), ((4, 3), (2, 3)), ((1, 2), (1, 2)), ((2, 2), (1, 1))])
+def test_biases_and_their_gradients_are_those_of_a_gather(of, window):
+    table, rng = np.random.default_rng(0).normal(size=((2 * of[0] - 1) * (2 * of[1] - 1), 2)), np.random.default_rng(1)
+    row, column = (axis.reshape(-1) for axis in np.meshgrid(*map(np.arange, window), indexing="ij"))
+    down, right = (place[:, None] - place[None, :] for place in (row, column))
+    index = (down + of[0] - 1) * (2 * of[1] - 1) + right + of[1] - 1
+    cotangent, expected = rng.normal(size=(2, *index.shape)).astype(np.float32), np.zeros_like(table)
+    np.add.at(expected, index, cotangent.transpose(1, 2, 0))
+
+    @jax.jit
+    def both(table):
+        bias, pull_back = jax.vjp(lambda table: relative_bias(table, of, window), table)
+        return bias, pull_back(cotangent)[0]
+
+    bias, gradient = both(jnp.asarray(table, jnp.float32))
+    np.testing.assert_array_equal(bias, table.astype(np.float32)[index].transpose(2, 0, 1))
+    np.testing.assert_allclose(gradient, expected, atol=1e-5)
+
+
+def test_windows_never_take_the_fused_kernel(monkeypatch):
+    """Whose gradient of a bias that all images share is unknown under vmap."""
+
+    def refuse(*_):
+        raise AssertionError("the fused kernel")
+
+    monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
+    monkeypatch.setattr(attention, "_fused", refuse)
+    query = jnp.ones((2, 4, HEADS, 8), jnp.bfloat16)
+    with pytest.raises(AssertionError, match="the fused kernel"):
+        jax.eval_shape(attention.dot_product_attention, query, query, query)
+    module = WindowAttention(HEADS, (2, 2), (1, 1), jnp.bfloat16)
+    jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.ones((2, 4, 4, WIDTH), jnp.bfloat16)))
 
 
 def test_no_shift_hides_nothing_and_biases_follow_offsets():
