@@ -66,7 +66,7 @@ def test_a_window_larger_than_the_map_is_one_window_of_the_map():
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.asarray(features)))["params"]
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
     middle = params["bias_table"].reshape(13, 13, HEADS)[3:10, 3:10].reshape(-1, HEADS)
-    found = module.apply({"params": params}, jnp.asarray(features, jnp.float32))
+    found = jax.jit(module.apply)({"params": params}, jnp.asarray(features, jnp.float32))
     np.testing.assert_allclose(found, dense(features, params | {"bias_table": middle}, (4, 4), (0, 0)), atol=2e-4)
 
 
@@ -115,6 +115,6 @@ def test_windows_never_take_the_fused_kernel(monkeypatch):
 def test_no_shift_hides_nothing_and_biases_follow_offsets():
     assert not shift_mask((4, 6), (2, 3), (0, 0)).any()
     table = np.arange(9.0)[:, None]
-    bias = relative_bias(jnp.asarray(table), (2, 2), (2, 2))
+    bias = jax.jit(relative_bias, static_argnums=(1, 2))(jnp.asarray(table), (2, 2), (2, 2))
     assert bias.shape == (1, 4, 4) and (np.diag(bias[0]) == 4).all()
     assert bias[0, 0, 3] == 0 and bias[0, 3, 0] == 8 and bias[0, 0, 1] == 3
