@@ -134,22 +134,25 @@ def images(seed=0, size=(32, 32)):
 @pytest.mark.slow
 def test_paths_are_drawn_in_training_alone_and_remat_changes_nothing():
     model, variables = tiny_variables()
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def gradient(model, key):
-        def loss(variables):
-            logits = model.apply(variables, images(), train=True, rngs={"dropout": key})
-            return (logits**2).sum(), logits
-
-        return jax.value_and_grad(loss, has_aux=True)(variables)
-
     dropping = model.clone(drop_path=0.9)
-    one, other = (gradient(dropping, jax.random.key(seed)) for seed in (1, 2))
-    plain = gradient(model, jax.random.key(1))
-    assert np.isfinite(one[0][1]).all() and not np.allclose(one[0][1], other[0][1])
-    logits = jax.jit(functools.partial(dropping.apply, train=False))(variables, images())
-    np.testing.assert_allclose(logits, plain[0][1], atol=1e-6)
-    again = gradient(model.clone(remat=True), jax.random.key(1))
+
+    @jax.jit
+    def logits(key):
+        apply = functools.partial(dropping.apply, variables, images())
+        return apply(train=True, rngs={"dropout": key}), apply(train=False)
+
+    (one, evaluated), (other, _) = (logits(jax.random.key(seed)) for seed in (1, 2))
+    assert np.isfinite(one).all() and not np.allclose(one, other)
+
+    def gradient(model):
+        def loss(variables):
+            found = model.apply(variables, images(), train=True)  # draws nothing
+            return (found**2).sum(), found
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables)
+
+    plain, again = gradient(model), gradient(model.clone(remat=True))
+    np.testing.assert_allclose(evaluated, plain[0][1], atol=1e-6)
     for left, right in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)
 
