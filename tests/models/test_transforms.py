@@ -81,7 +81,7 @@ MODULES = {
 }
 # Convolution stems are all alike: the quick tier does with one.
 SLOW = {"embedding conv1x1", "embedding earlyconv", "layer ConvModule", "layer EarlyConvModule", "body vit"}
-SLOW |= {"body svit", "embedding svit", "embedding hcformer"}
+SLOW |= {"body svit", "body cvt", "body deit", "embedding svit", "embedding hcformer"}
 each = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODULES]
 )
