@@ -247,8 +247,8 @@ def test_a_named_axis_of_devices(name):
 
 
 def has_axis(module):
-    """The fields of a module, or of a body's embedding."""
-    return getattr(module, "embedding", module).__dataclass_fields__
+    """The fields of a module, and of a body's embedding."""
+    return {**module.__dataclass_fields__, **getattr(module, "embedding", module).__dataclass_fields__}
 
 
 @pytest.mark.parametrize("name", ["GeluBatchNorm", "EarlyConvModule"])

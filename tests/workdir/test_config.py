@@ -94,7 +94,7 @@ def test_overrides(words, key, value):
 @pytest.mark.parametrize(
     "name, words, named",
     [
-        ("digit", [], "there is no config 'digit'; give a .py file, or one of conv_vit_s, default, digits, "),
+        ("digit", [], "there is no config 'digit'; give a .py file, or one of "),
         ("/no/where.py", [], "there is no config '/no/where.py'"),
         ("digits:pach", [], "no variant 'pach'; it has stce, conv, patch"),
         ("default:x", [], "takes no argument"),

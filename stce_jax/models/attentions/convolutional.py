@@ -75,10 +75,11 @@ class ConvAttention(nn.Module):
         image = tokens.image_values().reshape(batch, *tokens.grid, channels)
 
         def heads(name: str, halved: bool) -> Float[Array, "B n A E"]:
-            features = self._projected(name, image, halved, train).reshape(batch, -1, channels)
-            values = jnp.concatenate([leading, features], axis=1) if tokens.leading else features
+            features = self._projected(name, image, halved, train)
+            values = features.reshape(batch, features.shape[1] * features.shape[2], channels)
+            values = jnp.concatenate([leading, values], axis=1) if tokens.leading else values
             rows = linear(channels, self.dtype, name)(values.reshape(-1, channels))  # [B n, C]: see `layers.Attention`
-            return rows.reshape(batch, -1, self.heads, channels // self.heads)
+            return rows.reshape(batch, values.shape[1], self.heads, channels // self.heads)
 
         query, key, value = heads("query", False), heads("key", True), heads("value", True)
         if self.scale == "width":  # what follows divides by sqrt(E), and C = A E

@@ -15,6 +15,7 @@ from stce_jax.errors import ConfigError
 from stce_jax.models.bodies.cvt import CvT
 from stce_jax.models.embeddings.overlap_patch import OverlapPatchEmbed
 from stce_jax.models.factory import create_model, list_models, model_options
+from stce_jax.training.state import abstract_variables
 
 TINY = {"widths": (8, 12), "depths": (1, 2), "heads": (2, 3), "mlp_ratio": 2, "drop_path": 0.0}
 
@@ -112,8 +113,12 @@ def test_its_names_and_the_options_of_its_embedding():
 def tiny(**options):
     """(a tiny model, variables of noise, which need not be compiled)."""
     model, rng = create_model("cvt_13", num_classes=3, image_size=16, **{**TINY, **options}), np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False))
-    return model, jax.tree.map(lambda leaf: jnp.asarray(0.5 + 0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+
+    def draw(path, leaf):
+        noise = 0.5 * rng.normal(size=leaf.shape)
+        return jnp.asarray(1 + noise**2 if path[-1].key in ("scale", "var") else noise, leaf.dtype)
+
+    return model, jax.tree_util.tree_map_with_path(draw, abstract_variables(model, 16))
 
 
 def images(seed=0):
@@ -170,8 +175,8 @@ def test_drop_path_acts_in_the_last_stage_alone():
 
     plain, blocks, statistics = train(model)
     dropped, others, _ = train(model.clone(drop_path=0.9))
-    np.testing.assert_array_equal(blocks[0], others[0])
-    np.testing.assert_array_equal(blocks[1], others[1])  # the last stage's first block has rate 0
+    np.testing.assert_allclose(blocks[0], others[0], rtol=1e-5)
+    np.testing.assert_allclose(blocks[1], others[1], rtol=1e-5)  # the last stage's first block has rate 0
     assert not np.allclose(blocks[2], others[2]) and not np.allclose(plain, dropped)
     changed = jax.tree.map(lambda old, new: bool((old != new).any()), variables["batch_stats"], statistics)
     assert all(jax.tree.leaves(changed)), changed
@@ -208,7 +213,7 @@ def test_any_embedding_and_image_size_and_bfloat16():
     assert tokens.shape == (1, 1 + 15, 12) and tokens.grid == (5, 3) and tokens.leading == 1
 
 
-@pytest.mark.parametrize(("projection", "side"), [("conv", 2), ("average", 3)])
+@pytest.mark.parametrize(("projection", "side"), [pytest.param("conv", 2, marks=pytest.mark.slow), ("average", 3)])
 def test_the_class_tokens_attention_lies_on_the_grid_of_the_keys(projection, side):
     model, variables = tiny(projection=projection)
     found = jax.eval_shape(lambda: class_attention(model, variables, jnp.zeros((2, 32, 32, 3))))
