@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import stce_jax
 from stce_jax.errors import ConfigError
-from stce_jax.models import conv_layers, layers
+from stce_jax.models import conv_layers, downsampling, layers
 from stce_jax.models.bodies import BODIES
 from stce_jax.models.embeddings import EMBEDDINGS
 from stce_jax.models.factory import model_options, presets
@@ -29,7 +29,7 @@ SIZE = 18  # cells and blocks of the clustering do not divide the features of th
 TINY = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "patch_size": 6, "stem_widths": (8, 16)}
 TINY |= {"stem_strides": (2, 1), "cell": 2, "iterations": 2, "blocks": (1,)}
 STAGES = {"widths": (16, 12), "depths": (1, 1), "heads": (2, 3), "cells": (2, 1), "layer_scale": (0.0, 0.1)}
-STAGES |= {"mlp_ratio": 2, "head_width": 8, "drop_path": 0.0}
+STAGES |= {"mlp_ratio": 2, "head_width": 8, "drop_path": 0.0, "window": 2}
 IMAGES = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), jnp.float32)
 FEATURES = jax.ShapeDtypeStruct((2, 5, 4, 3), jnp.float32)
 VALUES = jax.ShapeDtypeStruct((2, 5, 16), jnp.float32)
@@ -44,10 +44,12 @@ LAYERS = {  # name -> (options, inputs)
     "ConvFFN": ({"hidden": 6}, FEATURES),
     "ConvMerging": ({"features": 6}, FEATURES),
     "LayerScale": ({"initial": 0.1}, FEATURES),
+    "PatchMerging": ({"features": 6}, FEATURES),
+    "SuperTokenDownsample": ({"features": 6}, FEATURES),
 }
 KINDS = {
     name: value
-    for file in (layers, conv_layers)
+    for file in (layers, conv_layers, downsampling)
     for name, value in vars(file).items()
     if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == file.__name__
 }
@@ -81,7 +83,7 @@ MODULES = {
 }
 # Convolution stems are all alike: the quick tier does with one.
 SLOW = {"embedding conv1x1", "embedding earlyconv", "layer ConvModule", "layer EarlyConvModule", "body vit"}
-SLOW |= {"body svit", "embedding svit", "embedding hcformer"}
+SLOW |= {*(f"body {name}" for name in BODIES), "embedding svit", "embedding hcformer"}
 each = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODULES]
 )
@@ -247,8 +249,8 @@ def test_a_named_axis_of_devices(name):
 
 
 def has_axis(module):
-    """The fields of a module, or of a body's embedding."""
-    return getattr(module, "embedding", module).__dataclass_fields__
+    """The fields of a module, and of a body's embedding."""
+    return {**module.__dataclass_fields__, **getattr(module, "embedding", module).__dataclass_fields__}
 
 
 @pytest.mark.parametrize("name", ["GeluBatchNorm", "EarlyConvModule"])
