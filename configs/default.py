@@ -43,7 +43,7 @@ def get_config() -> config_dict.ConfigDict:
     model.dtype = config_dict.placeholder(str)  # of the computation: "float32" or "bfloat16"; parameters are float32
 
     model.body = body = config_dict.ConfigDict()
-    body.name = config_dict.placeholder(str)  # "vit" or "svit"
+    body.name = config_dict.placeholder(str)  # such as "vit", see models/bodies
     body.vit = vit = config_dict.ConfigDict()
     vit.width = config_dict.placeholder(int)  # D, channels of a token
     vit.depth = config_dict.placeholder(int)  # transformer blocks
@@ -66,6 +66,16 @@ def get_config() -> config_dict.ConfigDict:
     svit.head_width = config_dict.placeholder(int)  # channels that are pooled
     svit.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, .1, .4, .6
     svit.remat = config_dict.placeholder(bool)  # as vit.remat
+    body.cmt = cmt = config_dict.ConfigDict()
+    cmt.widths = config_dict.placeholder(tuple)  # channels of each stage; the first: the embedding's
+    cmt.depths = config_dict.placeholder(tuple)  # blocks of each stage
+    cmt.heads = config_dict.placeholder(tuple)  # attention heads of each stage; must divide its width
+    cmt.key_strides = config_dict.placeholder(tuple)  # places, in both directions, that share a key: (8, 4, 2, 1)
+    cmt.mlp_ratios = config_dict.placeholder(tuple)  # hidden channels of each stage's MLPs over its own
+    cmt.head_width = config_dict.placeholder(int)  # channels that are pooled: 1280
+    cmt.dropout = config_dict.placeholder(float)  # rate before the head; None: the size's, .3 of b, else 0
+    cmt.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, .08 to .25
+    cmt.remat = config_dict.placeholder(bool)  # as vit.remat
 
     model.embedding = embedding = config_dict.ConfigDict()
     embedding.name = config_dict.placeholder(str)  # such as "stce", see models/embeddings
@@ -100,6 +110,9 @@ def get_config() -> config_dict.ConfigDict:
     overlap_patch.patch_size = config_dict.placeholder(int)  # side of the kernel in pixels: 7
     overlap_patch.patch_stride = config_dict.placeholder(int)  # pixels between two tokens: 4
     overlap_patch.patch_padding = config_dict.placeholder(int)  # pixels of zeros around the image: 2
+    embedding.cmt = cmt_stem = config_dict.ConfigDict()
+    cmt_stem.stem_width = config_dict.placeholder(int)  # channels of each 3x3 convolution
+    cmt_stem.stem_strides = config_dict.placeholder(tuple)  # and their strides; a 2x2 convolution halves once more
 
     model.reduction = reduction = config_dict.ConfigDict()
     reduction.name = config_dict.placeholder(str)  # such as "evit", see models/reductions; None: no reduction

@@ -11,10 +11,12 @@ from stce_jax.workdir import config as configuration
 from stce_jax.workdir.config import SHIPPED
 
 PAPERS = ["stce_vit_s", "conv_vit_s", "patch_vit_s"]
+BODIES = ["cmt_s"]
 TABLES = [f"tables/{table}" for table in ("scales", "table1", "table6", "table7", "table8", "readings", "reductions")]
 NAMES = [
     *("default", "digits", "digits:patch", "digits:conv", "small_folder", "small_folder:patch", "small_folder:conv"),
     *PAPERS,
+    *BODIES,
     *(f"{table}{scale}" for table in TABLES for scale in ("", ":small", ":smoke")),
 ]
 
@@ -93,7 +95,7 @@ def test_overrides(words, key, value):
 @pytest.mark.parametrize(
     "name, words, named",
     [
-        ("digit", [], "there is no config 'digit'; give a .py file, or one of conv_vit_s, default, digits, "),
+        ("digit", [], "there is no config 'digit'; give a .py file, or one of cmt_s, conv_vit_s, default, "),
         ("/no/where.py", [], "there is no config '/no/where.py'"),
         ("digits:pach", [], "no variant 'pach'; it has stce, conv, patch"),
         ("default:x", [], "takes no argument"),

@@ -1,11 +1,15 @@
 """Position embeddings: fixed ones, and learned ones brought to another grid.
 
-Shape letters: N tokens, D model width, h w grid.
+Shape letters: N tokens, M keys, A attention heads, D model width, h w grid.
 """
+
+import math
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
+
+Grid = tuple[int, int]  # (h, w)
 
 
 def sincos_position_embedding(grid: tuple[int, int], width: int) -> Float[np.ndarray, "1 N D"]:
@@ -35,3 +39,20 @@ def resize_position_embedding(
     image = embedding.reshape(1, *old_grid, width)  # [1, h, w, D]
     image = jax.image.resize(image, (1, *new_grid, width), method="bicubic")
     return image.reshape(1, new_grid[0] * new_grid[1], width)  # [1, M, D]
+
+
+def resize_position_bias(
+    bias: Float[Array, "A N M"], old_grids: tuple[Grid, Grid], new_grids: tuple[Grid, Grid]
+) -> Float[Array, "A P Q"]:
+    """Resamples a bias of each query's and key's place to other grids of them (bicubic, antialiased).
+
+    Args:
+      bias: of every head.
+      old_grids: (h, w) of the N queries and of the M keys.
+      new_grids: the same of the P queries and Q keys.
+    """
+    heads = bias.shape[0]
+    maps = jax.image.resize(
+        bias.reshape(heads, *old_grids[0], *old_grids[1]), (heads, *new_grids[0], *new_grids[1]), method="bicubic"
+    )
+    return maps.reshape(heads, math.prod(new_grids[0]), math.prod(new_grids[1]))
