@@ -44,7 +44,9 @@ TINY = {
     "reduction": {"blocks": (1,), "initial_tokens": 16},
     "body svit": {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2), "cells": (2, 1), "layer_scale": (0.0, 0.1)},
     "body cmt": {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2), "key_strides": (2, 1), "mlp_ratios": (2.0, 2.0)},
+    "body mobilevit": {"width": 8, "widths": (12, 16), "token_widths": (8, 8), "depths": (1, 1), "heads": (2, 2)},
 }
+TINY["body mobilevit"] |= {"strides": (2, 1), "expansion": 2, "head_width": 16}
 
 
 class ToyEmbed(nn.Module):
@@ -137,8 +139,8 @@ def photos(tmp_path_factory):
 
 
 # What others resemble the quick tier does without; the other tier has every entry.
-SLOW = {f"embedding {name}" for name in ("conv", "conv1x1", "earlyconv", "hcformer", "svit", "cmt")}
-SLOW |= {"body svit", "body cmt"}
+SLOW = {f"embedding {name}" for name in ("conv", "conv1x1", "earlyconv", "hcformer", "svit", "cmt", "mobilevit")}
+SLOW |= {"body svit", "body cmt", "body mobilevit"}
 SLOW |= {f"reduction {name}" for name in REDUCTIONS if name not in ("evit", "tome")}
 
 

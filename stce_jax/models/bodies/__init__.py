@@ -31,6 +31,7 @@ from typing import Any, Protocol
 from jaxtyping import Array, Float, Shaped
 
 from stce_jax.models.bodies.cmt import CMT
+from stce_jax.models.bodies.mobilevit import MobileViT
 from stce_jax.models.bodies.svit import SViT
 from stce_jax.models.bodies.vit import VisionTransformer
 from stce_jax.models.tokens import Tokens
@@ -39,6 +40,7 @@ BODIES: dict[str, Any] = {  # name -> linen module class
     "vit": VisionTransformer,
     "svit": SViT,
     "cmt": CMT,
+    "mobilevit": MobileViT,
 }
 
 

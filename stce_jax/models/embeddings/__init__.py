@@ -23,6 +23,7 @@ from stce_jax.models.embeddings.conv import Conv1x1Embed, ConvEmbed
 from stce_jax.models.embeddings.earlyconv import EarlyConvEmbed
 from stce_jax.models.embeddings.hcformer import HCFormerEmbed
 from stce_jax.models.embeddings.linear_patch import LinearPatchEmbed
+from stce_jax.models.embeddings.mobilevit import MobileViTEmbed
 from stce_jax.models.embeddings.overlap_patch import OverlapPatchEmbed
 from stce_jax.models.embeddings.patch import PatchEmbed
 from stce_jax.models.embeddings.stce import SuperTokenConvEmbed
@@ -39,4 +40,5 @@ EMBEDDINGS: dict[str, Any] = {  # name -> linen module class
     "linear_patch": LinearPatchEmbed,
     "overlap_patch": OverlapPatchEmbed,
     "cmt": CMTEmbed,
+    "mobilevit": MobileViTEmbed,
 }

@@ -54,14 +54,14 @@ class CMTEmbed(nn.Module):
 
     Attributes:
       width: D.
-      stem_width: channels of each 3x3 convolution.
-      stem_strides: and their strides; the last convolution halves once more.
+      stem_widths: channels of each 3x3 convolution.
+      stem_strides: and their strides; the last convolution, of 2x2 pixels, halves once more.
       dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
       axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
     """
 
     width: int = 64
-    stem_width: int = 32
+    stem_widths: Sequence[int] = (32, 32, 32)
     stem_strides: Sequence[int] = (2, 1, 1)
     dtype: jnp.dtype = jnp.float32
     axis_name: Any = None
@@ -69,14 +69,13 @@ class CMTEmbed(nn.Module):
     @staticmethod
     def options_for(width: int, stride: int) -> dict[str, Any]:
         """The published stems: half the width from 64 channels on, 16 below; a module more or less of stride 2."""
-        options: dict[str, Any] = {"stem_width": width // 2 if width >= 64 else min(width, 16)}
-        if (count := halvings(stride)) is not None:
-            options["stem_strides"] = (2,) * (count - 1) + (1,) * (4 - count)
-        return options
+        own = width // 2 if width >= 64 else min(width, 16)
+        count = halvings(stride)
+        strides = (2, 1, 1) if count is None else (2,) * (count - 1) + (1,) * (4 - count)
+        return {"stem_widths": (own,) * len(strides), "stem_strides": strides}
 
     def check(self) -> None:
-        strides = self.stem_strides
-        check_stem((self.stem_width,) * len(strides) if isinstance(strides, tuple | list) else (), strides)
+        check_stem(self.stem_widths, self.stem_strides)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         rows, columns = (side // 2 for side in strided_grid(height, width, self.stem_strides))
@@ -93,10 +92,8 @@ class CMTEmbed(nn.Module):
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
         features = images
-        for index, stride in enumerate(self.stem_strides, start=1):
-            module = ConvModule(
-                self.stem_width, stride, dtype=self.dtype, axis_name=self.axis_name, name=f"module_{index}"
-            )
+        for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True), start=1):
+            module = ConvModule(width, stride, dtype=self.dtype, axis_name=self.axis_name, name=f"module_{index}")
             features = module(features, train=train)
         features = HalvingPatches(self.width, self.dtype, name="halving")(features)
         batch, rows, columns, width = features.shape  # [B, h, w, D]

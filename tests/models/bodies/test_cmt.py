@@ -17,7 +17,7 @@ from stce_jax.recipe.optimizers import decay_mask
 from stce_jax.training.state import abstract_variables
 
 TINY = {"widths": (8, 12), "depths": (1, 1), "heads": (2, 3), "key_strides": (2, 1), "mlp_ratios": (2.0, 1.5)}
-TINY |= {"head_width": 16, "drop_path": 0.0, "stem_width": 4, "dtype": "float32"}
+TINY |= {"head_width": 16, "drop_path": 0.0, "stem_widths": (4, 4, 4), "dtype": "float32"}
 # size: (parameters, billions of multiply-adds at pixels), with 1000 classes, as measured from the published code
 PUBLISHED = {
     "ti": (9_492_426, 0.64, 160),
@@ -77,7 +77,7 @@ def golden_model(name, dtype):
         key_strides=config["sr_ratios"],
         mlp_ratios=config["mlp_ratios"],
         head_width=config["fc_dim"],
-        stem_width=config["stem_channel"],
+        stem_widths=(config["stem_channel"],) * 3,
     )
     model = model.clone(dtype=dtype, embedding=model.embedding.clone(dtype=dtype))
     embedding = {"halving": halving(weights, "patch_embed_a.proj")}
@@ -158,9 +158,9 @@ def images(size=32):
 def test_names_and_the_stem_of_each_size():
     assert {"cmt_s", "cmt_ti", "cmt_s_stce", "cmt_b_patch"} <= set(list_models("cmt_*"))
     stems = {
-        size: create_model(f"cmt_{size}", num_classes=3, image_size=160).embedding.stem_width for size in PUBLISHED
+        size: create_model(f"cmt_{size}", num_classes=3, image_size=160).embedding.stem_widths for size in PUBLISHED
     }
-    assert stems == {"ti": 16, "xs": 16, "s": 32, "b": 38}
+    assert stems == {"ti": (16,) * 3, "xs": (16,) * 3, "s": (32,) * 3, "b": (38,) * 3}
     small = create_model("cmt_s", num_classes=3, image_size=32, key_strides=(4, 2, 1, 1), stem_strides=(1, 1, 1))
     assert small.stage_grids(32, 32) == [(16, 16), (8, 8), (4, 4), (2, 2)], "for images of 32 pixels"
 
@@ -184,7 +184,7 @@ def test_position_biases_do_not_decay():
 )
 def test_image_sizes_that_cannot_be_cut_are_refused_with_some_that_can(options, size, message):
     if "embedding" in options:
-        options = {**options, "stem_width": None}
+        options = {**options, "stem_widths": None}
     options = {**TINY, "mlp_ratios": (2.0,) * len(options.get("widths", (1, 1))), **options}
     options = {name: value for name, value in options.items() if value is not None}
     with pytest.raises(ConfigError) as error:
@@ -255,13 +255,15 @@ def test_training_draws_paths_and_drops_features_and_remat_changes_nothing():
     assert np.isfinite(one[0][1][0]).all() and not np.allclose(one[0][1][0], other[0][1][0])
     changed = jax.tree.map(lambda old, new: bool((old != new).any()), variables, {**variables, **one[0][1][1]})
     assert all(jax.tree.leaves(changed["batch_stats"]))
-    for left, right in zip(*map(jax.tree.leaves, (one, again(variables, jax.random.key(1)))), strict=True):
-        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-4 * np.abs(left).max())
+    leaves = jax.tree.leaves(one)
+    largest = max(np.abs(leaf).max() for leaf in leaves)  # convolutions before a BatchNorm have biases without effect
+    for left, right in zip(leaves, jax.tree.leaves(again(variables, jax.random.key(1))), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-5 * largest)
 
 
 @pytest.mark.slow
 def test_any_embedding_and_bfloat16():
-    options = {name: value for name, value in TINY.items() if name != "stem_width"}
+    options = {name: value for name, value in TINY.items() if name != "stem_widths"}
     options |= {"embedding": "stce", "stem_widths": (8,), "stem_strides": (2,), "cell": (2, 2), "dtype": "bfloat16"}
     model = create_model("cmt_s", num_classes=3, image_size=(32, 48), **options)
     variables = jax.tree.map(
@@ -290,7 +292,7 @@ def test_any_embedding_and_bfloat16():
         ({"head_width": 0}, "head_width is 0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"drop_path": 1.0}, "drop_path is 1.0"),
-        ({"stem_width": 0}, "an entry of stem_widths"),
+        ({"stem_widths": (4, 4, 0)}, "an entry of stem_widths"),
         ({"stem_strides": 2}, "stem_strides is 2; it must be a list"),
         ({"reduction": "topk"}, "the body 'cmt' takes no token reduction"),
     ],
