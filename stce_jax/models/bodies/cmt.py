@@ -32,7 +32,7 @@ from stce_jax.models.ops.positions import Grid, resize_position_bias
 from stce_jax.models.tokens import Tokens
 
 MAP_NORM_EPSILON = 1e-5  # of the LayerNorms before a stage; those of blocks have 1e-6
-FARTHEST = 512  # pixels that a side which works is looked for around one that does not
+FARTHEST = 128  # tokens more or fewer in a side that works than in one that does not
 
 
 class ConvMLP(nn.Module):
@@ -194,7 +194,7 @@ class CMT(StagedBody):
         """How the last stage's tokens of an image of this size lie; ConfigError if key_strides do not divide a map."""
         grids = self.stage_grids(height, width)
         if (stage := self._misfit(grids)) is not None:
-            near = (self._nearest(height, width, step) for step in (-1, 1))
+            near = (self._nearest(height, width, way) for way in (range(0, -FARTHEST, -1), range(1, FARTHEST)))
             fitting = " or ".join(_times(sides) for sides in near if sides)
             raise ConfigError(
                 f"images of {height}x{width} pixels give stage {stage + 1} a map of {_times(grids[stage])}, which "
@@ -268,10 +268,11 @@ class CMT(StagedBody):
                 return stage
         return None
 
-    def _nearest(self, height: int, width: int, step: int) -> Grid | None:
-        """The sizes nearest to these that work, both sides changed by as much, downwards or upwards."""
-        for change in range(step, step * FARTHEST, step):
-            sides = height + change, width + change
+    def _nearest(self, height: int, width: int, counts: range) -> Grid | None:
+        """The first size that works of whole tokens, with one of these counts more in both directions."""
+        pixels = self.embedding.feature_places()[0]
+        for count in counts:
+            sides = (height // pixels + count) * pixels, (width // pixels + count) * pixels
             try:
                 if min(sides) > 0 and self._misfit(self.stage_grids(*sides)) is None:
                     return sides

@@ -174,7 +174,8 @@ def test_position_biases_do_not_decay():
 @pytest.mark.parametrize(
     ("options", "size", "message"),
     [
-        ({}, 36, "stage 1 a map of 9x9, which key_strides 2 does not divide; 34x34 or 39x39 pixels would work"),
+        ({}, 36, "stage 1 a map of 9x9, which key_strides 2 does not divide; 32x32 or 40x40 pixels would work"),
+        ({"key_strides": (8, 1)}, 232, "58x58, which key_strides 8 does not divide; 224x224 or 256x256 pixels would"),
         ({"embedding": "patch"}, 36, "9x9, which key_strides 2 does not divide; 32x32 or 40x40 pixels would work"),
         ({}, (32, 4), "stage 1 a map of 8x1"),
         ({"embedding": "patch"}, 4, "a map of 1x1, which key_strides 2 does not divide; 8x8 pixels would work"),
