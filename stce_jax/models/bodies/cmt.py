@@ -19,13 +19,7 @@ from jaxtyping import Array, Float
 from stce_jax.errors import CheckpointError, ConfigError, check_range, check_whole
 from stce_jax.models.attentions.light import LightAttention
 from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add_branch, as_tokens, whole
-from stce_jax.models.conv_layers import (
-    DepthwiseResidual,
-    GeluBatchNorm,
-    batch_norm,
-    he_normal_fan_out,
-    pointwise,
-)
+from stce_jax.models.conv_layers import DepthwiseResidual, GeluBatchNorm, batch_norm, he_normal_fan_out, pointwise
 from stce_jax.models.embeddings.cmt import HalvingPatches
 from stce_jax.models.layers import LayerNorm, is_training, linear
 from stce_jax.models.ops.positions import Grid, resize_position_bias
