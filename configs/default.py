@@ -100,6 +100,29 @@ def get_config() -> config_dict.ConfigDict:
     deit.dropout = config_dict.placeholder(float)  # rate in attention outputs and MLPs
     deit.remat = config_dict.placeholder(bool)  # as vit.remat
     deit.scan_layers = config_dict.placeholder(bool)  # as vit.scan_layers
+    body.cmt = cmt = config_dict.ConfigDict()
+    cmt.widths = config_dict.placeholder(tuple)  # channels of each stage; the first: the embedding's
+    cmt.depths = config_dict.placeholder(tuple)  # blocks of each stage
+    cmt.heads = config_dict.placeholder(tuple)  # attention heads of each stage; must divide its width
+    cmt.key_strides = config_dict.placeholder(tuple)  # places, in both directions, that share a key: (8, 4, 2, 1)
+    cmt.mlp_ratios = config_dict.placeholder(tuple)  # hidden channels of each stage's MLPs over its own
+    cmt.head_width = config_dict.placeholder(int)  # channels that are pooled: 1280
+    cmt.dropout = config_dict.placeholder(float)  # rate before the head; None: the size's, .3 of b, else 0
+    cmt.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, .08 to .25
+    cmt.remat = config_dict.placeholder(bool)  # as vit.remat
+    body.mobilevit = mobilevit = config_dict.ConfigDict()
+    mobilevit.width = config_dict.placeholder(int)  # channels of the embedding's tokens
+    mobilevit.widths = config_dict.placeholder(tuple)  # channels of each stage's map
+    mobilevit.token_widths = config_dict.placeholder(tuple)  # channels of each stage's tokens, in its transformer
+    mobilevit.depths = config_dict.placeholder(tuple)  # transformer blocks of each stage
+    mobilevit.heads = config_dict.placeholder(tuple)  # attention heads of each stage; must divide its token width
+    mobilevit.strides = config_dict.placeholder(tuple)  # of each stage: (2, 2, 2); 1 for small images
+    mobilevit.expansion = config_dict.placeholder(int)  # hidden channels of inverted residuals over their inputs': 4
+    mobilevit.head_width = config_dict.placeholder(int)  # channels that are pooled
+    mobilevit.dropout = config_dict.placeholder(float)  # rate of what attention and MLP give; None: the size's, .05, .1
+    mobilevit.head_dropout = config_dict.placeholder(float)  # rate before the head; None: .1
+    mobilevit.drop_path = config_dict.placeholder(float)  # stochastic depth of the last transformer block; none
+    mobilevit.remat = config_dict.placeholder(bool)  # as vit.remat
 
     model.embedding = embedding = config_dict.ConfigDict()
     embedding.name = config_dict.placeholder(str)  # such as "stce", see models/embeddings
@@ -134,6 +157,14 @@ def get_config() -> config_dict.ConfigDict:
     overlap_patch.patch_size = config_dict.placeholder(int)  # side of the kernel in pixels: 7
     overlap_patch.patch_stride = config_dict.placeholder(int)  # pixels between two tokens: 4
     overlap_patch.patch_padding = config_dict.placeholder(int)  # pixels of zeros around the image: 2
+    embedding.cmt = cmt_stem = config_dict.ConfigDict()
+    cmt_stem.stem_widths = config_dict.placeholder(tuple)  # channels of each 3x3 convolution
+    cmt_stem.stem_strides = config_dict.placeholder(tuple)  # and their strides; a 2x2 convolution halves once more
+    embedding.mobilevit = mobilevit_stem = config_dict.ConfigDict()
+    mobilevit_stem.stem_widths = config_dict.placeholder(tuple)  # channels of the 3x3 convolution and of each stage
+    mobilevit_stem.stem_strides = config_dict.placeholder(tuple)  # and their strides: (2, 1, 2)
+    mobilevit_stem.stem_blocks = config_dict.placeholder(int)  # inverted residuals of the last stage: 3
+    mobilevit_stem.stem_expansion = config_dict.placeholder(int)  # hidden channels over their inputs': 4
 
     model.reduction = reduction = config_dict.ConfigDict()
     reduction.name = config_dict.placeholder(str)  # such as "evit", see models/reductions; None: no reduction

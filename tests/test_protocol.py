@@ -46,7 +46,10 @@ TINY = {
     "body swin": {"widths": (8, 16), "depths": (2, 1), "heads": (2, 2), "window": 2},
     "body cvt": {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2)},
     "body deit": {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "distilled": True},
+    "body cmt": {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2), "key_strides": (2, 1), "mlp_ratios": (2.0, 2.0)},
+    "body mobilevit": {"width": 8, "widths": (12, 16), "token_widths": (8, 8), "depths": (1, 1), "heads": (2, 2)},
 }
+TINY["body mobilevit"] |= {"strides": (2, 1), "expansion": 2, "head_width": 16}
 
 
 class ToyEmbed(nn.Module):

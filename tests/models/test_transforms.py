@@ -30,6 +30,8 @@ TINY = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "patch_size": 6, "st
 TINY |= {"stem_strides": (2, 1), "cell": 2, "iterations": 2, "blocks": (1,)}
 STAGES = {"widths": (16, 12), "depths": (1, 1), "heads": (2, 3), "cells": (2, 1), "layer_scale": (0.0, 0.1)}
 STAGES |= {"mlp_ratio": 2, "head_width": 8, "drop_path": 0.0, "window": 2}
+STAGES |= {"mlp_ratio": 2, "head_width": 8, "drop_path": 0.0, "key_strides": (2, 1), "mlp_ratios": (2.0, 1.5)}
+STAGES |= {"token_widths": (8, 6), "strides": (2, 1), "expansion": 2, "stem_blocks": 2, "stem_expansion": 2}
 IMAGES = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), jnp.float32)
 FEATURES = jax.ShapeDtypeStruct((2, 5, 4, 3), jnp.float32)
 VALUES = jax.ShapeDtypeStruct((2, 5, 16), jnp.float32)
@@ -41,6 +43,7 @@ LAYERS = {  # name -> (options, inputs)
     "ConvModule": ({"features": 6, "stride": 2}, FEATURES),
     "EarlyConvModule": ({"features": 6, "stride": 2}, FEATURES),
     "DepthwiseResidual": ({}, FEATURES),
+    "DepthwiseConvolution": ({"stride": 2}, FEATURES),
     "ConvFFN": ({"hidden": 6}, FEATURES),
     "ConvMerging": ({"features": 6}, FEATURES),
     "LayerScale": ({"initial": 0.1}, FEATURES),

@@ -55,7 +55,7 @@ class StagedBody(nn.Module):
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Float[Array, "B classes"]:
         """Normalised images -> logits (or pooled features without classes), float32."""
         outputs = self.pool(self.tokens(images, train))
-        outputs = self.head(outputs) if self.num_classes else outputs
+        outputs = self.head(self.before_head(outputs, train)) if self.num_classes else outputs
         return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
 
     def features(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Float[Array, "B D"]:
@@ -71,6 +71,11 @@ class StagedBody(nn.Module):
         """What the head reads of the tokens: their mean, unless a body says otherwise."""
         return tokens.pooled_mean()
 
+    def before_head(self, pooled: Float[Array, "B D"], train: bool | None) -> Float[Array, "B D"]:
+        """What the head alone gets: the pooled features, unless a body drops some of them in training."""
+        del train
+        return pooled
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """How the last stage's tokens of an image of this size lie; ConfigError if it cannot be cut."""
         return self.stage_grids(height, width)[-1]
@@ -81,6 +86,11 @@ class StagedBody(nn.Module):
         for _ in self.widths[1:]:
             grids.append(self.downsampled(*grids[-1]))
         return grids
+
+    @property
+    def embedding_width(self) -> int:
+        """How wide the embedding's tokens are: as the first stage, unless a body says otherwise."""
+        return int(self.widths[0])
 
     def downsampled(self, rows: int, columns: int) -> tuple[int, int]:
         """The sides of the next stage's map: half, rounded up, unless a body says otherwise."""
@@ -96,9 +106,9 @@ class StagedBody(nn.Module):
     def make_head(self) -> nn.Module | None:
         return linear(self.num_classes, self.dtype) if self.num_classes else None
 
-    def check_stages(self, checks: Mapping[str, Check]) -> None:
+    def check_stages(self, checks: Mapping[str, Check], divided: str = "widths") -> None:
         """Raises ConfigError unless each of these options is a list with an entry for each stage that passes its check,
-        and heads divide the widths."""
+        and heads divide the widths, or another option with an entry for each stage."""
         for option, check in checks.items():
             entries = getattr(self, option)
             if not isinstance(entries, tuple | list) or not 0 < len(entries) <= MOST_STAGES:
@@ -114,7 +124,7 @@ class StagedBody(nn.Module):
             for entry in entries:
                 check(f"an entry of model option {option}", entry)
         if "heads" in checks:
-            for width, heads in zip(self.widths, self.heads, strict=True):
+            for width, heads in zip(getattr(self, divided), self.heads, strict=True):
                 if width % heads:
                     raise ConfigError(f"a stage of width {width} cannot be divided among {heads} heads")
         check_range("model option drop_path", self.drop_path, 0, 1, below=True)
@@ -125,8 +135,8 @@ class StagedBody(nn.Module):
         batch, height, width, _ = images.shape
         rows, columns = self.embedding.grid(height, width)
         tokens = self.embedding(images.astype(self.dtype), train=train)
-        check_tokens("embedding", tokens, (batch, rows * columns, self.widths[0]), leading=0)
-        return tokens.values.reshape(batch, rows, columns, self.widths[0])
+        check_tokens("embedding", tokens, (batch, rows * columns, self.embedding_width), leading=0)
+        return tokens.values.reshape(batch, rows, columns, self.embedding_width)
 
     def branch_scales(self, batch: int, depth: int, train: bool) -> list[Float[Array, "2 B 1 1 1"] | None]:
         """What stochastic depth multiplies the two branches of each of `depth` blocks with; None: nothing."""
