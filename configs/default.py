@@ -43,7 +43,7 @@ def get_config() -> config_dict.ConfigDict:
     model.dtype = config_dict.placeholder(str)  # of the computation: "float32" or "bfloat16"; parameters are float32
 
     model.body = body = config_dict.ConfigDict()
-    body.name = config_dict.placeholder(str)  # "vit" or "svit"
+    body.name = config_dict.placeholder(str)  # such as "vit", see models/bodies
     body.vit = vit = config_dict.ConfigDict()
     vit.width = config_dict.placeholder(int)  # D, channels of a token
     vit.depth = config_dict.placeholder(int)  # transformer blocks
@@ -66,6 +66,20 @@ def get_config() -> config_dict.ConfigDict:
     svit.head_width = config_dict.placeholder(int)  # channels that are pooled
     svit.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, .1, .4, .6
     svit.remat = config_dict.placeholder(bool)  # as vit.remat
+    for name in ("focal", "focal_conv"):
+        body[name] = focal = config_dict.ConfigDict()
+        focal.widths = config_dict.placeholder(tuple)  # channels of each stage; the first: the embedding's
+        focal.depths = config_dict.placeholder(tuple)  # blocks of each stage
+        focal.heads = config_dict.placeholder(tuple)  # attention heads of each stage; must divide its width
+        focal.window = config_dict.placeholder(int)  # side of the windows: 7
+        focal.focal_windows = config_dict.placeholder(tuple)  # side of the square of pooled windows, odd, of each stage
+        focal.expands = config_dict.placeholder(tuple)  # width of the strips around a window, of each stage; 0: none
+        focal.wrap = config_dict.placeholder(bool)  # a border sees the opposite one, as with the authors
+        focal.mlp_ratio = config_dict.placeholder(int)  # hidden width of the MLPs over that of their stage
+        focal.layer_scale = config_dict.placeholder(tuple)  # of each stage, what branches are first multiplied by
+        focal.halving_kernel = config_dict.placeholder(int)  # of the convolution between stages: 2, or 3 (focal_conv)
+        focal.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, 0.2
+        focal.remat = config_dict.placeholder(bool)  # as vit.remat
 
     model.embedding = embedding = config_dict.ConfigDict()
     embedding.name = config_dict.placeholder(str)  # such as "stce", see models/embeddings

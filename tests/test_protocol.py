@@ -43,6 +43,11 @@ TINY = {
     "embedding": {"patch_size": 4, "stem_widths": (8, 16), "stem_strides": (2, 2)},
     "reduction": {"blocks": (1,), "initial_tokens": 16},
     "body svit": {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2), "cells": (2, 1), "layer_scale": (0.0, 0.1)},
+    **dict.fromkeys(
+        ("body focal", "body focal_conv"),
+        {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2), "layer_scale": (0.0, 0.1)}
+        | {"window": 2, "focal_windows": (3, 1), "expands": (1, 1)},
+    ),
 }
 
 
@@ -137,6 +142,7 @@ def photos(tmp_path_factory):
 
 # What others resemble the quick tier does without; the other tier has every entry.
 SLOW = {f"embedding {name}" for name in ("conv", "conv1x1", "earlyconv", "hcformer", "svit")} | {"body svit"}
+SLOW |= {"body focal", "body focal_conv"}
 SLOW |= {f"reduction {name}" for name in REDUCTIONS if name not in ("evit", "tome")}
 
 

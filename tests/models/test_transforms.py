@@ -30,6 +30,7 @@ TINY = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "patch_size": 6, "st
 TINY |= {"stem_strides": (2, 1), "cell": 2, "iterations": 2, "blocks": (1,)}
 STAGES = {"widths": (16, 12), "depths": (1, 1), "heads": (2, 3), "cells": (2, 1), "layer_scale": (0.0, 0.1)}
 STAGES |= {"mlp_ratio": 2, "head_width": 8, "drop_path": 0.0}
+STAGES |= {"window": 2, "focal_windows": (3, 1), "expands": (1, 1)}
 IMAGES = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), jnp.float32)
 FEATURES = jax.ShapeDtypeStruct((2, 5, 4, 3), jnp.float32)
 VALUES = jax.ShapeDtypeStruct((2, 5, 16), jnp.float32)
@@ -43,6 +44,7 @@ LAYERS = {  # name -> (options, inputs)
     "DepthwiseResidual": ({}, FEATURES),
     "ConvFFN": ({"hidden": 6}, FEATURES),
     "ConvMerging": ({"features": 6}, FEATURES),
+    "NormedHalving": ({"features": 6}, FEATURES),
     "LayerScale": ({"initial": 0.1}, FEATURES),
 }
 KINDS = {
@@ -82,6 +84,7 @@ MODULES = {
 # Convolution stems are all alike: the quick tier does with one.
 SLOW = {"embedding conv1x1", "embedding earlyconv", "layer ConvModule", "layer EarlyConvModule", "body vit"}
 SLOW |= {"body svit", "embedding svit", "embedding hcformer"}
+SLOW |= {"body focal", "body focal_conv"}
 each = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODULES]
 )

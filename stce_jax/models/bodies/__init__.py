@@ -30,6 +30,7 @@ from typing import Any, Protocol
 
 from jaxtyping import Array, Float, Shaped
 
+from stce_jax.models.bodies.focal import Focal, FocalConv
 from stce_jax.models.bodies.svit import SViT
 from stce_jax.models.bodies.vit import VisionTransformer
 from stce_jax.models.tokens import Tokens
@@ -37,6 +38,8 @@ from stce_jax.models.tokens import Tokens
 BODIES: dict[str, Any] = {  # name -> linen module class
     "vit": VisionTransformer,
     "svit": SViT,
+    "focal": Focal,
+    "focal_conv": FocalConv,
 }
 
 
