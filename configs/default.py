@@ -80,6 +80,23 @@ def get_config() -> config_dict.ConfigDict:
         focal.halving_kernel = config_dict.placeholder(int)  # of the convolution between stages: 2, or 3 (focal_conv)
         focal.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, 0.2
         focal.remat = config_dict.placeholder(bool)  # as vit.remat
+    for name in ("dat", "datpp"):
+        body[name] = dat = config_dict.ConfigDict()
+        dat.widths = config_dict.placeholder(tuple)  # channels of each stage; the first: the embedding's
+        dat.heads = config_dict.placeholder(tuple)  # attention heads of each stage; must divide its width
+        dat.kinds = config_dict.placeholder(
+            tuple
+        )  # letters of each stage's blocks: L, S, D (N): ("LS", "LD"), see docs
+        dat.windows = config_dict.placeholder(tuple)  # side of the windows of L and S in each stage
+        dat.groups = config_dict.placeholder(tuple)  # groups of channels of D in each stage; must divide its heads
+        dat.kernels = config_dict.placeholder(tuple)  # side of the kernel that makes the offsets of D in each stage
+        dat.strides = config_dict.placeholder(tuple)  # steps between two samples of D in each stage
+        dat.offset_ranges = config_dict.placeholder(tuple)  # how far samples of D may lie from their place; 0: anywhere
+        dat.mlp_ratio = config_dict.placeholder(int)  # hidden width of the MLPs over that of their stage
+        dat.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, 0.2
+        dat.remat = config_dict.placeholder(bool)  # as vit.remat
+    body.datpp.neighbourhoods = config_dict.placeholder(tuple)  # side of the square of N in each stage, odd
+    body.datpp.layer_scale = config_dict.placeholder(tuple)  # as svit.layer_scale
 
     model.embedding = embedding = config_dict.ConfigDict()
     embedding.name = config_dict.placeholder(str)  # such as "stce", see models/embeddings
@@ -114,6 +131,7 @@ def get_config() -> config_dict.ConfigDict:
     overlap_patch.patch_size = config_dict.placeholder(int)  # side of the kernel in pixels: 7
     overlap_patch.patch_stride = config_dict.placeholder(int)  # pixels between two tokens: 4
     overlap_patch.patch_padding = config_dict.placeholder(int)  # pixels of zeros around the image: 2
+    embedding.datpp = config_dict.ConfigDict()  # it has no options
 
     model.reduction = reduction = config_dict.ConfigDict()
     reduction.name = config_dict.placeholder(str)  # such as "evit", see models/reductions; None: no reduction

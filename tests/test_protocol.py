@@ -43,10 +43,16 @@ TINY = {
     "embedding": {"patch_size": 4, "stem_widths": (8, 16), "stem_strides": (2, 2)},
     "reduction": {"blocks": (1,), "initial_tokens": 16},
     "body svit": {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2), "cells": (2, 1), "layer_scale": (0.0, 0.1)},
+    **{
+        f"body {name}": {"widths": (8, 16), "heads": (2, 2), "kinds": kinds, "windows": (2, 2), "groups": (1, 2)}
+        | {"kernels": (3, 3), "strides": (2, 1), "offset_ranges": (2.0, 0.0), "neighbourhoods": (3, 3)}
+        | {"layer_scale": (0.0, 0.1)}
+        for name, kinds in (("dat", ("S", "D")), ("datpp", ("N", "D")))
+    },
     **dict.fromkeys(
         ("body focal", "body focal_conv"),
         {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2), "layer_scale": (0.0, 0.1)}
-        | {"window": 2, "focal_windows": (3, 1), "expands": (1, 1)},
+        | {"window": 2, "focal_windows": (3, 1), "expands": (1, 0)},
     ),
 }
 
@@ -142,7 +148,7 @@ def photos(tmp_path_factory):
 
 # What others resemble the quick tier does without; the other tier has every entry.
 SLOW = {f"embedding {name}" for name in ("conv", "conv1x1", "earlyconv", "hcformer", "svit")} | {"body svit"}
-SLOW |= {"body focal", "body focal_conv"}
+SLOW |= {"body focal", "body focal_conv", "body dat", "body datpp", "embedding datpp"}
 SLOW |= {f"reduction {name}" for name in REDUCTIONS if name not in ("evit", "tome")}
 
 

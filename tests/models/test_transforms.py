@@ -31,6 +31,8 @@ TINY |= {"stem_strides": (2, 1), "cell": 2, "iterations": 2, "blocks": (1,)}
 STAGES = {"widths": (16, 12), "depths": (1, 1), "heads": (2, 3), "cells": (2, 1), "layer_scale": (0.0, 0.1)}
 STAGES |= {"mlp_ratio": 2, "head_width": 8, "drop_path": 0.0}
 STAGES |= {"window": 2, "focal_windows": (3, 1), "expands": (1, 1)}
+STAGES |= {"windows": (2, 2), "groups": (1, 1), "kernels": (3, 3), "strides": (1, 1), "offset_ranges": (2.0, 0.0)}
+STAGES |= {"kinds": ("S", "D"), "neighbourhoods": (3, 3)}
 IMAGES = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), jnp.float32)
 FEATURES = jax.ShapeDtypeStruct((2, 5, 4, 3), jnp.float32)
 VALUES = jax.ShapeDtypeStruct((2, 5, 16), jnp.float32)
@@ -64,6 +66,7 @@ def tiny(module, **options):
 def model(name, **options):
     known = model_options(name, **{part: options[part] for part in ("embedding", "reduction") if part in options})
     sizes = {**TINY, **STAGES} if "widths" in known else TINY
+    sizes = {**sizes, "kinds": ("N", "D")} if "neighbourhoods" in known else sizes
     options |= {key: value for key, value in sizes.items() if key in known}
     return stce_jax.create_model(name, num_classes=3, image_size=SIZE, **options)
 
@@ -84,7 +87,7 @@ MODULES = {
 # Convolution stems are all alike: the quick tier does with one.
 SLOW = {"embedding conv1x1", "embedding earlyconv", "layer ConvModule", "layer EarlyConvModule", "body vit"}
 SLOW |= {"body svit", "embedding svit", "embedding hcformer"}
-SLOW |= {"body focal", "body focal_conv"}
+SLOW |= {"body focal", "body focal_conv", "body dat", "body datpp", "embedding datpp"}
 each = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODULES]
 )

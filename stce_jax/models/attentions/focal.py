@@ -84,13 +84,13 @@ class FocalAttention(nn.Module):
         key, value = (
             part.reshape(*part.shape[:3], self.heads, channels // self.heads) for part in jnp.split(keys, 2, axis=-1)
         )
-        query = to_windows(query.reshape(batch, *size, channels), (side, side))
-        query = query.reshape(*query.shape[:3], self.heads, channels // self.heads)
+        windows = to_windows(query.reshape(batch, *size, channels), (side, side))  # [B, n, N, C]
+        query = windows.reshape(*windows.shape[:3], self.heads, channels // self.heads)
         bias = self._bias(size)
         # An image at a time, so that one bias serves all of them.
         attend = jax.vmap(lambda *operands: dot_product_attention(*operands, bias=bias))
         outputs = attend(query, key, value).reshape(-1, channels)  # [B n N, C]
-        outputs = linear(channels, self.dtype, "out")(outputs).reshape(batch, -1, side**2, channels)
+        outputs = linear(channels, self.dtype, "out")(outputs).reshape(windows.shape)
         return from_windows(outputs, size, (side, side))[:, :height, :width]
 
     def _bias(self, size: tuple[int, int]) -> Float[Array, "n A N K"]:

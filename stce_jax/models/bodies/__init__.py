@@ -30,6 +30,8 @@ from typing import Any, Protocol
 
 from jaxtyping import Array, Float, Shaped
 
+from stce_jax.models.bodies.dat import DAT
+from stce_jax.models.bodies.datpp import DATPlus
 from stce_jax.models.bodies.focal import Focal, FocalConv
 from stce_jax.models.bodies.svit import SViT
 from stce_jax.models.bodies.vit import VisionTransformer
@@ -40,6 +42,8 @@ BODIES: dict[str, Any] = {  # name -> linen module class
     "svit": SViT,
     "focal": Focal,
     "focal_conv": FocalConv,
+    "dat": DAT,
+    "datpp": DATPlus,
 }
 
 

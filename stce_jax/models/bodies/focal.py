@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.errors import ConfigError, check_range, check_whole, shown
+from stce_jax.errors import check_whole
 from stce_jax.models.attentions.focal import FocalAttention
 from stce_jax.models.bodies.stages import (
     DEPTHS,
@@ -22,7 +22,9 @@ from stce_jax.models.bodies.stages import (
     StagedBody,
     add_branch,
     as_tokens,
+    odd,
     refuse_small,
+    share,
     whole,
 )
 from stce_jax.models.bodies.tables import fit_tables
@@ -110,8 +112,8 @@ class Focal(StagedBody):
     def check(self) -> None:
         """Raises ConfigError if the options cannot work."""
         check_whole("model option window", self.window, 1, LARGEST_WINDOW)
-        checks = {"widths": WIDTHS, "depths": DEPTHS, "heads": HEADS, "focal_windows": _odd}
-        self.check_stages({**checks, "expands": whole(0, self.window), "layer_scale": _share})
+        checks = {"widths": WIDTHS, "depths": DEPTHS, "heads": HEADS, "focal_windows": odd(LARGEST_WINDOW)}
+        self.check_stages({**checks, "expands": whole(0, self.window), "layer_scale": share})
         check_whole("model option mlp_ratio", self.mlp_ratio, 1, 64)
         check_whole("model option halving_kernel", self.halving_kernel, 2, 3)
 
@@ -186,13 +188,3 @@ class FocalConv(Focal):
     halving_kernel: int = 3
 
     EMBEDDING: ClassVar[str] = "overlap_patch"
-
-
-def _share(what: str, entry: Any) -> None:
-    check_range(what, entry, 0, 1)
-
-
-def _odd(what: str, entry: Any) -> None:
-    check_whole(what, entry, 1, LARGEST_WINDOW)
-    if entry % 2 == 0:
-        raise ConfigError(f"{what} is {shown(entry)}; it must be odd, such as {entry + 1}")

@@ -30,6 +30,22 @@ def whole(lowest: int, highest: int) -> Check:
 WIDTHS, DEPTHS, HEADS = whole(1, 16_384), whole(1, 1024), whole(1, 1024)
 
 
+def odd(highest: int) -> Check:
+    """The check of an odd number up to this one."""
+
+    def check(what: str, entry: Any) -> None:
+        check_whole(what, entry, 1, highest)
+        if entry % 2 == 0:
+            raise ConfigError(f"{what} is {shown(entry)}; it must be odd, such as {entry + 1}")
+
+    return check
+
+
+def share(what: str, entry: Any) -> None:
+    """The check of a number in 0..1."""
+    check_range(what, entry, 0, 1)
+
+
 class StagedBody(nn.Module):
     """The protocol of a body, see `bodies`, but for `tokens` and `unshaped_options`, which each body has of its own.
 

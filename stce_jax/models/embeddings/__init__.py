@@ -19,6 +19,7 @@ A new embedding is one new file here and one line in the table; one's own, outsi
 from typing import Any
 
 from stce_jax.models.embeddings.conv import Conv1x1Embed, ConvEmbed
+from stce_jax.models.embeddings.datpp import DATPlusEmbed
 from stce_jax.models.embeddings.earlyconv import EarlyConvEmbed
 from stce_jax.models.embeddings.hcformer import HCFormerEmbed
 from stce_jax.models.embeddings.linear_patch import LinearPatchEmbed
@@ -37,4 +38,5 @@ EMBEDDINGS: dict[str, Any] = {  # name -> linen module class
     "svit": SViTEmbed,
     "linear_patch": LinearPatchEmbed,
     "overlap_patch": OverlapPatchEmbed,
+    "datpp": DATPlusEmbed,
 }
