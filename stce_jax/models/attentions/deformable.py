@@ -152,8 +152,8 @@ class DeformableAttention(nn.Module):
         counts = np.array(offsets.shape[1:3]) - int(self.corners)
         if self.offset_range:
             # The authors' steps are float32 also where everything else is float64.
-            steps = (1.0 / counts).astype(np.float32).astype(offsets.dtype)
-            offsets = jnp.tanh(offsets) * of_rank(4, steps) * self.offset_range
+            steps = (1.0 / counts).astype(np.float32)[None, None, None]
+            offsets = jnp.tanh(offsets) * steps.astype(offsets.dtype) * self.offset_range
         axes = [(np.arange(side) + 0.5) / count * 2 - 1 for side, count in zip(offsets.shape[1:3], counts, strict=True)]
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)[None]  # [1, h, w, 2]
         positions = offsets + grid.astype(offsets.dtype)
@@ -174,10 +174,11 @@ class DeformableAttention(nn.Module):
         table = self.param("bias_table", nn.initializers.truncated_normal(0.01, -200.0, 200.0), shape, jnp.float32)
         table = table.reshape(groups, self.heads // groups, *shape[1:])  # a group's heads lie side by side
         if self.corners:
-            axes = [np.arange(side) / (side - 1) * 2 - 1 for side in size]
+            down, right = (np.arange(side) / (side - 1) * 2 - 1 for side in size)
         else:
-            axes = [(np.arange(side) + 0.5) / side * 2 - 1 for side in size]
-        return sample_differences(table, *axes, positions).reshape(batch, self.heads, size[0] * size[1], samples)
+            down, right = ((np.arange(side) + 0.5) / side * 2 - 1 for side in size)
+        biases = sample_differences(table, down, right, positions)  # [B, G, A / G, H, W, S]
+        return biases.reshape(batch, self.heads, size[0] * size[1], samples)
 
     def _linear(self, rows: Array, features: int, name: str, *, bias: bool = True) -> Array:
         options: dict[str, Any] = uniform_initializers(rows.shape[-1])
