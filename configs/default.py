@@ -43,7 +43,7 @@ def get_config() -> config_dict.ConfigDict:
     model.dtype = config_dict.placeholder(str)  # of the computation: "float32" or "bfloat16"; parameters are float32
 
     model.body = body = config_dict.ConfigDict()
-    body.name = config_dict.placeholder(str)  # such as "vit", see models/bodies
+    body.name = config_dict.placeholder(str)  # such as "vit" or "swin", see models/bodies
     body.vit = vit = config_dict.ConfigDict()
     vit.width = config_dict.placeholder(int)  # D, channels of a token
     vit.depth = config_dict.placeholder(int)  # transformer blocks
@@ -66,6 +66,16 @@ def get_config() -> config_dict.ConfigDict:
     svit.head_width = config_dict.placeholder(int)  # channels that are pooled
     svit.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, .1, .4, .6
     svit.remat = config_dict.placeholder(bool)  # as vit.remat
+    body.swin = swin = config_dict.ConfigDict()
+    swin.widths = config_dict.placeholder(tuple)  # channels of each stage; the first: the embedding's
+    swin.depths = config_dict.placeholder(tuple)  # blocks of each stage; every second has shifted windows
+    swin.heads = config_dict.placeholder(tuple)  # attention heads of each stage; must divide its width
+    swin.window = config_dict.placeholder(int)  # places along a side of the windows
+    swin.mlp_ratio = config_dict.placeholder(int)  # hidden width of the MLPs over that of their stage
+    swin.downsample = config_dict.placeholder(str)  # between stages: "merging", or "stce", clustering in its place
+    swin.downsample_iterations = config_dict.placeholder(int)  # T of that clustering
+    swin.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, .2, .3, .5
+    swin.remat = config_dict.placeholder(bool)  # as vit.remat
     for name in ("focal", "focal_conv"):
         body[name] = focal = config_dict.ConfigDict()
         focal.widths = config_dict.placeholder(tuple)  # channels of each stage; the first: the embedding's
@@ -84,9 +94,7 @@ def get_config() -> config_dict.ConfigDict:
         body[name] = dat = config_dict.ConfigDict()
         dat.widths = config_dict.placeholder(tuple)  # channels of each stage; the first: the embedding's
         dat.heads = config_dict.placeholder(tuple)  # attention heads of each stage; must divide its width
-        dat.kinds = config_dict.placeholder(
-            tuple
-        )  # letters of each stage's blocks: L, S, D (N): ("LS", "LD"), see docs
+        dat.kinds = config_dict.placeholder(tuple)  # letters of each stage's blocks, such as ("LS", "LD"): L, S, D, (N)
         dat.windows = config_dict.placeholder(tuple)  # side of the windows of L and S in each stage
         dat.groups = config_dict.placeholder(tuple)  # groups of channels of D in each stage; must divide its heads
         dat.kernels = config_dict.placeholder(tuple)  # side of the kernel that makes the offsets of D in each stage

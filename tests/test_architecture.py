@@ -39,10 +39,11 @@ MODELS = {
     "contracts": set(),
     "layers": {"ops", "tokens"},
     "conv_layers": {"ops", "tokens", "layers"},
+    "downsampling": LAYERS,
     "attentions": {*LAYERS, "attentions"},
     "embeddings": {*LAYERS, "attentions", "embeddings"},
     "reductions": {*LAYERS, "reductions"},
-    "bodies": {*LAYERS, "attentions", "embeddings", "reductions", "bodies"},
+    "bodies": {*LAYERS, "downsampling", "attentions", "embeddings", "reductions", "bodies"},
     "factory": {*LAYERS, "attentions", "embeddings", "reductions", "bodies", "contracts"},
     "__init__": set(),
 }

@@ -43,6 +43,7 @@ TINY = {
     "embedding": {"patch_size": 4, "stem_widths": (8, 16), "stem_strides": (2, 2)},
     "reduction": {"blocks": (1,), "initial_tokens": 16},
     "body svit": {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2), "cells": (2, 1), "layer_scale": (0.0, 0.1)},
+    "body swin": {"widths": (8, 16), "depths": (2, 1), "heads": (2, 2), "window": 2},
     **{
         f"body {name}": {"widths": (8, 16), "heads": (2, 2), "kinds": kinds, "windows": (2, 2), "groups": (1, 2)}
         | {"kernels": (3, 3), "strides": (2, 1), "offset_ranges": (2.0, 0.0), "neighbourhoods": (3, 3)}
@@ -147,7 +148,10 @@ def photos(tmp_path_factory):
 
 
 # What others resemble the quick tier does without; the other tier has every entry.
-SLOW = {f"embedding {name}" for name in ("conv", "conv1x1", "earlyconv", "hcformer", "svit")} | {"body svit"}
+SLOW = {f"embedding {name}" for name in ("conv", "conv1x1", "earlyconv", "hcformer", "svit")} | {
+    "body svit",
+    "body swin",
+}
 SLOW |= {"body focal", "body focal_conv", "body dat", "body datpp", "embedding datpp"}
 SLOW |= {f"reduction {name}" for name in REDUCTIONS if name not in ("evit", "tome")}
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import stce_jax
 from stce_jax.errors import ConfigError
-from stce_jax.models import conv_layers, layers
+from stce_jax.models import conv_layers, downsampling, layers
 from stce_jax.models.bodies import BODIES
 from stce_jax.models.embeddings import EMBEDDINGS
 from stce_jax.models.factory import model_options, presets
@@ -48,10 +48,12 @@ LAYERS = {  # name -> (options, inputs)
     "ConvMerging": ({"features": 6}, FEATURES),
     "NormedHalving": ({"features": 6}, FEATURES),
     "LayerScale": ({"initial": 0.1}, FEATURES),
+    "PatchMerging": ({"features": 6}, FEATURES),
+    "SuperTokenDownsample": ({"features": 6}, FEATURES),
 }
 KINDS = {
     name: value
-    for file in (layers, conv_layers)
+    for file in (layers, conv_layers, downsampling)
     for name, value in vars(file).items()
     if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == file.__name__
 }
@@ -86,7 +88,7 @@ MODULES = {
 }
 # Convolution stems are all alike: the quick tier does with one.
 SLOW = {"embedding conv1x1", "embedding earlyconv", "layer ConvModule", "layer EarlyConvModule", "body vit"}
-SLOW |= {"body svit", "embedding svit", "embedding hcformer"}
+SLOW |= {"body svit", "body swin", "embedding svit", "embedding hcformer"}
 SLOW |= {"body focal", "body focal_conv", "body dat", "body datpp", "embedding datpp"}
 each = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODULES]

@@ -20,7 +20,7 @@ from stce_jax.models.embeddings.patch import PatchEmbed  # noqa: E402
 from stce_jax.models.factory import create_model  # noqa: E402
 from stce_jax.models.ops.activations import gelu  # noqa: E402
 from stce_jax.models.ops.attention import attention_weights, dot_product_attention  # noqa: E402
-from stce_jax.models.ops.positions import resize_position_embedding  # noqa: E402
+from stce_jax.models.ops.positions import resize_bicubic, resize_position_embedding  # noqa: E402
 from stce_jax.models.ops.supertoken import cluster_super_tokens  # noqa: E402
 from stce_jax.models.tokens import Tokens  # noqa: E402
 
@@ -279,6 +279,13 @@ def test_position_embedding_is_resized_as_by_pytorch(new_grid):
     resized = resize_position_embedding(embedding.reshape(1, 30, 8), (6, 5), new_grid)
     expected = F.interpolate(to_torch(embedding), new_grid, mode="bicubic", antialias=True)
     np.testing.assert_allclose(resized.reshape(1, *new_grid, 8), from_torch(expected), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("new_grid", [(9, 12), (3, 2), (6, 5)], ids=["larger", "smaller", "same"])
+def test_bicubic_without_antialiasing_is_pytorchs(new_grid):
+    grid = normal((6, 5, 8)).astype(np.float64)
+    expected = F.interpolate(to_torch(grid[None]), new_grid, mode="bicubic", align_corners=False)
+    np.testing.assert_allclose(resize_bicubic(grid, new_grid), from_torch(expected)[0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("differentiable", [False, True], ids=["constant-affinity", "differentiable"])

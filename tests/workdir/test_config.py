@@ -15,6 +15,9 @@ TABLES = [f"tables/{table}" for table in ("scales", "table1", "table6", "table7"
 NAMES = [
     *("default", "digits", "digits:patch", "digits:conv", "small_folder", "small_folder:patch", "small_folder:conv"),
     *PAPERS,
+    "swin_t",
+    "focal_t",
+    "dat_t",
     *(f"{table}{scale}" for table in TABLES for scale in ("", ":small", ":smoke")),
 ]
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from stce_jax.models.conv_layers import LAYER_NORM_EPSILON, uniform_initializers
 from stce_jax.models.layers import LayerNorm, linear
 from stce_jax.models.ops.activations import gelu
-from stce_jax.models.ops.attention import dot_product_attention
+from stce_jax.models.ops.attention import dot_product_attention, fused_kernel
 from stce_jax.models.ops.precision import of_rank, widened
 from stce_jax.models.ops.sampling import sample_bilinear, sample_differences
 
@@ -138,7 +138,9 @@ class DeformableAttention(nn.Module):
         heads = (self.heads, channels // self.heads)
         query = query.reshape(batch, height * width, *heads)
         key, value = (self._linear(samples, channels, name).reshape(batch, count, *heads) for name in ("key", "value"))
-        outputs = dot_product_attention(query, key, value, bias=bias)  # [B, H W, A, E]
+        # By products on every device: cuDNN's kernel has no gradient of a bias for each image.
+        with fused_kernel(False):
+            outputs = dot_product_attention(query, key, value, bias=bias)  # [B, H W, A, E]
         return self._linear(outputs.reshape(-1, channels), channels, "out").reshape(features.shape)
 
     def positions(self, offsets: Float[Array, "B h w 2"]) -> Float[Array, "B h w 2"]:

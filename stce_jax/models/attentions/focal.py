@@ -153,9 +153,13 @@ def pooled_bias(table: Float[Array, "A offsets"], side: int, reach: int) -> Floa
 
     The published code subtracts the pooled window's place among the f x f from the query's among the w x w.
     """
-    axis = np.arange(side)[:, None] - np.arange(reach) + reach - 1  # [w, f]
-    index = axis[:, None, :, None] * (side + reach - 1) + axis[None, :, None, :]  # [w, w, f, f]
-    return table[:, index.reshape(side**2, reach**2)]
+    heads, line = table.shape[0], side + reach - 1
+    offsets = table.reshape(heads, line, line)
+    # By slices, as the gradient of a gather would be a scatter: for each row, then column, of the pooled windows.
+    starts = range(reach - 1, -1, -1)
+    rows = jnp.stack([offsets[:, start : start + side] for start in starts], axis=2)  # [A, w, f, w + f - 1]
+    both = jnp.stack([rows[..., start : start + side] for start in starts], axis=-1)  # [A, w, f, w, f]
+    return both.transpose(0, 1, 3, 2, 4).reshape(heads, side**2, reach**2)
 
 
 def came_round(size: tuple[int, int], side: int, expand: int) -> Float[np.ndarray, "n S"]:

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.models.layers import linear, truncated_normal
-from stce_jax.models.ops.attention import dot_product_attention
+from stce_jax.models.ops.attention import dot_product_attention, fused_kernel
 from stce_jax.models.ops.windows import from_windows, to_windows
 
 UNSEEN = -1e9  # added to a logit, it leaves a weight of exactly 0 in float32 and in float64
@@ -77,9 +77,11 @@ class NeighbourhoodAttention(nn.Module):
         heads = (batch, query.shape[1], down.span * right.span, self.heads, channels // self.heads)
         key, value = (part.reshape(heads) for part in jnp.split(spans, 2, axis=-1))
         bias = self._bias(down, right)
-        # An image at a time, so that one bias serves all of them.
-        attend = jax.vmap(lambda *operands: dot_product_attention(*operands, bias=bias))
-        outputs = from_windows(attend(query, key, value).reshape(*query.shape[:3], channels), size, tile)
+        # An image at a time, so that one bias serves all of them; by products, as in `WindowAttention`.
+        with fused_kernel(False):
+            attend = jax.vmap(lambda *operands: dot_product_attention(*operands, bias=bias))
+            attended = attend(query, key, value).reshape(*query.shape[:3], channels)
+        outputs = from_windows(attended, size, tile)
         outputs = outputs[:, :height, :width].reshape(-1, channels)
         return linear(channels, self.dtype, "out", **options)(outputs).reshape(features.shape)
 

@@ -34,12 +34,14 @@ from stce_jax.models.bodies.dat import DAT
 from stce_jax.models.bodies.datpp import DATPlus
 from stce_jax.models.bodies.focal import Focal, FocalConv
 from stce_jax.models.bodies.svit import SViT
+from stce_jax.models.bodies.swin import Swin
 from stce_jax.models.bodies.vit import VisionTransformer
 from stce_jax.models.tokens import Tokens
 
 BODIES: dict[str, Any] = {  # name -> linen module class
     "vit": VisionTransformer,
     "svit": SViT,
+    "swin": Swin,
     "focal": Focal,
     "focal_conv": FocalConv,
     "dat": DAT,

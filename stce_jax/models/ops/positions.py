@@ -35,3 +35,34 @@ def resize_position_embedding(
     image = embedding.reshape(1, *old_grid, width)  # [1, h, w, D]
     image = jax.image.resize(image, (1, *new_grid, width), method="bicubic")
     return image.reshape(1, new_grid[0] * new_grid[1], width)  # [1, M, D]
+
+
+def resize_bicubic(grid: Float[np.ndarray, "h w D"], size: tuple[int, int]) -> Float[np.ndarray, "H W D"]:
+    """Resamples a grid as PyTorch's F.interpolate(mode="bicubic", align_corners=False), without antialiasing.
+
+    That is cubic convolution (Keys 1981) with a = -0.75, where `jax.image.resize` has -0.5; beyond the border lies its
+    last value. In NumPy and double precision: every process of a run gets the same array.
+
+    Args:
+      grid: any floats.
+      size: (H, W), each >= 1.
+
+    Returns:
+      An array of the grid's dtype.
+    """
+    rows, columns = (_bicubic_matrix(old, new) for old, new in zip(grid.shape[:2], size, strict=True))
+    resized = np.einsum("Hh,Ww,hwd->HWd", rows, columns, grid.astype(np.float64), optimize=True)
+    return resized.astype(grid.dtype)
+
+
+def _bicubic_matrix(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """What each of `new` places along a line takes of each of `old`."""
+    place = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(place).astype(int) - 1  # of the four places that one is made of
+    taken = first[:, None] + np.arange(4)  # [new, 4]
+    distance = np.abs(place[:, None] - taken)
+    near = (1.25 * distance - 2.25) * distance**2 + 1.0  # up to 1, a = -0.75
+    far = -0.75 * (((distance - 5.0) * distance + 8.0) * distance - 4.0)  # up to 2
+    matrix = np.zeros((new, old))
+    np.add.at(matrix, (np.arange(new)[:, None], taken.clip(0, old - 1)), np.where(distance <= 1.0, near, far))
+    return matrix

@@ -4,6 +4,7 @@ Shape letters: B batch, H W feature height and width, C channels, a b rows and c
 N = a b places of a window, A attention heads.
 """
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -30,15 +31,30 @@ def from_windows(windows: Float[Array, "B n N C"], size: Pair, window: Pair) -> 
 def relative_bias(table: Float[Array, "offsets A"], of: Pair, window: Pair) -> Float[Array, "A N N"]:
     """The bias of each query's place and key's place, from a table of their offsets (Swin, Liu et al. 2021).
 
+    By slices and reshapes alone: a gather's gradient would be a scatter, slow or in no fixed order on accelerators.
+
     Args:
       table: row (dy + a - 1) (2 b - 1) + dx + b - 1 is for a query that lies (dy, dx) behind its key, (a, b) = `of`.
       of: rows and columns of the window that the table is made for.
       window: rows and columns of the actual one, at most as many.
     """
-    row, column = (axis.reshape(-1) for axis in np.meshgrid(*map(np.arange, window), indexing="ij"))  # each [N]
-    down, right = (place[:, None] - place[None, :] for place in (row, column))  # [N, N]
-    index = (down + of[0] - 1) * (2 * of[1] - 1) + right + of[1] - 1
-    return table[index.reshape(-1)].reshape(*index.shape, -1).transpose(2, 0, 1)
+    (rows, columns), heads = window, table.shape[1]
+    offsets = table.reshape(2 * of[0] - 1, 2 * of[1] - 1, heads)
+    seen = offsets[of[0] - rows : of[0] + rows - 1, of[1] - columns : of[1] + columns - 1]  # [2 a - 1, 2 b - 1, A]
+    by_row = _by_places(seen).transpose(2, 0, 1, 3)  # [2 b - 1, a of keys, a of queries, A]
+    both = _by_places(by_row)  # [b of keys, b of queries, a of keys, a of queries, A]
+    return both.transpose(4, 3, 1, 2, 0).reshape(heads, rows * columns, rows * columns)
+
+
+def _by_places(offsets: Float[Array, "differences *rest"]) -> Float[Array, "keys queries *rest"]:
+    """Entry query - key + n - 1 of 2 n - 1 entries for each pair of n places: each row begins one entry further left.
+
+    Rows of 2 n entries, the last of which is a filler, one after the other, are read as rows of 2 n - 1.
+    """
+    count, rest = (offsets.shape[0] + 1) // 2, offsets.shape[1:]
+    filled = jnp.pad(offsets, ((0, 1), *[(0, 0)] * len(rest)))  # [2 n, ...]
+    line = jnp.broadcast_to(filled[None], (count, *filled.shape)).reshape(-1, *rest)[: count * (2 * count - 1)]
+    return line.reshape(count, 2 * count - 1, *rest)[:, count - 1 :]
 
 
 def shift_mask(size: Pair, window: Pair, shift: Pair) -> Float[np.ndarray, "n N N"]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from stce_jax.models.attentions.window import WindowAttention
+from stce_jax.models.ops import attention
 from stce_jax.models.ops.windows import from_windows, relative_bias, shift_mask, to_windows
 
 HEADS, WIDTH = 2, 8
@@ -65,7 +66,7 @@ def test_a_window_larger_than_the_map_is_one_window_of_the_map():
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.asarray(features)))["params"]
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
     middle = params["bias_table"].reshape(13, 13, HEADS)[3:10, 3:10].reshape(-1, HEADS)
-    found = module.apply({"params": params}, jnp.asarray(features, jnp.float32))
+    found = jax.jit(module.apply)({"params": params}, jnp.asarray(features, jnp.float32))
     np.testing.assert_allclose(found, dense(features, params | {"bias_table": middle}, (4, 4), (0, 0)), atol=2e-4)
 
 
@@ -77,9 +78,43 @@ def test_windows_are_cut_row_by_row_and_put_together_again():
     np.testing.assert_array_equal(from_windows(windows, (4, 6), (2, 3)), features)
 
 
+@pytest.mark.parametrize(("of", "window"), [((3, 4), (3, 4)), ((4, 3), (2, 3)), ((1, 2), (1, 2)), ((2, 2), (1, 1))])
+def test_biases_and_their_gradients_are_those_of_a_gather(of, window):
+    table, rng = np.random.default_rng(0).normal(size=((2 * of[0] - 1) * (2 * of[1] - 1), 2)), np.random.default_rng(1)
+    row, column = (axis.reshape(-1) for axis in np.meshgrid(*map(np.arange, window), indexing="ij"))
+    down, right = (place[:, None] - place[None, :] for place in (row, column))
+    index = (down + of[0] - 1) * (2 * of[1] - 1) + right + of[1] - 1
+    cotangent, expected = rng.normal(size=(2, *index.shape)).astype(np.float32), np.zeros_like(table)
+    np.add.at(expected, index, cotangent.transpose(1, 2, 0))
+
+    @jax.jit
+    def both(table):
+        bias, pull_back = jax.vjp(lambda table: relative_bias(table, of, window), table)
+        return bias, pull_back(cotangent)[0]
+
+    bias, gradient = both(jnp.asarray(table, jnp.float32))
+    np.testing.assert_array_equal(bias, table.astype(np.float32)[index].transpose(2, 0, 1))
+    np.testing.assert_allclose(gradient, expected, atol=1e-5)
+
+
+def test_windows_never_take_the_fused_kernel(monkeypatch):
+    """Whose gradient of a bias that all images share is unknown under vmap."""
+
+    def refuse(*_):
+        raise AssertionError("the fused kernel")
+
+    monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
+    monkeypatch.setattr(attention, "_fused", refuse)
+    query = jnp.ones((2, 4, HEADS, 8), jnp.bfloat16)
+    with pytest.raises(AssertionError, match="the fused kernel"):
+        jax.eval_shape(attention.dot_product_attention, query, query, query)
+    module = WindowAttention(HEADS, (2, 2), (1, 1), jnp.bfloat16)
+    jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.ones((2, 4, 4, WIDTH), jnp.bfloat16)))
+
+
 def test_no_shift_hides_nothing_and_biases_follow_offsets():
     assert not shift_mask((4, 6), (2, 3), (0, 0)).any()
     table = np.arange(9.0)[:, None]
-    bias = relative_bias(jnp.asarray(table), (2, 2), (2, 2))
+    bias = jax.jit(relative_bias, static_argnums=(1, 2))(jnp.asarray(table), (2, 2), (2, 2))
     assert bias.shape == (1, 4, 4) and (np.diag(bias[0]) == 4).all()
     assert bias[0, 0, 3] == 0 and bias[0, 3, 0] == 8 and bias[0, 0, 1] == 3

@@ -119,7 +119,7 @@ def test_weights_of_another_image_size():
     assert found[table].shape == (2, 3, 3) and expected[table].shape == (2, 7, 7)
     fitted, note = model.fit_weights(found, expected, None)
     assert {path: array.shape for path, array in fitted.items()} == {key: leaf.shape for key, leaf in expected.items()}
-    assert note == "tables of positions interpolated"
+    assert note == "tables of relative positions interpolated"
     np.testing.assert_allclose(fitted[table].mean(axis=(1, 2)), found[table].mean(axis=(1, 2)), rtol=0.1)
 
 
