@@ -76,6 +76,30 @@ def get_config() -> config_dict.ConfigDict:
     swin.downsample_iterations = config_dict.placeholder(int)  # T of that clustering
     swin.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, .2, .3, .5
     swin.remat = config_dict.placeholder(bool)  # as vit.remat
+    body.cvt = cvt = config_dict.ConfigDict()
+    cvt.widths = config_dict.placeholder(tuple)  # channels of each stage; the first: the embedding's
+    cvt.depths = config_dict.placeholder(tuple)  # blocks of each stage
+    cvt.heads = config_dict.placeholder(tuple)  # attention heads of each stage; must divide its width
+    cvt.mlp_ratio = config_dict.placeholder(int)  # hidden width of the MLPs over the channels of their stage
+    cvt.class_token = config_dict.placeholder(bool)  # in the last stage; False: the mean of the tokens
+    cvt.projection = config_dict.placeholder(str)  # of queries, keys and values: "conv", or "average"
+    cvt.scale = config_dict.placeholder(str)  # of logits, by "width" (the authors' code) or "head"
+    cvt.activation = config_dict.placeholder(str)  # of the MLPs: "quick_gelu" (the authors' code) or "gelu"
+    cvt.downsample = config_dict.placeholder(str)  # between stages: "conv", or "stce", super-token clustering
+    cvt.drop_path = config_dict.placeholder(float)  # stochastic depth, in the last stage alone; None: the size's, 0.1
+    cvt.remat = config_dict.placeholder(bool)  # as vit.remat
+    body.deit = deit = config_dict.ConfigDict()
+    deit.distilled = config_dict.placeholder(bool)  # a second token and head, without a teacher
+    deit.width = config_dict.placeholder(int)  # D, channels of a token
+    deit.depth = config_dict.placeholder(int)  # transformer blocks
+    deit.heads = config_dict.placeholder(int)  # attention heads; must divide the width
+    deit.mlp_dim = config_dict.placeholder(int)  # hidden width of the MLPs
+    deit.pooling = config_dict.placeholder(str)  # "class" token, or "mean" of the tokens
+    deit.position_embedding = config_dict.placeholder(str)  # "learned" or "sincos2d"
+    deit.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, 0.1
+    deit.dropout = config_dict.placeholder(float)  # rate in attention outputs and MLPs
+    deit.remat = config_dict.placeholder(bool)  # as vit.remat
+    deit.scan_layers = config_dict.placeholder(bool)  # as vit.scan_layers
     for name in ("focal", "focal_conv"):
         body[name] = focal = config_dict.ConfigDict()
         focal.widths = config_dict.placeholder(tuple)  # channels of each stage; the first: the embedding's

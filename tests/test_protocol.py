@@ -44,6 +44,8 @@ TINY = {
     "reduction": {"blocks": (1,), "initial_tokens": 16},
     "body svit": {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2), "cells": (2, 1), "layer_scale": (0.0, 0.1)},
     "body swin": {"widths": (8, 16), "depths": (2, 1), "heads": (2, 2), "window": 2},
+    "body cvt": {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2)},
+    "body deit": {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "distilled": True},
     **{
         f"body {name}": {"widths": (8, 16), "heads": (2, 2), "kinds": kinds, "windows": (2, 2), "groups": (1, 2)}
         | {"kernels": (3, 3), "strides": (2, 1), "offset_ranges": (2.0, 0.0), "neighbourhoods": (3, 3)}
@@ -148,11 +150,8 @@ def photos(tmp_path_factory):
 
 
 # What others resemble the quick tier does without; the other tier has every entry.
-SLOW = {f"embedding {name}" for name in ("conv", "conv1x1", "earlyconv", "hcformer", "svit")} | {
-    "body svit",
-    "body swin",
-}
-SLOW |= {"body focal", "body focal_conv", "body dat", "body datpp", "embedding datpp"}
+SLOW = {f"embedding {name}" for name in EMBEDDINGS if name not in ("patch", "stce")}
+SLOW |= {f"body {name}" for name in BODIES}
 SLOW |= {f"reduction {name}" for name in REDUCTIONS if name not in ("evit", "tome")}
 
 
@@ -299,11 +298,11 @@ def test_visualize(entry, photos, tmp_path):
                 assert len(paths) == 1 and path.endswith(f"0_{kind}.png")
             assert Image.open(path).width > 160
     assert (drawn["reduction"] == "") == (names["reduction"] in REDUCTIONS and names["reduction"] != "toy"), drawn
-    has_super_tokens, has_attention = names["embedding"] == "stce", names["body"] == "vit"
+    has_super_tokens, has_attention = names["embedding"] == "stce", names["body"] != "toy body"
     if names["embedding"] in ("patch", "conv", "stce", "toy embedding"):
         assert (drawn["super_tokens"] == drawn["token_0_1"] == "") == has_super_tokens, drawn
         assert has_super_tokens or "no super tokens; use --attention" in drawn["super_tokens"]
-    if names["body"] in ("vit", "toy body"):
+    if names["body"] in ("vit", "cvt", "deit", "toy body"):
         assert (drawn["attention"] == "") == has_attention, drawn
         assert has_attention or "no class token" in drawn["attention"]
 

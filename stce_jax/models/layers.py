@@ -4,7 +4,7 @@ Shape letters: B batch, N tokens (M of them queries), D model width, A attention
 height and width, C channels.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -81,18 +81,20 @@ class MLP(nn.Module):
       hidden: width between the two.
       dropout: rate after each, 0..1.
       dtype: dtype of the computation; parameters are float32.
+      activation: what stands between, another than the exact GELU.
     """
 
     hidden: int
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    activation: Callable[[jax.Array], jax.Array] = gelu
 
     @nn.compact
     def __call__(self, values: Float[Array, "B N D"], train: bool | None = None) -> Float[Array, "B N D"]:
         width, deterministic = values.shape[-1], not is_training(self, train)
         rows = values.reshape(-1, width)  # [B N, D]: see `Attention`
         hidden = linear(self.hidden, self.dtype, "in")(rows)
-        hidden = nn.Dropout(self.dropout)(gelu(hidden), deterministic=deterministic)
+        hidden = nn.Dropout(self.dropout)(self.activation(hidden), deterministic=deterministic)
         outputs = linear(width, self.dtype, "out")(hidden)
         return nn.Dropout(self.dropout)(outputs, deterministic=deterministic).reshape(values.shape)
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from stce_jax.analysis.drawing import pictures, reductions, sheets
 from stce_jax.analysis.drawing.introspection import (
+    attention_grid,
     check_class_attention,
     check_super_tokens,
     class_attention,
@@ -162,6 +163,7 @@ def _drawer(subject: Subject, kinds: Collection[str], token: tuple[int, int] | N
     find_affinities = jax.jit(functools.partial(iterated_affinities, model))
     find_assignments = jax.jit(functools.partial(reductions.assignments, model))
     names = reductions.stage_names(model, size) if "reduction" in kinds else []
+    apart = attention_grid(model, size)[1]
 
     def draw(seen: UInt8[np.ndarray, "S S 3"], shown: UInt8[np.ndarray, "Y Y 3"]) -> dict[str, Image.Image]:
         pixels = augment.normalize(seen, mean=subject.mean, std=subject.std)[None]  # [1, S, S, 3]
@@ -169,7 +171,7 @@ def _drawer(subject: Subject, kinds: Collection[str], token: tuple[int, int] | N
         if "attention" in kinds:
             weights = np.asarray(find_attention(subject.variables, pixels))[:, 0]  # [depth, rows, columns]
             _check_finite(weights)
-            drawn["attention"] = sheets.attention_sheet(shown, weights, embedding, size)
+            drawn["attention"] = sheets.attention_sheet(shown, weights, embedding, size, apart)
         if "token" in kinds or "super_tokens" in kinds:
             affinities = [np.asarray(affinity)[0] for affinity in find_affinities(subject.variables, pixels)]
             _check_finite(*affinities)

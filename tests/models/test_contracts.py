@@ -18,9 +18,13 @@ SMALL = {"width": 8, "depth": 1, "heads": 2, "mlp_dim": 8}
 
 
 class Embedding(PatchEmbed):
-    """Patches, as a base for embeddings that go wrong."""
+    """Patches of 4x4 pixels whatever the body, as a base for embeddings that go wrong."""
 
     patch_size: int = 4
+
+    @staticmethod
+    def options_for(width, stride):
+        return {}
 
 
 class NoPlaces(Embedding):

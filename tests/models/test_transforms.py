@@ -88,8 +88,7 @@ MODULES = {
 }
 # Convolution stems are all alike: the quick tier does with one.
 SLOW = {"embedding conv1x1", "embedding earlyconv", "layer ConvModule", "layer EarlyConvModule", "body vit"}
-SLOW |= {"body svit", "body swin", "embedding svit", "embedding hcformer"}
-SLOW |= {"body focal", "body focal_conv", "body dat", "body datpp", "embedding datpp"}
+SLOW |= {*(f"body {name}" for name in BODIES), "embedding svit", "embedding datpp", "embedding hcformer"}
 each = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODULES]
 )
@@ -256,8 +255,8 @@ def test_a_named_axis_of_devices(name):
 
 
 def has_axis(module):
-    """The fields of a module, or of a body's embedding."""
-    return getattr(module, "embedding", module).__dataclass_fields__
+    """The fields of a module, and of a body's embedding."""
+    return {**module.__dataclass_fields__, **getattr(module, "embedding", module).__dataclass_fields__}
 
 
 @pytest.mark.parametrize("name", ["GeluBatchNorm", "EarlyConvModule"])

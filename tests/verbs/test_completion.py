@@ -9,8 +9,8 @@ from stce_jax.data.catalog import DATASETS
 from stce_jax.verbs import completion
 from stce_jax.workdir import config as configuration
 
-CONFIGS = {"default", "digits", "patch_vit_s", "conv_vit_s", "stce_vit_s", "small_folder", "swin_t"}
-CONFIGS |= {"focal_t", "dat_t"}
+CONFIGS = {"default", "digits", "patch_vit_s", "conv_vit_s", "stce_vit_s", "small_folder"}
+CONFIGS |= {"cvt_13", "dat_t", "deit_s", "focal_t", "swin_t"}
 
 
 @pytest.fixture(scope="module")

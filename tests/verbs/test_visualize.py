@@ -177,6 +177,15 @@ def test_blocks_lie_in_rows():
     assert picture.size == (7 * (TILE + 4) + 4, 2 * (TILE + LINE) + 4), "12 blocks and the image are not in two rows"
 
 
+def test_fewer_keys_than_tokens_are_drawn_where_they_lie():
+    embedding = create_model("cvt_13", num_classes=0, image_size=32).embedding  # 8x8 tokens, token i at pixel 4 i + 1
+    image, attention = np.zeros((TILE, TILE, 3), np.uint8), np.array([[[0.0, 0.5], [0.0, 0.5]]])
+    picture = visualize.sheets.attention_sheet(image, attention, embedding, 32, apart=4)  # keys at tokens 0 and 4
+    bright = tile_of(picture, 0, 1)[TILE // 2].max(axis=1) > 100
+    first = TILE * 7 // 32  # from pixel 7 on token 2 is the nearest, and key 1 its nearest
+    assert not bright[: first - 2].any() and bright[first + 2 :].all()
+
+
 def test_captions_fit_below_the_smallest_tile():
     from PIL import ImageFont
 

@@ -15,9 +15,7 @@ TABLES = [f"tables/{table}" for table in ("scales", "table1", "table6", "table7"
 NAMES = [
     *("default", "digits", "digits:patch", "digits:conv", "small_folder", "small_folder:patch", "small_folder:conv"),
     *PAPERS,
-    "swin_t",
-    "focal_t",
-    "dat_t",
+    *("cvt_13", "dat_t", "deit_s", "focal_t", "swin_t"),
     *(f"{table}{scale}" for table in TABLES for scale in ("", ":small", ":smoke")),
 ]
 
@@ -96,7 +94,7 @@ def test_overrides(words, key, value):
 @pytest.mark.parametrize(
     "name, words, named",
     [
-        ("digit", [], "there is no config 'digit'; give a .py file, or one of conv_vit_s, default, digits, "),
+        ("digit", [], "there is no config 'digit'; give a .py file, or one of "),
         ("/no/where.py", [], "there is no config '/no/where.py'"),
         ("digits:pach", [], "no variant 'pach'; it has stce, conv, patch"),
         ("default:x", [], "takes no argument"),

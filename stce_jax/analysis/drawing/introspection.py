@@ -78,11 +78,22 @@ def iterated_affinities(
     ]
 
 
+def attention_grid(model: Body, image_size: int) -> tuple[tuple[int, int], int]:
+    """How the keys lie that the class token attends to, (h, w), and how many of the embedding's tokens apart.
+
+    Those are the tokens themselves, unless a body of stages says otherwise.
+    """
+    module: Any = model
+    if hasattr(module, "attention_grid"):
+        return module.attention_grid(image_size, image_size)
+    return model.grid(image_size, image_size), 1
+
+
 def class_attention(model: Body, variables: Variables, images: Float[Array, "B S S 3"]) -> Float[Array, "depth B h w"]:
     """What the class token, the first of the leading ones, attends to in each block, the mean over the heads.
 
     With its attention to the leading tokens, which is left out, it sums to one. Once tokens are reduced, they lie in no
-    grid: the blocks from there on are left out.
+    grid: the blocks from there on are left out. In a body of stages it is the blocks of the last, see `attention_grid`.
 
     Args:
       model: a body.
@@ -95,7 +106,7 @@ def class_attention(model: Body, variables: Variables, images: Float[Array, "B S
     tokens, sown = model.apply(variables, images, train=False, mutable="intermediates", method="tokens")
     if not tokens.leading:
         raise ConfigError(NO_CLASS_TOKEN)
-    rows, columns = model.grid(*images.shape[1:3])
+    (rows, columns), _ = attention_grid(model, images.shape[1])
     drawn = []
     for weights in _sown_attention(sown.get("intermediates", {})):
         if weights.shape[-1] != tokens.leading + rows * columns:

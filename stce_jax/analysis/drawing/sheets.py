@@ -75,7 +75,11 @@ def token_sheet(
 
 
 def attention_sheet(
-    image: UInt8[np.ndarray, "Y Y 3"], attention: Float[np.ndarray, "depth h w"], embedding: nn.Module, side: int
+    image: UInt8[np.ndarray, "Y Y 3"],
+    attention: Float[np.ndarray, "depth h w"],
+    embedding: nn.Module,
+    side: int,
+    apart: int = 1,
 ) -> Image.Image:
     """What the class token attends to in each block.
 
@@ -84,12 +88,18 @@ def attention_sheet(
       attention: see `class_attention`.
       embedding: of the model.
       side: S.
+      apart: how many of the embedding's tokens lie from one key to the next, see `introspection.attention_grid`.
 
     Returns:
       The image and a heat map a block, each of its own scale, which begins at 0 and ends at the block's greatest
       attention. Each token is drawn at its place in the grid.
     """
-    rows, columns = introspection.nearest_tokens(embedding, side, len(image))  # [Y] each
+    tokens = introspection.nearest_tokens(embedding, side, len(image))  # rows and columns, [Y] each
+    # Key i lies where the embedding's token i * apart does, for convolutions between them are centred.
+    rows, columns = (
+        np.minimum((places + apart // 2) // apart, count - 1)
+        for places, count in zip(tokens, attention.shape[1:], strict=True)
+    )
     tiles = [(image, "the image")]
     for number, block in enumerate(attention, 1):
         heat = block[rows[:, None], columns]  # [Y, Y]

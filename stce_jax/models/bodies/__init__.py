@@ -16,11 +16,13 @@ A body is a linen module from images to logits. What every verb knows of a model
   grid(height, width)              -> (h, w), how the last image tokens of such an image lie
   check()                          optional: raises ConfigError if its options cannot work
   at_epoch(epoch)                  optional: -> the body to train with at an epoch of the run, see `at_epoch`
+  attention_grid(height, width)    optional: -> ((h, w), n), how the keys lie that the class token attends to, if not as
+                                   the tokens of `grid`, and how many of the embedding's tokens apart
   unshaped_options()               -> {option: value} of those that change the logits and no parameter's shape
   fit_weights(found, expected, old_grid)
                                    -> (arrays, note): weights of the same body in another form brought to this one's
 
-Blocks sow their attention weights [B, A, N, N] as "attention", which `stce visualize` draws where there are any.
+Blocks sow their attention weights [B, A, N, keys] as "attention", which `stce visualize` draws where there are any.
 Every field but those above is an option, set by `create_model`, or in a config in the section `model.body.NAME`.
 The embedding's tokens are as wide as the option `width` says, or the first of `widths`, if there are stages.
 A new body is one new file here, one line in the table, and its presets in `factory`.
@@ -30,8 +32,10 @@ from typing import Any, Protocol
 
 from jaxtyping import Array, Float, Shaped
 
+from stce_jax.models.bodies.cvt import CvT
 from stce_jax.models.bodies.dat import DAT
 from stce_jax.models.bodies.datpp import DATPlus
+from stce_jax.models.bodies.deit import DeiT
 from stce_jax.models.bodies.focal import Focal, FocalConv
 from stce_jax.models.bodies.svit import SViT
 from stce_jax.models.bodies.swin import Swin
@@ -40,12 +44,14 @@ from stce_jax.models.tokens import Tokens
 
 BODIES: dict[str, Any] = {  # name -> linen module class
     "vit": VisionTransformer,
-    "svit": SViT,
+    "deit": DeiT,
     "swin": Swin,
+    "cvt": CvT,
     "focal": Focal,
     "focal_conv": FocalConv,
     "dat": DAT,
     "datpp": DATPlus,
+    "svit": SViT,
 }
 
 

@@ -108,7 +108,7 @@ class VisionTransformer(nn.Module):
             self.class_token = self.param("class_token", truncated_normal, (1, 1, self.width), jnp.float32)
         if self.position_embedding == "learned":
             rows, columns = self.embedding.grid(*self.image_size)
-            count = rows * columns + (self.pooling == "class")
+            count = rows * columns + self.leading
             self.learned_positions = self.param(
                 "position_embedding", truncated_normal, (1, count, self.width), jnp.float32
             )
@@ -118,18 +118,35 @@ class VisionTransformer(nn.Module):
 
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Float[Array, "B classes"]:
         """Normalised images -> logits (or pooled features without classes), float32."""
-        features = self._pooled(images, train)
-        outputs = self.head(features) if self.num_classes else features
+        tokens = self._tokens_to_read(images, train)
+        outputs = self.logits(tokens) if self.num_classes else self.pool(tokens)
         return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
 
     def features(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Float[Array, "B D"]:
         """Normalised images -> what the head reads, float32."""
-        features = self._pooled(images, train)
+        features = self.pool(self._tokens_to_read(images, train))
         return features.astype(jnp.promote_types(features.dtype, jnp.float32))
 
     def tokens(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         """Normalised images -> the last block's tokens after LayerNorm, class token first."""
         return self._normed(self._run_blocks(self._embed(images, train), train))
+
+    @property
+    def leading(self) -> int:
+        """How many leading tokens there are, which the heads read."""
+        return int(self.pooling == "class")
+
+    def leading_tokens(self) -> Float[Array, "1 n D"]:
+        """The learned tokens that go in front of the image's; only where there are any."""
+        return self.class_token
+
+    def pool(self, tokens: Tokens) -> Float[Array, "B D"]:
+        """What the head reads of the tokens."""
+        return tokens.pooled_mean() if self.pooling == "mean" else tokens.values[:, 0]
+
+    def logits(self, tokens: Tokens) -> Float[Array, "B classes"]:
+        """What the head makes of the tokens; only where there are classes."""
+        return self.head(self.pool(tokens))
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """How the tokens of an image of this size lie, (rows, columns); ConfigError if it cannot be cut."""
@@ -156,11 +173,9 @@ class VisionTransformer(nn.Module):
         """Brings a vision transformer's weights of another form to this one's, see `vit_weights.fit_weights`."""
         return fit_weights(found, expected, old_grid, self.embedding.grid(*self.image_size))
 
-    def _pooled(self, images: jax.Array, train: bool | None) -> Float[Array, "B D"]:
-        tokens = self._embed(images, train)
-        if self.pooling == "mean":
-            return self._normed(self._run_blocks(tokens, train)).pooled_mean()
-        return self._normed(self._run_blocks(tokens, train, class_token_alone=True)).values[:, 0]
+    def _tokens_to_read(self, images: jax.Array, train: bool | None) -> Tokens:
+        """The last block's tokens after LayerNorm, without those that no head reads, if that spares work."""
+        return self._normed(self._run_blocks(self._embed(images, train), train, leading_alone=self.leading > 0))
 
     def _normed(self, tokens: Tokens) -> Tokens:
         return tokens.with_values(self.norm(tokens.values))
@@ -172,15 +187,15 @@ class VisionTransformer(nn.Module):
         rows, columns = self.embedding.grid(height, width)
         tokens = self.embedding(images.astype(self.dtype), train=train)
         check_tokens("embedding", tokens, (batch, rows * columns, self.width), leading=0)
-        if self.pooling == "class":
-            class_tokens = jnp.broadcast_to(self.class_token, (batch, 1, self.width)).astype(self.dtype)
-            tokens = tokens.prepend(class_tokens)  # [B, 1 + N, D]
+        if self.leading:
+            leading = jnp.broadcast_to(self.leading_tokens(), (batch, self.leading, self.width)).astype(self.dtype)
+            tokens = tokens.prepend(leading)  # [B, leading + N, D]
         values = tokens.values + self._positions((rows, columns)).astype(self.dtype)
         return dataclasses.replace(tokens, values=values, initial_grid=(rows, columns))
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "1 N D"]:
-        """The position embedding of a grid; the class token's, where there is one, comes first."""
-        leading = int(self.pooling == "class")
+        """The position embedding of a grid; those of leading tokens come first."""
+        leading = self.leading
         if self.position_embedding == "sincos2d":
             positions = sincos_position_embedding(grid, self.width)
             return jnp.pad(positions, ((0, 0), (leading, 0), (0, 0)))
@@ -207,8 +222,8 @@ class VisionTransformer(nn.Module):
         places = {name: place for name, place in places.items() if name in fields}
         return reduction.clone(parent=None, name=None, **places)
 
-    def _run_blocks(self, tokens: Tokens, train: bool | None, class_token_alone: bool = False) -> Tokens:
-        """All blocks; where the class token alone is read, the last computes it from the others as keys and values."""
+    def _run_blocks(self, tokens: Tokens, train: bool | None, leading_alone: bool = False) -> Tokens:
+        """All blocks; where leading tokens alone are read, the last computes them from all as keys and values."""
         train = is_training(self, train)
         scales: Any = [None] * self.depth
         if train and self.drop_path:
@@ -216,9 +231,9 @@ class VisionTransformer(nn.Module):
         if self.scan_layers:
             return self._scan_blocks(tokens, scales if train and self.drop_path else None, train)
         for index, (block, block_scales) in enumerate(zip(self.blocks, scales, strict=True)):
-            last_alone = class_token_alone and index == self.depth - 1 and self._reduction_of(index) is None
+            last_alone = leading_alone and index == self.depth - 1 and self._reduction_of(index) is None
             if last_alone:
-                tokens = block(tokens.first(1), tokens, block_scales, train)
+                tokens = block(tokens.first(self.leading), tokens, block_scales, train)
             else:
                 tokens = block(tokens, None, block_scales, train)
         return tokens

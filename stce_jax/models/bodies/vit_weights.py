@@ -10,7 +10,7 @@ import numpy as np
 from stce_jax.errors import CheckpointError
 from stce_jax.models.ops.positions import resize_position_embedding
 
-CLASS_TOKEN = "params/class_token"
+LEADING_TOKENS = ("params/class_token", "params/distillation_token")
 POSITIONS = "params/position_embedding"
 STACKED_BLOCKS = "params/blocks/"  # of a model with scan_layers; the others have params/blocks_0/ and so on
 Arrays = dict[str, Any]
@@ -62,9 +62,9 @@ def _fit_positions(
 ) -> tuple[Arrays, str]:
     if POSITIONS not in found or POSITIONS not in expected:
         return found, ""
-    old, leading = found[POSITIONS], int(CLASS_TOKEN in found)
+    old, leading = found[POSITIONS], sum(token in found for token in LEADING_TOKENS)
     same_width = old.ndim == 3 and (old.shape[0], old.shape[2]) == (1, expected[POSITIONS].shape[2])
-    if not same_width or leading != (CLASS_TOKEN in expected):
+    if not same_width or leading != sum(token in expected for token in LEADING_TOKENS):
         return found, ""
     count = old.shape[1] - leading
     if old_grid is None and count != math.prod(new_grid):

@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from stce_jax.models.ops.gradients import own_gradient
@@ -176,3 +177,48 @@ def _depthwise_kernel_gradient(inputs: Float[Array, "B H W C"], cotangent: Float
 
     sums, _ = jax.lax.scan(add_row, of_row(0), jnp.arange(1, rows))
     return jnp.stack([total.sum(axis=(0, 1)) for total in sums]).reshape(3, 3, 1, channels)
+
+
+def halving_depthwise_convolution_plain(
+    inputs: Float[Array, "B H W C"], kernel: Float[Array, "3 3 1 C"]
+) -> Float[Array, "B H2 W2 C"]:
+    """The plain form of `halving_depthwise_convolution`."""
+    return jax.lax.conv_general_dilated(
+        inputs,
+        kernel,
+        (2, 2),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=inputs.shape[-1],
+    )
+
+
+def halving_depthwise_convolution(
+    inputs: Float[Array, "B H W C"], kernel: Float[Array, "3 3 1 C"]
+) -> Float[Array, "B H2 W2 C"]:
+    """`depthwise_convolution` at every second row and column: H2 = ceil(H / 2), W2 = ceil(W / 2). Both of one dtype.
+
+    On CPUs the nine shifted maps are cut, and XLA computes no other places; other backends have strided kernels.
+    """
+
+    def cut(inputs: Array, kernel: Array) -> Array:
+        return depthwise_convolution(inputs, kernel)[:, ::2, ::2]
+
+    return jax.lax.platform_dependent(inputs, kernel, cpu=cut, default=halving_depthwise_convolution_plain)
+
+
+def halving_mean(inputs: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
+    """Means of 3x3 places at every second row and column: H2 = H // 2 + 1, W2 = W // 2 + 1; keeps the dtype.
+
+    PyTorch's average pooling with padding 1 and `ceil_mode`: zeros of the padding count as places, what the last window
+    of an even side has beyond them does not.
+    """
+    _, height, width, _ = inputs.shape
+    beyond = [2 - side % 2 for side in (height, width)]
+    padding = ((0, 0), (1, beyond[0]), (1, beyond[1]), (0, 0))
+    wide = widened(inputs)
+    sums = jax.lax.reduce_window(wide, np.zeros((), wide.dtype), jax.lax.add, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+    rows, columns = (
+        np.minimum(3, side + 2 - 2 * np.arange(side // 2 + 1)).astype(wide.dtype) for side in (height, width)
+    )
+    return (sums / (rows[None, :, None, None] * columns[None, None, :, None])).astype(inputs.dtype)

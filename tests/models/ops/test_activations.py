@@ -9,7 +9,7 @@ import numpy_reference
 import pytest
 from flax import linen as nn
 
-from stce_jax.models.ops.activations import gelu, gelu_derivative, gelu_plain
+from stce_jax.models.ops.activations import gelu, gelu_derivative, gelu_plain, quick_gelu, quick_gelu_plain
 
 INPUTS = np.linspace(-6, 6, 1001, dtype=np.float32)
 
@@ -31,6 +31,19 @@ def test_equals_its_plain_form_with_its_gradient(dtype, tolerance):
         assert ours.dtype == plain.dtype == dtype
         np.testing.assert_allclose(ours.astype(jnp.float32), plain.astype(jnp.float32), atol=tolerance)
     np.testing.assert_allclose(gelu_derivative(INPUTS), slopes(gelu_plain, INPUTS), atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 1e-2)])
+def test_quick_gelu_with_its_gradient(dtype, tolerance):
+    inputs, expected = jnp.asarray(INPUTS, dtype), INPUTS / (1 + np.exp(-1.702 * INPUTS))
+    np.testing.assert_allclose(quick_gelu(INPUTS), expected, atol=1e-6)
+    both = (
+        (quick_gelu(inputs), quick_gelu_plain(inputs)),
+        (slopes(quick_gelu, inputs), slopes(quick_gelu_plain, inputs)),
+    )
+    for ours, plain in both:
+        assert ours.dtype == plain.dtype == dtype
+        np.testing.assert_allclose(ours.astype(jnp.float32), plain.astype(jnp.float32), atol=tolerance)
 
 
 def test_gelu_of_bfloat16_is_rounded_once():

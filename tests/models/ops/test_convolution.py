@@ -31,10 +31,30 @@ def test_depthwise_equals_its_plain_form_with_its_gradients(size, dtype, toleran
     check_form((2, *size, 6), 6, dtype, tolerance, "depthwise_convolution", channels=1)
 
 
-def test_depthwise_takes_no_channel_by_itself_on_cpus():
+@pytest.mark.parametrize("size", [(5, 8), pytest.param((1, 2), marks=pytest.mark.slow)])
+def test_halving_depthwise_equals_its_plain_form_with_its_gradients(size):
+    check_form((2, *size, 6), 6, jnp.float32, 1e-5, "halving_depthwise_convolution", channels=1)
+
+
+@pytest.mark.parametrize("form", [convolution.depthwise_convolution, convolution.halving_depthwise_convolution])
+def test_depthwise_takes_no_channel_by_itself_on_cpus(form):
     shapes = jnp.ones((1, 8, 8, 16)), jnp.ones((3, 3, 1, 16))
-    program = jax.jit(convolution.depthwise_convolution).lower(*shapes).compile().as_text()
+    program = jax.jit(form).lower(*shapes).compile().as_text()
     assert "convolution(" not in program
+
+
+# What torch.nn.AvgPool2d(3, 2, 1, ceil_mode=True) gives for 0, 1, 2, ..., row by row.
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((2, 3), [[8 / 9, 4 / 3], [7 / 6, 3 / 2]]),
+        ((4, 5), [[4 / 3, 3, 8 / 3], [7, 12, 9], [31 / 6, 17 / 2, 37 / 6]]),
+    ],
+)
+def test_halving_mean_is_pytorchs_average_pooling(size, expected):
+    inputs = jnp.arange(float(np.prod(size))).reshape(1, *size, 1)
+    np.testing.assert_allclose(convolution.halving_mean(inputs)[0, :, :, 0], expected, rtol=1e-6)
+    assert convolution.halving_mean(inputs.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def check_form(shape, features, dtype, tolerance, name="halving_convolution", channels=None):

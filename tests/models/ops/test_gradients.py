@@ -27,6 +27,7 @@ def normalize(form, *operands, more=()):
 
 OPERATIONS = {  # name -> (operation, plain form, shapes of the operands)
     "gelu": (activations.gelu, activations.gelu_plain, [(3, 4)]),
+    "quick_gelu": (activations.quick_gelu, activations.quick_gelu_plain, [(3, 4)]),
     "product": (linear.product, linear.product_plain, [(2, 3, 4), (4, 2)]),
     "layer_norm": (
         functools.partial(normalize, norms.layer_norm, more=(1e-6,)),
@@ -42,6 +43,11 @@ OPERATIONS = {  # name -> (operation, plain form, shapes of the operands)
         convolution.halving_convolution,
         convolution.halving_convolution_plain,
         [(2, 5, 4, 3), (3, 3, 3, 2)],
+    ),
+    "halving_depthwise_convolution": (
+        convolution.halving_depthwise_convolution,
+        convolution.halving_depthwise_convolution_plain,
+        [(2, 5, 4, 3), (3, 3, 1, 3)],
     ),
     "attention": (
         functools.partial(attend, attention.dot_product_attention),
