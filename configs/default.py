@@ -152,6 +152,7 @@ def get_config() -> config_dict.ConfigDict:
     datpp.remat = config_dict.placeholder(bool)  # as dat.remat
     datpp.neighbourhoods = config_dict.placeholder(tuple)  # side of the square of N in each stage, odd
     datpp.layer_scale = config_dict.placeholder(tuple)  # as svit.layer_scale
+
     model.embedding = embedding = config_dict.ConfigDict()
     embedding.name = config_dict.placeholder(str)  # such as "stce", see models/embeddings
     embedding.patch = patch = config_dict.ConfigDict()

@@ -64,12 +64,12 @@ def sample_differences(
       from_rows, from_columns: y of the grid's rows and x of its columns.
       positions: (y, x); of a difference divided by two, -1 is a table's first row or column and 1 its last.
     """
-    wide = widened(positions)
+    wide = widened(positions).transpose(1, 0, 2, 3)  # groups first, so that no product needs another order of axes
     down, right = (
-        0.5 * (of_rank(4, jnp.asarray(places, wide.dtype)) - wide[..., axis, None])  # [B, G, S, H or W]
+        0.5 * (of_rank(4, jnp.asarray(places, wide.dtype)) - wide[..., axis, None])  # [G, B, S, H or W]
         for axis, places in enumerate((from_rows, from_columns))
     )
-    rows = bilinear_weights(down, tables.shape[2])  # [B, G, S, H, rows]
-    columns = bilinear_weights(right, tables.shape[3])  # [B, G, S, W, columns]
-    lines = jnp.einsum("bgshi,gaij->bgsahj", rows, tables.astype(rows.dtype))
-    return jnp.einsum("bgsahj,bgswj->bgsahw", lines, columns).transpose(0, 1, 3, 4, 5, 2)
+    rows = bilinear_weights(down, tables.shape[2])  # [G, B, S, H, rows]
+    columns = bilinear_weights(right, tables.shape[3])  # [G, B, S, W, columns]
+    lines = jnp.einsum("gbshi,gaij->gbshaj", rows, tables.astype(rows.dtype))
+    return jnp.einsum("gbshaj,gbswj->gbshaw", lines, columns).transpose(1, 0, 4, 3, 5, 2)

@@ -46,7 +46,8 @@ def dense(features, params, heads, kernel):
 def test_equals_attention_to_all_places_with_a_mask(size, kernel):
     rng = np.random.default_rng(0)
     module, features = NeighbourhoodAttention(2, kernel, jnp.float64), rng.normal(size=(2, *size, 6))
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.asarray(features)))
+    with jax.enable_x64(True):
+        shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.asarray(features)))
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes["params"])
     assert params["bias_table"].shape == (2, 2 * kernel - 1, 2 * kernel - 1)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
