@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.models.layers import is_training, linear
+from stce_jax.models.layers import LayerNorm, is_training, linear
 from stce_jax.models.ops.activations import gelu
 from stce_jax.models.ops.convolution import (
     depthwise_convolution,
@@ -21,6 +21,7 @@ from stce_jax.models.ops.norms import BATCH_NORM_EPSILON, gelu_batch_norm, gelu_
 from stce_jax.models.ops.precision import of_rank, widened
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+LAYER_NORM_EPSILON = 1e-5  # PyTorch's default
 BATCH_NORM_MOMENTUM = 0.9  # PyTorch's default; there it is the share of the new statistics, 0.1
 
 
@@ -247,6 +248,37 @@ class ConvMerging(nn.Module):
         outputs = convolution(self.features, 3, 2, self.dtype, **initializers)(inputs)
         norm = batch_norm(self.dtype, self.axis_name, name="norm")
         return norm(outputs, use_running_average=not is_training(self, train))
+
+
+class NormedHalving(nn.Module):
+    """A convolution of stride 2 -> LayerNorm, between the stages of Focal and DAT: [B, H, W, C] -> [B, h, w, features].
+
+    Attributes:
+      features: channels of the result.
+      kernel: side of the convolution's kernel: 2, where h = H // 2 and an odd side loses its last row or column, or 3,
+        padded by 1, where h = ceil(H / 2).
+      bias: whether the convolution has one.
+      dtype: dtype of the computation; parameters are float32.
+    """
+
+    features: int
+    kernel: int = 2
+    bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "B H W C"]) -> Float[Array, "B h w features"]:
+        batch, height, width, channels = inputs.shape
+        options = {**uniform_initializers(self.kernel**2 * channels), "name": "projection"}
+        if self.kernel == 2:  # as a product: no place is in two of its cells
+            rows, columns = height // 2, width // 2
+            cells = inputs[:, : 2 * rows, : 2 * columns].reshape(batch, rows, 2, columns, 2, channels)
+            cells = cells.transpose(0, 1, 3, 2, 4, 5).reshape(-1, 4 * channels)  # [B h w, 4 C]
+            outputs = linear(self.features, self.dtype, use_bias=self.bias, **options)(cells)
+            outputs = outputs.reshape(batch, rows, columns, self.features)
+        else:
+            outputs = convolution(self.features, self.kernel, 2, self.dtype, bias=self.bias, **options)(inputs)
+        return LayerNorm(self.dtype, LAYER_NORM_EPSILON, name="norm")(outputs)
 
 
 class LayerScale(nn.Module):

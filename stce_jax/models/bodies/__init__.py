@@ -34,7 +34,10 @@ from jaxtyping import Array, Float, Shaped
 
 from stce_jax.models.bodies.cmt import CMT
 from stce_jax.models.bodies.cvt import CvT
+from stce_jax.models.bodies.dat import DAT
+from stce_jax.models.bodies.datpp import DATPlus
 from stce_jax.models.bodies.deit import DeiT
+from stce_jax.models.bodies.focal import Focal, FocalConv
 from stce_jax.models.bodies.mobilevit import MobileViT
 from stce_jax.models.bodies.svit import SViT
 from stce_jax.models.bodies.swin import Swin
@@ -48,6 +51,10 @@ BODIES: dict[str, Any] = {  # name -> linen module class
     "cvt": CvT,
     "cmt": CMT,
     "mobilevit": MobileViT,
+    "focal": Focal,
+    "focal_conv": FocalConv,
+    "dat": DAT,
+    "datpp": DATPlus,
     "svit": SViT,
 }
 

@@ -17,6 +17,7 @@ from stce_jax.models.layers import drop_path_scales, linear
 from stce_jax.models.tokens import Tokens, check_tokens
 
 MOST_STAGES = 8
+LARGEST_TRIED = 1024  # pixels, up to which `refuse_small` looks for a size that works
 Check = Callable[[str, Any], None]  # of (what it is called, an entry): raises ConfigError
 
 
@@ -27,6 +28,22 @@ def whole(lowest: int, highest: int) -> Check:
 
 # Of the entries that the memory grows with: above the largest published models, below slips of a digit.
 WIDTHS, DEPTHS, HEADS = whole(1, 16_384), whole(1, 1024), whole(1, 1024)
+
+
+def odd(highest: int) -> Check:
+    """The check of an odd number up to this one."""
+
+    def check(what: str, entry: Any) -> None:
+        check_whole(what, entry, 1, highest)
+        if entry % 2 == 0:
+            raise ConfigError(f"{what} is {shown(entry)}; it must be odd, such as {entry + 1}")
+
+    return check
+
+
+def share(what: str, entry: Any) -> None:
+    """The check of a number in 0..1."""
+    check_range(what, entry, 0, 1)
 
 
 class StagedBody(nn.Module):
@@ -155,3 +172,24 @@ def as_tokens(features: Float[Array, "B h w D"]) -> Tokens:
 def add_branch(features: jax.Array, branch: jax.Array, scales: jax.Array | None, index: int) -> jax.Array:
     """The residual connection of the first or second branch of a block."""
     return features + (branch if scales is None else branch * scales[index].astype(branch.dtype))
+
+
+def refuse_small(body: StagedBody, height: int, width: int, fits: Callable[[int, int], bool]) -> None:
+    """Raises ConfigError, which names a size that works, unless the stages of a body can take an image of this size.
+
+    Args:
+      body, height, width: whose image, in pixels.
+      fits: whether an image of (height, width) leaves each stage enough; may raise ConfigError, which means no.
+    """
+    if fits(height, width):
+        return
+
+    def works(side: int) -> bool:
+        try:
+            return fits(side, side)
+        except ConfigError:  # the embedding cannot cut it
+            return False
+
+    side = next((side for side in range(1, LARGEST_TRIED) if works(side)), None)
+    remedy = "none would be large enough; take fewer stages" if side is None else f"{side}x{side} would work"
+    raise ConfigError(f"an image of {height}x{width} pixels is too small for {len(body.widths)} stages; {remedy}")

@@ -20,6 +20,7 @@ from typing import Any
 
 from stce_jax.models.embeddings.cmt import CMTEmbed
 from stce_jax.models.embeddings.conv import Conv1x1Embed, ConvEmbed
+from stce_jax.models.embeddings.datpp import DATPlusEmbed
 from stce_jax.models.embeddings.earlyconv import EarlyConvEmbed
 from stce_jax.models.embeddings.hcformer import HCFormerEmbed
 from stce_jax.models.embeddings.linear_patch import LinearPatchEmbed
@@ -41,4 +42,5 @@ EMBEDDINGS: dict[str, Any] = {  # name -> linen module class
     "overlap_patch": OverlapPatchEmbed,
     "cmt": CMTEmbed,
     "mobilevit": MobileViTEmbed,
+    "datpp": DATPlusEmbed,
 }
