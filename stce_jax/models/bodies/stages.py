@@ -169,7 +169,12 @@ def as_tokens(features: Float[Array, "B h w D"]) -> Tokens:
     return Tokens(features.reshape(batch, rows * columns, width), grid=(rows, columns))
 
 
-def add_branch(features: jax.Array, branch: jax.Array, scales: jax.Array | None, index: int) -> jax.Array:
+def add_branch(
+    features: Float[Array, "B *axes C"],
+    branch: Float[Array, "B *axes C"],
+    scales: Float[Array, "2 *ones"] | None,
+    index: int,
+) -> Float[Array, "B *axes C"]:
     """The residual connection of the first or second branch of a block."""
     return features + (branch if scales is None else branch * scales[index].astype(branch.dtype))
 

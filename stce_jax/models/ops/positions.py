@@ -84,7 +84,7 @@ def resize_position_bias(
     """
     heads, (old_queries, old_keys), (queries, keys) = bias.shape[0], old_grids, new_grids
     count, old_count = math.prod(queries), math.prod(old_keys)
-    moved = bias.transpose(1, 0, 2).reshape(*old_queries, heads * old_count)  # [h, w, A M]
-    moved = resize_bicubic(moved, queries).reshape(count * heads, old_count).T  # [M, P A]
-    moved = resize_bicubic(moved.reshape(*old_keys, count * heads), keys)
-    return moved.reshape(-1, count, heads).transpose(2, 1, 0)
+    of_queries = bias.transpose(1, 0, 2).reshape(*old_queries, heads * old_count)  # [h, w, A M]
+    of_keys = resize_bicubic(of_queries, queries).reshape(count * heads, old_count).T  # [M, P A]
+    resized = resize_bicubic(of_keys.reshape(*old_keys, count * heads), keys)
+    return resized.reshape(-1, count, heads).transpose(2, 1, 0)
