@@ -100,6 +100,81 @@ def get_config() -> config_dict.ConfigDict:
     deit.dropout = config_dict.placeholder(float)  # rate in attention outputs and MLPs
     deit.remat = config_dict.placeholder(bool)  # as vit.remat
     deit.scan_layers = config_dict.placeholder(bool)  # as vit.scan_layers
+    body.cmt = cmt = config_dict.ConfigDict()
+    cmt.widths = config_dict.placeholder(tuple)  # channels of each stage; the first: the embedding's
+    cmt.depths = config_dict.placeholder(tuple)  # blocks of each stage
+    cmt.heads = config_dict.placeholder(tuple)  # attention heads of each stage; must divide its width
+    cmt.key_strides = config_dict.placeholder(tuple)  # places, in both directions, that share a key: (8, 4, 2, 1)
+    cmt.mlp_ratios = config_dict.placeholder(tuple)  # hidden channels of each stage's MLPs over its own
+    cmt.head_width = config_dict.placeholder(int)  # channels that are pooled: 1280
+    cmt.dropout = config_dict.placeholder(float)  # rate before the head; None: the size's, .3 of b, else 0
+    cmt.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, .08 to .25
+    cmt.remat = config_dict.placeholder(bool)  # as vit.remat
+    body.mobilevit = mobilevit = config_dict.ConfigDict()
+    mobilevit.width = config_dict.placeholder(int)  # channels of the embedding's tokens
+    mobilevit.widths = config_dict.placeholder(tuple)  # channels of each stage's map
+    mobilevit.token_widths = config_dict.placeholder(tuple)  # channels of each stage's tokens, in its transformer
+    mobilevit.depths = config_dict.placeholder(tuple)  # transformer blocks of each stage
+    mobilevit.heads = config_dict.placeholder(tuple)  # attention heads of each stage; must divide its token width
+    mobilevit.strides = config_dict.placeholder(tuple)  # of each stage: (2, 2, 2); 1 for small images
+    mobilevit.expansion = config_dict.placeholder(int)  # hidden channels of inverted residuals over their inputs': 4
+    mobilevit.head_width = config_dict.placeholder(int)  # channels that are pooled
+    mobilevit.dropout = config_dict.placeholder(float)  # rate of what attention and MLP give; None: the size's, .05, .1
+    mobilevit.head_dropout = config_dict.placeholder(float)  # rate before the head; None: .1
+    mobilevit.drop_path = config_dict.placeholder(float)  # stochastic depth of the last transformer block; none
+    mobilevit.remat = config_dict.placeholder(bool)  # as vit.remat
+    body.focal = focal = config_dict.ConfigDict()
+    focal.widths = config_dict.placeholder(tuple)  # channels of each stage; the first: the embedding's
+    focal.depths = config_dict.placeholder(tuple)  # blocks of each stage
+    focal.heads = config_dict.placeholder(tuple)  # attention heads of each stage; must divide its width
+    focal.window = config_dict.placeholder(int)  # side of the windows: 7
+    focal.focal_windows = config_dict.placeholder(tuple)  # side of the square of pooled windows, odd, of each stage
+    focal.expands = config_dict.placeholder(tuple)  # width of the strips around a window, of each stage; 0: none
+    focal.wrap = config_dict.placeholder(bool)  # a border sees the opposite one, as with the authors
+    focal.mlp_ratio = config_dict.placeholder(int)  # hidden width of the MLPs over that of their stage
+    focal.layer_scale = config_dict.placeholder(tuple)  # of each stage, what branches are first multiplied by
+    focal.halving_kernel = config_dict.placeholder(int)  # of the convolution between stages: 2, or 3 (focal_conv)
+    focal.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, 0.2
+    focal.remat = config_dict.placeholder(bool)  # as vit.remat
+    body.focal_conv = focal_conv = config_dict.ConfigDict()
+    focal_conv.widths = config_dict.placeholder(tuple)  # as focal.widths
+    focal_conv.depths = config_dict.placeholder(tuple)  # as focal.depths
+    focal_conv.heads = config_dict.placeholder(tuple)  # as focal.heads
+    focal_conv.window = config_dict.placeholder(int)  # as focal.window
+    focal_conv.focal_windows = config_dict.placeholder(tuple)  # as focal.focal_windows
+    focal_conv.expands = config_dict.placeholder(tuple)  # as focal.expands
+    focal_conv.wrap = config_dict.placeholder(bool)  # as focal.wrap
+    focal_conv.mlp_ratio = config_dict.placeholder(int)  # as focal.mlp_ratio
+    focal_conv.layer_scale = config_dict.placeholder(tuple)  # as focal.layer_scale
+    focal_conv.halving_kernel = config_dict.placeholder(int)  # as focal.halving_kernel: 3
+    focal_conv.drop_path = config_dict.placeholder(float)  # as focal.drop_path
+    focal_conv.remat = config_dict.placeholder(bool)  # as focal.remat
+    body.dat = dat = config_dict.ConfigDict()
+    dat.widths = config_dict.placeholder(tuple)  # channels of each stage; the first: the embedding's
+    dat.heads = config_dict.placeholder(tuple)  # attention heads of each stage; must divide its width
+    dat.kinds = config_dict.placeholder(tuple)  # letters of each stage's blocks, such as ("LS", "LD"), of L, S, D
+    dat.windows = config_dict.placeholder(tuple)  # side of the windows of L and S in each stage
+    dat.groups = config_dict.placeholder(tuple)  # groups of channels of D in each stage; must divide its heads
+    dat.kernels = config_dict.placeholder(tuple)  # side of the kernel that makes the offsets of D in each stage
+    dat.strides = config_dict.placeholder(tuple)  # steps between two samples of D in each stage
+    dat.offset_ranges = config_dict.placeholder(tuple)  # how far samples of D may lie from their place; 0: anywhere
+    dat.mlp_ratio = config_dict.placeholder(int)  # hidden width of the MLPs over that of their stage
+    dat.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, 0.2
+    dat.remat = config_dict.placeholder(bool)  # as vit.remat
+    body.datpp = datpp = config_dict.ConfigDict()
+    datpp.widths = config_dict.placeholder(tuple)  # as dat.widths
+    datpp.heads = config_dict.placeholder(tuple)  # as dat.heads
+    datpp.kinds = config_dict.placeholder(tuple)  # as dat.kinds, and N
+    datpp.windows = config_dict.placeholder(tuple)  # as dat.windows
+    datpp.groups = config_dict.placeholder(tuple)  # as dat.groups
+    datpp.kernels = config_dict.placeholder(tuple)  # as dat.kernels
+    datpp.strides = config_dict.placeholder(tuple)  # as dat.strides
+    datpp.offset_ranges = config_dict.placeholder(tuple)  # as dat.offset_ranges
+    datpp.mlp_ratio = config_dict.placeholder(int)  # as dat.mlp_ratio
+    datpp.drop_path = config_dict.placeholder(float)  # as dat.drop_path
+    datpp.remat = config_dict.placeholder(bool)  # as dat.remat
+    datpp.neighbourhoods = config_dict.placeholder(tuple)  # side of the square of N in each stage, odd
+    datpp.layer_scale = config_dict.placeholder(tuple)  # as svit.layer_scale
 
     model.embedding = embedding = config_dict.ConfigDict()
     embedding.name = config_dict.placeholder(str)  # such as "stce", see models/embeddings
@@ -134,6 +209,15 @@ def get_config() -> config_dict.ConfigDict:
     overlap_patch.patch_size = config_dict.placeholder(int)  # side of the kernel in pixels: 7
     overlap_patch.patch_stride = config_dict.placeholder(int)  # pixels between two tokens: 4
     overlap_patch.patch_padding = config_dict.placeholder(int)  # pixels of zeros around the image: 2
+    embedding.cmt = cmt_stem = config_dict.ConfigDict()
+    cmt_stem.stem_widths = config_dict.placeholder(tuple)  # channels of each 3x3 convolution
+    cmt_stem.stem_strides = config_dict.placeholder(tuple)  # and their strides; a 2x2 convolution halves once more
+    embedding.mobilevit = mobilevit_stem = config_dict.ConfigDict()
+    mobilevit_stem.stem_widths = config_dict.placeholder(tuple)  # channels of the 3x3 convolution and of each stage
+    mobilevit_stem.stem_strides = config_dict.placeholder(tuple)  # and their strides: (2, 1, 2)
+    mobilevit_stem.stem_blocks = config_dict.placeholder(int)  # inverted residuals of the last stage: 3
+    mobilevit_stem.stem_expansion = config_dict.placeholder(int)  # hidden channels over their inputs': 4
+    embedding.datpp = config_dict.ConfigDict()  # it has no options
 
     model.reduction = reduction = config_dict.ConfigDict()
     reduction.name = config_dict.placeholder(str)  # such as "evit", see models/reductions; None: no reduction

@@ -46,7 +46,21 @@ TINY = {
     "body swin": {"widths": (8, 16), "depths": (2, 1), "heads": (2, 2), "window": 2},
     "body cvt": {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2)},
     "body deit": {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "distilled": True},
+    "body cmt": {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2), "key_strides": (2, 1), "mlp_ratios": (2.0, 2.0)},
+    "body mobilevit": {"width": 8, "widths": (12, 16), "token_widths": (8, 8), "depths": (1, 1), "heads": (2, 2)},
+    **{
+        f"body {name}": {"widths": (8, 16), "heads": (2, 2), "kinds": kinds, "windows": (2, 2), "groups": (1, 2)}
+        | {"kernels": (3, 3), "strides": (2, 1), "offset_ranges": (2.0, 0.0), "neighbourhoods": (3, 3)}
+        | {"layer_scale": (0.0, 0.1)}
+        for name, kinds in (("dat", ("S", "D")), ("datpp", ("N", "D")))
+    },
+    **dict.fromkeys(
+        ("body focal", "body focal_conv"),
+        {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2), "layer_scale": (0.0, 0.1)}
+        | {"window": 2, "focal_windows": (3, 1), "expands": (1, 0)},
+    ),
 }
+TINY["body mobilevit"] |= {"strides": (2, 1), "expansion": 2, "head_width": 16}
 
 
 class ToyEmbed(nn.Module):

@@ -10,13 +10,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.models.layers import is_training, linear
+from stce_jax.models.layers import LayerNorm, is_training, linear
 from stce_jax.models.ops.activations import gelu
-from stce_jax.models.ops.convolution import depthwise_convolution, halving_convolution
+from stce_jax.models.ops.convolution import (
+    depthwise_convolution,
+    halving_convolution,
+    halving_depthwise_convolution,
+)
 from stce_jax.models.ops.norms import BATCH_NORM_EPSILON, gelu_batch_norm, gelu_batch_norm_plain
 from stce_jax.models.ops.precision import of_rank, widened
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+LAYER_NORM_EPSILON = 1e-5  # PyTorch's default
 BATCH_NORM_MOMENTUM = 0.9  # PyTorch's default; there it is the share of the new statistics, 0.1
 
 
@@ -153,17 +158,53 @@ class DepthwiseResidual(nn.Module):
 
     Attributes:
       dtype: dtype of the computation; parameters are float32.
+      kernel_init: initialisation of the kernel, beside a bias of zeros; None: PyTorch's default for both.
     """
 
     dtype: jnp.dtype = jnp.float32
+    kernel_init: Any = None
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         channels, initializers = inputs.shape[-1], uniform_initializers(9)
+        if self.kernel_init is not None:
+            initializers = {"kernel_init": self.kernel_init, "bias_init": nn.initializers.zeros}
         kernel = self.param("kernel", initializers["kernel_init"], (3, 3, 1, channels), jnp.float32)
         bias = self.param("bias", initializers["bias_init"], (channels,), jnp.float32)
         inputs, kernel, bias = (array.astype(self.dtype) for array in (inputs, kernel, bias))
         return inputs + (depthwise_convolution(inputs, kernel) + of_rank(4, bias))
+
+
+class DepthwiseConvolution(nn.Module):
+    """3x3 convolution of each channel by itself, without bias, [B, H, W, C] -> [B, ceil(H / stride), ..., C].
+
+    Attributes:
+      stride: 1 or 2.
+      dtype: dtype of the computation; parameters are float32.
+      kernel_init: initialisation of the kernel.
+    """
+
+    stride: int = 1
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: Any = he_normal_fan_out
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+        kernel = self.param("kernel", self.kernel_init, (3, 3, 1, inputs.shape[-1]), jnp.float32)
+        convolve = {1: depthwise_convolution, 2: halving_depthwise_convolution}[self.stride]
+        return convolve(inputs.astype(self.dtype), kernel.astype(self.dtype))
+
+
+def pointwise(
+    inputs: Float[Array, "B H W C"], features: int, dtype: Any, name: str, **options: Any
+) -> Float[Array, "B H W features"]:
+    """A 1x1 convolution, as a linear layer of rows (see `layers.Attention`) that the calling module owns.
+
+    `options` of flax.linen.Dense, such as `use_bias`, replace ours.
+    """
+    batch, height, width, channels = inputs.shape
+    layer = linear(features, dtype, name, **{"kernel_init": he_normal_fan_out, **options})
+    return layer(inputs.reshape(-1, channels)).reshape(batch, height, width, features)
 
 
 class ConvFFN(nn.Module):
@@ -207,6 +248,37 @@ class ConvMerging(nn.Module):
         outputs = convolution(self.features, 3, 2, self.dtype, **initializers)(inputs)
         norm = batch_norm(self.dtype, self.axis_name, name="norm")
         return norm(outputs, use_running_average=not is_training(self, train))
+
+
+class NormedHalving(nn.Module):
+    """A convolution of stride 2 -> LayerNorm, between the stages of Focal and DAT: [B, H, W, C] -> [B, h, w, features].
+
+    Attributes:
+      features: channels of the result.
+      kernel: side of the convolution's kernel: 2, where h = H // 2 and an odd side loses its last row or column, or 3,
+        padded by 1, where h = ceil(H / 2).
+      bias: whether the convolution has one.
+      dtype: dtype of the computation; parameters are float32.
+    """
+
+    features: int
+    kernel: int = 2
+    bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "B H W C"]) -> Float[Array, "B h w features"]:
+        batch, height, width, channels = inputs.shape
+        options = {**uniform_initializers(self.kernel**2 * channels), "name": "projection"}
+        if self.kernel == 2:  # as a product: no place is in two of its cells
+            rows, columns = height // 2, width // 2
+            cells = inputs[:, : 2 * rows, : 2 * columns].reshape(batch, rows, 2, columns, 2, channels)
+            cells = cells.transpose(0, 1, 3, 2, 4, 5).reshape(-1, 4 * channels)  # [B h w, 4 C]
+            outputs = linear(self.features, self.dtype, use_bias=self.bias, **options)(cells)
+            outputs = outputs.reshape(batch, rows, columns, self.features)
+        else:
+            outputs = convolution(self.features, self.kernel, 2, self.dtype, bias=self.bias, **options)(inputs)
+        return LayerNorm(self.dtype, LAYER_NORM_EPSILON, name="norm")(outputs)
 
 
 class LayerScale(nn.Module):

@@ -87,7 +87,7 @@ class MLP(nn.Module):
     hidden: int
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
-    activation: Callable[[jax.Array], jax.Array] = gelu
+    activation: Callable[[Float[Array, "*axes"]], Float[Array, "*axes"]] = gelu
 
     @nn.compact
     def __call__(self, values: Float[Array, "B N D"], train: bool | None = None) -> Float[Array, "B N D"]:

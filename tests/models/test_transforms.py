@@ -29,7 +29,11 @@ SIZE = 18  # cells and blocks of the clustering do not divide the features of th
 TINY = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "patch_size": 6, "stem_widths": (8, 16)}
 TINY |= {"stem_strides": (2, 1), "cell": 2, "iterations": 2, "blocks": (1,)}
 STAGES = {"widths": (16, 12), "depths": (1, 1), "heads": (2, 3), "cells": (2, 1), "layer_scale": (0.0, 0.1)}
-STAGES |= {"mlp_ratio": 2, "head_width": 8, "drop_path": 0.0, "window": 2}
+STAGES |= {"mlp_ratio": 2, "head_width": 8, "drop_path": 0.0, "key_strides": (2, 1), "mlp_ratios": (2.0, 1.5)}
+STAGES |= {"token_widths": (8, 6), "expansion": 2, "stem_blocks": 2, "stem_expansion": 2}
+STAGES |= {"window": 2, "focal_windows": (3, 1), "expands": (1, 1)}
+STAGES |= {"windows": (2, 2), "groups": (1, 1), "kernels": (3, 3), "strides": (1, 1), "offset_ranges": (2.0, 0.0)}
+STAGES |= {"kinds": ("S", "D"), "neighbourhoods": (3, 3)}
 IMAGES = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), jnp.float32)
 FEATURES = jax.ShapeDtypeStruct((2, 5, 4, 3), jnp.float32)
 VALUES = jax.ShapeDtypeStruct((2, 5, 16), jnp.float32)
@@ -41,8 +45,10 @@ LAYERS = {  # name -> (options, inputs)
     "ConvModule": ({"features": 6, "stride": 2}, FEATURES),
     "EarlyConvModule": ({"features": 6, "stride": 2}, FEATURES),
     "DepthwiseResidual": ({}, FEATURES),
+    "DepthwiseConvolution": ({"stride": 2}, FEATURES),
     "ConvFFN": ({"hidden": 6}, FEATURES),
     "ConvMerging": ({"features": 6}, FEATURES),
+    "NormedHalving": ({"features": 6}, FEATURES),
     "LayerScale": ({"initial": 0.1}, FEATURES),
     "PatchMerging": ({"features": 6}, FEATURES),
     "SuperTokenDownsample": ({"features": 6}, FEATURES),
@@ -64,6 +70,7 @@ def tiny(module, **options):
 def model(name, **options):
     known = model_options(name, **{part: options[part] for part in ("embedding", "reduction") if part in options})
     sizes = {**TINY, **STAGES} if "widths" in known else TINY
+    sizes = {**sizes, "kinds": ("N", "D")} if "neighbourhoods" in known else sizes
     options |= {key: value for key, value in sizes.items() if key in known}
     return stce_jax.create_model(name, num_classes=3, image_size=SIZE, **options)
 
@@ -83,7 +90,8 @@ MODULES = {
 }
 # Convolution stems are all alike: the quick tier does with one.
 SLOW = {"embedding conv1x1", "embedding earlyconv", "layer ConvModule", "layer EarlyConvModule", "body vit"}
-SLOW |= {*(f"body {name}" for name in BODIES), "embedding svit", "embedding hcformer"}
+SLOW |= {*(f"body {name}" for name in BODIES), "embedding hcformer"}
+SLOW |= {f"embedding {name}" for name in ("cmt", "datpp", "mobilevit", "svit")}
 each = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODULES]
 )
@@ -183,7 +191,8 @@ def test_lifted_by_flax(name):
 def test_a_missing_or_traced_train_is_one_line(name):
     """While variables are made it makes no difference; then it does, and flax's own modules refuse it, too."""
     module, inputs = made(name)
-    if not words(module, True) or name == "embedding patch":  # nothing in it depends on `train`
+    plain = {f"embedding {kind}" for kind in ("patch", "linear_patch", "overlap_patch", "datpp")}
+    if not words(module, True) or name in plain:  # nothing in it depends on `train`
         return
     variables = shapes(variables_of(module, inputs))
     assert shapes(jax.eval_shape(lambda x: module.init(jax.random.key(0), x), inputs)) == variables

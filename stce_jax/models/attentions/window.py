@@ -8,6 +8,7 @@ width of a head.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,6 +36,7 @@ class WindowAttention(nn.Module):
       shift: (rows, columns) by which the windows are shifted to the bottom right; (0, 0): not.
       dtype: dtype of the computation; parameters are float32.
       table_init: initialisation of the table of biases.
+      initializers: function of a linear layer's inputs -> its {"kernel_init", "bias_init"}; None: those of `linear`.
     """
 
     heads: int
@@ -42,6 +44,7 @@ class WindowAttention(nn.Module):
     shift: Pair = (0, 0)
     dtype: jnp.dtype = jnp.float32
     table_init: Any = truncated_normal
+    initializers: Callable[[int], dict[str, Any]] | None = None
 
     @nn.compact
     def __call__(self, features: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
@@ -68,7 +71,8 @@ class WindowAttention(nn.Module):
         bias = relative_bias(table, self.window, window)[None]  # [1, A, N, N]
         if mask is not None:
             bias = bias + mask[:, None]  # [n, A, N, N]
-        rows = linear(3 * channels, self.dtype, "qkv")(windows.reshape(-1, channels))  # [B n N, 3 C]
+        options = self.initializers(channels) if self.initializers else {}
+        rows = linear(3 * channels, self.dtype, "qkv", **options)(windows.reshape(-1, channels))  # [B n N, 3 C]
         heads = (batch, count, places, self.heads, channels // self.heads)  # [B, n, N, A, E]
         query, key, value = (part.reshape(heads) for part in jnp.split(rows, 3, axis=-1))
         # An image at a time, so that one bias serves all of them. By products on every device: cuDNN's kernel would
@@ -76,7 +80,7 @@ class WindowAttention(nn.Module):
         with fused_kernel(False):
             attend = jax.vmap(lambda *operands: dot_product_attention(*operands, bias=bias))
             outputs = attend(query, key, value).reshape(-1, channels)  # [B n N, C]
-        return linear(channels, self.dtype, "out")(outputs).reshape(windows.shape)
+        return linear(channels, self.dtype, "out", **options)(outputs).reshape(windows.shape)
 
 
 def fit_bias_tables(found: dict[str, Any], expected: dict[str, Any]) -> tuple[dict[str, Any], str]:

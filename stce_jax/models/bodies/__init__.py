@@ -32,8 +32,13 @@ from typing import Any, Protocol
 
 from jaxtyping import Array, Float, Shaped
 
+from stce_jax.models.bodies.cmt import CMT
 from stce_jax.models.bodies.cvt import CvT
+from stce_jax.models.bodies.dat import DAT
+from stce_jax.models.bodies.datpp import DATPlus
 from stce_jax.models.bodies.deit import DeiT
+from stce_jax.models.bodies.focal import Focal, FocalConv
+from stce_jax.models.bodies.mobilevit import MobileViT
 from stce_jax.models.bodies.svit import SViT
 from stce_jax.models.bodies.swin import Swin
 from stce_jax.models.bodies.vit import VisionTransformer
@@ -44,6 +49,12 @@ BODIES: dict[str, Any] = {  # name -> linen module class
     "deit": DeiT,
     "swin": Swin,
     "cvt": CvT,
+    "cmt": CMT,
+    "mobilevit": MobileViT,
+    "focal": Focal,
+    "focal_conv": FocalConv,
+    "dat": DAT,
+    "datpp": DATPlus,
     "svit": SViT,
 }
 

@@ -17,6 +17,7 @@ from stce_jax.models.layers import drop_path_scales, linear
 from stce_jax.models.tokens import Tokens, check_tokens
 
 MOST_STAGES = 8
+LARGEST_TRIED = 1024  # pixels, up to which `refuse_small` looks for a size that works
 Check = Callable[[str, Any], None]  # of (what it is called, an entry): raises ConfigError
 
 
@@ -27,6 +28,22 @@ def whole(lowest: int, highest: int) -> Check:
 
 # Of the entries that the memory grows with: above the largest published models, below slips of a digit.
 WIDTHS, DEPTHS, HEADS = whole(1, 16_384), whole(1, 1024), whole(1, 1024)
+
+
+def odd(highest: int) -> Check:
+    """The check of an odd number up to this one."""
+
+    def check(what: str, entry: Any) -> None:
+        check_whole(what, entry, 1, highest)
+        if entry % 2 == 0:
+            raise ConfigError(f"{what} is {shown(entry)}; it must be odd, such as {entry + 1}")
+
+    return check
+
+
+def share(what: str, entry: Any) -> None:
+    """The check of a number in 0..1."""
+    check_range(what, entry, 0, 1)
 
 
 class StagedBody(nn.Module):
@@ -55,7 +72,7 @@ class StagedBody(nn.Module):
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Float[Array, "B classes"]:
         """Normalised images -> logits (or pooled features without classes), float32."""
         outputs = self.pool(self.tokens(images, train))
-        outputs = self.head(outputs) if self.num_classes else outputs
+        outputs = self.head(self.before_head(outputs, train)) if self.num_classes else outputs
         return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
 
     def features(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Float[Array, "B D"]:
@@ -71,6 +88,11 @@ class StagedBody(nn.Module):
         """What the head reads of the tokens: their mean, unless a body says otherwise."""
         return tokens.pooled_mean()
 
+    def before_head(self, pooled: Float[Array, "B D"], train: bool | None) -> Float[Array, "B D"]:
+        """What the head alone gets: the pooled features, unless a body drops some of them in training."""
+        del train
+        return pooled
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """How the last stage's tokens of an image of this size lie; ConfigError if it cannot be cut."""
         return self.stage_grids(height, width)[-1]
@@ -81,6 +103,11 @@ class StagedBody(nn.Module):
         for _ in self.widths[1:]:
             grids.append(self.downsampled(*grids[-1]))
         return grids
+
+    @property
+    def embedding_width(self) -> int:
+        """How wide the embedding's tokens are: as the first stage, unless a body says otherwise."""
+        return int(self.widths[0])
 
     def downsampled(self, rows: int, columns: int) -> tuple[int, int]:
         """The sides of the next stage's map: half, rounded up, unless a body says otherwise."""
@@ -96,9 +123,9 @@ class StagedBody(nn.Module):
     def make_head(self) -> nn.Module | None:
         return linear(self.num_classes, self.dtype) if self.num_classes else None
 
-    def check_stages(self, checks: Mapping[str, Check]) -> None:
+    def check_stages(self, checks: Mapping[str, Check], divided: str = "widths") -> None:
         """Raises ConfigError unless each of these options is a list with an entry for each stage that passes its check,
-        and heads divide the widths."""
+        and heads divide the widths, or another option with an entry for each stage."""
         for option, check in checks.items():
             entries = getattr(self, option)
             if not isinstance(entries, tuple | list) or not 0 < len(entries) <= MOST_STAGES:
@@ -114,7 +141,7 @@ class StagedBody(nn.Module):
             for entry in entries:
                 check(f"an entry of model option {option}", entry)
         if "heads" in checks:
-            for width, heads in zip(self.widths, self.heads, strict=True):
+            for width, heads in zip(getattr(self, divided), self.heads, strict=True):
                 if width % heads:
                     raise ConfigError(f"a stage of width {width} cannot be divided among {heads} heads")
         check_range("model option drop_path", self.drop_path, 0, 1, below=True)
@@ -125,8 +152,8 @@ class StagedBody(nn.Module):
         batch, height, width, _ = images.shape
         rows, columns = self.embedding.grid(height, width)
         tokens = self.embedding(images.astype(self.dtype), train=train)
-        check_tokens("embedding", tokens, (batch, rows * columns, self.widths[0]), leading=0)
-        return tokens.values.reshape(batch, rows, columns, self.widths[0])
+        check_tokens("embedding", tokens, (batch, rows * columns, self.embedding_width), leading=0)
+        return tokens.values.reshape(batch, rows, columns, self.embedding_width)
 
     def branch_scales(self, batch: int, depth: int, train: bool) -> list[Float[Array, "2 B 1 1 1"] | None]:
         """What stochastic depth multiplies the two branches of each of `depth` blocks with; None: nothing."""
@@ -142,6 +169,32 @@ def as_tokens(features: Float[Array, "B h w D"]) -> Tokens:
     return Tokens(features.reshape(batch, rows * columns, width), grid=(rows, columns))
 
 
-def add_branch(features: jax.Array, branch: jax.Array, scales: jax.Array | None, index: int) -> jax.Array:
+def add_branch(
+    features: Float[Array, "B *axes C"],
+    branch: Float[Array, "B *axes C"],
+    scales: Float[Array, "2 *ones"] | None,
+    index: int,
+) -> Float[Array, "B *axes C"]:
     """The residual connection of the first or second branch of a block."""
     return features + (branch if scales is None else branch * scales[index].astype(branch.dtype))
+
+
+def refuse_small(body: StagedBody, height: int, width: int, fits: Callable[[int, int], bool]) -> None:
+    """Raises ConfigError, which names a size that works, unless the stages of a body can take an image of this size.
+
+    Args:
+      body, height, width: whose image, in pixels.
+      fits: whether an image of (height, width) leaves each stage enough; may raise ConfigError, which means no.
+    """
+    if fits(height, width):
+        return
+
+    def works(side: int) -> bool:
+        try:
+            return fits(side, side)
+        except ConfigError:  # the embedding cannot cut it
+            return False
+
+    side = next((side for side in range(1, LARGEST_TRIED) if works(side)), None)
+    remedy = "none would be large enough; take fewer stages" if side is None else f"{side}x{side} would work"
+    raise ConfigError(f"an image of {height}x{width} pixels is too small for {len(body.widths)} stages; {remedy}")

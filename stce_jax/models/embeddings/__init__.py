@@ -18,10 +18,13 @@ A new embedding is one new file here and one line in the table; one's own, outsi
 
 from typing import Any
 
+from stce_jax.models.embeddings.cmt import CMTEmbed
 from stce_jax.models.embeddings.conv import Conv1x1Embed, ConvEmbed
+from stce_jax.models.embeddings.datpp import DATPlusEmbed
 from stce_jax.models.embeddings.earlyconv import EarlyConvEmbed
 from stce_jax.models.embeddings.hcformer import HCFormerEmbed
 from stce_jax.models.embeddings.linear_patch import LinearPatchEmbed
+from stce_jax.models.embeddings.mobilevit import MobileViTEmbed
 from stce_jax.models.embeddings.overlap_patch import OverlapPatchEmbed
 from stce_jax.models.embeddings.patch import PatchEmbed
 from stce_jax.models.embeddings.stce import SuperTokenConvEmbed
@@ -37,4 +40,7 @@ EMBEDDINGS: dict[str, Any] = {  # name -> linen module class
     "svit": SViTEmbed,
     "linear_patch": LinearPatchEmbed,
     "overlap_patch": OverlapPatchEmbed,
+    "cmt": CMTEmbed,
+    "mobilevit": MobileViTEmbed,
+    "datpp": DATPlusEmbed,
 }

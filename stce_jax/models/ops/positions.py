@@ -1,11 +1,15 @@
 """Position embeddings: fixed ones, and learned ones brought to another grid.
 
-Shape letters: N tokens, D model width, h w grid.
+Shape letters: N tokens, M keys, A attention heads, D model width, h w grid.
 """
+
+import math
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
+
+Grid = tuple[int, int]  # (h, w)
 
 
 def sincos_position_embedding(grid: tuple[int, int], width: int) -> Float[np.ndarray, "1 N D"]:
@@ -66,3 +70,21 @@ def _bicubic_matrix(old: int, new: int) -> Float[np.ndarray, "new old"]:
     matrix = np.zeros((new, old))
     np.add.at(matrix, (np.arange(new)[:, None], taken.clip(0, old - 1)), np.where(distance <= 1.0, near, far))
     return matrix
+
+
+def resize_position_bias(
+    bias: Float[np.ndarray, "A N M"], old_grids: tuple[Grid, Grid], new_grids: tuple[Grid, Grid]
+) -> Float[np.ndarray, "A P Q"]:
+    """Resamples a bias of each query's and key's place to other grids of them, see `resize_bicubic`.
+
+    Args:
+      bias: of every head.
+      old_grids: (h, w) of the N queries and of the M keys.
+      new_grids: the same of the P queries and Q keys.
+    """
+    heads, (old_queries, old_keys), (queries, keys) = bias.shape[0], old_grids, new_grids
+    count, old_count = math.prod(queries), math.prod(old_keys)
+    of_queries = bias.transpose(1, 0, 2).reshape(*old_queries, heads * old_count)  # [h, w, A M]
+    of_keys = resize_bicubic(of_queries, queries).reshape(count * heads, old_count).T  # [M, P A]
+    resized = resize_bicubic(of_keys.reshape(*old_keys, count * heads), keys)
+    return resized.reshape(-1, count, heads).transpose(2, 1, 0)

@@ -1,0 +1,109 @@
+"""DAT++ against the golden numbers of its published code, its sizes, and what its options refuse."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_bodies import check_body, count_parameters
+from golden_dat import activations, check_positions, golden_model
+from golden_files import convolution
+
+from stce_jax.errors import ConfigError
+from stce_jax.models.embeddings.datpp import DATPlusEmbed
+from stce_jax.models.factory import create_model, list_models, model_options
+
+TINY = {"widths": (8, 12), "heads": (2, 2), "kinds": ("ND", "L"), "windows": (2, 2), "groups": (1, 2)}
+TINY |= {"kernels": (3, 3), "strides": (2, 1), "offset_ranges": (0.0, 0.0), "neighbourhoods": (3, 3)}
+TINY |= {"layer_scale": (0.0, 0.1), "mlp_ratio": 2, "drop_path": 0.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_model_equals_the_golden_numbers(dtype):
+    arrays, model, variables, paths = golden_model("datpp_img64", dtype)
+    gradients = {key.removeprefix("grad/"): array for key, array in arrays.items() if key.startswith("grad/")}
+    offsets = convolution(gradients, "stages.0.attns.0.conv_offset.0")
+    expected = {
+        "embedding/convolution_1/kernel": convolution(gradients, "patch_proj.0")["kernel"],
+        "blocks_0/attention/offset_depthwise/kernel": offsets["kernel"],
+        "blocks_0/attention/bias_table": gradients["stages.0.attns.0.rpe_table"],
+    }
+    single = dtype == np.float32
+    check_body(arrays, model, variables, dtype, expected, activations={} if single else activations(arrays, paths))
+    if not single:
+        check_positions(arrays, model, variables, paths)
+
+
+@pytest.mark.slow
+def test_the_published_size_has_its_parameters():
+    model = create_model("datpp_t", num_classes=1000)
+    assert count_parameters(model, 224) == 23_962_876  # published as 24 million
+    assert model.stage_grids(224, 224) == [(56, 56), (28, 28), (14, 14), (7, 7)]
+
+
+def test_its_names_are_those_of_the_published_model_and_those_with_another_embedding():
+    assert {"datpp_t", "datpp_t_stce", "datpp_t_patch"} < set(list_models("datpp_*"))
+    assert not list_models("*_*_datpp")
+    assert model_options("datpp_t")["drop_path"] == 0.2
+
+
+def test_its_own_embedding_has_19584_parameters_at_56x56x64():
+    embedding = DATPlusEmbed(64)
+    shapes = jax.eval_shape(lambda: embedding.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) + 2 * 64 == 19_584  # with the body's LayerNorm
+    assert embedding.grid(224, 224) == (56, 56) and embedding.grid(225, 30) == (57, 8)
+
+
+def tiny(image_size=16, **options):
+    """(a tiny model, variables of noise, which need not be compiled)."""
+    model = create_model("datpp_t", num_classes=3, image_size=image_size, **{**TINY, **options})
+    rng = np.random.default_rng(0)
+    inputs = jnp.zeros((1, image_size, image_size, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs, train=False))
+    return model, jax.tree.map(lambda leaf: jnp.asarray(0.5 + 0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+
+
+def images(*size, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(2, *size, 3)), jnp.float32)
+
+
+@pytest.mark.slow
+def test_any_image_size_and_bfloat16():
+    model, variables = tiny(dtype="bfloat16")
+    assert model.grid(37, 30) == (5, 4)
+    tokens = jax.jit(lambda variables: model.apply(variables, images(37, 30), train=False, method="tokens"))(variables)
+    assert tokens.grid == (5, 4) and tokens.values.dtype == jnp.bfloat16
+    assert np.isfinite(tokens.values.astype(np.float32)).all()
+
+
+@pytest.mark.slow
+def test_drop_path_draws_paths_and_remat_changes_nothing():
+    model, variables = tiny(drop_path=0.9)
+
+    def loss(model, variables, key):
+        return (model.apply(variables, images(16, 16), train=True, rngs={"dropout": key}) ** 2).sum()
+
+    run = jax.jit(jax.grad(functools.partial(loss, model)))
+    plain = run(variables, jax.random.key(1))
+    again = jax.jit(jax.grad(functools.partial(loss, model.clone(remat=True))))(variables, jax.random.key(1))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), plain, again)
+    other = run(variables, jax.random.key(5))
+    assert any(jax.tree.leaves(jax.tree.map(lambda one, other: bool((one != other).any()), plain, other)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kinds": ("L", "LX")}, "kinds is 'LX'; it must be a letter for each block, of L, S, N, D, such as 'LD'"),
+        ({"neighbourhoods": (2, 3)}, "neighbourhoods is 2; it must be odd, such as 3"),
+        ({"layer_scale": (0.0, 2.0)}, "layer_scale is 2.0"),
+        ({"layer_scale": (0.0,)}, "layer_scale has 1 entries, widths 2"),
+        ({"image_size": 8}, "an image of 8x8 pixels is too small for 2 stages; 9x9 would work"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_in_one_line(options, message):
+    with pytest.raises(ConfigError) as error:
+        create_model("datpp_t", num_classes=3, **{"image_size": 32, **TINY, **options})
+    assert message in str(error.value) and "\n" not in str(error.value)
