@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from stce_jax.analysis.costs import count_multiply_adds, count_parameters
+from stce_jax.models.embeddings.stem import strided_grid
 from stce_jax.reproduce.cells import Row, load_rows
 from stce_jax.reproduce.costs import NONE, PAPERS_CLASSES, Count, cost_rows
 from stce_jax.reproduce.documents import Block, heading, paragraph, table
@@ -19,6 +20,7 @@ from stce_jax.reproduce.results import Result, progress
 from stce_jax.training.assemble import build_model
 
 OWN, SUPER_TOKENS = "own", "stce"
+NEIGHBOURS = 9
 # Of the bodies' papers and repositories: ImageNet-1k at 224 pixels (MobileViT 256), top-1 in percent, millions of
 # parameters, 10^9 multiply-adds.
 PUBLISHED = (
@@ -42,7 +44,7 @@ def embedding_blocks(results: Sequence[Result]) -> list[Block]:
     for body in pairs:
         if f"{body}_{SUPER_TOKENS}" not in rows:
             continue
-        own, ours = (_embedding_costs(rows[f"{body}_{kind}"]) for kind in (OWN, SUPER_TOKENS))
+        own, ours = (embedding_costs(rows[f"{body}_{kind}"]) for kind in (OWN, SUPER_TOKENS))
         name = rows[pairs[body]].label.partition(",")[0]
         ratio = ours["multiply_adds"] / own["multiply_adds"]
         saving = f"{name} ({ours['parameters']:,} for {own['parameters']:,} parameters, {ratio:.1f} times the work)"
@@ -70,7 +72,10 @@ def embedding_blocks(results: Sequence[Result]) -> list[Block]:
         paragraph(" ".join(texts)),
         heading("Embeddings alone, at the paper's size", level=3),
         table(lines),
-        paragraph("Without the body's own LayerNorm behind them. Multiply-adds are of products and convolutions."),
+        paragraph(
+            "Without the body's own LayerNorm behind them. Multiply-adds are of convolutions and linear "
+            "layers, and of the clustering 2 x 9 n C T for n places of C channels and T iterations."
+        ),
     ]
 
 
@@ -98,16 +103,21 @@ def _published(name: str, top1: float, parameters: float | None, cost: float | N
     }
 
 
-def _embedding_costs(row: Row) -> dict[str, int]:
+def embedding_costs(row: Row) -> dict[str, int]:
     """{"parameters", "multiply_adds"} of the embedding of a row at the paper's size."""
     (papers,) = (found for found in load_rows(row.table, "paper") if found.run == row.run)
     config = papers.config()
-    embedding = build_model(config, PAPERS_CLASSES).embedding
+    embedding: Any = build_model(config, PAPERS_CLASSES).embedding
     images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-    run = functools.partial(embedding.init_with_output, train=False)
-    variables = jax.eval_shape(lambda images: run(jax.random.key(0), images)[1], images)
+    variables = jax.eval_shape(lambda images: embedding.init(jax.random.key(0), images, train=False), images)
+    clustering = 0
+    if hasattr(embedding, "iterations"):
+        # Of nine neighbours, once for affinities and once for means, whatever the form in which it is computed.
+        rows, columns = strided_grid(config.image_size, config.image_size, embedding.stem_strides)
+        clustering = 2 * NEIGHBOURS * rows * columns * embedding.stem_widths[-1] * embedding.iterations
+        embedding = embedding.clone(iterations=0)
     apply = functools.partial(embedding.apply, train=False)
     return {
         "parameters": count_parameters(variables["params"]),
-        "multiply_adds": count_multiply_adds(apply, variables, images),
+        "multiply_adds": count_multiply_adds(apply, variables, images) + clustering,
     }

@@ -153,5 +153,5 @@ def _read_json(path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
 def _spelled(value: Any) -> str:
     """A config value as a command line spells it."""
     if isinstance(value, tuple) and len(value) > 1:
-        return ",".join(map(str, value))
+        return ",".join(map(repr, value))  # texts need their quotes
     return str(value)
