@@ -40,7 +40,9 @@ def embedding_blocks(results: Sequence[Result]) -> list[Block]:
     """What stands first: for which bodies the paper's saving holds, and the counts at the paper's size."""
     rows = {result.row.run: result.row for result in results}
     pairs = {run.removesuffix(f"_{OWN}"): run for run in rows if run.endswith(f"_{OWN}")}
-    lines, fewer, more = [], [], []
+    lines: list[dict[str, str]] = []
+    fewer: list[str] = []
+    more: list[str] = []
     for body in pairs:
         if f"{body}_{SUPER_TOKENS}" not in rows:
             continue

@@ -30,12 +30,12 @@ class Study(NamedTuple):
     """What the report of a study has of its own.
 
     Attributes:
-      count: function (row, classes) -> what a row costs.
+      costs: function (row, classes) -> what a row costs.
       opening: function of the results -> blocks before the accuracies.
       blocks: function (results, speed, workdir, count of a run) -> blocks behind them.
     """
 
-    count: Callable[[Row, int], Mapping[str, Any]]
+    costs: Callable[[Row, int], Mapping[str, Any]]
     opening: Callable[[Sequence[Result]], list[Block]]
     blocks: Callable[..., list[Block]]
 
@@ -162,7 +162,7 @@ def _table(
 
 
 def _count(row: Row, classes: int) -> Mapping[str, Any]:
-    return STUDY_PARTS[row.table].count(row, classes) if row.table in STUDY_PARTS else count_row(row, classes)
+    return STUDY_PARTS[row.table].costs(row, classes) if row.table in STUDY_PARTS else count_row(row, classes)
 
 
 def _accuracy(result: Result) -> dict[str, str]:

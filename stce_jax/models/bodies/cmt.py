@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from stce_jax.errors import CheckpointError, ConfigError, check_range, check_whole
 from stce_jax.models.attentions.light import LightAttention
-from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add_branch, as_tokens, whole
+from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add_branch, as_tokens, stage_ranges, whole
 from stce_jax.models.conv_layers import DepthwiseResidual, GeluBatchNorm, batch_norm, he_normal_fan_out, pointwise
 from stce_jax.models.embeddings.cmt import HalvingPatches
 from stce_jax.models.layers import LayerNorm, is_training, linear
@@ -234,14 +234,12 @@ class CMT(StagedBody):
 
     def _run_stages(self, features: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w C"]:
         scales = self.branch_scales(features.shape[0], len(self.blocks), train)
-        done = 0
-        for stage, depth in enumerate(self.depths):
+        for stage, numbers in enumerate(stage_ranges(self.depths)):
             if stage:
                 features = self.merging[stage - 1](features)
             features = self.stage_norms[stage](features)
-            for index in range(done, done + depth):
+            for index in numbers:
                 features = self.blocks[index](features, self.position_biases[stage], scales[index], train)
-            done += depth
         return features
 
     def _bias_shapes(self) -> list[tuple[int, int, int]]:

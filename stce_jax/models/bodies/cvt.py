@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from stce_jax.errors import check_choice, check_whole
 from stce_jax.models.attentions.convolutional import PROJECTIONS, SCALES, ConvAttention
-from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add_branch, as_tokens
+from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add_branch, as_tokens, stage_ranges
 from stce_jax.models.conv_layers import convolution, uniform_initializers
 from stce_jax.models.downsampling import SuperTokenDownsample
 from stce_jax.models.layers import MLP, LayerNorm, is_training, truncated_normal
@@ -139,16 +139,14 @@ class CvT(StagedBody):
         features = self.embed(images, train)
         scales: list[jax.Array | None] = [None] * (len(self.blocks) - self.depths[-1])
         scales += self.branch_scales(features.shape[0], self.depths[-1], train)
-        done = 0
-        for stage, depth in enumerate(self.depths):
+        for stage, numbers in enumerate(stage_ranges(self.depths)):
             features = self.embedding_norms[stage](self.downsampling[stage - 1](features) if stage else features)
             tokens = as_tokens(features)
             if self.class_token and stage == len(self.depths) - 1:
                 shape = (features.shape[0], 1, self.widths[-1])
                 tokens = tokens.prepend(jnp.broadcast_to(self.class_tokens, shape).astype(self.dtype))
-            for index in range(done, done + depth):
+            for index in numbers:
                 tokens = self.blocks[index](tokens, _of_tokens(scales[index]), train)
-            done += depth
             features = tokens.image_values().reshape(features.shape)
         return tokens.with_values(self.norm(tokens.values))
 

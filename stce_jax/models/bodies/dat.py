@@ -23,6 +23,7 @@ from stce_jax.models.bodies.stages import (
     add_branch,
     as_tokens,
     refuse_small,
+    stage_ranges,
     whole,
 )
 from stce_jax.models.bodies.tables import fit_tables
@@ -161,13 +162,11 @@ class DAT(StagedBody):
         train = is_training(self, train)
         features = self.embedding_norm(self.embed(images, train))
         scales = self.branch_scales(features.shape[0], len(self.blocks), train)
-        done = 0
-        for stage, kinds in enumerate(self.kinds):
+        for stage, numbers in enumerate(stage_ranges([len(kinds) for kinds in self.kinds])):
             if stage:
                 features = self.halving[stage - 1](features)
-            for index in range(done, done + len(kinds)):
+            for index in numbers:
                 features = self.blocks[index](features, scales[index])
-            done += len(kinds)
         return as_tokens(self.norm(features))
 
     def stage_grids(self, height: int, width: int) -> list[tuple[int, int]]:

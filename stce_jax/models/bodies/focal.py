@@ -25,6 +25,7 @@ from stce_jax.models.bodies.stages import (
     odd,
     refuse_small,
     share,
+    stage_ranges,
     whole,
 )
 from stce_jax.models.bodies.tables import fit_tables
@@ -147,13 +148,11 @@ class Focal(StagedBody):
         train = is_training(self, train)
         features = self.embedding_norm(self.embed(images, train))
         scales = self.branch_scales(features.shape[0], len(self.blocks), train)
-        done = 0
-        for stage, depth in enumerate(self.depths):
+        for stage, numbers in enumerate(stage_ranges(self.depths)):
             if stage:
                 features = self.halving[stage - 1](features)
-            for index in range(done, done + depth):
+            for index in numbers:
                 features = self.blocks[index](features, scales[index])
-            done += depth
         return as_tokens(self.norm(features))
 
     def stage_grids(self, height: int, width: int) -> list[tuple[int, int]]:

@@ -3,7 +3,8 @@
 Shape letters: B batch, H W height and width of an image or of features, C channels, D width of the last tokens.
 """
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import chex
@@ -161,6 +162,12 @@ class StagedBody(nn.Module):
             return [None] * depth
         scales: jax.Array = drop_path_scales(self.make_rng("dropout"), self.drop_path, depth, batch)
         return list(scales[..., None])
+
+
+def stage_ranges(depths: Sequence[int]) -> list[range]:
+    """The numbers of each stage's blocks, counted through all stages."""
+    ends = list(itertools.accumulate(depths))
+    return [range(end - depth, end) for end, depth in zip(ends, depths, strict=True)]
 
 
 def as_tokens(features: Float[Array, "B h w D"]) -> Tokens:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.errors import check_range, check_whole
+from stce_jax.errors import check_whole
 from stce_jax.models.attentions.supertoken import SuperTokenAttention
-from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add_branch, as_tokens
+from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add_branch, as_tokens, share, stage_ranges
 from stce_jax.models.conv_layers import (
     ConvFFN,
     ConvMerging,
@@ -115,7 +115,7 @@ class SViT(StagedBody):
 
     def check(self) -> None:
         """Raises ConfigError if the options cannot work."""
-        self.check_stages({"widths": WIDTHS, "depths": DEPTHS, "heads": HEADS, "cells": _cell, "layer_scale": _share})
+        self.check_stages({"widths": WIDTHS, "depths": DEPTHS, "heads": HEADS, "cells": _cell, "layer_scale": share})
         check_whole("model option association_iterations", self.association_iterations, 1, MOST_ITERATIONS)
         check_whole("model option mlp_ratio", self.mlp_ratio, 1, 64)
         check_whole("model option head_width", self.head_width, 1, 16_384)
@@ -159,20 +159,14 @@ class SViT(StagedBody):
 
     def _run_stages(self, features: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w C"]:
         scales = self.branch_scales(features.shape[0], len(self.blocks), train)
-        done = 0
-        for stage, depth in enumerate(self.depths):
+        for stage, numbers in enumerate(stage_ranges(self.depths)):
             if stage:
                 features = self.merging[stage - 1](features, train=train)
-            for index in range(done, done + depth):
+            for index in numbers:
                 features = self.blocks[index](features, scales[index], train)
-            done += depth
         return features
 
 
 def _cell(what: str, entry: Any) -> None:
     del what
     cell_shape(entry)
-
-
-def _share(what: str, entry: Any) -> None:
-    check_range(what, entry, 0, 1)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from stce_jax.errors import check_choice, check_whole
 from stce_jax.models.attentions.window import WindowAttention, fit_bias_tables
-from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add_branch, as_tokens
+from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add_branch, as_tokens, stage_ranges
 from stce_jax.models.downsampling import PatchMerging, SuperTokenDownsample
 from stce_jax.models.layers import MLP, LayerNorm, is_training
 from stce_jax.models.ops.supertoken import MOST_ITERATIONS
@@ -128,13 +128,11 @@ class Swin(StagedBody):
         train = is_training(self, train)
         features = self.embedding_norm(self.embed(images, train))
         scales = self.branch_scales(features.shape[0], len(self.blocks), train)
-        done = 0
-        for stage, depth in enumerate(self.depths):
+        for stage, numbers in enumerate(stage_ranges(self.depths)):
             if stage:
                 features = self.downsampling[stage - 1](features)
-            for index in range(done, done + depth):
+            for index in numbers:
                 features = self.blocks[index](features, scales[index])
-            done += depth
         return as_tokens(self.norm(features))
 
     def unshaped_options(self) -> dict[str, Any]:
