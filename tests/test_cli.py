@@ -11,6 +11,7 @@ from PIL import Image
 from stce_jax import cli
 from stce_jax.data import catalog
 from stce_jax.errors import DataError
+from stce_jax.models.factory import list_models
 
 
 @pytest.fixture
@@ -144,6 +145,21 @@ def test_a_workdir_without_checkpoints(capsys, tiny_run, tmp_path):
 def test_debug_shows_the_traceback(capsys):
     code, _, error = run_cli(capsys, "evaluate", "--workdir=/no/where", "--debug")
     assert code == 2 and "Traceback" in error and error.splitlines()[-1].startswith("stce: ")
+
+
+def test_models_without_a_pattern_are_listed_and_not_counted(capsys):
+    code, out, _ = run_cli(capsys, "models")
+    assert code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
+    assert rows["swin"][:4] == ["swin_t", "swin_s", "swin_b", "_patch"] and "_stce" in rows["swin"]
+    assert rows["vit"][:4] == ["vit_ti_patch", "vit_s_patch", "vit_b_patch", "_conv"] and "_linear_patch" not in out
+    told = set()
+    for body, words in rows.items():
+        names = [word for word in words if word in list_models()]
+        endings = [word for word in words if word[0] == "_"]
+        own = "_patch" if body == "vit" else ""
+        told |= {*names, *(name.removesuffix(own) + ending for name in names for ending in endings)}
+    assert told == set(list_models())
 
 
 def test_models_prints_counts(capsys):

@@ -5,6 +5,7 @@ A model is a body over an embedding, with a token reduction or without. The thre
 """
 
 import dataclasses
+import difflib
 import fnmatch
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -243,7 +244,9 @@ def _parts(name: str, overrides: Options) -> tuple[dict[str, dict[str, Any]], st
 
 def _preset(name: str) -> Preset:
     if name not in (known := presets()):
-        raise ConfigError(f"there is no model {shown(name)}; the models are {', '.join(known)}")
+        near = difflib.get_close_matches(str(name), known, n=3)
+        meant = f"did you mean {', '.join(near)}? " if near else ""
+        raise ConfigError(f"there is no model {shown(name)}; {meant}`stce models` lists all")
     return known[name]
 
 

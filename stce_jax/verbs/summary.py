@@ -4,8 +4,22 @@ from typing import Any
 
 from stce_jax.analysis.costs import count_model, count_reduction
 from stce_jax.errors import ConfigError
-from stce_jax.models.factory import create_model, list_models, takes_reductions
+from stce_jax.models.bodies import BODIES
+from stce_jax.models.factory import create_model, list_models, presets, takes_reductions
 from stce_jax.training.other_reduction import parse
+
+
+def bodies() -> dict[str, tuple[list[str], list[str]]]:
+    """{body: (its models with its own embedding, or patches, and endings of their names with others)}."""
+    found: dict[str, tuple[list[str], list[str]]] = {}
+    for name, preset in presets().items():
+        names, endings = found.setdefault(preset.body, ([], []))
+        ending = f"_{preset.embedding}"
+        if preset.embedding == getattr(BODIES[preset.body], "EMBEDDING", "patch"):
+            names.append(name)
+        elif ending not in endings:
+            endings.append(ending)
+    return found
 
 
 def summarize(

