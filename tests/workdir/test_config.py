@@ -12,7 +12,8 @@ from stce_jax.workdir.config import SHIPPED
 
 PAPERS = ["stce_vit_s", "conv_vit_s", "patch_vit_s"]
 BODIES = ["cmt_s", "cvt_13", "dat_t", "deit_s", "focal_t", "mobilevit_s", "swin_t"]
-TABLES = [f"tables/{table}" for table in ("scales", "table1", "table6", "table7", "table8", "readings", "reductions", "bodies")]
+STUDIES = ("readings", "reductions", "bodies")
+TABLES = [f"tables/{table}" for table in ("scales", "table1", "table6", "table7", "table8", *STUDIES)]
 NAMES = [
     *("default", "digits", "digits:patch", "digits:conv", "small_folder", "small_folder:patch", "small_folder:conv"),
     *PAPERS,
