@@ -134,10 +134,12 @@ class ToyBody(nn.Module):
 
 
 TOYS = {"toy body": (BODIES, ToyBody), "toy embedding": (EMBEDDINGS, ToyEmbed), "toy": (REDUCTIONS, ToyReduction)}
+# The embedding that each body comes with is tried with it, every other one with the plain body.
+OWN = {name: getattr(module, "EMBEDDING", "patch") for name, module in BODIES.items()}
 ENTRIES = {
-    **{f"embedding {name}": {"embedding": name} for name in EMBEDDINGS},
+    **{f"embedding {name}": {"embedding": name} for name in EMBEDDINGS if name == "patch" or name not in OWN.values()},
     **{f"reduction {name}": {"reduction": name} for name in REDUCTIONS},
-    **{f"body {name}": {"body": name} for name in BODIES if name != "vit"},  # which the others have
+    **{f"body {name}": {"body": name, "embedding": own} for name, own in OWN.items() if name != "vit"},
     "toys": {"body": "toy body", "embedding": "toy embedding"},
     "toy reduction": {"reduction": "toy"},
 }
@@ -188,6 +190,8 @@ def config_of(names, data_dir):
         config.image_size, config.model.name = SIZE, "vit_ti_patch"
         for part in PARTS:
             config.model[part].name = names[part]
+            if part == "embedding" and names["embedding"] == OWN.get(names["body"]) != "patch":
+                continue  # its options follow the body
             section = config.model[part].get(names[part] or "", {})  # a section is there for the package's own alone
             for option, value in {**TINY[part], **TINY.get(f"{part} {names[part]}", {})}.items():
                 if option in section:

@@ -34,7 +34,7 @@ class OverlapPatchEmbed(nn.Module):
     def check(self) -> None:
         check_whole("model option patch_size", self.patch_size, 1, 256)
         check_whole("model option patch_stride", self.patch_stride, 1, 256)
-        check_whole("model option patch_padding", self.patch_padding, 0, self.patch_size - 1)
+        check_whole("model option patch_padding", self.patch_padding, 0, (self.patch_size - 1) // 2)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         rows, columns = (
