@@ -128,6 +128,7 @@ class DeformableAttention(nn.Module):
 
     def positions(self, offsets):
         """Offsets [BG, h, w, 2] of samples from their grid -> where they lie, (y, x), the map being -1 to 1."""
+        offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))  # bfloat16 cannot tell pixels apart
         counts = [side - int(self.plus) for side in offsets.shape[1:3]]
         axes = [
             (torch.arange(side, dtype=offsets.dtype, device=offsets.device) + 0.5) / count * 2 - 1
