@@ -38,6 +38,14 @@ def _swin(timm, num_classes, image_size, options):
     widths = options["widths"]
     if any(width != widths[0] * 2**stage for stage, width in enumerate(widths)):
         raise NotImplementedError(f"timm's Swin doubles its width from stage to stage; widths are {widths}")
+    sides = [side // options["patch_size"] for side in image_size]
+    for stage in range(len(widths)):
+        if min(sides) < options["window"]:
+            raise NotImplementedError(
+                f"timm's Swin has smaller tables where a map is smaller than a window: stage {stage + 1} is "
+                f"{sides[0]}x{sides[1]}, windows are {options['window']}; take larger images"
+            )
+        sides = [-(-side // 2) for side in sides]
     return timm.create_model(
         "swin_tiny_patch4_window7_224",
         num_classes=num_classes,

@@ -266,6 +266,11 @@ def test_a_model_that_pytorch_does_not_have_is_refused_in_one_line():
         assert "the PyTorch reference" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_swin_of_fewer_places_than_a_window_is_refused_before_timm_shortens_its_tables():
+    with pytest.raises(NotImplementedError, match="stage 3 is 4x4, windows are 7; take larger images"):
+        torch_timm._swin(None, CLASSES, (64, 64), torch_reference.model_options("swin_t"))
+
+
 def test_the_class_token_alone_has_the_same_logits_and_gradients():
     _, variables, reference, images, labels = paired_models("vit_s_patch", 64, 3, **SMALL)
     spared = torch_reference.build("vit_s_patch", CLASSES, 64, class_token_alone=True, **SMALL)
