@@ -4,22 +4,31 @@ Nothing here shares code with `stce_jax.models` except the resolution of a model
 attention is PyTorch's fused one; clustering gathers the nine neighbours with `F.unfold` and scatters with `F.fold`,
 where the package works on bands of cells, so that the two agree only if both are right.
 
-Modules carry the names of their linen twins, so that one rule translates parameters: `copy_parameters` brings linen
-variables over, `parameters` and `gradients` bring PyTorch's back as trees in linen's names and layout.
+ViTs and SViT carry the names of their linen twins, so that one rule translates parameters. The other bodies carry the
+names of their published codes, or are timm's, and have a table of names beside them (`torch_NAME.linen_names`).
+`copy_parameters` brings linen variables over, `parameters` and `gradients` bring PyTorch's back as trees in linen's
+names and layout.
 
 Shape letters: B batch, H W image or feature height and width, C channels, h w super-token grid, r c rows and columns of
 a cell, N tokens, D model width, A attention heads, E width of a head.
 """
 
+import functools
 import re
 
 import numpy as np
 import torch
+import torch_cmt
+import torch_cvt
+import torch_dat
+import torch_focal
 import torch_svit
+import torch_timm
 from torch import nn
 from torch.nn import functional as F
 
-from stce_jax.models.factory import model_options
+from stce_jax.models.bodies import BODIES
+from stce_jax.models.factory import model_options, presets
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -249,22 +258,65 @@ class VisionTransformer(nn.Module):
         return self.head(tokens[:, 0] if self.pooling == "class" else tokens.mean(dim=1))
 
 
+# Bodies with an embedding of their own: (what builds a model, its names in linen, the options that are fixed).
+_OWN = {
+    "cvt": torch_cvt,
+    "cmt": torch_cmt,
+    "focal": torch_focal,
+    "focal_conv": torch_focal,
+    "dat": torch_dat,
+    "datpp": torch_dat,
+}
+_BODIES = {body: (module.build, module.linen_names, module.FIXED) for body, module in _OWN.items()} | {
+    body: (functools.partial(torch_timm.build, body), functools.partial(torch_timm.linen_names, body), fixed)
+    for body, fixed in torch_timm.FIXED.items()
+}
+_FIXED = {"dropout": 0.0, "drop_path": 0.0, "position_embedding": "learned", "scan_layers": False}
+
+
+def undrawn(name):
+    """Overrides of a named model with which it draws nothing at random, as the models here."""
+    return {key: 0.0 for key in ("drop_path", "dropout", "head_dropout") if key in model_options(name)}
+
+
+def has_embedding(name):
+    """Whether the PyTorch twin of a named model has an `embedding` that gives tokens as its linen twin's does."""
+    return presets()[name].body in ("vit", "svit")
+
+
 def build(name, num_classes, image_size=224, *, class_token_alone=False, **overrides):
     """The PyTorch twin of `stce_jax.models.factory.create_model`: same names, same overrides, float32 parameters.
 
     How JAX computes (`dtype`, `remat`) is no business of the model here: use autocast for bfloat16; but see
-    `VisionTransformer` for `class_token_alone`.
+    `VisionTransformer` for `class_token_alone`. Swin, MobileViT and DeiT are timm's.
 
     Raises:
       NotImplementedError: an option that this reference leaves out.
+      ImportError: the model is timm's, which is not there.
     """
     options = model_options(name, **overrides)
-    for key, value in {"dropout": 0.0, "drop_path": 0.0, "position_embedding": "learned", "scan_layers": False}.items():
+    image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    body, embedding, _ = presets()[name]
+    if others := {"body", "embedding", "reduction"} & overrides.keys():
+        raise NotImplementedError(f"the PyTorch reference builds models by name, without the option {min(others)!r}")
+    for key, value in {**_FIXED, **(_BODIES[body][2] if body in _BODIES else {})}.items():
         if options.get(key, value) != value:
             raise NotImplementedError(f"the PyTorch reference has {key}={value!r} only, not {options[key]!r}")
-    if name.startswith("svit_"):
+    if body == "svit":
         return torch_svit.SViT(num_classes, options)
-    image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if body not in _BODIES:
+        return _vision_transformer(name, num_classes, image_size, options, class_token_alone)
+    if embedding != BODIES[body].EMBEDDING:
+        raise NotImplementedError(f"the PyTorch reference of {body} has its own embedding only, not {embedding!r}")
+    if class_token_alone and body == "deit":
+        raise NotImplementedError("timm's DeiT computes all tokens of the last block, not the class token alone")
+    make, linen_names, _ = _BODIES[body]
+    model = make(num_classes, image_size, options)
+    model.linen_names = linen_names(options)
+    return model
+
+
+def _vision_transformer(name, num_classes, image_size, options, class_token_alone):
     kind, width = name.split("_")[2], options["width"]
     if kind not in ("patch", "conv", "conv1x1", "earlyconv", "stce"):
         raise NotImplementedError(f"the PyTorch reference has no embedding {kind!r}")
@@ -290,9 +342,6 @@ def build(name, num_classes, image_size=224, *, class_token_alone=False, **overr
 _LINEN_LEAVES = {
     nn.Linear: {"weight": ("params", "kernel", (1, 0)), "bias": ("params", "bias", None)},
     nn.Conv2d: {"weight": ("params", "kernel", (2, 3, 1, 0)), "bias": ("params", "bias", None)},
-    torch_svit.Pointwise: {"weight": ("params", "kernel", (1, 0)), "bias": ("params", "bias", None)},
-    torch_svit.DepthwiseResidual: {"weight": ("params", "kernel", (2, 3, 1, 0)), "bias": ("params", "bias", None)},
-    torch_svit.ChannelNorm: {"weight": ("params", "scale", None), "bias": ("params", "bias", None)},
     nn.LayerNorm: {"weight": ("params", "scale", None), "bias": ("params", "bias", None)},
     nn.BatchNorm2d: {
         "weight": ("params", "scale", None),
@@ -305,16 +354,38 @@ _LINEN_LEAVES = {
 
 
 def _leaves(torch_model):
-    """Yields (linen path, tensor, axes or None) of every parameter and buffer of the model."""
+    """Yields (linen path, tensor, axes or None, linen shape) of every parameter and statistic of the model."""
+    names = getattr(torch_model, "linen_names", None)
     for module_name, module in torch_model.named_modules():
-        module_path = re.sub(r"\.(\d+)", r"_\1", module_name)  # "blocks.0.mlp" -> "blocks_0.mlp"
-        module_path = tuple(module_path.split(".")) if module_path else ()
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        for name, tensor in own:
-            leaf = _LINEN_LEAVES[type(module)][name] if type(module) in _LINEN_LEAVES else ("params", name, None)
-            if leaf is not None:
-                collection, leaf_name, axes = leaf
-                yield (collection, *module_path, leaf_name), tensor, axes
+        kind = next((kind for kind in _LINEN_LEAVES if isinstance(module, kind)), None)
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            leaf = _LINEN_LEAVES[kind][name] if kind else ("params", name, None)
+            if leaf is None or not (kind or isinstance(tensor, nn.Parameter)):
+                continue  # no twin, or an index or a mask that the module has made
+            collection, leaf_name, axes = leaf
+            shape = tuple(tensor.shape[axis] for axis in axes or range(tensor.ndim))
+            if names is None:
+                module_path = re.sub(r"\.(\d+)", r"_\1", module_name)  # "blocks.0.mlp" -> "blocks_0.mlp"
+                path = [*(module_path.split(".") if module_path else ()), leaf_name]
+            else:
+                path = _renamed(names, module_name, name, leaf_name if kind else None)
+                if kind is nn.Conv2d and axes and _is_product(module):
+                    shape = (shape[0] * shape[1] * shape[2], shape[3])
+            yield (collection, *path), tensor, axes, shape
+
+
+def _renamed(names, module_name, name, leaf_name):
+    """The linen path of a module's tensor by the names of its body; without `leaf_name` the tensor has its own."""
+    full_name = f"{module_name}.{name}" if module_name else name
+    key = module_name if leaf_name else full_name
+    if key not in names:
+        raise ValueError(f"PyTorch's {full_name} has no name in linen; add it to the linen_names of its body")
+    return [*names[key].split("/"), *([leaf_name] if leaf_name else ())]
+
+
+def _is_product(convolution):
+    """Whether the bodies with names of their own have it as a linear layer of patches: no kernel overlaps another."""
+    return convolution.groups == 1 and convolution.kernel_size == convolution.stride
 
 
 def _flatten(tree, prefix=()):
@@ -334,9 +405,9 @@ def _unflatten(leaves):
     return tree
 
 
-def _in_linen_layout(tensor, axes):
+def _in_linen_layout(tensor, axes, shape):
     tensor = tensor.detach().cpu()
-    return (tensor if axes is None else tensor.permute(axes)).numpy().copy()
+    return (tensor if axes is None else tensor.permute(axes)).numpy().reshape(shape).copy()
 
 
 @torch.no_grad()
@@ -347,16 +418,15 @@ def copy_parameters(torch_model, variables):
       ValueError: a tensor without its twin, on either side, or one of another shape.
     """
     remaining = _flatten({key: variables[key] for key in ("params", "batch_stats") if key in variables})
-    for path, tensor, axes in _leaves(torch_model):
+    for path, tensor, axes, shape in _leaves(torch_model):
         name = "/".join(path)
         if path not in remaining:
             raise ValueError(f"PyTorch's {name} has no twin among the linen variables")
         array = np.asarray(remaining.pop(path), dtype=np.float32)
-        if axes is not None:
-            array = array.transpose(np.argsort(axes))
-        if array.shape != tuple(tensor.shape):
-            raise ValueError(f"{name} is {array.shape} in linen, in PyTorch's order of axes, but {tuple(tensor.shape)}")
-        tensor.copy_(torch.from_numpy(np.array(array)))
+        if array.shape != shape:
+            raise ValueError(f"{name} is {array.shape} in linen, but {shape} in PyTorch, in linen's order of axes")
+        permuted = tensor if axes is None else tensor.permute(axes)  # a view
+        permuted.copy_(torch.from_numpy(np.array(array)).reshape(permuted.shape))
     if remaining:
         raise ValueError(f"linen variables without a twin in PyTorch: {', '.join(map('/'.join, remaining))}")
 
@@ -365,7 +435,7 @@ def parameters(torch_model):
     """The model's parameters as a tree of numpy arrays in the names and layout of linen's params."""
     leaves = _leaves(torch_model)
     return _unflatten(
-        {path[1:]: _in_linen_layout(tensor, axes) for path, tensor, axes in leaves if path[0] == "params"}
+        {path[1:]: _in_linen_layout(tensor, axes, shape) for path, tensor, axes, shape in leaves if path[0] == "params"}
     )
 
 
@@ -376,9 +446,9 @@ def gradients(torch_model):
       ValueError: a parameter that has received no gradient.
     """
     leaves = {}
-    for path, tensor, axes in _leaves(torch_model):
+    for path, tensor, axes, shape in _leaves(torch_model):
         if path[0] == "params":
             if tensor.grad is None:
                 raise ValueError(f"PyTorch's {'/'.join(path)} has received no gradient")
-            leaves[path[1:]] = _in_linen_layout(tensor.grad, axes)
+            leaves[path[1:]] = _in_linen_layout(tensor.grad, axes, shape)
     return _unflatten(leaves)

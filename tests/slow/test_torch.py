@@ -12,6 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch_reference  # noqa: E402
+import torch_timm  # noqa: E402
+from golden_bodies import golden_body  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from stce_jax.models.bodies.block import Block  # noqa: E402
@@ -30,6 +32,30 @@ SMALL = {"width": 48, "depth": 2, "heads": 3, "mlp_dim": 96}
 STAGES = {"widths": (12, 16, 24), "depths": (1, 1, 1), "heads": (1, 2, 3), "cells": ((4, 3), 2, 1), "drop_path": 0.0}
 STAGES |= {"layer_scale": (0.0, 0.0, 0.5), "head_width": 40, "association_iterations": 2}
 CLASSES = 10
+
+TWO = {"mlp_ratio": 2, "drop_path": 0.0}  # of two stages
+FOCAL = {**TWO, "widths": (16, 24), "depths": (1, 1), "heads": (2, 3), "window": 4, "focal_windows": (3, 5)}
+FOCAL |= {"expands": (2, 1), "layer_scale": (0.0, 0.0)}
+CMT = {"widths": (12, 16), "depths": (1, 1), "heads": (2, 4), "key_strides": (2, 1), "mlp_ratios": (2.0, 1.5)}
+MOBILEVIT = {"width": 16, "widths": (24, 24), "token_widths": (16, 20), "depths": (1, 2), "heads": (4, 2)}
+MOBILEVIT |= {"strides": (2, 2), "stem_widths": (8, 16, 16), "stem_blocks": 2, "stem_expansion": 2}
+MOBILEVIT |= {"expansion": 2, "head_width": 24, "drop_path": 0.0, "dropout": 0.0, "head_dropout": 0.0}
+DAT = {**TWO, "widths": (16, 32), "heads": (2, 4), "windows": (4, 4), "groups": (1, 2), "kernels": (5, 3)}
+DATPP = {**DAT, "kinds": ("ND", "LD"), "strides": (2, 1), "neighbourhoods": (3, 5), "layer_scale": (0.0, 0.5)}
+BODIES = {  # (name, image_size, options) of each body that has an embedding of its own
+    "swin": ("swin_t", 36, {**TWO, "widths": (16, 32), "depths": (2, 2), "heads": (2, 4), "window": 4}),  # padded
+    "cvt": ("cvt_13", 36, {**TWO, "widths": (12, 16, 24), "depths": (1, 1, 2), "heads": (1, 2, 3)}),
+    "focal": ("focal_t", 40, FOCAL),  # padded, 3x3 and 2x2 windows
+    "focal_conv": ("focal_conv_t", 40, FOCAL),
+    "cmt": ("cmt_s", 32, {**CMT, "stem_widths": (8, 8, 8), "head_width": 24, "drop_path": 0.0}),
+    "mobilevit": ("mobilevit_s", 40, MOBILEVIT),  # odd maps; timm rounds widths to multiples of 8
+    "dat": ("dat_t", 32, {**DAT, "kinds": ("LS", "LD"), "strides": (1, 1), "offset_ranges": (2.0, 2.0)}),
+    "dat-anywhere": ("dat_t", 32, {**DAT, "kinds": ("D", "D"), "strides": (1, 1), "offset_ranges": (0.0, 0.0)}),
+    "datpp": ("datpp_t", 32, {**DATPP, "offset_ranges": (0.0, 0.0)}),
+    "datpp-in-reach": ("datpp_t", 32, {**DATPP, "offset_ranges": (1.0, 2.0)}),
+    "deit": ("deit_s", 32, {**SMALL, "drop_path": 0.0}),
+    "deit-distilled": ("deit_s_distilled", 32, {**SMALL, "drop_path": 0.0}),
+}
 
 
 def normal(shape, seed=0):
@@ -149,6 +175,100 @@ def test_model_and_gradients_equal_pytorch(name, image_size, batch, options):
     expected, expected_gradients = torch_logits_and_gradients(reference, images, labels)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4, err_msg=f"{name}: logits in training mode")
     assert_trees_close(gradients, expected_gradients, 1e-4, f"{name}: gradient")
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_bodies_and_their_gradients_equal_pytorch(body):
+    name, image_size, options = BODIES[body]
+    if name.split("_")[0] in torch_timm.FIXED:
+        try:
+            torch_timm.import_timm()
+        except ImportError as error:
+            pytest.skip(str(error))
+    test_model_and_gradients_equal_pytorch(name, image_size, 3, options)
+
+
+def options_of(config):
+    """(name, options) of the model of a golden file's configuration."""
+    if config["model"] == "cvt":
+        spec = config["spec"]
+        return "cvt_13", {"widths": spec["DIM_EMBED"], "depths": spec["DEPTH"], "heads": spec["NUM_HEADS"]}
+    if config["model"] == "cmt":
+        taken = {"embed_dims": "widths", "depths": "depths", "num_heads": "heads", "sr_ratios": "key_strides"}
+        taken |= {"mlp_ratios": "mlp_ratios", "fc_dim": "head_width"}
+        options = {own: config[theirs] for theirs, own in taken.items()}
+        return "cmt_s", {**options, "stem_widths": (config["stem_channel"],) * 3}
+    if config["model"] == "focal":
+        stages = range(len(config["depths"]))
+        options = {"widths": [config["embed_dim"] * 2**stage for stage in stages], "layer_scale": [0.0 for _ in stages]}
+        taken = {"depths": "depths", "num_heads": "heads", "window_size": "window", "expand_sizes": "expands"}
+        options |= {own: config[theirs] for theirs, own in {**taken, "focal_windows": "focal_windows"}.items()}
+        return "focal_conv_t" if config.get("use_conv_embed") else "focal_t", options
+    plus = config["model"] == "dat++"
+    options = {
+        "widths": config["dims"],
+        "heads": config["heads"],
+        "kinds": ["".join(letters) for letters in config["stage_spec"]],
+        "windows": config["window_sizes"],
+        "groups": [max(count, 1) for count in config["groups"]],
+        "strides": [max(stride, 1) for stride in config["strides"]],
+        "offset_ranges": [max(float(reach), 0.0) for reach in config["offset_range_factor"]],
+    }
+    if plus:
+        options |= {"kernels": config["ksizes"]}
+        options |= {"layer_scale": [max(value, 0.0) for value in config["layer_scale_values"]]}
+    return "datpp_t" if plus else "dat_t", options
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "cvt_img36x44",
+        "cmt_img32",
+        "cmt_img64",
+        "focal_img32_w4",
+        "focal_img64_w4_convembed",
+        "dat_v1_img64",
+        "datpp_img64",
+    ],
+)
+def test_pytorchs_bodies_equal_the_golden_numbers_of_their_published_codes(file):
+    arrays, config, weights = golden_body(file)
+    name, options = options_of(config)
+    image_size = arrays["x"].shape[1:3]
+    model = torch_reference.build(name, config["num_classes"], image_size, drop_path=0.0, **options).double().eval()
+    weights = {name: torch.from_numpy(array) for name, array in weights.items()}
+    own = model.state_dict()
+    weights = {name: array.reshape(own[name].shape) for name, array in weights.items()}  # one has an axis of 1 in front
+    missing, _ = model.load_state_dict(weights, strict=False)
+    assert all(name.endswith("num_batches_tracked") for name in missing)
+
+    # Twice: of one image the gradient of PyTorch 2.13's BatchNorm on CPUs is wrong where its layout is another's.
+    images, cotangent = (np.concatenate(2 * [arrays[key].astype(np.float64)]) for key in ("x", "cot"))
+    inputs = to_torch(images).requires_grad_()
+    logits = model(inputs)
+    (logits * torch.from_numpy(cotangent)).sum().backward()
+    batch = len(arrays["x"])
+    np.testing.assert_allclose(logits[:batch].detach(), arrays["logits"], rtol=0, atol=1e-7, err_msg="logits")
+    found = {"x": from_torch(inputs.grad)[:batch]}
+    found |= {name: tensor.grad.numpy() / 2 for name, tensor in model.named_parameters()}
+    for key, expected in arrays.items():
+        if key.startswith("grad/"):
+            actual = found[key.removeprefix("grad/")].reshape(expected.shape)
+            limit = 1e-6 * np.abs(expected).max()
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=limit, err_msg=key)
+
+
+def test_a_model_that_pytorch_does_not_have_is_refused_in_one_line():
+    for name, options in (("swin_t_stce", {}), ("cvt_13", {"projection": "average"}), ("cmt_s", {"drop_path": 0.1})):
+        with pytest.raises(NotImplementedError) as error:
+            torch_reference.build(name, CLASSES, 64, **{"drop_path": 0.0, **options})
+        assert "the PyTorch reference" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_swin_of_fewer_places_than_a_window_is_refused_before_timm_shortens_its_tables():
+    with pytest.raises(NotImplementedError, match="stage 3 is 4x4, windows are 7; take larger images"):
+        torch_timm._swin(None, CLASSES, (64, 64), torch_reference.model_options("swin_t"))
 
 
 def test_the_class_token_alone_has_the_same_logits_and_gradients():
