@@ -133,19 +133,23 @@ def test_decay_is_for_kernels_and_nothing_else(name, scan_layers):
         if scan_layers:
             pytest.skip("the model has no scan_layers")
         options = {}
-    model = create_model(name, num_classes=7, image_size=32, **options)
-    images = jnp.zeros((1, 32, 32, 3))
+    size = 32 if name.startswith("vit_") else 64
+    model = create_model(name, num_classes=7, image_size=size, **options)
+    images = jnp.zeros((1, size, size, 3))
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))["params"]
     shapes, mask = named_leaves(params), named_leaves(decay_mask(params))
     assert mask.keys() == shapes.keys()
     decayed = {path for path, value in mask.items() if value is True}
     assert decayed == {path for path in shapes if path.rpartition("/")[2] == "kernel"}
     spared = {path.rpartition("/")[2] for path in shapes.keys() - decayed}
-    known = {"bias", "scale", "class_token", "position_embedding", "temperature"}
+    # What is learned for places: tokens, positions, and biases of pairs of places.
+    tables = {"class_token", "position_embedding", "bias_table", "pooled_bias_table", "surrounding_bias"}
+    tables |= {f"position_bias_{stage}" for stage in range(4)}
+    known = {"bias", "scale", "temperature", *tables}
     assert {"bias", "scale"} <= spared <= known, f"new kinds of parameters: {spared - known}"
     if not scan_layers:  # DeiT's rule, which goes by rank: a scan stacks even biases into matrices
         by_rank = {path for path, leaf in shapes.items() if leaf.ndim > 1}
-        assert decayed == by_rank - {"class_token", "position_embedding"}
+        assert decayed == {path for path in by_rank if path.rpartition("/")[2] not in tables}
 
 
 # --- the schedule
