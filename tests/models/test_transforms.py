@@ -96,6 +96,15 @@ each = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODULES]
 )
 
+# Tracing whole bodies of stages again and again takes minutes: these stand for the others, with windows, BatchNorm,
+# strided keys, deformable and neighbourhood attention between them.
+STAND_FOR_ALL = {"body vit", "body swin", "body cvt", "body datpp", "body focal"}
+REST = {f"body {name}" for name in BODIES} - STAND_FOR_ALL
+each_kind = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODULES if name not in REST],
+)
+
 
 def made(name, **options):
     make, inputs = MODULES[name]
@@ -139,7 +148,7 @@ def test_every_layer_is_here():
     assert KINDS.keys() == LAYERS.keys(), "list the new layer with a tiny size, and its inputs"
 
 
-@each
+@each_kind
 def test_forward_mode_and_strict_promotion(name):
     """jacfwd, and a Hessian-vector product by jvp of grad with a checkpoint policy; JAX promotes nothing by itself."""
     module, inputs = made(name)
@@ -159,7 +168,7 @@ def test_forward_mode_and_strict_promotion(name):
         jax.eval_shape(sum_of(module, train=False), params, rest, inputs)
 
 
-@each
+@each_kind
 def test_lifted_by_flax(name):
     """nn.remat, nn.jit and nn.vmap, with `train` by position; `VisionTransformer` itself uses nn.scan."""
     module, inputs = made(name)
@@ -217,7 +226,7 @@ def test_an_empty_batch(name):
         assert all(leaf.shape[0] == 0 for leaf in jax.tree.leaves(given))
 
 
-@each
+@each_kind
 def test_other_dtypes_of_inputs_and_64_bits(name):
     """Parameters and results have the dtype that the module states, whatever comes in."""
     module, inputs = made(name)
