@@ -81,20 +81,20 @@ class MLP(nn.Module):
       hidden: width between the two.
       dropout: rate after each, 0..1.
       dtype: dtype of the computation; parameters are float32.
-      activation: what stands between, another than the exact GELU.
+      activation: what stands between; None: the exact GELU.
     """
 
     hidden: int
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
-    activation: Callable[[Float[Array, "*axes"]], Float[Array, "*axes"]] = gelu
+    activation: Callable[[Float[Array, "*axes"]], Float[Array, "*axes"]] | None = None
 
     @nn.compact
     def __call__(self, values: Float[Array, "B N D"], train: bool | None = None) -> Float[Array, "B N D"]:
         width, deterministic = values.shape[-1], not is_training(self, train)
         rows = values.reshape(-1, width)  # [B N, D]: see `Attention`
         hidden = linear(self.hidden, self.dtype, "in")(rows)
-        hidden = nn.Dropout(self.dropout)(self.activation(hidden), deterministic=deterministic)
+        hidden = nn.Dropout(self.dropout)((self.activation or gelu)(hidden), deterministic=deterministic)
         outputs = linear(width, self.dtype, "out")(hidden)
         return nn.Dropout(self.dropout)(outputs, deterministic=deterministic).reshape(values.shape)
 
