@@ -88,7 +88,7 @@ class CMTBlock(nn.Module):
 
 
 class CMT(StagedBody):
-    """Stages of `CMTBlock`s, 2x2 convolutions of stride 2 between them: images [B, H, W, 3] -> logits [B, classes].
+    """Stages of `CMTBlock`, 2x2 convolutions of stride 2 between them: images [B, H, W, 3] -> logits [B, classes].
 
     Each stage has one learned bias for every query's and key's place, which its blocks share. So a model is for images
     of its `image_size` alone, and refuses others; `fit_weights` resamples the biases for a model of another size.
@@ -98,7 +98,9 @@ class CMT(StagedBody):
 
     Options of stages have an entry for each.
 
-    Attributes: those of `StagedBody`, and
+    Beside the attributes of `StagedBody`:
+
+    Attributes:
       widths, depths, heads: channels, number of blocks and attention heads of each stage.
       key_strides: places of each stage's map, in both directions, that share a key; must divide the map's sides.
       mlp_ratios: hidden channels of the MLPs over those of their stage; the product is rounded down.

@@ -60,13 +60,15 @@ class ConvAttentionBlock(nn.Module):
 
 
 class CvT(StagedBody):
-    """Stages of `ConvAttentionBlock`s, strided convolutions between them, images [B, H, W, 3] -> logits [B, classes].
+    """Stages of `ConvAttentionBlock`, strided convolutions between them, images [B, H, W, 3] -> logits [B, classes].
 
     There are no positions, so that images of any size work. The class token is there in the last stage alone.
 
     Options of stages have an entry for each.
 
-    Attributes: those of `StagedBody`, and
+    Beside the attributes of `StagedBody`:
+
+    Attributes:
       widths, depths, heads: channels, number of blocks and attention heads of each stage.
       mlp_ratio: hidden width of an MLP over the channels of its stage.
       class_token: read a class token; otherwise the mean of the last tokens.

@@ -87,7 +87,7 @@ class DATBlock(nn.Module):
 
 
 class DAT(StagedBody):
-    """Stages of `DATBlock`s, a 2x2 convolution between them, images [B, H, W, 3] -> logits [B, classes], float32.
+    """Stages of `DATBlock`, a 2x2 convolution between them, images [B, H, W, 3] -> logits [B, classes], float32.
 
     The letters of `kinds` say which attention each block of a stage has: L within windows, S within windows that are
     shifted by half of their side, rounded up, D deformable.
@@ -97,7 +97,9 @@ class DAT(StagedBody):
 
     Options of stages have an entry for each.
 
-    Attributes: those of `StagedBody`, and
+    Beside the attributes of `StagedBody`:
+
+    Attributes:
       widths, heads: channels and attention heads of each stage.
       kinds: a letter for each block of each stage.
       windows: side of the windows of each stage.

@@ -21,7 +21,9 @@ class DATPlus(DAT):
     One more letter of `kinds`: N attends to the square around each place. Positions of samples are those of
     `DeformableAttention.corners`. Images of any size work whose maps leave D samples in at least two rows and columns.
 
-    Attributes: those of `DAT`, and
+    Beside the attributes of `DAT`:
+
+    Attributes:
       neighbourhoods: side of the square of N in each stage, odd.
       layer_scale: what branches are first multiplied by in each stage, 0..1; 0: no layer scale.
     """

@@ -28,7 +28,9 @@ class DeiT(VisionTransformer):
     both heads', in training, too: in DeiT's own the second head learns from a teacher, of which there is none here.
     The features are the mean of both tokens, as timm's.
 
-    Attributes: those of `VisionTransformer`, and
+    Beside the attributes of `VisionTransformer`:
+
+    Attributes:
       distilled: whether there is a distillation token; needs pooling "class".
     """
 

@@ -76,7 +76,7 @@ class FocalBlock(nn.Module):
 
 
 class Focal(StagedBody):
-    """Stages of `FocalBlock`s, a 2x2 convolution between them, images [B, H, W, 3] -> logits [B, classes], float32.
+    """Stages of `FocalBlock`, a 2x2 convolution between them, images [B, H, W, 3] -> logits [B, classes], float32.
 
     Images of any size work that leaves the last stage a place: windows pad maps that they do not divide. As in the
     published code, a stage whose map at `image_size` is no larger than the window on one of its sides has windows as
@@ -85,7 +85,9 @@ class Focal(StagedBody):
 
     Options of stages have an entry for each.
 
-    Attributes: those of `StagedBody`, and
+    Beside the attributes of `StagedBody`:
+
+    Attributes:
       widths, depths, heads: channels, number of blocks and attention heads of each stage.
       window: side of the windows.
       focal_windows: side of the square of pooled windows that a window attends to, odd, for each stage.

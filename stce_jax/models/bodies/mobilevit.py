@@ -115,7 +115,9 @@ class MobileViT(StagedBody):
 
     Options of stages have an entry for each.
 
-    Attributes: those of `StagedBody`, and
+    Beside the attributes of `StagedBody`:
+
+    Attributes:
       width: channels of the embedding's tokens.
       widths: channels of each stage's map.
       token_widths, depths, heads: width of the transformer's tokens, its blocks and attention heads in each stage.

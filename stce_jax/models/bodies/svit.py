@@ -66,14 +66,16 @@ class SuperTokenBlock(nn.Module):
 
 
 class SViT(StagedBody):
-    """Stages of `SuperTokenBlock`s, `ConvMerging` between them, images [B, H, W, 3] -> logits [B, classes], float32.
+    """Stages of `SuperTokenBlock`, `ConvMerging` between them, images [B, H, W, 3] -> logits [B, classes], float32.
 
     The published models have the embedding `svit`, a token for 4x4 pixels, which the names svit_s, svit_b and svit_l
     stand for; any other embedding works as well. Images of any size work, for there are no learned positions.
 
     Options of stages have an entry for each.
 
-    Attributes: those of `StagedBody`, and
+    Beside the attributes of `StagedBody`:
+
+    Attributes:
       widths, depths, heads: channels, number of blocks and attention heads of each stage.
       cells: size of each stage's cells in its own pixels, an int or (rows, columns); 1: attention of all pixels.
       association_iterations: of the clustering, >= 1.

@@ -58,7 +58,7 @@ class SwinBlock(nn.Module):
 
 
 class Swin(StagedBody):
-    """Stages of `SwinBlock`s, patch merging between them, images [B, H, W, 3] -> logits [B, classes], float32.
+    """Stages of `SwinBlock`, patch merging between them, images [B, H, W, 3] -> logits [B, classes], float32.
 
     The published models have the embedding `linear_patch`, patches of 4x4 pixels, which the names swin_t, swin_s and
     swin_b stand for; any other works as well. A LayerNorm of the body follows it. Images of any size that the embedding
@@ -68,7 +68,9 @@ class Swin(StagedBody):
 
     Options of stages have an entry for each.
 
-    Attributes: those of `StagedBody`, and
+    Beside the attributes of `StagedBody`:
+
+    Attributes:
       widths, depths, heads: channels, number of blocks and attention heads of each stage.
       window: places along a side of the windows; every second block's are shifted by half of it, rounded down.
       mlp_ratio: width of an MLP's hidden layer over that of its stage.

@@ -56,7 +56,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileViTEmbed(nn.Module):
-    """A 3x3 convolution, BatchNorm and SiLU, then stages of `InvertedResidual`s: a token for 4x4 pixels.
+    """A 3x3 convolution, BatchNorm and SiLU, then stages of `InvertedResidual`: a token for 4x4 pixels.
 
     Attributes:
       width: D.
