@@ -12,16 +12,16 @@ from jaxtyping import Array, Float
 
 from stce_jax.models.layers import LayerNorm, is_training, linear
 from stce_jax.models.ops.activations import gelu
-from stce_jax.models.ops.convolution import (
-    depthwise_convolution,
-    halving_convolution,
-    halving_depthwise_convolution,
+from stce_jax.models.ops.convolution import depthwise_convolution, halving_convolution, halving_depthwise_convolution
+from stce_jax.models.ops.norms import (
+    BATCH_NORM_EPSILON,
+    TORCH_LAYER_NORM_EPSILON,
+    gelu_batch_norm,
+    gelu_batch_norm_plain,
 )
-from stce_jax.models.ops.norms import BATCH_NORM_EPSILON, gelu_batch_norm, gelu_batch_norm_plain
 from stce_jax.models.ops.precision import of_rank, widened
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-LAYER_NORM_EPSILON = 1e-5  # PyTorch's default
 BATCH_NORM_MOMENTUM = 0.9  # PyTorch's default; there it is the share of the new statistics, 0.1
 
 
@@ -278,7 +278,7 @@ class NormedHalving(nn.Module):
             outputs = outputs.reshape(batch, rows, columns, self.features)
         else:
             outputs = convolution(self.features, self.kernel, 2, self.dtype, bias=self.bias, **options)(inputs)
-        return LayerNorm(self.dtype, LAYER_NORM_EPSILON, name="norm")(outputs)
+        return LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name="norm")(outputs)
 
 
 class LayerScale(nn.Module):

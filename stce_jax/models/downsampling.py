@@ -11,9 +11,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.models.layers import LayerNorm, linear
+from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.ops.supertoken import cluster_super_tokens
-
-EPSILON = 1e-5  # of LayerNorm in Swin, PyTorch's default
 
 
 class PatchMerging(nn.Module):
@@ -38,7 +37,7 @@ class PatchMerging(nn.Module):
         rows, columns = padded.shape[1] // 2, padded.shape[2] // 2
         cells = padded.reshape(batch, rows, 2, columns, 2, channels)  # [B, h, y, w, x, C]
         merged = cells.transpose(0, 1, 3, 4, 2, 5).reshape(-1, 4 * channels)  # [B h w, 4 C], x before y
-        normed = LayerNorm(self.dtype, EPSILON, name="norm")(merged)
+        normed = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name="norm")(merged)
         outputs = linear(self.features, self.dtype, "projection", use_bias=False)(normed)
         return outputs.reshape(batch, rows, columns, self.features)
 
@@ -63,7 +62,7 @@ class SuperTokenDownsample(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "B H W C"]) -> Float[Array, "B h w features"]:
-        normed = LayerNorm(self.dtype, EPSILON, name="norm")(inputs)
+        normed = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name="norm")(inputs)
         super_tokens, _ = cluster_super_tokens(normed, 2, self.iterations)  # [B, h, w, C]
         batch, rows, columns, channels = super_tokens.shape
         values = super_tokens.astype(self.dtype).reshape(-1, channels)  # [B h w, C]

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from stce_jax.analysis.costs import count_multiply_adds, count_parameters
 from stce_jax.models.embeddings.stem import strided_grid
-from stce_jax.reproduce.cells import Row, load_rows
-from stce_jax.reproduce.costs import NONE, PAPERS_CLASSES, Count, cost_rows
+from stce_jax.reproduce.cells import Row
+from stce_jax.reproduce.costs import NONE, PAPERS_CLASSES, Count, cost_rows, papers_row
 from stce_jax.reproduce.documents import Block, heading, paragraph, table
 from stce_jax.reproduce.results import Result, progress
 from stce_jax.training.assemble import build_model
@@ -107,8 +107,7 @@ def _published(name: str, top1: float, parameters: float | None, cost: float | N
 
 def embedding_costs(row: Row) -> dict[str, int]:
     """{"parameters", "multiply_adds"} of the embedding of a row at the paper's size."""
-    (papers,) = (found for found in load_rows(row.table, "paper") if found.run == row.run)
-    config = papers.config()
+    config = papers_row(row).config()
     embedding: Any = build_model(config, PAPERS_CLASSES).embedding
     images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     variables = jax.eval_shape(lambda images: embedding.init(jax.random.key(0), images, train=False), images)

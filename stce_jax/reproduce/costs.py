@@ -47,9 +47,14 @@ def cost_rows(results: Sequence[Result], speed: Sequence[Mapping[str, Any]], cou
 def count_row(row: Row, classes: int) -> dict[str, int]:
     """`count_model` of a row's model, and "papers_parameters": of its counterpart at the paper's size."""
     config = row.config()
-    (papers,) = (found for found in load_rows(row.table, "paper") if found.run == row.run)
     counted = count_model(runs.build_model(config, classes), config.image_size)
-    return counted | {"papers_parameters": count_parameters(parameters(papers))}
+    return counted | {"papers_parameters": count_parameters(parameters(papers_row(row)))}
+
+
+def papers_row(row: Row) -> Row:
+    """The row's counterpart at the paper's size."""
+    (papers,) = (found for found in load_rows(row.table, "paper") if found.run == row.run)
+    return papers
 
 
 def parameters(row: Row) -> Any:

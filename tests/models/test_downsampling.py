@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stce_jax.models.downsampling import EPSILON, PatchMerging, SuperTokenDownsample
+from stce_jax.models.downsampling import PatchMerging, SuperTokenDownsample
+from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.ops.supertoken import cluster_super_tokens
 
 
@@ -20,7 +21,10 @@ def params_of(channels, normed, features):
 
 def layer_norm(values, norm):
     centered = values - values.mean(axis=-1, keepdims=True)
-    return centered / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + EPSILON) * norm["scale"] + norm["bias"]
+    return (
+        centered / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + TORCH_LAYER_NORM_EPSILON) * norm["scale"]
+        + norm["bias"]
+    )
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 3)])

@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 
 from stce_jax.models.layers import LayerNorm, linear
 from stce_jax.models.ops.clustering import cluster_locally
+from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.ops.supertoken import Cell, SuperTokenAssociation
 
-NORM_EPSILON = 1e-5
 INITIAL_TEMPERATURE = 0.1
 xavier_normal = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
 
@@ -39,7 +39,7 @@ class ClusteringAttention(nn.Module):
     def __call__(self, fine: Float[Array, "B H W F"], coarse: Float[Array, "B h w C"]) -> SuperTokenAssociation:
         compared = []
         for name, features in (("fine", fine), ("coarse", coarse)):
-            normed = LayerNorm(self.dtype, NORM_EPSILON, name=f"{name}_norm")(features)
+            normed = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name=f"{name}_norm")(features)
             layer = linear(self.width, self.dtype, f"{name}_embedding", use_bias=False, kernel_init=xavier_normal)
             rows = layer(normed.reshape(-1, features.shape[-1]))
             compared.append(rows.reshape(*features.shape[:3], self.width))

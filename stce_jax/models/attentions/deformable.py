@@ -16,10 +16,11 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.models.conv_layers import LAYER_NORM_EPSILON, uniform_initializers
+from stce_jax.models.conv_layers import uniform_initializers
 from stce_jax.models.layers import LayerNorm, linear
 from stce_jax.models.ops.activations import gelu
 from stce_jax.models.ops.attention import dot_product_attention, fused_kernel
+from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.ops.precision import of_rank, widened
 from stce_jax.models.ops.sampling import sample_bilinear, sample_differences
 
@@ -165,7 +166,7 @@ class DeformableAttention(nn.Module):
 
     def _offsets(self, query: Float[Array, "B H W g"]) -> Float[Array, "B h w 2"]:
         outputs = StridedDepthwise(self.kernel, self.stride, self.dtype, name="offset_depthwise")(query)
-        outputs = gelu(LayerNorm(self.dtype, LAYER_NORM_EPSILON, name="offset_norm")(outputs))
+        outputs = gelu(LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name="offset_norm")(outputs))
         rows = outputs.reshape(-1, outputs.shape[-1])
         return self._linear(rows, 2, "offset", bias=False).reshape(*outputs.shape[:3], 2)
 

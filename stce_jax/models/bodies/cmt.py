@@ -22,10 +22,10 @@ from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add
 from stce_jax.models.conv_layers import DepthwiseResidual, GeluBatchNorm, batch_norm, he_normal_fan_out, pointwise
 from stce_jax.models.embeddings.cmt import HalvingPatches
 from stce_jax.models.layers import LayerNorm, is_training, linear
+from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.ops.positions import Grid, resize_position_bias
 from stce_jax.models.tokens import Tokens
 
-MAP_NORM_EPSILON = 1e-5  # of the LayerNorms before a stage; those of blocks have 1e-6
 FARTHEST = 128  # tokens more or fewer in a side that works than in one that does not
 
 
@@ -163,7 +163,8 @@ class CMT(StagedBody):
             for stage, shape in enumerate(self._bias_shapes())
         ]
         self.merging = [HalvingPatches(width, self.dtype) for width in self.widths[1:]]
-        self.stage_norms = [LayerNorm(self.dtype, MAP_NORM_EPSILON) for _ in self.widths]
+        # The LayerNorms before a stage; those of blocks have the ViT's epsilon.
+        self.stage_norms = [LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON) for _ in self.widths]
         self.projection = linear(self.head_width, self.dtype, kernel_init=he_normal_fan_out)
         self.norm = batch_norm(self.dtype, self.axis_name)
         self.head_dropout = nn.Dropout(self.dropout)

@@ -22,9 +22,9 @@ from stce_jax.models.conv_layers import convolution, uniform_initializers
 from stce_jax.models.downsampling import SuperTokenDownsample
 from stce_jax.models.layers import MLP, LayerNorm, is_training, truncated_normal
 from stce_jax.models.ops.activations import gelu, quick_gelu
+from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.tokens import Tokens
 
-EPSILON = 1e-5  # of every LayerNorm: PyTorch's default
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 DOWNSAMPLERS = ("conv", "stce")
 
@@ -51,10 +51,10 @@ class ConvAttentionBlock(nn.Module):
     def __call__(self, tokens: Tokens, scales: Float[Array, "2 B 1 1"] | None, train: bool) -> Tokens:
         """Computes as many tokens; `scales` multiply the two branches (stochastic depth), None leaves them."""
         values = tokens.values
-        normed = LayerNorm(self.dtype, EPSILON, name="attention_norm")(values)
+        normed = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name="attention_norm")(values)
         attention = ConvAttention(self.heads, self.projection, self.scale, self.dtype, self.axis_name, name="attention")
         values = add_branch(values, attention(tokens.with_values(normed), train), scales, 0)
-        normed = LayerNorm(self.dtype, EPSILON, name="mlp_norm")(values)
+        normed = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name="mlp_norm")(values)
         mlp = MLP(self.hidden, dtype=self.dtype, activation=ACTIVATIONS[self.activation], name="mlp")
         return tokens.with_values(add_branch(values, mlp(normed, train=train), scales, 1))
 
@@ -128,11 +128,11 @@ class CvT(StagedBody):
             for width, depth, heads in zip(self.widths, self.depths, self.heads, strict=True)
             for _ in range(depth)
         ]
-        self.embedding_norms = [LayerNorm(self.dtype, EPSILON) for _ in self.widths]
+        self.embedding_norms = [LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON) for _ in self.widths]
         self.downsampling = [self._downsampler(stage) for stage in range(1, len(self.widths))]
         if self.class_token:
             self.class_tokens = self.param("class_token", truncated_normal, (1, 1, self.widths[-1]), jnp.float32)
-        self.norm = LayerNorm(self.dtype, EPSILON)
+        self.norm = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON)
         self.head = self.make_head()
 
     def tokens(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:

@@ -23,12 +23,10 @@ from stce_jax.models.bodies.stages import (
     add_branch,
     as_tokens,
     refuse_small,
-    stage_ranges,
     whole,
 )
 from stce_jax.models.bodies.tables import fit_tables
 from stce_jax.models.conv_layers import (
-    LAYER_NORM_EPSILON,
     DepthwiseResidual,
     LayerScale,
     NormedHalving,
@@ -36,6 +34,7 @@ from stce_jax.models.conv_layers import (
 )
 from stce_jax.models.layers import LayerNorm, is_training, linear
 from stce_jax.models.ops.activations import gelu
+from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.tokens import Tokens
 
 MOST_BLOCKS = 1024  # of a stage
@@ -67,9 +66,9 @@ class DATBlock(nn.Module):
         """Computes a map of the same shape; `scales` multiply the branches (stochastic depth), None leaves them."""
         if self.convolutions:
             features = DepthwiseResidual(self.dtype, name="position")(features)
-        branch = self.attention(LayerNorm(self.dtype, LAYER_NORM_EPSILON, name="attention_norm")(features))
+        branch = self.attention(LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name="attention_norm")(features))
         features = add_branch(features, self._scaled(branch, "attention_scale"), scales, 0)
-        branch = self._mlp(LayerNorm(self.dtype, LAYER_NORM_EPSILON, name="mlp_norm")(features))
+        branch = self._mlp(LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name="mlp_norm")(features))
         return add_branch(features, self._scaled(branch, "mlp_scale"), scales, 1)
 
     def _mlp(self, features: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
@@ -153,9 +152,9 @@ class DAT(StagedBody):
             for stage, size in enumerate(self.stage_grids(*self.image_size))
             for kind in self.kinds[stage]
         ]
-        self.embedding_norm = LayerNorm(self.dtype, LAYER_NORM_EPSILON)
+        self.embedding_norm = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON)
         self.halving = [self._halving(width) for width in self.widths[1:]]
-        self.norm = LayerNorm(self.dtype, LAYER_NORM_EPSILON)
+        self.norm = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON)
         initializers = uniform_initializers(self.widths[-1])
         self.head = linear(self.num_classes, self.dtype, **initializers) if self.num_classes else None
 
@@ -163,12 +162,7 @@ class DAT(StagedBody):
         """Normalised images -> the last stage's tokens after LayerNorm; no leading token."""
         train = is_training(self, train)
         features = self.embedding_norm(self.embed(images, train))
-        scales = self.branch_scales(features.shape[0], len(self.blocks), train)
-        for stage, numbers in enumerate(stage_ranges([len(kinds) for kinds in self.kinds])):
-            if stage:
-                features = self.halving[stage - 1](features)
-            for index in numbers:
-                features = self.blocks[index](features, scales[index])
+        features = self.run_stages(features, [len(kinds) for kinds in self.kinds], self.halving, train)
         return as_tokens(self.norm(features))
 
     def stage_grids(self, height: int, width: int) -> list[tuple[int, int]]:

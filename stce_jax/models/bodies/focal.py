@@ -25,12 +25,12 @@ from stce_jax.models.bodies.stages import (
     odd,
     refuse_small,
     share,
-    stage_ranges,
     whole,
 )
 from stce_jax.models.bodies.tables import fit_tables
-from stce_jax.models.conv_layers import LAYER_NORM_EPSILON, LayerScale, NormedHalving
+from stce_jax.models.conv_layers import LayerScale, NormedHalving
 from stce_jax.models.layers import MLP, LayerNorm, is_training
+from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.tokens import Tokens
 
 LARGEST_WINDOW = 64  # on a side
@@ -61,12 +61,12 @@ class FocalBlock(nn.Module):
     ) -> Float[Array, "B H W C"]:
         """Computes a map of the same shape; `scales` multiply the branches (stochastic depth), None leaves them."""
         batch, rows, columns, channels = features.shape
-        branch = LayerNorm(self.dtype, LAYER_NORM_EPSILON, name="attention_norm")(features)
+        branch = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name="attention_norm")(features)
         attention = FocalAttention(
             self.heads, self.window, self.focal_window, self.expand, self.wrap, self.dtype, name="attention"
         )
         features = add_branch(features, self._scaled(attention(branch), "attention_scale"), scales, 0)
-        branch = LayerNorm(self.dtype, LAYER_NORM_EPSILON, name="mlp_norm")(features)
+        branch = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name="mlp_norm")(features)
         tokens = branch.reshape(batch, rows * columns, channels)
         branch = MLP(self.hidden, dtype=self.dtype, name="mlp")(tokens, False).reshape(branch.shape)  # has no dropout
         return add_branch(features, self._scaled(branch, "mlp_scale"), scales, 1)
@@ -140,21 +140,16 @@ class Focal(StagedBody):
                 for _ in range(self.depths[stage])
             ]
         self.blocks = blocks
-        self.embedding_norm = LayerNorm(self.dtype, LAYER_NORM_EPSILON)
+        self.embedding_norm = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON)
         self.halving = [NormedHalving(width, self.halving_kernel, dtype=self.dtype) for width in self.widths[1:]]
-        self.norm = LayerNorm(self.dtype, LAYER_NORM_EPSILON)
+        self.norm = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON)
         self.head = self.make_head()
 
     def tokens(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         """Normalised images -> the last stage's tokens after LayerNorm; no leading token."""
         train = is_training(self, train)
         features = self.embedding_norm(self.embed(images, train))
-        scales = self.branch_scales(features.shape[0], len(self.blocks), train)
-        for stage, numbers in enumerate(stage_ranges(self.depths)):
-            if stage:
-                features = self.halving[stage - 1](features)
-            for index in numbers:
-                features = self.blocks[index](features, scales[index])
+        features = self.run_stages(features, self.depths, self.halving, train)
         return as_tokens(self.norm(features))
 
     def stage_grids(self, height: int, width: int) -> list[tuple[int, int]]:

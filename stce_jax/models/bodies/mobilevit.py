@@ -21,12 +21,12 @@ from stce_jax.models.conv_layers import batch_norm, convolution, he_normal_fan_o
 from stce_jax.models.embeddings.mobilevit import LARGEST_EXPANSION, InvertedResidual
 from stce_jax.models.layers import LayerNorm, is_training, linear
 from stce_jax.models.ops.attention import dot_product_attention
+from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.ops.precision import widened
 from stce_jax.models.tokens import Tokens
 
 PATCH = 2  # side of a patch in places of the map
 MLP_RATIO = 2
-EPSILON = 1e-5  # of LayerNorms
 Scales = Float[Array, "2 B 1 1 1"] | None
 
 
@@ -46,10 +46,12 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, values: Float[Array, "B P n D"], scales: Scales, train: bool) -> Float[Array, "B P n D"]:
         """Computes tokens; `scales` multiply the two branches (stochastic depth), None leaves them."""
-        branch = self._attend(LayerNorm(self.dtype, EPSILON, name="attention_norm")(values))
+        branch = self._attend(LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name="attention_norm")(values))
         values = add_branch(values, nn.Dropout(self.dropout)(branch, deterministic=not train), scales, 0)
         width = values.shape[-1]
-        rows = LayerNorm(self.dtype, EPSILON, name="mlp_norm")(values).reshape(-1, width)  # see `layers.Attention`
+        rows = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name="mlp_norm")(values).reshape(
+            -1, width
+        )  # see `layers.Attention`
         rows = nn.silu(linear(MLP_RATIO * width, self.dtype, "mlp_in")(rows))
         branch = linear(width, self.dtype, "mlp_out")(rows).reshape(values.shape)
         return add_branch(values, nn.Dropout(self.dropout)(branch, deterministic=not train), scales, 1)
@@ -97,7 +99,7 @@ class MobileViTBlock(nn.Module):
         tokens = unfold(_resized(features, even))
         for index, own in enumerate(scales):
             tokens = TransformerBlock(self.heads, self.dropout, self.dtype, name=f"layers_{index}")(tokens, own, train)
-        tokens = LayerNorm(self.dtype, EPSILON, name="norm")(tokens)
+        tokens = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name="norm")(tokens)
         features = _resized(fold(tokens, even), (height, width))
         features = pointwise(features, channels, self.dtype, "narrow", use_bias=False)
         # The block's inputs, not those of the transformer, come first.

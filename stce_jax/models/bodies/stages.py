@@ -163,6 +163,29 @@ class StagedBody(nn.Module):
         scales: jax.Array = drop_path_scales(self.make_rng("dropout"), self.drop_path, depth, batch)
         return list(scales[..., None])
 
+    def run_stages(
+        self,
+        features: Float[Array, "B H W C"],
+        depths: Sequence[int],
+        downsampling: Sequence[Callable[[Any], Any]],
+        train: bool,
+    ) -> Float[Array, "B h w D"]:
+        """The last stage's map of the first's, by `self.blocks`, called as block(map, scales of its branches).
+
+        Args:
+          features: the first stage's map.
+          depths: number of blocks of each stage.
+          downsampling: what makes the next stage's map, between one stage and the next.
+          train: whether branches are dropped.
+        """
+        scales = self.branch_scales(features.shape[0], len(self.blocks), train)
+        for stage, numbers in enumerate(stage_ranges(depths)):
+            if stage:
+                features = downsampling[stage - 1](features)
+            for index in numbers:
+                features = self.blocks[index](features, scales[index])
+        return features
+
 
 def stage_ranges(depths: Sequence[int]) -> list[range]:
     """The numbers of each stage's blocks, counted through all stages."""

@@ -15,13 +15,13 @@ from jaxtyping import Array, Float
 
 from stce_jax.errors import check_choice, check_whole
 from stce_jax.models.attentions.window import WindowAttention, fit_bias_tables
-from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add_branch, as_tokens, stage_ranges
+from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add_branch, as_tokens
 from stce_jax.models.downsampling import PatchMerging, SuperTokenDownsample
 from stce_jax.models.layers import MLP, LayerNorm, is_training
+from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.ops.supertoken import MOST_ITERATIONS
 from stce_jax.models.tokens import Tokens
 
-EPSILON = 1e-5  # of LayerNorm, PyTorch's default
 LARGEST_WINDOW = 128  # places along a side: what a window costs grows with the fourth power
 DOWNSAMPLES = ("merging", "stce")
 
@@ -49,10 +49,10 @@ class SwinBlock(nn.Module):
         """Computes a map of the same shape; `scales` multiply the branches (stochastic depth), None leaves them."""
         batch, height, width, channels = features.shape
         window, shift = (self.window, self.window), (self.shift, self.shift)
-        branch = LayerNorm(self.dtype, EPSILON, name="attention_norm")(features)
+        branch = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name="attention_norm")(features)
         branch = WindowAttention(self.heads, window, shift, self.dtype, name="attention")(branch)
         features = add_branch(features, branch, scales, 0)
-        branch = LayerNorm(self.dtype, EPSILON, name="mlp_norm")(features)
+        branch = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name="mlp_norm")(features)
         branch = MLP(self.hidden, dtype=self.dtype, name="mlp")(branch.reshape(batch, height * width, channels), False)
         return add_branch(features, branch.reshape(features.shape), scales, 1)
 
@@ -110,7 +110,7 @@ class Swin(StagedBody):
 
     def setup(self) -> None:
         self.check()
-        self.embedding_norm = LayerNorm(self.dtype, EPSILON)
+        self.embedding_norm = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON)
         block: Any = nn.remat(SwinBlock) if self.remat else SwinBlock
         self.blocks = [
             block(heads, self.window, index % 2 * (self.window // 2), self.mlp_ratio * width, self.dtype)
@@ -122,19 +122,14 @@ class Swin(StagedBody):
         else:
             iterations = self.downsample_iterations
             self.downsampling = [SuperTokenDownsample(width, iterations, self.dtype) for width in self.widths[1:]]
-        self.norm = LayerNorm(self.dtype, EPSILON)
+        self.norm = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON)
         self.head = self.make_head()
 
     def tokens(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         """Normalised images -> the last stage's tokens after LayerNorm; no leading token."""
         train = is_training(self, train)
         features = self.embedding_norm(self.embed(images, train))
-        scales = self.branch_scales(features.shape[0], len(self.blocks), train)
-        for stage, numbers in enumerate(stage_ranges(self.depths)):
-            if stage:
-                features = self.downsampling[stage - 1](features)
-            for index in numbers:
-                features = self.blocks[index](features, scales[index])
+        features = self.run_stages(features, self.depths, self.downsampling, train)
         return as_tokens(self.norm(features))
 
     def unshaped_options(self) -> dict[str, Any]:

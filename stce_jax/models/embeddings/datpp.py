@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.models.conv_layers import LAYER_NORM_EPSILON, convolution, uniform_initializers
+from stce_jax.models.conv_layers import convolution, uniform_initializers
 from stce_jax.models.layers import LayerNorm
 from stce_jax.models.ops.activations import gelu
+from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.tokens import Tokens
 
 
@@ -38,7 +39,7 @@ class DATPlusEmbed(nn.Module):
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         del train  # nothing here differs between training and inference
         features = self._convolution(max(self.width // 2, 1), images, "convolution_1")
-        features = gelu(LayerNorm(self.dtype, LAYER_NORM_EPSILON, name="norm")(features))
+        features = gelu(LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON, name="norm")(features))
         features = self._convolution(self.width, features, "convolution_2")
         batch, rows, columns, width = features.shape  # [B, h, w, D]
         return Tokens(features.reshape(batch, rows * columns, width), grid=(rows, columns))

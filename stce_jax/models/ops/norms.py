@@ -15,6 +15,7 @@ from stce_jax.models.ops.gradients import own_gradient
 from stce_jax.models.ops.precision import of_rank, recompute_from, widened
 
 LAYER_NORM_EPSILON = 1e-6  # the ViT's
+TORCH_LAYER_NORM_EPSILON = 1e-5  # PyTorch's default, of most other bodies
 BATCH_NORM_EPSILON = 1e-5  # PyTorch's default
 
 
