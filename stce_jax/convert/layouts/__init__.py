@@ -1,0 +1,91 @@
+"""Layouts of other libraries' weights: how each names and shapes the parameters of a body of this package.
+
+A layout is a module of this package, a line in `LAYOUTS`, with
+
+- TITLE: what people call it, such as "timm's ViT";
+- PRESET: a name of `stce_jax.list_models()` whose other options `options` gives;
+- IGNORED: regular expressions of names that hold no weight, such as tables of indices;
+- recognise(names): whether a file with these names is of this layout;
+- options(arrays, config): the model's options as `create_model` takes them, read off the arrays and, where shapes do
+  not tell, off the library's config.json, a dict, {} if there is none;
+- rules(options): a `Rule` for each parameter of a model with these options; the same rules read and write.
+"""
+
+import re
+from collections.abc import Mapping, Set
+from typing import Any, Protocol
+
+import numpy as np
+
+from stce_jax.convert.layouts import timm_vit
+from stce_jax.convert.layouts.rules import Rule
+from stce_jax.errors import CheckpointError, shown
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Layout(Protocol):
+    """See this module's docstring."""
+
+    TITLE: str
+    PRESET: str
+    IGNORED: tuple[str, ...]
+
+    def recognise(self, names: Set[str]) -> bool: ...
+
+    def options(self, arrays: Arrays, config: Mapping[str, Any]) -> dict[str, Any]: ...
+
+    def rules(self, options: Mapping[str, Any]) -> list[Rule]: ...
+
+
+LAYOUTS: dict[str, Layout] = {
+    "timm_vit": timm_vit,
+}
+
+
+def recognise(names: Set[str]) -> str | None:
+    """The name of the layout of a file with these names, the first of `LAYOUTS` that knows them; None: no known one."""
+    return next((name for name, layout in LAYOUTS.items() if layout.recognise(names)), None)
+
+
+def to_ours(layout: str, arrays: Arrays, options: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """({path in the model's variables: array}, names that were left out) of another library's arrays.
+
+    Args:
+      layout: a name of `LAYOUTS`.
+      arrays: by the other library's names.
+      options: of the layout's `options`.
+
+    Raises:
+      CheckpointError: an array is missing or has another number of axes.
+    """
+    found: dict[str, np.ndarray] = {}
+    used: set[str] = set()
+    for rule in LAYOUTS[layout].rules(options):
+        missing = [name for name in rule.theirs if name not in arrays]
+        if missing:
+            raise CheckpointError(f"{shown(missing[0])} is missing, which {LAYOUTS[layout].TITLE} has")
+        found[rule.ours] = rule.read([arrays[name] for name in rule.theirs])
+        used.update(rule.theirs)
+    return found, sorted(arrays.keys() - used - without_weight(layout, arrays.keys()))
+
+
+def without_weight(layout: str, names: Set[str]) -> set[str]:
+    """Those of the names that hold no weight in this layout, such as tables of indices."""
+    return {name for name in names if any(re.fullmatch(one, name) for one in LAYOUTS[layout].IGNORED)}
+
+
+def to_theirs(layout: str, arrays: Arrays, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """{name in the other library: array} of a model's variables by path; undoes `to_ours`.
+
+    Raises:
+      CheckpointError: the model has a parameter that the layout has not.
+    """
+    found: dict[str, np.ndarray] = {}
+    used: set[str] = set()
+    for rule in LAYOUTS[layout].rules(options):
+        found |= dict(zip(rule.theirs, rule.write(arrays[rule.ours]), strict=True))
+        used.add(rule.ours)
+    if left := sorted(arrays.keys() - used):
+        raise CheckpointError(f"{LAYOUTS[layout].TITLE} has no place for {left[0]}")
+    return found
