@@ -75,13 +75,17 @@ def test_swin_of_hugging_face(tmp_path):
         image_size=48, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=5
     )
     theirs = with_noise(transformers.SwinForImageClassification(config))
+    memory = {key: array.numpy().copy() for key, array in theirs.state_dict().items()}
+    named = layouts.recognise(memory.keys())
+    assert named == ("hf_swin_v5" if int(transformers.__version__.split(".")[0]) >= 5 else "hf_swin")
     theirs.save_pretrained(tmp_path)
     arrays = {key: array.numpy() for key, array in safetensors.load_file(tmp_path / "model.safetensors").items()}
     assert layouts.recognise(arrays.keys()) == "hf_swin"
-    found, left = layouts.to_ours(
-        "hf_swin", arrays, options := layouts.LAYOUTS["hf_swin"].options(arrays, config.to_dict())
-    )
+    options = layouts.LAYOUTS["hf_swin"].options(arrays, config.to_dict())
+    found, left = layouts.to_ours("hf_swin", arrays, options)
     assert not left
+    same, _ = layouts.to_ours(named, memory, layouts.LAYOUTS[named].options(memory, config.to_dict()))
+    assert same.keys() == found.keys() and all((same[path] == array).all() for path, array in found.items())
     model = create_model("swin_t", num_classes=5, image_size=48, **options)
     images = np.random.default_rng(0).normal(size=(2, 48, 48, 3)).astype(np.float32)
     ours = jax.jit(lambda variables: model.apply(variables, images, train=False))(unflatten(found))

@@ -1,4 +1,4 @@
-"""CMT as its first author's code saves it: `cmt_small` and the like.
+"""CMT as its first author's code saves it: CMT-S and the like.
 
 Source: the state dict of the published code (ggjy/CMT.pytorch, cmt.py).
 """

@@ -1,4 +1,4 @@
-"""CvT as its authors' code saves it: `CvT-13-224x224-IN-1k` and the like.
+"""CvT as its authors' code saves it: CvT-13 and the like.
 
 Source: the state dict of the published code (microsoft/CvT, lib/models/cls_cvt.py).
 """

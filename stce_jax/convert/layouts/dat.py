@@ -1,4 +1,4 @@
-"""DAT (version 1, of the paper) as its authors' code saves it: `dat_tiny`.
+"""DAT (version 1, of the paper) as its authors' code saves it: DAT-T and the like.
 
 Source: the state dict of the published code of that time (LeapLabTHU/DAT at 566a593, models/dat.py).
 """

@@ -1,4 +1,4 @@
-"""DAT++ as its authors' code saves it: `dat_pp_tiny` and the like, of blocks L, S, N and D.
+"""DAT++ as its authors' code saves it: DAT-T++ and the like, of blocks L, S, N and D.
 
 Source: the state dict of the published code (LeapLabTHU/DAT at 32173fc, models/dat.py).
 """

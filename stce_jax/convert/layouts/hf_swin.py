@@ -8,7 +8,7 @@ from typing import Any
 
 from stce_jax.convert.layouts.reading import BUFFERS, Arrays, Config, expect
 from stce_jax.convert.layouts.rules import Rule
-from stce_jax.convert.layouts.swin_names import Names, read_options, rules_of
+from stce_jax.convert.layouts.swin_names import TABLE, Names, read_options, rules_of
 
 TITLE = "Hugging Face's Swin"
 PRESET = "swin_t"
@@ -33,18 +33,28 @@ NAMES = Names(
 
 def recognise(names: Set[str]) -> bool:
     """Whether a file with these names is of this layout."""
-    attention = "swin.encoder.layers.0.blocks.0.attention.self"
+    return is_of(NAMES, names)
+
+
+def is_of(layout: Names, names: Set[str]) -> bool:
+    """Whether a file with these names has a Swin by those of a layout."""
+    first = layout.of_block(0, 0)
     return {
-        f"{NAMES.embedding}.weight",
-        f"{attention}.query.weight",
-        f"{attention}.relative_position_bias_table",
+        f"{layout.embedding}.weight",
+        f"{first}{layout.qkv[0]}.weight",
+        f"{first}{layout.attention}.{TABLE}",
     } <= names
 
 
 def options(arrays: Arrays, config: Config) -> dict[str, Any]:
     """The model's options, see `layouts`; all of them show in shapes, and config.json may only agree."""
+    return options_of(NAMES, arrays, config)
+
+
+def options_of(layout: Names, arrays: Arrays, config: Config) -> dict[str, Any]:
+    """The same by the names of a layout."""
     expect(config, hidden_act="gelu", layer_norm_eps=1e-5)
-    return read_options(NAMES, arrays)
+    return read_options(layout, arrays)
 
 
 def rules(options: Mapping[str, Any]) -> list[Rule]:

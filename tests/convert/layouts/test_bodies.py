@@ -56,7 +56,7 @@ def test_the_golden_models(name):
 @pytest.mark.parametrize("name", [*FILES, *OTHERS])
 def test_a_file_is_recognised_by_its_names_and_taken_for_no_other(name):
     expected = {FILES[name][0]} if name in FILES else set()
-    own = {layout for layout, _ in FILES.values()} | {"hf_swin"}
+    own = {layout for layout, _ in FILES.values()} | {"hf_swin", "hf_swin_v5"}
     names = golden_body(name)[2].keys()
     assert {layout for layout in own if layouts.LAYOUTS[layout].recognise(names)} == expected
 
@@ -75,11 +75,11 @@ def test_a_file_is_written_back_to_the_bit_with_or_without_its_head(name):
     assert "params/head/kernel" not in found and layouts.to_theirs(layout, found, options).keys() == arrays.keys()
 
 
-def test_one_swin_in_three_layouts():
+def test_one_swin_in_every_layout():
     """The same arrays by other names; Hugging Face has queries, keys and values apart."""
     _, _, arrays, options = read(SWIN)
     ours, _ = layouts.to_ours("timm_swin", arrays, options)
-    for layout in ("swin", "hf_swin"):
+    for layout in ("swin", "hf_swin_v5", "hf_swin"):
         theirs = layouts.to_theirs(layout, ours, options)
         assert layouts.recognise(theirs.keys()) == layout
         buffers = {f"{key.removesuffix('_bias_table')}_index": np.zeros(1) for key in theirs if "bias_table" in key}
@@ -87,8 +87,8 @@ def test_one_swin_in_three_layouts():
         again, left = layouts.to_ours(layout, theirs | buffers, options)
         assert not left and again.keys() == ours.keys()
         assert all((again[path] == array).all() for path, array in ours.items())
-    query = theirs["swin.encoder.layers.0.blocks.1.attention.self.key.weight"]
-    np.testing.assert_array_equal(query, arrays["layers.0.blocks.1.attn.qkv.weight"][16:32])
+    key = theirs["swin.encoder.layers.0.blocks.1.attention.self.key.weight"]
+    np.testing.assert_array_equal(key, arrays["layers.0.blocks.1.attn.qkv.weight"][16:32])
 
 
 def test_options_are_read_off_shapes():
