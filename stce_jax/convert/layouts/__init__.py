@@ -7,7 +7,9 @@ A layout is a module of this package, a line in `LAYOUTS`, with
 - IGNORED: regular expressions of names that hold no weight, such as tables of indices;
 - recognise(names): whether a file with these names is of this layout;
 - options(arrays, config): the model's options as `create_model` takes them, read off the arrays and, where shapes do
-  not tell, off the library's config.json, a dict, {} if there is none;
+  not tell, off config.json, a dict, {} if there is none: the library's own, or one that has options by their names
+  here; else off the published size of the same shapes. What cannot be known, and what no body has, is a
+  CheckpointError of one line. `reading` has what this needs;
 - rules(options): a `Rule` for each parameter of a model with these options; the same rules read and write.
 """
 
