@@ -12,15 +12,23 @@ from stce_jax.models.factory import create_model
 from stce_jax.training.state import abstract_variables
 
 
-def noise(model, mean=0.0):
+def noise(model, mean=0.0, spread=0.4):
     """Variables of noise around `mean`, which need not be compiled; scales and variances are at least 1."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
-        drawn = 0.4 * rng.normal(size=leaf.shape)
+        drawn = spread * rng.normal(size=leaf.shape)
         return jnp.asarray(1 + drawn**2 if path[-1].key in ("scale", "var") else mean + drawn, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, abstract_variables(model, model.image_size[0]))
+
+
+def first_stage(options):
+    """Options of a body with its first stage alone, which compiles in half the time; an embedding's stay."""
+    return {
+        name: value[:1] if isinstance(value, tuple) and not name.startswith("stem") else value
+        for name, value in options.items()
+    }
 
 
 def images(*size, count=2, seed=0):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from body_checks import check_bfloat16, check_refused, check_training, images, noise
+from body_checks import check_bfloat16, check_refused, check_training, first_stage, images, noise
 from golden_bodies import check_body, golden_model
 from golden_files import last
 
@@ -116,7 +116,7 @@ def test_drop_path_acts_in_the_last_stage_alone():
 
 @pytest.mark.slow
 def test_training_draws_paths_and_remat_changes_nothing():
-    model, variables = tiny(drop_path=0.9)
+    model, variables = tiny(**first_stage(TINY) | {"depths": (2,), "drop_path": 0.9})
     check_training(model, variables, images(16, 16))
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from body_checks import check_bfloat16, check_refused, check_training, images, noise
+from body_checks import check_bfloat16, check_refused, check_training, first_stage, images, noise
 from golden_bodies import check_body, count_parameters, flat, golden_model
 from golden_dat import activations, check_positions
 
@@ -52,7 +52,7 @@ def test_its_names_are_those_of_the_published_model_and_those_with_another_embed
 def tiny(image_size=16, **options):
     """(a tiny model, variables of noise)."""
     model = create_model("dat_t", num_classes=3, image_size=image_size, **{**TINY, **options})
-    return model, noise(model, mean=0.5)
+    return model, noise(model, mean=0.5, spread=0.2)
 
 
 @pytest.mark.slow
@@ -63,7 +63,7 @@ def test_any_image_size_and_embedding_and_bfloat16():
 
 @pytest.mark.slow
 def test_drop_path_draws_paths_and_remat_changes_nothing():
-    model, variables = tiny(drop_path=0.9)
+    model, variables = tiny(**first_stage(TINY) | {"kinds": ("SD",), "drop_path": 0.9})
     check_training(model, variables, images(16, 16))
 
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from body_checks import check_bfloat16, check_refused, check_training, images, noise
+from body_checks import check_bfloat16, check_refused, check_training, first_stage, images, noise
 from golden_bodies import check_body, golden_model
 from golden_files import last
 
@@ -76,7 +76,7 @@ def test_patches_are_taken_apart_by_places():
 
 @pytest.mark.slow
 def test_training_drops_and_draws_paths_and_remat_changes_nothing():
-    model = tiny(drop_path=0.9, dropout=0.5, head_dropout=0.5)
+    model = tiny(**first_stage(TINY) | {"depths": (2,), "drop_path": 0.9, "dropout": 0.5, "head_dropout": 0.5})
     check_training(model, noise(model), images(32, 32))
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from body_checks import check_bfloat16, check_refused, check_training, images, noise
+from body_checks import check_bfloat16, check_refused, check_training, first_stage, images, noise
 from golden_bodies import check_body, count_parameters, golden_model
 
 from stce_jax.analysis.costs import count_model
@@ -65,7 +65,7 @@ def tiny(**options):
 
 @pytest.mark.slow
 def test_paths_are_drawn_in_training_alone_and_remat_changes_nothing():
-    model, variables = tiny(drop_path=0.9, depths=(1, 1))
+    model, variables = tiny(**first_stage(TINY) | {"depths": (2,), "drop_path": 0.9})
     check_training(model, variables, images(32, 32))
 
 
