@@ -9,7 +9,6 @@ import pytest
 
 from stce_jax.errors import ConfigError
 from stce_jax.models.factory import create_model
-from stce_jax.training.state import abstract_variables
 
 
 def noise(model, mean=0.0, spread=0.4):
@@ -20,7 +19,9 @@ def noise(model, mean=0.0, spread=0.4):
         drawn = spread * rng.normal(size=leaf.shape)
         return jnp.asarray(1 + drawn**2 if path[-1].key in ("scale", "var") else mean + drawn, leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, abstract_variables(model, model.image_size[0]))
+    inputs = jnp.zeros((1, *model.image_size, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs, train=False))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def first_stage(options):

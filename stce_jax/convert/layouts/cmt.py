@@ -12,7 +12,7 @@ from stce_jax.convert.layouts.rules import CONVOLUTION, HALVING, POINTWISE, Rule
 
 TITLE = "CMT's published code"
 PRESET = "cmt_s"
-IGNORED = BUFFERS
+IGNORED: tuple[str, ...] = BUFFERS
 STAGES = "abcd"
 
 

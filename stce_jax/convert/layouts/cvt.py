@@ -22,7 +22,7 @@ from stce_jax.convert.layouts.rules import CONVOLUTION, Rule, batch_norm, linear
 
 TITLE = "CvT's published code"
 PRESET = "cvt_13"
-IGNORED = BUFFERS
+IGNORED: tuple[str, ...] = BUFFERS
 PROJECTED = ("query", "key", "value")
 
 

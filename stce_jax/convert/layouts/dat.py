@@ -23,7 +23,7 @@ from stce_jax.errors import CheckpointError, shown
 
 TITLE = "DAT's published code"
 PRESET = "dat_t"
-IGNORED = BUFFERS
+IGNORED: tuple[str, ...] = BUFFERS
 TABLE = "relative_position_bias_table"
 # Of stages without such attention, which they do not change.
 UNUSED = {"windows": 7, "groups": 1, "kernels": 3, "neighbourhoods": 7}
@@ -68,7 +68,7 @@ def read_stages(body: str, arrays: Arrays, config: Config, first_mlp: str, axes:
         stages.append(own)
     if not stages:
         raise CheckpointError("it has no stages.0.layer_norms.0.norm.weight")
-    found = {name: tuple(stage[name] for stage in stages) for name in stages[0]}
+    found: dict[str, Any] = {name: tuple(stage[name] for stage in stages) for name in stages[0]}
     found["mlp_ratio"] = same_everywhere("mlp_ratio", found["mlp_ratio"])
     sizes = {"widths": found["widths"], "heads": found["heads"]}
     found["kinds"] = kinds = _kinds(body, arrays, config, sizes, found["kinds"])

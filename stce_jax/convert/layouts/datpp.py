@@ -12,7 +12,7 @@ from stce_jax.convert.layouts.rules import CONVOLUTION, POINTWISE, Rule, linear,
 
 TITLE = "DAT++'s published code"
 PRESET = "datpp_t"
-IGNORED = BUFFERS
+IGNORED: tuple[str, ...] = BUFFERS
 LAYER_SCALE = 1e-5  # the published code's initial value, which nothing but an initialisation depends on
 
 

@@ -23,7 +23,7 @@ from stce_jax.convert.layouts.rules import CONVOLUTION, FIRST_OF_ONE, HALVING, P
 
 TITLE = "Focal Transformer's published code"
 PRESET = "focal_t"
-IGNORED = (*BUFFERS, r".*\.valid_ind_rolled")
+IGNORED: tuple[str, ...] = (*BUFFERS, r".*\.valid_ind_rolled")
 TABLE = "attn.relative_position_bias_table"
 LAYER_SCALE = 1e-4  # the published code's initial value, which nothing but an initialisation depends on
 

@@ -12,7 +12,7 @@ from stce_jax.convert.layouts.swin_names import TABLE, Names, read_options, rule
 
 TITLE = "Hugging Face's Swin"
 PRESET = "swin_t"
-IGNORED = BUFFERS
+IGNORED: tuple[str, ...] = BUFFERS
 NAMES = Names(
     embedding="swin.embeddings.patch_embeddings.projection",
     embedding_norm="swin.embeddings.norm",

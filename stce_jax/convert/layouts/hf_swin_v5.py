@@ -15,7 +15,7 @@ from stce_jax.convert.layouts.swin_names import rules_of
 
 TITLE = "Hugging Face's Swin in memory"
 PRESET = "swin_t"
-IGNORED = BUFFERS
+IGNORED: tuple[str, ...] = BUFFERS
 NAMES = hf_swin.NAMES._replace(
     qkv=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
     attention="attention.relative_position_bias",

@@ -23,7 +23,7 @@ from stce_jax.errors import CheckpointError
 
 TITLE = "timm's MobileViT"
 PRESET = "mobilevit_s"
-IGNORED = BUFFERS
+IGNORED: tuple[str, ...] = BUFFERS
 HEADS = 4  # timm's, unless a model's configuration says otherwise, which no named one does
 EXPAND, DEPTHWISE, PROJECT = "conv1_1x1", "conv2_kxk", "conv3_1x1"
 

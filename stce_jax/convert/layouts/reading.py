@@ -14,7 +14,7 @@ from stce_jax.models.bodies import BODIES
 Arrays = Mapping[str, np.ndarray]
 Config = Mapping[str, Any]
 # Of BatchNorm, and of what PyTorch's modules keep beside their weights.
-BUFFERS = (r".*\.num_batches_tracked", r".*\.relative_position_index(_\d+)?", r".*\.attn_mask")
+BUFFERS: tuple[str, ...] = (r".*\.num_batches_tracked", r".*\.relative_position_index(_\d+)?", r".*\.attn_mask")
 
 
 def shape(arrays: Arrays, name: str, axes: int) -> tuple[int, ...]:

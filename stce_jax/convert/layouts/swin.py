@@ -12,7 +12,7 @@ from stce_jax.convert.layouts.swin_names import Names, read_options, rules_of
 
 TITLE = "Swin's published code"
 PRESET = "swin_t"
-IGNORED = BUFFERS
+IGNORED: tuple[str, ...] = BUFFERS
 NAMES = Names(
     embedding="patch_embed.proj",
     embedding_norm="patch_embed.norm",

@@ -56,7 +56,8 @@ def read_options(names: Names, arrays: Arrays) -> dict[str, Any]:
     """The options of a Swin; all of them show in shapes."""
     refuse(arrays, {names.positions: "learned positions of patches"})
     _, _, patch, _ = shape(arrays, f"{names.embedding}.weight", 4)
-    depths, widths, heads, windows, ratios = [], [], [], [], []
+    depths: list[int] = []
+    widths, heads, windows, ratios = [], [], [], []
     while depth := count(arrays, names.of_block(len(depths), "{}") + f"{names.attention_norm}.weight"):
         prefix = names.of_block(len(depths), 0)
         depths.append(depth)

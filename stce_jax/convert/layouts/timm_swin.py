@@ -13,7 +13,7 @@ from stce_jax.convert.layouts.swin_names import read_options, rules_of
 
 TITLE = "timm's Swin"
 PRESET = "swin_t"
-IGNORED = BUFFERS
+IGNORED: tuple[str, ...] = BUFFERS
 NAMES = swin.NAMES._replace(merging="layers.{next}.downsample", head="head.fc")
 
 

@@ -117,16 +117,16 @@ def test_drop_path_draws_paths_and_remat_changes_nothing():
 def test_weights_of_another_image_size():
     """Where a window was as small as its map, its tables are interpolated, and biases around it start at zero."""
     (_, found), (model, expected) = tiny(16, window=4), tiny(64, window=4)
-    flat = [
+    found, expected = (
         {f"params/{key}": np.asarray(leaf) for key, leaf in flat(tree["params"]).items()} for tree in (found, expected)
-    ]
-    fitted, note = model.fit_weights(*flat, None)
-    assert {path: array.shape for path, array in fitted.items()} == {key: leaf.shape for key, leaf in flat[1].items()}
+    )
+    fitted, note = model.fit_weights(found, expected, None)
+    assert {path: array.shape for path, array in fitted.items()} == {key: leaf.shape for key, leaf in expected.items()}
     assert "interpolated" in note and "start at zero" in note
     assert not fitted["params/blocks_1/attention/surrounding_bias"].any()
     pool = "params/blocks_1/attention/pool/kernel"
-    assert np.isclose(fitted[pool].mean() * 16, flat[0][pool].mean() * 4, rtol=0.2)
-    assert model.fit_weights(flat[1], flat[1], None) == (flat[1], "")
+    assert np.isclose(fitted[pool].mean() * 16, found[pool].mean() * 4, rtol=0.2)
+    assert model.fit_weights(expected, expected, None) == (expected, "")
 
 
 @pytest.mark.parametrize(
