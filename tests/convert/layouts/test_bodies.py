@@ -186,7 +186,7 @@ def test_no_shape_of_a_stranger_ends_in_another_error(name):
     layout, config, arrays, _ = read(name)
     alike = {re.sub(r"\d+", "0", key): key for key in arrays}
     for key in alike.values():
-        for shape in (None, (), (1,), (0, 3), (2, 3), (5, 1, 2), (3, 2, 1, 1), (7, 5, 3, 3)):
+        for shape in (None, (), (0, 3), (5, 1, 2), (3, 2, 1, 1)):
             changed = {other: array for other, array in arrays.items() if other != key}
             changed |= {} if shape is None else {key: np.zeros(shape, np.float32)}
             try:
