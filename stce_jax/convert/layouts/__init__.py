@@ -7,7 +7,9 @@ A layout is a module of this package, a line in `LAYOUTS`, with
 - IGNORED: regular expressions of names that hold no weight, such as tables of indices;
 - recognise(names): whether a file with these names is of this layout;
 - options(arrays, config): the model's options as `create_model` takes them, read off the arrays and, where shapes do
-  not tell, off the library's config.json, a dict, {} if there is none;
+  not tell, off config.json, a dict, {} if there is none: the library's own, or one that has options by their names
+  here; else off the published size of the same shapes. What cannot be known, and what no body has, is a
+  CheckpointError of one line. `reading` has what this needs;
 - rules(options): a `Rule` for each parameter of a model with these options; the same rules read and write.
 """
 
@@ -17,7 +19,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stce_jax.convert.layouts import timm_vit
+from stce_jax.convert.layouts import (
+    cmt,
+    cvt,
+    dat,
+    datpp,
+    focal,
+    hf_swin,
+    hf_swin_v5,
+    mobilevit,
+    swin,
+    timm_swin,
+    timm_vit,
+)
 from stce_jax.convert.layouts.rules import Rule
 from stce_jax.errors import CheckpointError, shown
 
@@ -40,6 +54,16 @@ class Layout(Protocol):
 
 LAYOUTS: dict[str, Layout] = {
     "timm_vit": timm_vit,
+    "swin": swin,
+    "timm_swin": timm_swin,
+    "hf_swin": hf_swin,
+    "hf_swin_v5": hf_swin_v5,
+    "cvt": cvt,
+    "focal": focal,
+    "cmt": cmt,
+    "mobilevit": mobilevit,
+    "dat": dat,
+    "datpp": datpp,
 }
 
 
@@ -63,6 +87,8 @@ def to_ours(layout: str, arrays: Arrays, options: Mapping[str, Any]) -> tuple[di
     used: set[str] = set()
     for rule in LAYOUTS[layout].rules(options):
         missing = [name for name in rule.theirs if name not in arrays]
+        if rule.optional and len(missing) == len(rule.theirs):
+            continue
         if missing:
             raise CheckpointError(f"{shown(missing[0])} is missing, which {LAYOUTS[layout].TITLE} has")
         found[rule.ours] = rule.read([arrays[name] for name in rule.theirs])
@@ -78,12 +104,18 @@ def without_weight(layout: str, names: Set[str]) -> set[str]:
 def to_theirs(layout: str, arrays: Arrays, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """{name in the other library: array} of a model's variables by path; undoes `to_ours`.
 
+    PyTorch's counts of batches (`num_batches_tracked`) are not written: it loads files without them, strictly, too.
+
     Raises:
-      CheckpointError: the model has a parameter that the layout has not.
+      CheckpointError: the model has a parameter that the layout has not, or lacks one that it has.
     """
     found: dict[str, np.ndarray] = {}
     used: set[str] = set()
     for rule in LAYOUTS[layout].rules(options):
+        if rule.ours not in arrays:
+            if rule.optional:
+                continue
+            raise CheckpointError(f"the model has no {rule.ours}, which {LAYOUTS[layout].TITLE} has")
         found |= dict(zip(rule.theirs, rule.write(arrays[rule.ours]), strict=True))
         used.add(rule.ours)
     if left := sorted(arrays.keys() - used):

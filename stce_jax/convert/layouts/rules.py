@@ -32,18 +32,26 @@ class Rule:
       ours: path in the model's variables, such as "params/blocks_0/attention/qkv/kernel".
       theirs: its names in the other library; several are joined along our last axis, of which each has an equal part.
       form: how each of them is brought over.
+      optional: some models have it and others have not, without an option that says so: a head without classes, or what
+        small images do without.
     """
 
     ours: str
     theirs: tuple[str, ...]
     form: Form
+    optional: bool = False
 
     def read(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Our array of theirs; CheckpointError if one has another number of axes."""
+        """Our array of theirs; CheckpointError if one has another number of axes, or a shape that its form has not."""
         for name, array in zip(self.theirs, arrays, strict=True):
             if self.form.axes is not None and array.ndim != self.form.axes:
                 raise CheckpointError(f"{name} has the shape {array.shape}, not {self.form.axes} axes")
-        return np.concatenate([self.form.read(array) for array in arrays], axis=-1) if arrays[0].ndim else arrays[0]
+        try:
+            parts = [self.form.read(array) for array in arrays]
+            return np.concatenate(parts, axis=-1) if parts[0].ndim else parts[0]
+        except ValueError as error:
+            shapes = " and ".join(str(array.shape) for array in arrays)
+            raise CheckpointError(f"{self.theirs[0]} has the shape {shapes}, which gives no {self.ours}") from error
 
     def write(self, array: np.ndarray) -> list[np.ndarray]:
         """Their arrays of ours."""
@@ -64,22 +72,34 @@ def _patches(weight: np.ndarray) -> np.ndarray:
 
 
 def _patch_convolution(kernel: np.ndarray) -> np.ndarray:
-    side = math.isqrt(len(kernel) // 3)
-    return kernel.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
+    return _cells(kernel, math.isqrt(len(kernel) // 3))
+
+
+def _halving_convolution(kernel: np.ndarray) -> np.ndarray:
+    return _cells(kernel, 2)
+
+
+def _cells(kernel: np.ndarray, side: int) -> np.ndarray:
+    return kernel.reshape(side, side, -1, kernel.shape[-1]).transpose(3, 2, 0, 1)
 
 
 SAME = Form(_unchanged, _unchanged)
 LINEAR = Form(_transposed, _transposed, 2)  # [out, in] and [in, out]
+# Depth-wise ones, too: [C, 1, k, k] and [k, k, 1, C].
 CONVOLUTION = Form(lambda weight: weight.transpose(2, 3, 1, 0), lambda kernel: kernel.transpose(3, 2, 0, 1), 4)
-POINTWISE = Form(lambda weight: weight[:, :, 0, 0].T, lambda kernel: kernel.T[:, :, None, None], 4)  # as a product
+# As a product: [out, in, 1, 1] and [in, out].
+POINTWISE = Form(lambda weight: weight.reshape(weight.shape[:2]).T, lambda kernel: kernel.T[:, :, None, None], 4)
 PATCHES = Form(_patches, _patch_convolution, 4)  # of RGB images: [D, 3, p, p] and [p p 3, D]
+HALVING = Form(_patches, _halving_convolution, 4)  # of a map, as a product: [D, C, 2, 2] and [4 C, D]
+# [1, A, N, K] and [A, N, K].
+FIRST_OF_ONE = Form(lambda array: array.reshape(array.shape[1:]), lambda array: array[None], 4)
 
 
-def linear(ours: str, *theirs: str, bias: bool = True, form: Form = LINEAR) -> Iterable[Rule]:
+def linear(ours: str, *theirs: str, bias: bool = True, form: Form = LINEAR, optional: bool = False) -> Iterable[Rule]:
     """The rules of a linear layer or a convolution; several of `theirs` are parts of one of ours."""
-    yield Rule(f"params/{ours}/kernel", tuple(f"{name}.weight" for name in theirs), form)
+    yield Rule(f"params/{ours}/kernel", tuple(f"{name}.weight" for name in theirs), form, optional)
     if bias:
-        yield Rule(f"params/{ours}/bias", tuple(f"{name}.bias" for name in theirs), SAME)
+        yield Rule(f"params/{ours}/bias", tuple(f"{name}.bias" for name in theirs), SAME, optional)
 
 
 def norm(ours: str, theirs: str) -> Iterable[Rule]:

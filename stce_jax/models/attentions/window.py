@@ -7,7 +7,6 @@ Shape letters: B batch, H W feature height and width, C channels, n windows of a
 width of a head.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,6 @@ from jaxtyping import Array, Float
 
 from stce_jax.models.layers import linear, truncated_normal
 from stce_jax.models.ops.attention import dot_product_attention, fused_kernel
-from stce_jax.models.ops.positions import resize_bicubic
 from stce_jax.models.ops.windows import Pair, from_windows, relative_bias, shift_mask, to_windows
 
 
@@ -81,30 +79,3 @@ class WindowAttention(nn.Module):
             attend = jax.vmap(lambda *operands: dot_product_attention(*operands, bias=bias))
             outputs = attend(query, key, value).reshape(-1, channels)  # [B n N, C]
         return linear(channels, self.dtype, "out", **options)(outputs).reshape(windows.shape)
-
-
-def fit_bias_tables(found: dict[str, Any], expected: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Resamples the tables of biases of square windows to those of other square windows; see a body's `fit_weights`.
-
-    Bicubic in the offsets, as Swin's published code does to fine-tune with larger windows.
-
-    Args:
-      found: {path: np.ndarray}.
-      expected: {path: anything with a shape} of the model that the weights are for.
-
-    Returns:
-      (arrays, a few words for people on what was interpolated, or ""). What does not fit for other reasons stays.
-    """
-    fitted, notes = dict(found), set()
-    for path, old in found.items():
-        new = expected.get(path)
-        if not path.endswith("/bias_table") or new is None or old.shape == new.shape:
-            continue
-        sides = [math.isqrt(offsets) for offsets in (old.shape[0], new.shape[0])]
-        odd_squares = all(side % 2 and side**2 == array.shape[0] for side, array in zip(sides, (old, new), strict=True))
-        if old.ndim == len(new.shape) == 2 and old.shape[1] == new.shape[1] and odd_squares:
-            square = resize_bicubic(old.reshape(sides[0], sides[0], -1), (sides[1], sides[1]))
-            fitted[path] = square.reshape(new.shape)
-            windows = [f"{(side + 1) // 2}x{(side + 1) // 2}" for side in sides]
-            notes.add(f"tables of relative positions interpolated from windows of {windows[0]} to {windows[1]}")
-    return fitted, ", ".join(sorted(notes))

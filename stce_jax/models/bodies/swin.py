@@ -14,8 +14,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.errors import check_choice, check_whole
-from stce_jax.models.attentions.window import WindowAttention, fit_bias_tables
+from stce_jax.models.attentions.window import WindowAttention
 from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add_branch, as_tokens
+from stce_jax.models.bodies.tables import fit_tables
 from stce_jax.models.downsampling import PatchMerging, SuperTokenDownsample
 from stce_jax.models.layers import MLP, LayerNorm, is_training
 from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
@@ -141,4 +142,4 @@ class Swin(StagedBody):
     ) -> tuple[dict[str, Any], str]:
         """Brings the tables of relative positions of another window to this one's; the rest as it is."""
         del old_grid
-        return fit_bias_tables(found, expected)
+        return fit_tables(found, expected)

@@ -1,4 +1,7 @@
-"""Tables of relative positions of Focal and DAT brought to another window or image size, as fine-tuning needs them."""
+"""Tables of relative positions brought to another window or image size, as fine-tuning needs them.
+
+Source: the published codes of Swin, Focal Transformer and DAT, which interpolate bicubically in the offsets.
+"""
 
 import math
 from typing import Any
@@ -26,20 +29,28 @@ def fit_tables(found: Arrays, expected: Arrays) -> tuple[Arrays, str]:
     Returns:
       (arrays, a few words for people on what was done, or ""). What does not fit for other reasons stays.
     """
-    fitted, notes = dict(found), set()
+    fitted, interpolated, windows, from_zero = dict(found), False, set(), False
     for path, wanted in expected.items():
         old, shape = found.get(path), tuple(wanted.shape)
         if path.endswith(SURROUNDING) and path.replace(SURROUNDING, "/bias_table") in found:
             if old is None or old.shape != shape:
-                fitted[path] = np.zeros(shape, np.float32)
-                notes.add("biases of surroundings start at zero")
+                fitted[path], from_zero = np.zeros(shape, np.float32), True
             continue
         if not path.endswith(("/bias_table", POOLED, POOL)) or old is None or old.shape == shape:
             continue
         if (resized := _resized(path, old, shape)) is not None:
-            fitted[path] = resized
-            notes.add("tables of relative positions interpolated")
-    return fitted, ", ".join(sorted(notes, reverse=True))
+            fitted[path], interpolated = resized, True
+            if old.ndim == 2 and path.endswith("/bias_table"):
+                windows.add(f"{_window(len(old))} to {_window(shape[0])}")
+    of_windows = f" from windows of {', '.join(sorted(windows))}" * bool(windows)
+    notes = [f"tables of relative positions interpolated{of_windows}"] * interpolated
+    return fitted, ", ".join(notes + ["biases of surroundings start at zero"] * from_zero)
+
+
+def _window(offsets: int) -> str:
+    """The windows that a table has (2 w - 1)^2 offsets of."""
+    side = (math.isqrt(offsets) + 1) // 2
+    return f"{side}x{side}"
 
 
 def _resized(path: str, old: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -55,6 +66,8 @@ def _resized(path: str, old: np.ndarray, shape: tuple[int, ...]) -> np.ndarray |
     if old.ndim == 2:
         sides = [math.isqrt(offsets) for (offsets,) in sizes]
         if any(side**2 != offsets for side, (offsets,) in zip(sides, sizes, strict=True)):
+            return None
+        if path.endswith("/bias_table") and not all(side % 2 for side in sides):
             return None
         sizes = [(side, side) for side in sides]
     (rows, columns), before = sizes

@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, Key
 from stce_jax.errors import ConfigError, check_range
 from stce_jax.models.layers import LayerNorm, linear
 from stce_jax.models.ops.activations import gelu
+from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.ops.precision import widened
 from stce_jax.models.reductions import reduction
-from stce_jax.models.reductions.new_tokens import EPSILON
 from stce_jax.models.reductions.topk import keep, most_attended
 from stce_jax.models.tokens import Tokens
 
@@ -97,7 +97,7 @@ class Predictor(nn.Module):
           live: 1 live, 0 dropped or not real.
         """
         width, dtype = values.shape[-1], values.dtype
-        hidden = LayerNorm(dtype, EPSILON, name="norm")(values)
+        hidden = LayerNorm(dtype, TORCH_LAYER_NORM_EPSILON, name="norm")(values)
         hidden = gelu(linear(width, dtype, "in")(hidden))
         own, shared = hidden[..., : width // 2], widened(hidden[..., width // 2 :])
         weights = live[..., None].astype(shared.dtype)

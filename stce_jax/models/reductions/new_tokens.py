@@ -21,7 +21,6 @@ from stce_jax.models.reductions import reduction
 from stce_jax.models.tokens import Tokens
 
 MOST_TOKENS = 2**20
-EPSILON = 1e-5  # of their LayerNorms: PyTorch's default
 
 
 def check(module: Any) -> None:

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.models.layers import LayerNorm
+from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.reductions import new_tokens, reduction
 from stce_jax.models.tokens import Tokens
 
@@ -53,7 +54,7 @@ class PatchMerger(nn.Module):
         width = values.shape[-1]
         count = new_tokens.made_count(self, tokens, "queries", axis=0)
         queries = self.param("queries", nn.initializers.normal(width**-0.5), (count, width), jnp.float32)
-        values = LayerNorm(values.dtype, new_tokens.EPSILON, name="norm")(values)
+        values = LayerNorm(values.dtype, TORCH_LAYER_NORM_EPSILON, name="norm")(values)
         weights = query_shares(queries, values, tokens)
         return new_tokens.replace_image_tokens(self, tokens, weights, values)
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from stce_jax.models.layers import LayerNorm, linear
 from stce_jax.models.ops.activations import gelu
+from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.reductions import new_tokens, reduction
 from stce_jax.models.tokens import Tokens
 
@@ -51,7 +52,7 @@ class SiT(nn.Module):
         values = tokens.image_values()
         width, dtype = values.shape[-1], values.dtype
         count = new_tokens.made_count(self, tokens, "logits", "kernel", axis=1)
-        normed = LayerNorm(dtype, new_tokens.EPSILON, name="norm")(values)
+        normed = LayerNorm(dtype, TORCH_LAYER_NORM_EPSILON, name="norm")(values)
         hidden = gelu(linear(width // 2, dtype, "hidden")(normed))
         logits = linear(count, jnp.promote_types(dtype, jnp.float32), "logits")(hidden)  # [B, n, M]
         scale = self.param("scale", nn.initializers.ones, (1,), jnp.float32)

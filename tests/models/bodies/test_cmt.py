@@ -1,14 +1,12 @@
 """CMT against the golden numbers of its published code, its sizes, other sizes of images, and what options refuse."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from body_checks import check_bfloat16, check_refused, check_training, first_stage, images, noise
 from flax.traverse_util import flatten_dict
-from golden_bodies import check_body, golden_body
-from golden_files import convolution, last, linear, norm, statistics
+from golden_bodies import check_body, golden_model
+from golden_files import last
 
 from stce_jax.analysis.costs import count_model
 from stce_jax.errors import CheckpointError, ConfigError
@@ -29,98 +27,14 @@ PUBLISHED = {
 STAGES = "abcd"
 
 
-def halving(weights, name):
-    """PyTorch's 2x2 convolution as a product of patches."""
-    kernel = convolution(weights, name)["kernel"]
-    return {"projection": {"kernel": kernel.reshape(-1, kernel.shape[-1]), "bias": weights[f"{name}.bias"]}}
-
-
-def block(weights, prefix):
-    """{"params": ..., "batch_stats": ...} of a `CMTBlock`."""
-    attention = {
-        "query": linear(weights, f"{prefix}attn.q"),
-        "key": linear(weights, f"{prefix}attn.k"),
-        "value": linear(weights, f"{prefix}attn.v"),
-        "out": linear(weights, f"{prefix}attn.proj"),
-    }
-    params = {
-        "position": convolution(weights, f"{prefix}proj"),
-        "attention_norm": norm(weights, f"{prefix}norm1"),
-        "attention": attention,
-        "mlp_norm": norm(weights, f"{prefix}norm2"),
-        "mlp": {
-            "in": linear(weights, f"{prefix}mlp.conv1.0"),
-            "in_norm": norm(weights, f"{prefix}mlp.conv1.2"),
-            "depthwise": convolution(weights, f"{prefix}mlp.proj"),
-            "depthwise_norm": norm(weights, f"{prefix}mlp.proj_bn"),
-            "out": linear(weights, f"{prefix}mlp.conv2.0"),
-            "out_norm": norm(weights, f"{prefix}mlp.conv2.1"),
-        },
-    }
-    names = {"in_norm": "conv1.2", "depthwise_norm": "proj_bn", "out_norm": "conv2.1"}
-    stats = {"mlp": {own: statistics(weights, f"{prefix}mlp.{name}") for own, name in names.items()}}
-    if f"{prefix}attn.sr.0.weight" in weights:
-        attention |= {**convolution(weights, f"{prefix}attn.sr.0"), "norm": norm(weights, f"{prefix}attn.sr.1")}
-        stats["attention"] = {"norm": statistics(weights, f"{prefix}attn.sr.1")}
-    return params, stats
-
-
-def golden_model(name, dtype):
-    """(arrays, model, variables) of a golden file."""
-    arrays, config, weights = golden_body(name)
-    model = create_model(
-        "cmt_s",
-        num_classes=config["num_classes"],
-        image_size=config["img_size"],
-        widths=config["embed_dims"],
-        depths=config["depths"],
-        heads=config["num_heads"],
-        key_strides=config["sr_ratios"],
-        mlp_ratios=config["mlp_ratios"],
-        head_width=config["fc_dim"],
-        stem_widths=(config["stem_channel"],) * 3,
-    )
-    model = model.clone(dtype=dtype, embedding=model.embedding.clone(dtype=dtype))
-    embedding = {"halving": halving(weights, "patch_embed_a.proj")}
-    stats = {"embedding": {}}
-    for index in (1, 2, 3):
-        embedding[f"module_{index}"] = {
-            "convolution": convolution(weights, f"stem_conv{index}"),
-            "norm": norm(weights, f"stem_norm{index}"),
-        }
-        stats["embedding"][f"module_{index}"] = {"norm": statistics(weights, f"stem_norm{index}")}
-    params = {"embedding": embedding}
-    done = 0
-    for stage, (letter, depth) in enumerate(zip(STAGES, config["depths"], strict=True)):
-        params[f"position_bias_{stage}"] = weights[f"relative_pos_{letter}"]
-        params[f"stage_norms_{stage}"] = norm(weights, f"patch_embed_{letter}.norm")
-        if stage:
-            params[f"merging_{stage - 1}"] = halving(weights, f"patch_embed_{letter}.proj")
-        for index in range(depth):
-            own = f"blocks_{done + index}"
-            params[own], stats[own] = block(weights, f"blocks_{letter}.{index}.")
-        done += depth
-    params |= {"projection": linear(weights, "_fc"), "norm": norm(weights, "_bn"), "head": linear(weights, "head")}
-    stats["norm"] = statistics(weights, "_bn")
-    return arrays, model, {"params": params, "batch_stats": stats}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("cmt_img32", np.float64), ("cmt_img32", np.float32), ("cmt_img64", np.float64)]
-)
-def test_equals_the_golden_numbers(name, dtype):
-    arrays, model, variables = golden_model(name, dtype)
-    kernels = {
-        "embedding/module_1/convolution/kernel": "stem_conv1.weight",
-        "blocks_0/mlp/depthwise/kernel": "blocks_a.0.mlp.proj.weight",
-    }
-    gradients = {path: arrays[f"grad/{name}"].transpose(2, 3, 1, 0) for path, name in kernels.items()}
-    gradients["position_bias_0"] = arrays["grad/relative_pos_a"]
+@pytest.mark.parametrize("name", ["cmt_img32", "cmt_img64"])
+def test_equals_the_golden_numbers(name):
+    arrays, model, variables, gradients = golden_model(name)
     activations = {"embedding/module_3": last(arrays["act/stem"]), "stage_norms_0": arrays["act/patch_embed_a"]}
     names = [f"{letter}.{index}" for letter, depth in zip(STAGES, model.depths, strict=True) for index in range(depth)]
     activations |= {f"blocks_{place}": arrays[f"act/blocks_{name}"] for place, name in enumerate(names)}
-    check_body(arrays, model, variables, dtype, gradients, activations=activations if dtype == np.float64 else None)
+    check_body(arrays, model, variables, gradients, activations)
 
 
 @pytest.mark.slow
@@ -140,20 +54,8 @@ def tiny(image_size=32, **options):
     return create_model("cmt_s", num_classes=3, image_size=image_size, **{**TINY, **options})
 
 
-def variables_of(model, image_size=32):
-    """Noise, which need not be compiled."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(rng.uniform(0.1, 1.0, leaf.shape), leaf.dtype), abstract_variables(model, image_size)
-    )
-
-
 def by_path(variables):
     return flatten_dict(variables, sep="/")
-
-
-def images(size=32):
-    return jnp.asarray(np.random.default_rng(1).normal(size=(2, size, size, 3)), jnp.float32)
 
 
 def test_names_and_the_stem_of_each_size():
@@ -189,9 +91,7 @@ def test_image_sizes_that_cannot_be_cut_are_refused_with_some_that_can(options, 
         options = {**options, "stem_widths": None}
     options = {**TINY, "mlp_ratios": (2.0,) * len(options.get("widths", (1, 1))), **options}
     options = {name: value for name, value in options.items() if value is not None}
-    with pytest.raises(ConfigError) as error:
-        create_model("cmt_s", num_classes=3, image_size=size, **options)
-    assert message in str(error.value) and "\n" not in str(error.value)
+    check_refused("cmt_s", message, image_size=size, **options)
 
 
 def test_other_images_than_those_of_its_size_are_refused():
@@ -199,14 +99,14 @@ def test_other_images_than_those_of_its_size_are_refused():
     variables = abstract_variables(model, 32)
     assert model.grid(40, 40) == (5, 5), "where they would lie"
     with pytest.raises(ConfigError, match="are for images of 32x32 pixels, not 40x40; make one with that image_size"):
-        jax.eval_shape(lambda variables: model.apply(variables, images(40), train=False), variables)
+        jax.eval_shape(lambda variables: model.apply(variables, images(40, 40), train=False), variables)
 
 
 @pytest.mark.slow
 def test_weights_are_fitted_to_another_size_of_images():
     """Each head's biases of a key are a map over the queries, and those of a query one over the keys."""
     old, new = tiny(32), tiny(64)
-    found, expected = by_path(variables_of(old)), by_path(abstract_variables(new, 64))
+    found, expected = by_path(noise(old)), by_path(abstract_variables(new, 64))
     bias = found["params/position_bias_0"].astype(np.float32)  # of 8x8 queries and 4x4 keys
     by_queries = np.stack(
         [[resize_bicubic(head[:, key].reshape(8, 8, 1), (16, 16)) for key in range(16)] for head in bias]
@@ -238,27 +138,8 @@ def test_weights_of_images_that_are_no_squares():
 
 @pytest.mark.slow
 def test_training_draws_paths_and_drops_features_and_remat_changes_nothing():
-    model = tiny(drop_path=0.9, dropout=0.5)
-    variables = variables_of(model)
-
-    def train(model, variables, key):
-        def loss(params):
-            given, new = model.apply(
-                {**variables, "params": params}, images(), train=True, mutable=["batch_stats"], rngs={"dropout": key}
-            )
-            return (given**2).sum(), (given, new)
-
-        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
-
-    plain, again = (jax.jit(functools.partial(train, model.clone(remat=remat))) for remat in (False, True))
-    one, other = plain(variables, jax.random.key(1)), plain(variables, jax.random.key(2))
-    assert np.isfinite(one[0][1][0]).all() and not np.allclose(one[0][1][0], other[0][1][0])
-    changed = jax.tree.map(lambda old, new: bool((old != new).any()), variables, {**variables, **one[0][1][1]})
-    assert all(jax.tree.leaves(changed["batch_stats"]))
-    leaves = jax.tree.leaves(one)
-    largest = max(np.abs(leaf).max() for leaf in leaves)  # convolutions before a BatchNorm have biases without effect
-    for left, right in zip(leaves, jax.tree.leaves(again(variables, jax.random.key(1))), strict=True):
-        np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-5 * largest)
+    model = tiny(**first_stage(TINY) | {"depths": (2,), "drop_path": 0.9, "dropout": 0.5})
+    check_training(model, noise(model), images(32, 32))
 
 
 @pytest.mark.slow
@@ -266,18 +147,7 @@ def test_any_embedding_and_bfloat16():
     options = {name: value for name, value in TINY.items() if name != "stem_widths"}
     options |= {"embedding": "stce", "stem_widths": (8,), "stem_strides": (2,), "cell": (2, 2), "dtype": "bfloat16"}
     model = create_model("cmt_s", num_classes=3, image_size=(32, 48), **options)
-    variables = jax.tree.map(
-        lambda leaf: jnp.ones(leaf.shape, leaf.dtype),
-        jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 48, 3)), train=False)),
-    )
-    logits, tokens = jax.jit(
-        lambda variables: [
-            model.apply(variables, jnp.ones((1, 32, 48, 3)), train=False, method=method)
-            for method in ("__call__", "tokens")
-        ]
-    )(variables)
-    assert logits.dtype == jnp.float32 and tokens.values.dtype == jnp.bfloat16
-    assert tokens.shape == (1, 24, 16) and tokens.grid == (4, 6)
+    check_bfloat16(model, noise(model), images(32, 48), (4, 6))
 
 
 @pytest.mark.parametrize(
@@ -298,6 +168,4 @@ def test_any_embedding_and_bfloat16():
     ],
 )
 def test_options_that_cannot_work_are_refused_in_one_line(options, message):
-    with pytest.raises(ConfigError) as error:
-        tiny(**options)
-    assert message in str(error.value) and "\n" not in str(error.value)
+    check_refused("cmt_s", message, **{**TINY, **options})

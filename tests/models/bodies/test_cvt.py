@@ -6,87 +6,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_bodies import check_body, golden_body
-from golden_files import convolution, last, linear, norm, statistics
+from body_checks import check_bfloat16, check_refused, check_training, first_stage, images, noise
+from golden_bodies import check_body, golden_model
+from golden_files import last
 
 from stce_jax.analysis.costs import count_model
 from stce_jax.analysis.drawing.introspection import attention_grid, class_attention
-from stce_jax.errors import ConfigError
-from stce_jax.models.bodies.cvt import CvT
-from stce_jax.models.embeddings.overlap_patch import OverlapPatchEmbed
 from stce_jax.models.factory import create_model, list_models, model_options
-from stce_jax.training.state import abstract_variables
 
 TINY = {"widths": (8, 12), "depths": (1, 2), "heads": (2, 3), "mlp_ratio": 2, "drop_path": 0.0}
 
 
-def block(weights, prefix):
-    """(parameters, statistics) of a `ConvAttentionBlock` from weights behind a prefix such as "stage0.blocks.0."."""
-    params, batch_stats = {"out": linear(weights, f"{prefix}attn.proj")}, {}
-    for name in ("query", "key", "value"):
-        convolved = f"{prefix}attn.conv_proj_{name[0]}"
-        params[name] = linear(weights, f"{prefix}attn.proj_{name[0]}")
-        params[f"{name}_projection"] = convolution(weights, f"{convolved}.conv") | {
-            "norm": norm(weights, f"{convolved}.bn")
-        }
-        batch_stats[f"{name}_projection"] = {"norm": statistics(weights, f"{convolved}.bn")}
-    rest = {
-        "attention_norm": norm(weights, f"{prefix}norm1"),
-        "mlp_norm": norm(weights, f"{prefix}norm2"),
-        "mlp": {"in": linear(weights, f"{prefix}mlp.fc1"), "out": linear(weights, f"{prefix}mlp.fc2")},
-    }
-    return rest | {"attention": params}, {"attention": batch_stats}
-
-
-def golden_model(name, dtype):
-    """(arrays, model, variables, what modules give) of a golden file "cvt_*"."""
-    arrays, config, weights = golden_body(name)
-    spec = config["spec"]
-    assert config["act"] == "quick_gelu(1.702)" and set(spec["QKV_PROJ_METHOD"]) == {"dw_bn"}
-    widths, depths = tuple(spec["DIM_EMBED"]), tuple(spec["DEPTH"])
-    model = CvT(
-        OverlapPatchEmbed(widths[0], dtype=dtype),
-        num_classes=config["num_classes"],
-        image_size=arrays["x"].shape[1:3],
-        widths=widths,
-        depths=depths,
-        heads=tuple(spec["NUM_HEADS"]),
-        dtype=dtype,
-    )
-    params = {
-        "class_token": weights["stage2.cls_token"],
-        "norm": norm(weights, "norm"),
-        "head": linear(weights, "head"),
-        "embedding": {"convolution": convolution(weights, "stage0.patch_embed.proj")},
-    }
-    batch_stats, activations = {}, {}
-    for stage, depth in enumerate(depths):
-        params[f"embedding_norms_{stage}"] = norm(weights, f"stage{stage}.patch_embed.norm")
-        activations[f"embedding_norms_{stage}"] = last(arrays[f"act/stage{stage}.patch_embed"])
-        if stage:
-            params[f"downsampling_{stage - 1}"] = convolution(weights, f"stage{stage}.patch_embed.proj")
-        for index in range(depth):
-            own, theirs = f"blocks_{sum(depths[:stage]) + index}", f"stage{stage}.blocks.{index}"
-            params[own], batch_stats[own] = block(weights, f"{theirs}.")
-            activations |= {own: arrays[f"act/{theirs}"], f"{own}/attention": arrays[f"act/{theirs}.attn"]}
-    return arrays, model, {"params": params, "batch_stats": batch_stats}, activations
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("cvt_img36x44", np.float64), ("cvt_img36x44", np.float32), ("cvt_img32", np.float64)]
-)
-def test_models_equal_the_golden_numbers(name, dtype):
-    arrays, model, variables, activations = golden_model(name, dtype)
-    gradients = {
-        "embedding/convolution/kernel": arrays["grad/stage0.patch_embed.proj.weight"].transpose(2, 3, 1, 0),
-        "blocks_1/attention/key_projection/kernel": arrays[
-            "grad/stage1.blocks.0.attn.conv_proj_k.conv.weight"
-        ].transpose(2, 3, 1, 0),
-        "class_token": arrays["grad/stage2.cls_token"],
-    }
-    activations = activations if dtype == np.float64 else None
-    check_body(arrays, model, variables, dtype, gradients=gradients, activations=activations)
+@pytest.mark.parametrize("name", ["cvt_img36x44", "cvt_img32"])
+def test_models_equal_the_golden_numbers(name):
+    arrays, model, variables, gradients = golden_model(name)
+    activations = {}
+    for stage, depth in enumerate(model.depths):
+        activations[f"embedding_norms_{stage}"] = last(arrays[f"act/stage{stage}.patch_embed"])
+        for index in range(depth):
+            own, theirs = f"blocks_{sum(model.depths[:stage]) + index}", f"act/stage{stage}.blocks.{index}"
+            activations |= {own: arrays[theirs], f"{own}/attention": arrays[f"{theirs}.attn"]}
+    check_body(arrays, model, variables, gradients, activations)
 
 
 # The published code's own figures, and multiply-adds in thousands of millions. Ours count neither norms nor means, but
@@ -111,22 +52,13 @@ def test_its_names_and_the_options_of_its_embedding():
 
 @functools.cache
 def tiny(**options):
-    """(a tiny model, variables of noise, which need not be compiled)."""
-    model, rng = create_model("cvt_13", num_classes=3, image_size=16, **{**TINY, **options}), np.random.default_rng(0)
-
-    def draw(path, leaf):
-        noise = 0.5 * rng.normal(size=leaf.shape)
-        return jnp.asarray(1 + noise**2 if path[-1].key in ("scale", "var") else noise, leaf.dtype)
-
-    return model, jax.tree_util.tree_map_with_path(draw, abstract_variables(model, 16))
-
-
-def images(seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(2, 16, 16, 3)), jnp.float32)
+    """(a tiny model, variables of noise)."""
+    model = create_model("cvt_13", num_classes=3, image_size=16, **{**TINY, **options})
+    return model, noise(model)
 
 
 def logits_of(model, variables):
-    return jax.jit(lambda variables: model.apply(variables, images(), train=False))(variables)
+    return jax.jit(lambda variables: model.apply(variables, images(16, 16), train=False))(variables)
 
 
 @pytest.mark.slow
@@ -162,7 +94,7 @@ def test_drop_path_acts_in_the_last_stage_alone():
             rngs = {"dropout": jax.random.key(key)}
             logits, new = model.apply(
                 variables,
-                images(),
+                images(16, 16),
                 train=True,
                 mutable=["batch_stats", "intermediates"],
                 rngs=rngs,
@@ -183,34 +115,16 @@ def test_drop_path_acts_in_the_last_stage_alone():
 
 
 @pytest.mark.slow
-def test_remat_changes_nothing():
-    model, variables = tiny()
-
-    def loss(model, variables):
-        logits, new = model.apply(variables, images(), train=True, mutable=["batch_stats"])
-        return (logits**2).sum(), new
-
-    plain, again = (
-        jax.jit(jax.value_and_grad(functools.partial(loss, model.clone(remat=remat)), has_aux=True))(variables)
-        for remat in (False, True)
-    )
-    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+def test_training_draws_paths_and_remat_changes_nothing():
+    model, variables = tiny(**first_stage(TINY) | {"depths": (2,), "drop_path": 0.9})
+    check_training(model, variables, images(16, 16))
 
 
 @pytest.mark.slow
 def test_any_embedding_and_image_size_and_bfloat16():
     options = {"embedding": "stce", "stem_widths": (8,), "stem_strides": (2,), "cell": (2, 3), "dtype": "bfloat16"}
     model, variables = tiny(**options)
-    assert model.grid(37, 32) == (5, 3)
-    logits, tokens = jax.jit(
-        lambda variables: [
-            model.apply(variables, jnp.ones((1, 37, 32, 3)), train=False, method=method)
-            for method in ("__call__", "tokens")
-        ]
-    )(variables)
-    assert logits.dtype == jnp.float32 and tokens.values.dtype == jnp.bfloat16
-    assert tokens.shape == (1, 1 + 15, 12) and tokens.grid == (5, 3) and tokens.leading == 1
+    check_bfloat16(model, variables, images(37, 32), (5, 3), leading=1)
 
 
 @pytest.mark.parametrize(("projection", "side"), [pytest.param("conv", 2, marks=pytest.mark.slow), ("average", 3)])
@@ -239,6 +153,4 @@ def test_the_class_tokens_attention_lies_on_the_grid_of_the_keys(projection, sid
     ],
 )
 def test_options_that_cannot_work_are_refused_in_one_line(options, message):
-    with pytest.raises(ConfigError) as error:
-        create_model("cvt_13", **{"num_classes": 3, "image_size": 32, **TINY, **options})
-    assert message in str(error.value) and "\n" not in str(error.value)
+    check_refused("cvt_13", message, **{**TINY, **options})

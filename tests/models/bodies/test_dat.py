@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_bodies import check_body, count_parameters, flat
-from golden_dat import activations, as_product, check_positions, golden_model
+from body_checks import check_bfloat16, check_refused, check_training, first_stage, images, noise
+from golden_bodies import check_body, count_parameters, flat, golden_model
+from golden_dat import activations, check_positions
 
 from stce_jax.analysis.costs import count_model, count_multiply_adds
-from stce_jax.errors import ConfigError
 from stce_jax.models.factory import create_model, list_models, model_options
 from stce_jax.training.state import abstract_variables
 
@@ -19,21 +19,10 @@ TINY |= {"strides": (1, 1), "offset_ranges": (2.0, 2.0), "mlp_ratio": 2, "drop_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_the_model_equals_the_golden_numbers(dtype):
-    arrays, model, variables, paths = golden_model("dat_v1_img64", dtype)
-    gradients = {key.removeprefix("grad/"): array for key, array in arrays.items() if key.startswith("grad/")}
-    expected = {
-        "embedding/projection/kernel": as_product(gradients, "patch_proj.0")["kernel"],
-        "blocks_4/attention/offset_depthwise/kernel": gradients["stages.2.attns.1.conv_offset.0.weight"].transpose(
-            2, 3, 1, 0
-        ),
-        "blocks_4/attention/bias_table": gradients["stages.2.attns.1.rpe_table"],
-    }
-    single = dtype == np.float32
-    check_body(arrays, model, variables, dtype, expected, activations={} if single else activations(arrays, paths))
-    if not single:
-        check_positions(arrays, model, variables, paths)
+def test_the_model_equals_the_golden_numbers():
+    arrays, model, variables, gradients = golden_model("dat_v1_img64")
+    check_body(arrays, model, variables, gradients, activations(arrays, model))
+    check_positions(arrays, model, variables)
 
 
 def test_the_published_size_has_its_parameters():
@@ -61,40 +50,21 @@ def test_its_names_are_those_of_the_published_model_and_those_with_another_embed
 
 
 def tiny(image_size=16, **options):
-    """(a tiny model, variables of noise, which need not be compiled)."""
+    """(a tiny model, variables of noise)."""
     model = create_model("dat_t", num_classes=3, image_size=image_size, **{**TINY, **options})
-    rng = np.random.default_rng(0)
-    inputs = jnp.zeros((1, image_size, image_size, 3))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs, train=False))
-    return model, jax.tree.map(lambda leaf: jnp.asarray(0.5 + 0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
-
-
-def images(*size, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(2, *size, 3)), jnp.float32)
+    return model, noise(model, mean=0.5, spread=0.2)
 
 
 @pytest.mark.slow
 def test_any_image_size_and_embedding_and_bfloat16():
     model, variables = tiny(embedding="stce", stem_widths=(8,), stem_strides=(2,), cell=2, dtype="bfloat16")
-    assert model.grid(37, 32) == (5, 4)
-    tokens = jax.jit(lambda variables: model.apply(variables, images(37, 32), train=False, method="tokens"))(variables)
-    assert tokens.grid == (5, 4) and tokens.values.dtype == jnp.bfloat16
-    assert np.isfinite(tokens.values.astype(np.float32)).all()
+    check_bfloat16(model, variables, images(37, 32), (5, 4))
 
 
 @pytest.mark.slow
 def test_drop_path_draws_paths_and_remat_changes_nothing():
-    model, variables = tiny(drop_path=0.9)
-
-    def loss(model, variables, key):
-        return (model.apply(variables, images(16, 16), train=True, rngs={"dropout": key}) ** 2).sum()
-
-    run = jax.jit(jax.grad(functools.partial(loss, model)))
-    plain = run(variables, jax.random.key(1))
-    again = jax.jit(jax.grad(functools.partial(loss, model.clone(remat=True))))(variables, jax.random.key(1))
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), plain, again)
-    other = run(variables, jax.random.key(5))
-    assert any(jax.tree.leaves(jax.tree.map(lambda one, other: bool((one != other).any()), plain, other)))
+    model, variables = tiny(**first_stage(TINY) | {"kinds": ("SD",), "drop_path": 0.9})
+    check_training(model, variables, images(16, 16))
 
 
 def test_samples_lie_within_their_range_of_the_grid():
@@ -144,6 +114,4 @@ def test_weights_of_another_image_size():
     ],
 )
 def test_options_that_cannot_work_are_refused_in_one_line(options, message):
-    with pytest.raises(ConfigError) as error:
-        create_model("dat_t", num_classes=3, **{"image_size": 32, **TINY, **options})
-    assert message in str(error.value) and "\n" not in str(error.value)
+    check_refused("dat_t", message, **{**TINY, **options})

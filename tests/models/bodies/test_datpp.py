@@ -1,16 +1,12 @@
 """DAT++ against the golden numbers of its published code, its sizes, and what its options refuse."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from golden_bodies import check_body, count_parameters
-from golden_dat import activations, check_positions, golden_model
-from golden_files import convolution
+from body_checks import check_bfloat16, check_refused, check_training, first_stage, images, noise
+from golden_bodies import check_body, count_parameters, golden_model
+from golden_dat import activations, check_positions
 
-from stce_jax.errors import ConfigError
 from stce_jax.models.embeddings.datpp import DATPlusEmbed
 from stce_jax.models.factory import create_model, list_models, model_options
 
@@ -20,20 +16,10 @@ TINY |= {"layer_scale": (0.0, 0.1), "mlp_ratio": 2, "drop_path": 0.0}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_the_model_equals_the_golden_numbers(dtype):
-    arrays, model, variables, paths = golden_model("datpp_img64", dtype)
-    gradients = {key.removeprefix("grad/"): array for key, array in arrays.items() if key.startswith("grad/")}
-    offsets = convolution(gradients, "stages.0.attns.0.conv_offset.0")
-    expected = {
-        "embedding/convolution_1/kernel": convolution(gradients, "patch_proj.0")["kernel"],
-        "blocks_0/attention/offset_depthwise/kernel": offsets["kernel"],
-        "blocks_0/attention/bias_table": gradients["stages.0.attns.0.rpe_table"],
-    }
-    single = dtype == np.float32
-    check_body(arrays, model, variables, dtype, expected, activations={} if single else activations(arrays, paths))
-    if not single:
-        check_positions(arrays, model, variables, paths)
+def test_the_model_equals_the_golden_numbers():
+    arrays, model, variables, gradients = golden_model("datpp_img64")
+    check_body(arrays, model, variables, gradients, activations(arrays, model))
+    check_positions(arrays, model, variables)
 
 
 @pytest.mark.slow
@@ -56,41 +42,22 @@ def test_its_own_embedding_has_19584_parameters_at_56x56x64():
     assert embedding.grid(224, 224) == (56, 56) and embedding.grid(225, 30) == (57, 8)
 
 
-def tiny(image_size=16, **options):
-    """(a tiny model, variables of noise, which need not be compiled)."""
-    model = create_model("datpp_t", num_classes=3, image_size=image_size, **{**TINY, **options})
-    rng = np.random.default_rng(0)
-    inputs = jnp.zeros((1, image_size, image_size, 3))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs, train=False))
-    return model, jax.tree.map(lambda leaf: jnp.asarray(0.5 + 0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
-
-
-def images(*size, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(2, *size, 3)), jnp.float32)
+def tiny(**options):
+    """(a tiny model, variables of noise)."""
+    model = create_model("datpp_t", num_classes=3, image_size=16, **{**TINY, **options})
+    return model, noise(model, mean=0.5, spread=0.2)
 
 
 @pytest.mark.slow
 def test_any_image_size_and_bfloat16():
     model, variables = tiny(dtype="bfloat16")
-    assert model.grid(37, 30) == (5, 4)
-    tokens = jax.jit(lambda variables: model.apply(variables, images(37, 30), train=False, method="tokens"))(variables)
-    assert tokens.grid == (5, 4) and tokens.values.dtype == jnp.bfloat16
-    assert np.isfinite(tokens.values.astype(np.float32)).all()
+    check_bfloat16(model, variables, images(37, 30), (5, 4))
 
 
 @pytest.mark.slow
 def test_drop_path_draws_paths_and_remat_changes_nothing():
-    model, variables = tiny(drop_path=0.9)
-
-    def loss(model, variables, key):
-        return (model.apply(variables, images(16, 16), train=True, rngs={"dropout": key}) ** 2).sum()
-
-    run = jax.jit(jax.grad(functools.partial(loss, model)))
-    plain = run(variables, jax.random.key(1))
-    again = jax.jit(jax.grad(functools.partial(loss, model.clone(remat=True))))(variables, jax.random.key(1))
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), plain, again)
-    other = run(variables, jax.random.key(5))
-    assert any(jax.tree.leaves(jax.tree.map(lambda one, other: bool((one != other).any()), plain, other)))
+    model, variables = tiny(**first_stage(TINY) | {"layer_scale": (0.1,), "drop_path": 0.9})
+    check_training(model, variables, images(16, 16))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +71,4 @@ def test_drop_path_draws_paths_and_remat_changes_nothing():
     ],
 )
 def test_options_that_cannot_work_are_refused_in_one_line(options, message):
-    with pytest.raises(ConfigError) as error:
-        create_model("datpp_t", num_classes=3, **{"image_size": 32, **TINY, **options})
-    assert message in str(error.value) and "\n" not in str(error.value)
+    check_refused("datpp_t", message, **{**TINY, **options})

@@ -1,20 +1,13 @@
 """Focal Transformer against the golden numbers of its published code, its sizes, and what its options refuse."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_bodies import check_body, count_parameters, golden_body
-from golden_files import convolution, linear, norm
+from body_checks import check_bfloat16, check_refused, check_training, first_stage, images, noise
+from golden_bodies import check_body, count_parameters, flat, golden_model
 
 from stce_jax.analysis.costs import count_model
-from stce_jax.errors import ConfigError
 from stce_jax.models.attentions.focal import came_round, neighbourhoods, pooled_bias, surroundings
-from stce_jax.models.bodies.focal import Focal
-from stce_jax.models.embeddings.linear_patch import LinearPatchEmbed
-from stce_jax.models.embeddings.overlap_patch import OverlapPatchEmbed
 from stce_jax.models.factory import create_model, list_models, model_options
 
 TINY = {"widths": (8, 12), "depths": (1, 1), "heads": (2, 3), "window": 2, "focal_windows": (3, 1), "expands": (1, 1)}
@@ -22,87 +15,13 @@ TINY |= {"layer_scale": (0.0, 0.0), "mlp_ratio": 2, "drop_path": 0.0}
 COSTS = {"focal_t": (28_880_380, 4.95), "focal_conv_t": (30_825_244, 5.20)}  # parameters, 10^9 multiply-adds
 
 
-def as_product(weights, name):
-    """PyTorch's convolution, whose stride is its kernel, as a linear layer."""
-    kernel = weights[f"{name}.weight"].transpose(2, 3, 1, 0)
-    bias = {"bias": weights[f"{name}.bias"]} if f"{name}.bias" in weights else {}
-    return {"kernel": kernel.reshape(-1, kernel.shape[-1]), **bias}
-
-
-def block(weights, name):
-    attention = {
-        "qkv": linear(weights, f"{name}.attn.qkv"),
-        "out": linear(weights, f"{name}.attn.proj"),
-        "pool": linear(weights, f"{name}.pool_layers.0"),
-        "bias_table": weights[f"{name}.attn.relative_position_bias_table"],
-        "pooled_bias_table": weights[f"{name}.attn.relative_position_bias_table_to_windows.0"],
-    }
-    if (around := f"{name}.attn.relative_position_bias_table_to_neighbors") in weights:
-        attention["surrounding_bias"] = weights[around][0]
-    return {
-        "attention_norm": norm(weights, f"{name}.norm1"),
-        "attention": attention,
-        "mlp_norm": norm(weights, f"{name}.norm2"),
-        "mlp": {"in": linear(weights, f"{name}.mlp.fc1"), "out": linear(weights, f"{name}.mlp.fc2")},
-    }
-
-
-def golden_model(name, dtype):
-    """(arrays, model, variables, weights as gradients, names of the blocks)."""
-    arrays, config, weights = golden_body(name)
-    overlap = config.get("use_conv_embed", False)
-    make, module = (convolution, OverlapPatchEmbed) if overlap else (as_product, LinearPatchEmbed)
-    width, depths = config["embed_dim"], config["depths"]
-    embedding = module(width, dtype=dtype) if overlap else module(width, config["patch_size"], dtype)
-    model = Focal(
-        embedding,
-        num_classes=config["num_classes"],
-        image_size=(config["img_size"],) * 2,
-        widths=tuple(width * 2**stage for stage in range(len(depths))),
-        depths=tuple(depths),
-        heads=tuple(config["num_heads"]),
-        window=config["window_size"],
-        focal_windows=tuple(config["focal_windows"]),
-        expands=tuple(config["expand_sizes"]),
-        layer_scale=(0.0,) * len(depths),
-        halving_kernel=3 if overlap else 2,
-        dtype=dtype,
-    )
-    params = {
-        "embedding": {"convolution" if overlap else "projection": make(weights, "patch_embed.proj")},
-        "embedding_norm": norm(weights, "patch_embed.norm"),
-        "norm": norm(weights, "norm"),
-        "head": linear(weights, "head"),
-    }
-    blocks = [f"layers.{stage}.blocks.{index}" for stage, depth in enumerate(depths) for index in range(depth)]
-    params |= {f"blocks_{index}": block(weights, name) for index, name in enumerate(blocks)}
-    for stage in range(len(depths) - 1):
-        projection = make(weights, f"layers.{stage}.downsample.proj")
-        params[f"halving_{stage}"] = {
-            "projection": projection,
-            "norm": norm(weights, f"layers.{stage}.downsample.norm"),
-        }
-    return arrays, model, {"params": params}, make, blocks
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [(name, dtype) for name in ("focal_img32_w4", "focal_img64_w4_convembed") for dtype in (np.float64, np.float32)],
-)
-def test_models_equal_the_golden_numbers(name, dtype):
-    arrays, model, variables, make, blocks = golden_model(name, dtype)
-    gradients = {key.removeprefix("grad/"): array for key, array in arrays.items() if key.startswith("grad/")}
-    (embedded,) = variables["params"]["embedding"]
-    tables = "attn.relative_position_bias_table_to_windows.0"
-    expected = {
-        f"embedding/{embedded}/kernel": make(gradients, "patch_embed.proj")["kernel"],
-        "blocks_0/attention/pool/kernel": gradients["layers.0.blocks.0.pool_layers.0.weight"].T,
-        "blocks_1/attention/pooled_bias_table": gradients[f"layers.0.blocks.1.{tables}"],
-    }
-    activations = {f"blocks_{index}": arrays[f"act/{block}"] for index, block in enumerate(blocks)}
-    activations["embedding_norm"] = arrays["act/patch_embed"]
-    check_body(arrays, model, variables, dtype, expected, activations={} if dtype == np.float32 else activations)
+@pytest.mark.parametrize("name", ["focal_img32_w4", "focal_img64_w4_convembed"])
+def test_models_equal_the_golden_numbers(name):
+    arrays, model, variables, gradients = golden_model(name)
+    names = [f"layers.{stage}.blocks.{index}" for stage, depth in enumerate(model.depths) for index in range(depth)]
+    activations = {f"blocks_{place}": arrays[f"act/{name}"] for place, name in enumerate(names)}
+    check_body(arrays, model, variables, gradients, {**activations, "embedding_norm": arrays["act/patch_embed"]})
 
 
 @pytest.mark.parametrize("name", ["focal_t", pytest.param("focal_conv_t", marks=pytest.mark.slow)])
@@ -159,16 +78,9 @@ def test_pooled_windows_around_a_window_and_their_biases():
 
 
 def tiny(image_size=16, **options):
-    """(a tiny model, variables of noise, which need not be compiled)."""
+    """(a tiny model, variables of noise)."""
     model = create_model("focal_t", num_classes=3, image_size=image_size, **{**TINY, **options})
-    rng = np.random.default_rng(0)
-    images = jnp.zeros((1, image_size, image_size, 3))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    return model, jax.tree.map(lambda leaf: jnp.asarray(0.5 + 0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
-
-
-def images(*size, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(2, *size, 3)), jnp.float32)
+    return model, noise(model, mean=0.5, spread=0.2)
 
 
 @pytest.mark.slow
@@ -193,48 +105,28 @@ def maps(model, variables, images):
 @pytest.mark.slow
 def test_any_image_size_and_embedding_and_bfloat16():
     model, variables = tiny(embedding="stce", stem_widths=(8,), stem_strides=(2,), cell=2, dtype="bfloat16")
-    assert model.grid(37, 32) == (5, 4)
-    tokens = jax.jit(lambda variables: model.apply(variables, images(37, 32), train=False, method="tokens"))(variables)
-    assert tokens.grid == (5, 4) and tokens.values.dtype == jnp.bfloat16
-    assert np.isfinite(tokens.values.astype(np.float32)).all()
+    check_bfloat16(model, variables, images(37, 32), (5, 4))
 
 
 @pytest.mark.slow
 def test_drop_path_draws_paths_and_remat_changes_nothing():
-    model, variables = tiny(layer_scale=(0.0, 0.1), drop_path=0.9)
-
-    def loss(model, variables, key):
-        return (model.apply(variables, images(16, 16), train=True, rngs={"dropout": key}) ** 2).sum()
-
-    run = jax.jit(jax.grad(functools.partial(loss, model)))
-    plain = run(variables, jax.random.key(1))
-    again = jax.jit(jax.grad(functools.partial(loss, model.clone(remat=True))))(variables, jax.random.key(1))
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), plain, again)
-    other = run(variables, jax.random.key(5))
-    assert any(jax.tree.leaves(jax.tree.map(lambda one, other: bool((one != other).any()), plain, other)))
+    model, variables = tiny(**first_stage(TINY) | {"depths": (2,), "drop_path": 0.9, "layer_scale": (0.1,)})
+    check_training(model, variables, images(16, 16))
 
 
 def test_weights_of_another_image_size():
     """Where a window was as small as its map, its tables are interpolated, and biases around it start at zero."""
     (_, found), (model, expected) = tiny(16, window=4), tiny(64, window=4)
-    flat = [
-        {f"params/{key}": np.asarray(leaf) for key, leaf in flatten(tree["params"]).items()}
-        for tree in (found, expected)
-    ]
-    fitted, note = model.fit_weights(*flat, None)
-    assert {path: array.shape for path, array in fitted.items()} == {key: leaf.shape for key, leaf in flat[1].items()}
+    found, expected = (
+        {f"params/{key}": np.asarray(leaf) for key, leaf in flat(tree["params"]).items()} for tree in (found, expected)
+    )
+    fitted, note = model.fit_weights(found, expected, None)
+    assert {path: array.shape for path, array in fitted.items()} == {key: leaf.shape for key, leaf in expected.items()}
     assert "interpolated" in note and "start at zero" in note
     assert not fitted["params/blocks_1/attention/surrounding_bias"].any()
     pool = "params/blocks_1/attention/pool/kernel"
-    assert np.isclose(fitted[pool].mean() * 16, flat[0][pool].mean() * 4, rtol=0.2)
-    assert model.fit_weights(flat[1], flat[1], None) == (flat[1], "")
-
-
-def flatten(tree, prefix=""):
-    found = {}
-    for key, value in tree.items():
-        found |= flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
+    assert np.isclose(fitted[pool].mean() * 16, found[pool].mean() * 4, rtol=0.2)
+    assert model.fit_weights(expected, expected, None) == (expected, "")
 
 
 @pytest.mark.parametrize(
@@ -257,6 +149,4 @@ def flatten(tree, prefix=""):
     ],
 )
 def test_options_that_cannot_work_are_refused_in_one_line(options, message):
-    with pytest.raises(ConfigError) as error:
-        create_model("focal_t", num_classes=3, **{"image_size": 32, **TINY, **options})
-    assert message in str(error.value) and "\n" not in str(error.value)
+    check_refused("focal_t", message, **{**TINY, **options})

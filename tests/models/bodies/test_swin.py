@@ -6,14 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_bodies import check_body, count_parameters, golden_body
-from golden_files import linear, norm
+from body_checks import check_bfloat16, check_refused, check_training, first_stage, images, noise
+from golden_bodies import check_body, count_parameters, golden_model
 
 from stce_jax.analysis.costs import count_model
 from stce_jax.convert.initial import read_weights
-from stce_jax.errors import CheckpointError, ConfigError
-from stce_jax.models.bodies.swin import Swin
-from stce_jax.models.embeddings.linear_patch import LinearPatchEmbed
+from stce_jax.errors import CheckpointError
 from stce_jax.models.factory import create_model, list_models, model_options
 from stce_jax.models.ops.positions import resize_bicubic
 from stce_jax.workdir.weights import flatten, save_weights
@@ -23,70 +21,16 @@ PARAMETERS = {"swin_t": 28_288_354, "swin_s": 49_606_258, "swin_b": 87_768_224} 
 GOLDEN = ("swin_timm_pad_img44x36_w4", "swin_img32_w4", "swin_img64_w4_shift", "swin_timm_pad_img44x52_w4")
 
 
-def patches(weight):
-    """The kernel of a convolution of patches as that of a product."""
-    return weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
-
-
-def golden_params(weights, depths):
-    """The parameters of `Swin`; the published code has merging at the end of a stage, timm at the start of the next."""
-    timm, params = "head.fc.weight" in weights, {}
-    for stage, depth in enumerate(depths):
-        for index in range(depth):
-            prefix = f"layers.{stage}.blocks.{index}."
-            params[f"blocks_{sum(depths[:stage]) + index}"] = {
-                "attention_norm": norm(weights, f"{prefix}norm1"),
-                "attention": {
-                    "qkv": linear(weights, f"{prefix}attn.qkv"),
-                    "out": linear(weights, f"{prefix}attn.proj"),
-                    "bias_table": weights[f"{prefix}attn.relative_position_bias_table"],
-                },
-                "mlp_norm": norm(weights, f"{prefix}norm2"),
-                "mlp": {"in": linear(weights, f"{prefix}mlp.fc1"), "out": linear(weights, f"{prefix}mlp.fc2")},
-            }
-        if stage + 1 < len(depths):
-            prefix = f"layers.{stage + timm}.downsample."
-            merging = {"norm": norm(weights, f"{prefix}norm"), "projection": linear(weights, f"{prefix}reduction")}
-            params[f"downsampling_{stage}"] = merging
-    projection = {"kernel": patches(weights["patch_embed.proj.weight"]), "bias": weights["patch_embed.proj.bias"]}
-    return params | {
-        "embedding": {"projection": projection},
-        "embedding_norm": norm(weights, "patch_embed.norm"),
-        "norm": norm(weights, "norm"),
-        "head": linear(weights, "head.fc" if timm else "head"),
-    }
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "dtype"), [*((name, np.float64) for name in GOLDEN), *((name, np.float32) for name in GOLDEN[1:3])]
-)
-def test_models_equal_the_golden_numbers(name, dtype):
-    arrays, config, weights = golden_body(name)
-    width, depths = config["embed_dim"], tuple(config["depths"])
-    model = Swin(
-        LinearPatchEmbed(width, config["patch_size"], dtype=dtype),
-        num_classes=config["num_classes"],
-        image_size=arrays["x"].shape[1:3],
-        widths=tuple(width * 2**stage for stage in range(len(depths))),
-        depths=depths,
-        heads=tuple(config["num_heads"]),
-        window=config["window_size"],
-        dtype=dtype,
-    )
-    gradients = {
-        "embedding/projection/kernel": patches(arrays["grad/patch_embed.proj.weight"]),
-        "blocks_1/attention/bias_table": arrays["grad/layers.0.blocks.1.attn.relative_position_bias_table"],
-    }
-    if (kernel := arrays.get("grad/layers.0.downsample.reduction.weight")) is not None:
-        gradients["downsampling_0/projection/kernel"] = kernel.T
+@pytest.mark.parametrize("name", GOLDEN)
+def test_models_equal_the_golden_numbers(name):
+    arrays, model, variables, gradients = golden_model(name)
     merging = next(name for name in arrays if name.startswith("act/") and name.endswith("downsample"))
     activations = {"embedding_norm": arrays["act/patch_embed"], "downsampling_0": arrays[merging]}
-    for index in range(sum(depths)):
+    for index in range(sum(model.depths)):
         stage, block = divmod(index, 2)
         activations[f"blocks_{index}"] = arrays[f"act/layers.{stage}.blocks.{block}"]
-    variables = {"params": golden_params(weights, depths)}
-    check_body(arrays, model, variables, dtype, gradients, activations=activations if dtype == np.float64 else None)
+    check_body(arrays, model, variables, gradients, activations)
 
 
 @pytest.mark.parametrize(
@@ -113,69 +57,30 @@ def test_its_names_are_those_of_the_published_models_and_those_with_another_embe
 
 
 @functools.cache
-def tiny_variables(**options):
-    """(a tiny model, variables of noise, which need not be compiled)."""
-    model, rng = create_model("swin_t", num_classes=3, image_size=32, **{**TINY, **options}), np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
-
-    def draw(leaf):
-        return jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype)
-
-    variables = {"params": jax.tree.map(draw, shapes["params"])}
-    if "batch_stats" in shapes:
-        variables["batch_stats"] = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes["batch_stats"])
-    return model, variables
-
-
-def images(seed=0, size=(32, 32)):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(2, *size, 3)), jnp.float32)
+def tiny(**options):
+    """(a tiny model, variables of noise)."""
+    model = create_model("swin_t", num_classes=3, image_size=32, **{**TINY, **options})
+    return model, noise(model)
 
 
 @pytest.mark.slow
 def test_paths_are_drawn_in_training_alone_and_remat_changes_nothing():
-    model, variables = tiny_variables()
-    dropping = model.clone(drop_path=0.9)
-
-    @jax.jit
-    def logits(key):
-        apply = functools.partial(dropping.apply, variables, images())
-        return apply(train=True, rngs={"dropout": key}), apply(train=False)
-
-    (one, evaluated), (other, _) = (logits(jax.random.key(seed)) for seed in (1, 2))
-    assert np.isfinite(one).all() and not np.allclose(one, other)
-
-    def gradient(model):
-        def loss(variables):
-            found = model.apply(variables, images(), train=True)  # draws nothing
-            return (found**2).sum(), found
-
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables)
-
-    plain, again = gradient(model), gradient(model.clone(remat=True))
-    np.testing.assert_allclose(evaluated, plain[0][1], atol=1e-6)
-    for left, right in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
-        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)
+    model, variables = tiny(**first_stage(TINY) | {"depths": (2,), "drop_path": 0.9})
+    check_training(model, variables, images(32, 32))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("downsample", ["merging", "stce"])
 def test_any_embedding_and_image_size_and_bfloat16(downsample):
     options = {"embedding": "stce", "stem_widths": (8,), "stem_strides": (2,), "cell": (2, 3), "dtype": "bfloat16"}
-    model, variables = tiny_variables(**options, downsample=downsample, downsample_iterations=2)
+    model, variables = tiny(**options, downsample=downsample, downsample_iterations=2)
     assert model.stage_grids(37, 32) == [(10, 6), (5, 3)]
-    logits, tokens = jax.jit(
-        lambda variables: [
-            model.apply(variables, jnp.ones((1, 37, 32, 3)), train=False, method=method)
-            for method in ("__call__", "tokens")
-        ]
-    )(variables)
-    assert logits.dtype == jnp.float32 and tokens.values.dtype == jnp.bfloat16
-    assert tokens.shape == (1, 15, 12) and tokens.grid == (5, 3) and np.isfinite(logits).all()
+    check_bfloat16(model, variables, images(37, 32), (5, 3))
 
 
 def test_clustering_in_place_of_merging_has_a_linear_layer_of_a_quarter_of_the_rows():
     for downsample, channels in (("merging", 32), ("stce", 8)):
-        model, variables = tiny_variables(downsample=downsample)
+        model, variables = tiny(downsample=downsample)
         params = jax.tree.map(jnp.shape, variables["params"]["downsampling_0"])
         assert params["projection"] == {"kernel": (channels, 12)} and params["norm"]["scale"] == (channels,)
         expected = {"downsample_iterations": 3} if downsample == "stce" else {}
@@ -184,7 +89,7 @@ def test_clustering_in_place_of_merging_has_a_linear_layer_of_a_quarter_of_the_r
 
 def test_a_larger_window_begins_with_the_tables_of_a_smaller_one(tmp_path):
     """By way of a file, as `--init_from` takes it."""
-    (_, small), (model, large) = tiny_variables(), tiny_variables(window=4)
+    (_, small), (model, large) = tiny(), tiny(window=4)
     save_weights(tmp_path / "weights.safetensors", small, ["a", "b", "c"])
     source = str(tmp_path / "weights.safetensors")
     arrays, line = read_weights(source, large, model, ["a", "b", "c"])
@@ -201,7 +106,7 @@ def test_a_larger_window_begins_with_the_tables_of_a_smaller_one(tmp_path):
 
 
 def test_tables_that_fit_for_no_reason_are_refused(tmp_path):
-    (_, small), (model, large) = tiny_variables(), tiny_variables(window=4, heads=(4, 3))
+    (_, small), (model, large) = tiny(), tiny(window=4, heads=(4, 3))
     save_weights(tmp_path / "weights.safetensors", small, ["a"])
     with pytest.raises(CheckpointError, match="blocks_0/attention/bias_table"):
         read_weights(str(tmp_path / "weights.safetensors"), large, model, ["a"])
@@ -225,6 +130,4 @@ def test_tables_that_fit_for_no_reason_are_refused(tmp_path):
     ],
 )
 def test_options_that_cannot_work_are_refused_in_one_line(options, message):
-    with pytest.raises(ConfigError) as error:
-        create_model("swin_t", num_classes=3, **{"image_size": 32, **TINY, **options})
-    assert message in str(error.value) and "\n" not in str(error.value)
+    check_refused("swin_t", message, **{**TINY, **options})
