@@ -3,9 +3,9 @@
 Source: Yang et al. 2021, "Focal Self-attention for Local-Global Interactions in Vision Transformers", arXiv 2107.00641,
 and its published code (version 1), with two levels as in every published config.
 
-Shape letters: B batch, H W feature height and width, C channels, w side of a window, n windows of a map, N = w w places
-of a window, S places around it, f side of the square of pooled windows, K = N + S + f f keys, A heads, E width of a
-head.
+Shape letters: B batch, H W feature height and width, C channels, w side of a window, e width of the strips around it,
+n windows of a map, N = w w places of a window, S entries of the strips' bias, P = (w + 2 e)^2 places of a window and
+around it, f side of the square of pooled windows, K = P + f f keys, A heads, E width of a head.
 """
 
 from typing import Any
@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from stce_jax.models.layers import linear, truncated_normal
 from stce_jax.models.ops.attention import dot_product_attention
-from stce_jax.models.ops.windows import HIDDEN, from_windows, relative_bias, to_windows
+from stce_jax.models.ops.windows import HIDDEN, from_windows, overlapping_windows, relative_bias, to_windows
+
+NO_KEY = -1e9  # a bias whose exponential is zero beside any other
 
 
 class WindowPooling(nn.Module):
@@ -42,9 +44,12 @@ class WindowPooling(nn.Module):
 class FocalAttention(nn.Module):
     """Multi-head attention of windows, whose keys are three groups under one softmax: [B, H, W, C] -> [B, H, W, C].
 
-    The window's own places; those around it, in strips `expand` wide, the corners several times; and f x f windows
-    around it, itself in their middle, each pooled into one. A map that windows do not divide is padded with zeros at
-    the bottom and the right, and padded places are keys like others, as in the published code.
+    The window's own places; those around it, in strips `expand` wide; and f x f windows around it, itself in their
+    middle, each pooled into one. A map that windows do not divide is padded with zeros at the bottom and the right, and
+    padded places are keys like others, as in the published code.
+
+    The published code has some places around a window twice, each time with a bias of its own. Here each place is one
+    key, whose bias is the logarithm of the sum of their exponentials: the softmax is the same, of 218 keys for 230.
 
     Attributes:
       heads: number of heads; must divide C.
@@ -75,11 +80,9 @@ class FocalAttention(nn.Module):
         key_value = key_value.reshape(batch, *size, 2 * channels)
         pooled = WindowPooling(self.dtype, name="pool")(to_windows(padded, (side, side)))  # [B, n, C]
         pooled = qkv(pooled.reshape(-1, channels))[:, channels:].reshape(batch, *grid, 2 * channels)
-        groups = [
-            to_windows(key_value, (side, side)),
-            *([surroundings(key_value, side, self.expand)] if self.expand else []),
-            neighbourhoods(pooled, self.focal_window),
-        ]
+        margin = (self.expand, self.expand)
+        wrapped = jnp.pad(key_value, ((0, 0), margin, margin, (0, 0)), mode="wrap")
+        groups = [overlapping_windows(wrapped, side, self.expand), neighbourhoods(pooled, self.focal_window)]
         keys = jnp.concatenate(groups, axis=2)  # [B, n, K, 2 C]
         key, value = (
             part.reshape(*part.shape[:3], self.heads, channels // self.heads) for part in jnp.split(keys, 2, axis=-1)
@@ -101,42 +104,65 @@ class FocalAttention(nn.Module):
         def parameter(name: str, *shape: int) -> Array:
             return self.param(name, truncated_normal, shape, jnp.float32)
 
-        biases = [relative_bias(parameter("bias_table", (2 * side - 1) ** 2, self.heads), own, own)]
+        near = relative_bias(parameter("bias_table", (2 * side - 1) ** 2, self.heads), own, own)
         # What hides a window's keys, [n, K], of the map of places and that of windows, in NumPy: constants under jit.
-        hidden = [np.zeros((size[0] // side * (size[1] // side), places))]
+        hidden = [np.zeros((size[0] // side * (size[1] // side), (side + 2 * self.expand) ** 2))]
         if self.expand:
-            count = 4 * (places - (side - self.expand) ** 2)
-            biases.append(parameter("surrounding_bias", self.heads, places, count))
-            hidden.append(np.zeros((len(hidden[0]), count)))
+            strips = strip_places(side, self.expand)
+            near = jnp.concatenate([near, parameter("surrounding_bias", self.heads, places, len(strips))], axis=-1)
+            near = merged_bias(near, np.concatenate([own_places(side, self.expand), strips]), hidden[0].shape[1])
             if not self.wrap:
-                hidden[-1] += HIDDEN * came_round(size, side, self.expand)
-        biases.append(pooled_bias(parameter("pooled_bias_table", self.heads, (side + reach - 1) ** 2), side, reach))
+                hidden[0] = HIDDEN * came_round(size, side, self.expand)
+        pooled = pooled_bias(parameter("pooled_bias_table", self.heads, (side + reach - 1) ** 2), side, reach)
         there = np.ones((1, size[0] // side, size[1] // side, 1))
         hidden.append(HIDDEN * (1.0 - neighbourhoods(there, reach, np)[0, :, :, 0]))
-        bias = jnp.concatenate(biases, axis=-1)[None]  # [1, A, N, K]
+        bias = jnp.concatenate([near, pooled], axis=-1)[None]  # [1, A, N, K]
         mask = np.concatenate(hidden, axis=-1)
         return bias + mask[:, None, None, :].astype(bias.dtype) if mask.any() else bias
 
 
-def surroundings(features: Float[Any, "B H W C"], side: int, expand: int, xp: Any = jnp) -> Float[Any, "B n S C"]:
-    """The places in strips around each window, of maps rolled towards the four corners: [B, H, W, C] -> [B, n, S, C].
+def own_places(side: int, expand: int) -> Int[np.ndarray, "N"]:
+    """Where a window's own places lie among those of it and around it."""
+    rows, columns = (axis.reshape(-1) + expand for axis in np.mgrid[:side, :side])
+    return rows * (side + 2 * expand) + columns
 
-    S = 4 (w w - (w - expand)^2), in the published code's order: of the window at the map rolled to the top left the
-    places that lie in its bottom or right strip, row by row; then to the top right, bottom left and bottom right.
-    Rolls wrap round the map. `xp` is the library of the arrays, jax.numpy or NumPy.
+
+def strip_places(side: int, expand: int) -> Int[np.ndarray, "S"]:
+    """Where the places of strips around a window lie among those of it and around it, S = 4 (w w - (w - expand)^2).
+
+    In the published code's order: of the window moved by `expand` to the bottom right the places that lie in its bottom
+    or right strip, row by row; then moved to the bottom left, top right and top left.
     """
-    parts = []
-    for down, right in ((-expand, -expand), (-expand, expand), (expand, -expand), (expand, expand)):
-        windows = to_windows(xp.roll(features, (down, right), axis=(1, 2)), (side, side))
-        batch, count, _, channels = windows.shape
-        cells = windows.reshape(batch, count, side, side, channels)
-        columns = slice(side - expand, None) if right < 0 else slice(None, expand)
-        # Whole rows of the strip below or above, and of the other rows the strip's columns: both in order.
-        strip = cells[:, :, side - expand :] if down < 0 else cells[:, :, :expand]
-        others = cells[:, :, : side - expand, columns] if down < 0 else cells[:, :, expand:, columns]
-        pair = (others, strip) if down < 0 else (strip, others)
-        parts += [part.reshape(batch, count, part.shape[2] * part.shape[3], channels) for part in pair]
-    return xp.concatenate(parts, axis=2)
+    rows, columns = np.mgrid[:side, :side]
+    strips = []
+    for down in (True, False):
+        below = rows >= side - expand if down else rows < expand
+        for right in (True, False):
+            beside = columns >= side - expand if right else columns < expand
+            places = (rows + 2 * expand * down) * (side + 2 * expand) + columns + 2 * expand * right
+            strips.append(places[below | beside])
+    return np.concatenate(strips)
+
+
+def merged_bias(
+    bias: Float[Array, "A N entries"], places: Int[np.ndarray, "entries"], count: int
+) -> Float[Array, "A N P"]:
+    """The bias of each of `count` keys, some of which have several entries: exp(bias) is the sum of their exp(bias).
+
+    Args:
+      bias: of the entries.
+      places: whose each entry is, 0..count - 1. A key without any is none, and gets a bias that hides it.
+      count: P.
+    """
+    # Rows are taken, so that the gradient adds rows; behind those of the entries one that hides.
+    entries = jnp.pad(bias.transpose(2, 0, 1), ((0, 1), (0, 0), (0, 0)), constant_values=NO_KEY)  # [entries + 1, A, N]
+    of_place = [np.flatnonzero(places == place).tolist() or [len(places)] for place in range(count)]
+    merged = entries[np.array([found[0] for found in of_place])]  # [P, A, N]
+    for index in range(1, max(map(len, of_place))):
+        there = np.array([len(found) > index for found in of_place])
+        more = entries[np.array([found[min(index, len(found) - 1)] for found in of_place])]
+        merged = jnp.logaddexp(merged, jnp.where(there[:, None, None], more, -jnp.inf))
+    return merged.transpose(1, 2, 0)
 
 
 def neighbourhoods(features: Float[Any, "B h w C"], side: int, xp: Any = jnp) -> Float[Any, "B n F C"]:
@@ -162,10 +188,8 @@ def pooled_bias(table: Float[Array, "A offsets"], side: int, reach: int) -> Floa
     return both.transpose(0, 1, 3, 2, 4).reshape(heads, side**2, reach**2)
 
 
-def came_round(size: tuple[int, int], side: int, expand: int) -> Float[np.ndarray, "n S"]:
-    """1 for what `surroundings` takes from beyond the map's border, 0 elsewhere."""
-    marked = np.pad(np.zeros((1, *size, 1)), ((0, 0), (side, side), (side, side), (0, 0)), constant_values=1.0)
-    around = surroundings(marked, side, expand, np)  # of a map with one window more on each side
-    rows, columns = size[0] // side, size[1] // side
-    inner = around.reshape(rows + 2, columns + 2, -1)[1:-1, 1:-1]
-    return inner.reshape(rows * columns, -1)
+def came_round(size: tuple[int, int], side: int, expand: int) -> Float[np.ndarray, "n P"]:
+    """1 for what lies in a window's margin beyond the map's border and comes round from the other one, 0 elsewhere."""
+    margin = (expand, expand)
+    marked = np.pad(np.zeros((1, *size, 1)), ((0, 0), margin, margin, (0, 0)), constant_values=1.0)
+    return overlapping_windows(marked, side, expand, np)[0, :, :, 0]

@@ -4,6 +4,8 @@ Shape letters: B batch, H W feature height and width, C channels, a b rows and c
 N = a b places of a window, A attention heads.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -26,6 +28,41 @@ def from_windows(windows: Float[Array, "B n N C"], size: Pair, window: Pair) -> 
     rows, columns = size[0] // window[0], size[1] // window[1]
     cut = windows.reshape(batch, rows, columns, *window, channels)  # [B, h, w, a, b, C]
     return cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, *size, channels)
+
+
+def overlapping_windows(
+    features: Float[Any, "B H W C"], side: int, margin: int, xp: Any = jnp
+) -> Float[Any, "B n P C"]:
+    """Cuts a map into square windows that overlap: each has the P = (side + 2 margin)^2 places of a window of
+    `to_windows` and of the margin around it, row by row.
+
+    Args:
+      features: the map with its margin, `margin` places on each side.
+      side: of the windows without their margin; divides the sides of the map without its own.
+      margin: 0 or more.
+      xp: the library of the arrays, jax.numpy or NumPy.
+    """
+    reach, cut = side + 2 * margin, features
+    for axis in (1, 3):
+        cut = _overlapping(cut, axis, side, reach, xp)  # [B, h, P, W, C], then [B, h, P, w, P, C]
+    batch, rows, _, columns, _, channels = cut.shape
+    return cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, reach**2, channels)
+
+
+def _overlapping(values: Any, axis: int, side: int, reach: int, xp: Any) -> Any:
+    """Pieces of an axis, `reach` long, that begin `side` apart: the axis becomes two, [pieces, reach].
+
+    Put together of the parts that `side` divides it into: slices at each start would have a sum of as many gradients.
+    """
+    length = values.shape[axis]
+    count = (length - reach) // side + 1
+    filled = xp.pad(values, [(0, -length % side if place == axis else 0) for place in range(values.ndim)])
+    parts = filled.reshape(*values.shape[:axis], -1, side, *values.shape[axis + 1 :])
+    pieces = []
+    for first in range(-(-reach // side)):
+        long = min(side, reach - first * side)
+        pieces.append(parts[(slice(None),) * axis + (slice(first, first + count), slice(long))])
+    return xp.concatenate(pieces, axis=axis + 1)
 
 
 def relative_bias(table: Float[Array, "offsets A"], of: Pair, window: Pair) -> Float[Array, "A N N"]:
