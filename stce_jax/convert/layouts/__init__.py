@@ -9,6 +9,16 @@ A layout is a module of this package, a line in `LAYOUTS`, with
 - options(arrays, config): the model's options as `create_model` takes them, read off the arrays and, where shapes do
   not tell, off the library's config.json, a dict, {} if there is none;
 - rules(options): a `Rule` for each parameter of a model with these options; the same rules read and write.
+
+and, where it has them,
+
+- REFUSED: {regular expression of names: what they are} of variants that the body does not have;
+- COMPLETE: True where shapes tell every option, without a config.json;
+- NORMALIZATION: (mean, std) that all weights of this layout want;
+- normal(arrays): the arrays under the names of the rules, from other versions of the library;
+- for_writing(arrays): a model's arrays as the rules write them, where several of ours are one of theirs.
+
+Heads may be missing: the model then has none.
 """
 
 import re
@@ -17,7 +27,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stce_jax.convert.layouts import timm_vit
+from stce_jax.convert.layouts import augreg_npz, hf_vit, timm_naflex, timm_vit
 from stce_jax.convert.layouts.rules import Rule
 from stce_jax.errors import CheckpointError, shown
 
@@ -40,7 +50,11 @@ class Layout(Protocol):
 
 LAYOUTS: dict[str, Layout] = {
     "timm_vit": timm_vit,
+    "timm_naflex": timm_naflex,
+    "hf_vit": hf_vit,
+    "augreg_npz": augreg_npz,
 }
+HEADS = ("params/head/", "params/distillation_head/")
 
 
 def recognise(names: Set[str]) -> str | None:
@@ -48,21 +62,31 @@ def recognise(names: Set[str]) -> str | None:
     return next((name for name, layout in LAYOUTS.items() if layout.recognise(names)), None)
 
 
+def check_variant(layout: str, names: Set[str]) -> None:
+    """Raises CheckpointError if one of the names belongs to what the body does not have, such as register tokens."""
+    for pattern, what in getattr(LAYOUTS[layout], "REFUSED", {}).items():
+        if name := next((name for name in sorted(names) if re.search(pattern, name)), None):
+            raise CheckpointError(f"it has {what} ({shown(name)}), which the model here has not")
+
+
 def to_ours(layout: str, arrays: Arrays, options: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
     """({path in the model's variables: array}, names that were left out) of another library's arrays.
 
     Args:
       layout: a name of `LAYOUTS`.
-      arrays: by the other library's names.
+      arrays: by the other library's names, see the layout's `normal`.
       options: of the layout's `options`.
 
     Raises:
-      CheckpointError: an array is missing or has another number of axes.
+      CheckpointError: an array is missing or has another number of axes, or belongs to what the body does not have.
     """
+    check_variant(layout, arrays.keys())
     found: dict[str, np.ndarray] = {}
     used: set[str] = set()
     for rule in LAYOUTS[layout].rules(options):
         missing = [name for name in rule.theirs if name not in arrays]
+        if len(missing) == len(rule.theirs) and rule.ours.startswith(HEADS):
+            continue
         if missing:
             raise CheckpointError(f"{shown(missing[0])} is missing, which {LAYOUTS[layout].TITLE} has")
         found[rule.ours] = rule.read([arrays[name] for name in rule.theirs])
@@ -81,9 +105,12 @@ def to_theirs(layout: str, arrays: Arrays, options: Mapping[str, Any]) -> dict[s
     Raises:
       CheckpointError: the model has a parameter that the layout has not.
     """
+    arrays = getattr(LAYOUTS[layout], "for_writing", dict)(arrays)
     found: dict[str, np.ndarray] = {}
     used: set[str] = set()
     for rule in LAYOUTS[layout].rules(options):
+        if rule.ours not in arrays and rule.ours.startswith(HEADS):
+            continue
         found |= dict(zip(rule.theirs, rule.write(arrays[rule.ours]), strict=True))
         used.add(rule.ours)
     if left := sorted(arrays.keys() - used):
