@@ -55,7 +55,7 @@ def read_weights(
     if not same:
         why = "of other classes" if found_ids is not None else "of classes that it does not name"
         head = f"new head for {len(class_ids)} classes (there: {why if old else 'none'})"
-    return found, ", ".join(filter(None, (_beginning(opened, len(found)), note, head, *notes)))
+    return found, ", ".join(filter(None, (f"begins with {_beginning(opened, len(found))}", note, head, *notes)))
 
 
 def fit_all(
@@ -79,12 +79,12 @@ def fit_all(
         notes.append(f"nothing says {guessed}: a guess by its width, give it if it is wrong")
     if opened.labels is not None and opened.labels.note:
         notes.append(opened.labels.note)
-    return found, ", ".join(filter(None, (_beginning(opened, len(found)), note, *notes, *opened.notes)))
+    return found, ", ".join(filter(None, (f"read {_beginning(opened, len(found))}", note, *notes, *opened.notes)))
 
 
 def _beginning(opened: Source, count: int) -> str:
     recognised = f" ({opened.kind})" if opened.preset is not None else ""
-    return f"begins with {count} arrays of {opened.place}{recognised}"
+    return f"{count} arrays of {opened.place}{recognised}"
 
 
 def _fitted(opened: Source, model: Body, flat: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], str]:
