@@ -47,7 +47,7 @@ def _numbers(values: Channels) -> str:
 
 def of_timm(config: Mapping[str, Any]) -> Preprocessing:
     """Of timm's config.json, see its "pretrained_cfg"; raises CheckpointError for values that cannot be."""
-    own = said.section(config, "pretrained_cfg")
+    own = said.section(config, "pretrained_cfg") or config  # early folders have all of it side by side
     arguments, size = said.section(config, "model_args"), own.get("input_size")
     image_size = _size(arguments.get("img_size"), "img_size")
     if image_size is None and size is not None:
@@ -72,15 +72,14 @@ def of_hugging_face(config: Mapping[str, Any], processor: Mapping[str, Any]) -> 
     image_size = _size(config.get("image_size"), "image_size")
     if not processor:
         return Preprocessing(image_size=image_size)
-    resized = processor.get("size")
-    shortest = resized.get("shortest_edge") if isinstance(resized, dict) else resized
+    resized: Any = processor.get("size")
     square = _size([resized.get("height"), resized.get("width")], "size") if _is_square(resized) else None
+    short: Any = resized.get("shortest_edge") if isinstance(resized, dict) else resized
+    short = min(square) if square else short
     crop = _size(processor.get("crop_size"), "crop_size") if processor.get("do_center_crop") else None
     note, fraction = "", None
-    if crop and (square or isinstance(shortest, int)):
-        fraction = _fraction(min(crop) / max(min(square) if square else shortest, 1), "crop_size")
-    elif square or isinstance(resized, int):
-        fraction = 1.0
+    if isinstance(short, int) and short >= 1:
+        fraction = _fraction(min(crop) / short, "crop_size") if crop else 1.0
     if square or (isinstance(resized, int) and not crop):
         note = "there whole images are squeezed into a square, here the central square is seen"
     number = processor.get("resample")

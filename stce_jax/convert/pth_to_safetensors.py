@@ -54,7 +54,7 @@ def convert(source: str | Path, output: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"cannot read {source} without running what it holds: {_reason(error)}; have its state dict saved alone"
         ) from error
-    inside = []
+    inside: list[str] = []
     while isinstance(found, Mapping) and len(inside) < DEEPEST:
         name = next((name for name in WRAPPERS if isinstance(found.get(name), Mapping)), None)
         if name is None:

@@ -24,8 +24,15 @@ def view_options(config: config_dict.ConfigDict) -> dict[str, Any]:
 
 def with_normalization(dataset: Dataset, config: config_dict.ConfigDict) -> Dataset:
     """The dataset with the mean and std of the config, where that has any."""
-    given = {name: config.augment[name] for name in ("mean", "std") if config.augment[name] is not None}
-    return dataclasses.replace(dataset, **{name: tuple(map(float, values)) for name, values in given.items()})
+    mean, std = config.augment.mean, config.augment.std
+    if mean is not None:
+        dataset = dataclasses.replace(dataset, mean=_three(mean))
+    return dataset if std is None else dataclasses.replace(dataset, std=_three(std))
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def preprocess(image: Any, *, mean: Sequence[float], std: Sequence[float], **view: Any) -> Float[np.ndarray, "S S 3"]:

@@ -100,7 +100,7 @@ def _config_of(opened: Source, overrides: Sequence[str]) -> Any:
         ids = opened.labels.ids if opened.labels is not None else ()
         config.dataset = "imagenet2012" if ids == class_lists.load_class_ids("all") else "folder"
         config.image_size = seen.image_size[0] if seen.image_size else DEFAULT_SIZE
-        known = {"mean": seen.mean, "std": seen.std, "eval_interpolation": seen.interpolation}
+        known: dict[str, Any] = {"mean": seen.mean, "std": seen.std, "eval_interpolation": seen.interpolation}
         known["eval_crop_fraction"] = seen.crop_fraction
         for key, value in known.items():
             if value is not None:
