@@ -40,7 +40,8 @@ def read_weights(
       CheckpointError: it is damaged, of no kind that is read, or of another model; names the first parameter that
         does not fit.
     """
-    opened = source if isinstance(source, Source) else open_source(source)
+    own: Any = model
+    opened = source if isinstance(source, Source) else open_source(source, own.unshaped_options())
     notes = _check_options(opened, model)
     flat = traverse_util.flatten_dict(expected, sep="/")
     found, note = _fitted(opened, model, flat)
@@ -74,9 +75,9 @@ def fit_all(
     found, note = _fitted(opened, model, flat)
     _check_arrays(opened, flat, found)
     notes = [f"left out: {listed(opened.left_out)}"] if opened.left_out else []
-    guessed = ", ".join(f"{name} {value}" for name, value in model.unshaped_options().items() if name not in given)
-    if opened.guessed and guessed:
-        notes.append(f"nothing says {guessed}: a guess by its width, give it if it is wrong")
+    guessed = [f"{name} {getattr(model, name)}" for name in opened.guessed if name not in given]
+    if guessed:
+        notes.append(f"nothing says {', '.join(guessed)}: a guess by its width, give it if it is wrong")
     if opened.labels is not None and opened.labels.note:
         notes.append(opened.labels.note)
     return found, ", ".join(filter(None, (f"read {_beginning(opened, len(found))}", note, *notes, *opened.notes)))
@@ -114,7 +115,7 @@ def _check_options(opened: Source, model: Body) -> list[str]:
     own: Any = model
     mine, others = own.unshaped_options(), theirs.unshaped_options()
     for name in mine.keys() & others.keys():
-        if mine[name] != others[name] and not opened.guessed:
+        if mine[name] != others[name] and name not in opened.guessed:
             raise CheckpointError(
                 f"{opened.place} does not fit the model: {name} is {others[name]!r} in it, the model wants "
                 f"{mine[name]!r}; give the config the same"

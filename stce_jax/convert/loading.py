@@ -66,11 +66,12 @@ def load_weights(
     """
     if model is not None and (options or image_size is not None):
         raise ConfigError("give either a model or options of the source's own, not both")
-    opened = open_source(source)
+    own: Any = model
+    opened = open_source(source, options if own is None else own.unshaped_options())
     if model is None and opened.model is not None:
         if options:
             raise ConfigError(f"{source} is a run, which has its options; leave out {', '.join(options)}")
-        own: Any = opened.model
+        own = opened.model
         model = own.clone(image_size=_pair(image_size or own.image_size))
     if model is None:
         model = opened.build(image_size, **options)

@@ -42,7 +42,7 @@ class Source:
       grid: (h, w) of a position embedding; None: not known.
       model: of a run.
       preset, options: for `create_model`; None: it does not say of which model it is.
-      guessed: whether options that no shape tells, such as the number of heads, are the layout's guess.
+      guessed: options that no shape tells, such as the number of heads, and that are the layout's guess.
       left_out: names of arrays that were not used.
       notes: what users should know, a phrase each.
     """
@@ -56,7 +56,7 @@ class Source:
     model: Body | None = None
     preset: str | None = None
     options: Mapping[str, Any] | None = None
-    guessed: bool = False
+    guessed: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -94,12 +94,13 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(map(shown, names[:NAMED])) + more
 
 
-def open_source(source: epath.PathLike) -> Source:
+def open_source(source: epath.PathLike, known: Mapping[str, Any] | None = None) -> Source:
     """Reads weights and says what they are.
 
     Args:
       source: a workdir of `stce train` (its last checkpoint, no moving average); a .safetensors or .npz file; a folder
         of the Hugging Face hub, or of `stce export`.
+      known: options of the model, by their names here, for what neither shapes nor a config.json beside them tell.
 
     Raises:
       ConfigError: there is nothing, or a run uses a module that is not registered.
@@ -115,14 +116,14 @@ def open_source(source: epath.PathLike) -> Source:
     layout = layouts.recognise(arrays.keys())
     try:
         if layout is not None:
-            return _of_layout(str(source), layout, arrays, found)
+            return _of_layout(str(source), layout, arrays, found, known or {})
         if any(name.startswith(("params/", "batch_stats/")) for name in arrays):
             return _of_own(str(source), found)
     except StceError as error:
         raise CheckpointError(f"cannot begin with {source}: {error}") from error
-    known = ", ".join(one.TITLE for one in layouts.LAYOUTS.values())
+    titles = ", ".join(one.TITLE for one in layouts.LAYOUTS.values())
     raise CheckpointError(
-        f"{source} has names of no known layout ({listed(sorted(arrays)) or 'it is empty'}); known are {known}, {OWN}"
+        f"{source} has names of no known layout ({listed(sorted(arrays)) or 'it is empty'}); known are {titles}, {OWN}"
     )
 
 
@@ -171,12 +172,14 @@ def _of_own(source: str, found: files.Found) -> Source:
     )
 
 
-def _of_layout(source: str, layout: str, arrays: Mapping[str, np.ndarray], found: files.Found) -> Source:
+def _of_layout(
+    source: str, layout: str, arrays: Mapping[str, np.ndarray], found: files.Found, known: Mapping[str, Any]
+) -> Source:
     """Another library's weights, brought to our paths."""
     module: Any = layouts.LAYOUTS[layout]
     layouts.check_variant(layout, arrays.keys())
     arrays = getattr(module, "normal", dict)(arrays)
-    options = module.options(arrays, found.config)
+    options = module.options(arrays, {**known, **found.config})
     ours, left_out = layouts.to_ours(layout, arrays, options)
     ours = {path: _as_float32(path, array) for path, array in ours.items()}
     of_timm = "pretrained_cfg" in found.config or "architecture" in found.config
@@ -187,7 +190,7 @@ def _of_layout(source: str, layout: str, arrays: Mapping[str, np.ndarray], found
     grid, size = _grid_and_size(ours, options, preprocessing.image_size)
     classes = classes_of(ours)
     own = (labels.of_timm if of_timm else labels.of_hugging_face)(found.config, classes) if classes else None
-    guessed = not found.config and not getattr(module, "COMPLETE", False)
+    guessed = [] if found.config else [name for name in getattr(module, "GUESSED", ()) if name not in known]
     return Source(
         place=source,
         kind=module.TITLE,
@@ -197,7 +200,7 @@ def _of_layout(source: str, layout: str, arrays: Mapping[str, np.ndarray], found
         grid=grid,
         preset=module.PRESET,
         options=options,
-        guessed=guessed,
+        guessed=tuple(guessed),
         left_out=tuple(left_out),
         notes=tuple(filter(None, [preprocessing.note])),
     )

@@ -1,5 +1,7 @@
 """`stce import`: weights of another library as a run of step 0, which every other verb opens."""
 
+import ast
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +52,7 @@ def import_weights(source: epath.PathLike, workdir: epath.PathLike, overrides: S
     Example:
       >>> import_weights("downloads/deit_small_patch16_224", "runs/deit_s")["said"]
     """
-    opened = open_source(source)
+    opened = open_source(source, _given_options(overrides))
     if opened.model is not None:
         raise ConfigError(f"{source} is a run already; use it as it is, or begin another with it: --init_from={source}")
     if opened.preset is None:
@@ -89,6 +91,18 @@ def import_weights(source: epath.PathLike, workdir: epath.PathLike, overrides: S
         "preprocessing": opened.preprocessing.told(),
         "unknown": _unknown(opened, config),
     }
+
+
+def _given_options(overrides: Sequence[str]) -> dict[str, Any]:
+    """{name: value} of the model's options among overrides, as far as they are plain numbers, text and tuples."""
+    given: dict[str, Any] = {}
+    for word in overrides:
+        key, (_, _, text) = migration.flag_key(word), word.partition("=")
+        if not key.startswith("model."):
+            continue
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            given[key.rpartition(".")[2]] = ast.literal_eval(text)
+    return given
 
 
 def _config_of(opened: Source, overrides: Sequence[str]) -> Any:

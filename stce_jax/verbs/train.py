@@ -64,9 +64,9 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals(exit_process))
         watch = stack.enter_context(Watch(config.step_timeout, processes.own_name()))
-        runs.build_model(config, 1)  # refuses its options before data are prepared
+        unfit: Any = runs.build_model(config, 1)  # refuses its options before data are prepared
         dataset = runs.open_dataset(config)
-        config, dataset, source = _begin_with(config, workdir, dataset)
+        config, dataset, source = _begin_with(config, workdir, dataset, unfit.unshaped_options())
         mesh = make_mesh(config.fsdp_devices)
         check_batch_size(config.batch_size, mesh)
         check_accumulation(config.batch_size, config.accumulate, mesh)
@@ -150,14 +150,19 @@ def train(
     return final
 
 
-def _begin_with(config: Any, workdir: str | Path, dataset: Any) -> tuple[Any, Any, Source | None]:
-    """(config and dataset with the preprocessing of `init_from`'s weights, those weights; None if a run resumes)."""
+def _begin_with(
+    config: Any, workdir: str | Path, dataset: Any, known: dict[str, Any]
+) -> tuple[Any, Any, Source | None]:
+    """(config and dataset with the preprocessing of `init_from`'s weights, those weights; None if a run resumes).
+
+    `known` are options of the run's model, for what files do not tell.
+    """
     if not config.init_from:
         return config, dataset, None
     if layout.has_checkpoint(workdir):
         config = keep(config, layout.read_config(workdir))
         return config, with_normalization(dataset, config), None
-    source = open_source(config.init_from)
+    source = open_source(config.init_from, known)
     config, followed, differing = follow(config, source.preprocessing, dataset.mean, dataset.std)
     for line in followed:
         _print(line)

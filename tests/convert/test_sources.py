@@ -78,7 +78,7 @@ def test_the_fixtures_as_they_lie_there(test_data):
     assert (hub.preprocessing.interpolation, hub.preprocessing.crop_fraction) == ("bicubic", 0.9)
     for name in ("vit_timm_tiny", "vit_table3_naflex_tiny", "vit_hf_tiny"):
         opened = open_source(folder / f"{name}.safetensors")
-        assert opened.guessed and opened.classes == 10 and opened.grid == (4, 4)
+        assert opened.guessed == ("heads",) and opened.classes == 10 and opened.grid == (4, 4)
 
 
 # --- layouts of the family

@@ -7,13 +7,14 @@ A layout is a module of this package, a line in `LAYOUTS`, with
 - IGNORED: regular expressions of names that hold no weight, such as tables of indices;
 - recognise(names): whether a file with these names is of this layout;
 - options(arrays, config): the model's options as `create_model` takes them, read off the arrays and, where shapes do
-  not tell, off the library's config.json, a dict, {} if there is none;
+  not tell, off config.json, a dict, {} if there is none: the library's own, or one that has options by their names
+  here;
 - rules(options): a `Rule` for each parameter of a model with these options; the same rules read and write.
 
 and, where it has them,
 
 - REFUSED: {regular expression of names: what they are} of variants that the body does not have;
-- COMPLETE: True where shapes tell every option, without a config.json;
+- GUESSED: options that are a guess where no config.json tells them;
 - NORMALIZATION: (mean, std) that all weights of this layout want;
 - normal(arrays): the arrays under the names of the rules, from other versions of the library;
 - for_writing(arrays): a model's arrays as the rules write them, where several of ours are one of theirs.

@@ -20,7 +20,6 @@ from stce_jax.errors import CheckpointError
 TITLE = "the ViT of vision_transformer or big_vision (.npz)"
 PRESET = "deit_s"
 IGNORED: tuple[str, ...] = ()
-COMPLETE = True
 NORMALIZATION = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # pixels are scaled to -1..1
 REFUSED = {
     r"^pre_logits/": "a layer before the head (pre_logits)",

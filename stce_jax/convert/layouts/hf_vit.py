@@ -16,6 +16,7 @@ from stce_jax.errors import CheckpointError
 TITLE = "Hugging Face's ViT or DeiT"
 PRESET = "deit_s"
 IGNORED: tuple[str, ...] = ()
+GUESSED = ("heads",)
 REFUSED = {
     r"lambda_[12]$|layer_scale": "layer scale",
     r"relative_position": "relative positions",
@@ -76,12 +77,12 @@ def options(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict
         "patch_size": patch,
         "width": width,
         "depth": sum(name.endswith(".layernorm_before.weight") for name in arrays),
-        "heads": said.whole(config, "num_attention_heads", said.heads_of(width)),
+        "heads": said.whole(config, "num_attention_heads", said.heads_of(config, width)),
         "mlp_dim": len(arrays[hidden]),
         "distilled": distilled,
         "pooling": "class",
     }
-    if config:  # transformers' own default, if it says none
+    if "model_type" in config:  # transformers' own default, if it says none
         found["norm_epsilon"] = said.number(config, "layer_norm_eps", 1e-12)
     return found
 

@@ -42,6 +42,6 @@ def section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def heads_of(width: int) -> int:
-    """The heads of published ViTs of a width where nothing says them: of 64 channels each, with few exceptions."""
-    return PUBLISHED_HEADS.get(width, max(1, width // 64))
+def heads_of(config: Mapping[str, Any], width: int) -> int:
+    """The heads of a ViT by the option's name here, else of published ones, most of 64 channels each."""
+    return whole(config, "heads", PUBLISHED_HEADS.get(width, max(1, width // 64)))

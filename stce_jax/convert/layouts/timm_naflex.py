@@ -20,6 +20,7 @@ from stce_jax.errors import CheckpointError
 TITLE = "timm's NaFlexViT with normed patches"
 PRESET = "vit_s_patch"
 IGNORED: tuple[str, ...] = ()
+GUESSED = ("heads",)
 REFUSED = {r"^embeds\.reg_token$": "register tokens", **timm_vit.REFUSED}
 POSITIONS, CLASS_TOKEN = "params/position_embedding", "params/class_token"
 
@@ -40,7 +41,7 @@ def options(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict
         "patch_size": math.isqrt(pixels // 3),
         "width": width,
         "depth": sum(name.endswith(".norm1.weight") for name in arrays),
-        "heads": said.whole(arguments, "num_heads", said.heads_of(width)),
+        "heads": said.whole(arguments, "num_heads", said.heads_of(config, width)),
         "mlp_dim": len(arrays["blocks.0.mlp.fc1.weight"]),
         "pooling": "class" if "embeds.cls_token" in arrays else "mean",
     }

@@ -16,6 +16,7 @@ from stce_jax.errors import CheckpointError
 TITLE = "timm's ViT or DeiT"
 PRESET = "deit_s"
 IGNORED: tuple[str, ...] = ()
+GUESSED = ("heads",)
 BLOCK_VARIANTS = {
     r"\.ls[12]\.gamma$|\.gamma_[12]$": "layer scale",
     r"\.attn\.[qk]_norm\.": "norms of queries and keys",
@@ -55,7 +56,7 @@ def options(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict
         "patch_size": patch,
         "width": width,
         "depth": sum(name.endswith(".norm1.weight") for name in arrays),
-        "heads": said.whole(arguments, "num_heads", said.heads_of(width)),
+        "heads": said.whole(arguments, "num_heads", said.heads_of(config, width)),
         "mlp_dim": len(arrays["blocks.0.mlp.fc1.weight"]),
         "distilled": "dist_token" in arrays,
         "pooling": "class" if has_class_token else "mean",
