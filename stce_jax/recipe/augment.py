@@ -110,7 +110,7 @@ def normalize(
     return numbers * scale - jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
 
 
-def check_normalization(mean: object, std: object) -> None:
+def check_normalization(*, mean: object, std: object) -> None:
     """Raises ConfigError unless `config.augment.mean` and `.std` are None or three numbers, of std above 0."""
     for option, values, least in (("mean", mean, -10.0), ("std", std, 1e-4)):
         if values is None:
