@@ -99,7 +99,7 @@ def visualize(
                 raise
             unreadable(error)
             continue
-        how = {"fraction": subject.fraction, "interpolation": subject.interpolation}
+        how: dict[str, Any] = {"fraction": subject.fraction, "interpolation": subject.interpolation}
         seen, shown = (decode.center_crop(image, side, **how) for side in (subject.size, tile))
         for kind, picture in draw(seen, shown).items():
             written.append(_write(output, f"{name}_{kind}.png", picture))
