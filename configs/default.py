@@ -51,6 +51,7 @@ def get_config() -> config_dict.ConfigDict:
     vit.mlp_dim = config_dict.placeholder(int)  # hidden width of the MLPs
     vit.pooling = config_dict.placeholder(str)  # "class" token, or "mean" of the tokens
     vit.position_embedding = config_dict.placeholder(str)  # "learned" or "sincos2d"
+    vit.norm_epsilon = config_dict.placeholder(float)  # of the LayerNorms: 1e-6
     vit.drop_path = 0.1  # stochastic depth of the last block, growing from 0 (DeiT)
     vit.dropout = 0.0  # rate in attention outputs and MLPs (DeiT: none)
     vit.remat = config_dict.placeholder(bool)  # recompute blocks in the backward pass: less memory, a third slower
@@ -96,6 +97,7 @@ def get_config() -> config_dict.ConfigDict:
     deit.mlp_dim = config_dict.placeholder(int)  # hidden width of the MLPs
     deit.pooling = config_dict.placeholder(str)  # "class" token, or "mean" of the tokens
     deit.position_embedding = config_dict.placeholder(str)  # "learned" or "sincos2d"
+    deit.norm_epsilon = config_dict.placeholder(float)  # as vit.norm_epsilon
     deit.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, 0.1
     deit.dropout = config_dict.placeholder(float)  # rate in attention outputs and MLPs
     deit.remat = config_dict.placeholder(bool)  # as vit.remat
@@ -302,6 +304,9 @@ def get_config() -> config_dict.ConfigDict:
     augment.crop_ratio = (0.75, 4 / 3)  # minimum and maximum width over height of a random crop
     augment.resize = "pillow"  # of random crops; "simd": five times as fast, if cykooz-resizer is installed (x86)
     augment.eval_crop_fraction = 0.875  # share of the short side that the evaluation's central square covers
+    augment.eval_interpolation = config_dict.placeholder(str)  # by which that view is resized; None: "bicubic"
+    augment.mean = config_dict.placeholder(tuple)  # of pixels scaled to 0..1, red green blue; None: the data set's
+    augment.std = config_dict.placeholder(tuple)  # their standard deviation; None: the data set's
     augment.repeats = 3  # times that an image comes in a row, at the same length of an epoch (DeiT); 1: once
     augment.flip = 0.5  # probability of mirroring left to right
     augment.shift = 0  # pixels, maximum shift in each direction

@@ -14,6 +14,7 @@ _HOMES = {
     "SuperTokenConvEmbed": "stce_jax.models.embeddings.stce",
     "cluster_super_tokens": "stce_jax.models.ops.supertoken",
     "load_run": "stce_jax.training.assemble",
+    "load_weights": "stce_jax.convert.loading",
     "load_exported": "stce_jax.convert.program",
 }
 __all__ = list(_HOMES)

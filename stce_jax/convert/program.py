@@ -20,10 +20,11 @@ from jaxtyping import Array, Float, UInt8
 
 from stce_jax.convert.initial import read_weights
 from stce_jax.data import decode
-from stce_jax.errors import CheckpointError, ConfigError
+from stce_jax.errors import CheckpointError, ConfigError, shown
 from stce_jax.paths import first_line, open_path, parse_json, read_bytes, write_bytes, write_text
 from stce_jax.recipe import augment
 from stce_jax.training.assemble import Run
+from stce_jax.training.preprocessing import view_options
 from stce_jax.workdir import parts
 from stce_jax.workdir.digests import find_damage, write_digests
 from stce_jax.workdir.weights import flatten, save_weights, unflatten
@@ -76,7 +77,7 @@ def load_exported(directory: epath.PathLike) -> ExportedModel:
     try:
         description = parse_json(content[DESCRIPTION].decode())
         image, version = description["image"], description["versions"]["jax"]
-        view = functools.partial(decode.read_view, size=image["size"], fraction=image["crop_fraction"])
+        view = functools.partial(decode.read_view, **_view_of(image))
         class_ids, class_names = (tuple(description[name]) for name in ("class_ids", "class_names"))
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # whoever wrote the digests, too
         raise CheckpointError(
@@ -96,6 +97,14 @@ def load_exported(directory: epath.PathLike) -> ExportedModel:
         class_names=class_names,
         description=description,
     )
+
+
+def _view_of(image: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `decode.read_view` that a description's "image" says; ValueError for an unknown interpolation."""
+    interpolation = image.get("interpolation", decode.INTERPOLATIONS[0])  # earlier exports say none
+    if interpolation not in decode.INTERPOLATIONS:
+        raise ValueError(f"there is no interpolation {shown(interpolation)}")
+    return {"size": image["size"], "fraction": image["crop_fraction"], "interpolation": interpolation}
 
 
 def write_exported(directory: Path, run: Run, *, ema: bool, platforms: Sequence[str], batch: int | None) -> dict:
@@ -151,8 +160,8 @@ def _program(
 
 def _describe(run: Run, program: jax.export.Exported, ema: bool) -> dict[str, Any]:
     """What model.json says."""
-    config, size = run.config, run.config.image_size
-    fraction = config.augment.eval_crop_fraction
+    config, view = run.config, view_options(run.config)
+    size, fraction, interpolation = (view[name] for name in ("size", "fraction", "interpolation"))
     pixels: Any
     logits: Any
     (pixels,), (logits,) = program.in_avals, program.out_avals
@@ -173,8 +182,10 @@ def _describe(run: Run, program: jax.export.Exported, ema: bool) -> dict[str, An
             "size": size,
             "crop_fraction": fraction,
             "resize_short_side": int(size / fraction),
+            "interpolation": interpolation,
             "preprocess": "decode to 8-bit RGB, ignoring EXIF orientation; resize the short side to resize_short_side, "
-            "the long side in proportion, rounded down (Pillow's BICUBIC); cut out the central size x size pixels",
+            f"the long side in proportion, rounded down (Pillow's {interpolation.upper()}); "
+            "cut out the central size x size pixels",
             "mean": list(run.mean),
             "std": list(run.std),
             "normalisation": "(pixels / 255 - mean) / std for each channel; inside the program, not to be done again",

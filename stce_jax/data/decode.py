@@ -30,6 +30,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImageP
 _RAW_HEADER = re.compile(rb"P6\n([1-9][0-9]{0,8}) ([1-9][0-9]{0,8})\n255\n")
 
 LONGEST = 16  # short sides; only this much of a long side is resized for the central square
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "box", "hamming", "nearest")  # Pillow's, of the evaluation's view
 
 
 def decode_image(encoded: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
@@ -118,20 +119,26 @@ def raw_file(image: UInt8[np.ndarray, "H W 3"], short_side: int) -> bytes:
     return b"P6\n%d %d\n255\n" % resized.size + resized.tobytes()
 
 
-def _with_short_side(image: UInt8[np.ndarray, "H W 3"], length: int) -> Image.Image:
-    """The image resized (bicubic) so that its short side has `length` pixels; rounds as torchvision."""
+def _with_short_side(
+    image: UInt8[np.ndarray, "H W 3"], length: int, interpolation: str = INTERPOLATIONS[0]
+) -> Image.Image:
+    """The image resized so that its short side has `length` pixels; rounds as torchvision."""
     height, width, _ = image.shape
     short = min(height, width)
-    return Image.fromarray(image).resize((length * width // short, length * height // short), Image.Resampling.BICUBIC)
+    size = (length * width // short, length * height // short)
+    return Image.fromarray(image).resize(size, Image.Resampling[interpolation.upper()])
 
 
-def center_crop(image: UInt8[np.ndarray, "H W 3"], size: int, fraction: float) -> UInt8[np.ndarray, "size size 3"]:
-    """DeiT's evaluation view: short side to size / fraction (bicubic), then the central square; rounds as torchvision.
+def center_crop(
+    image: UInt8[np.ndarray, "H W 3"], size: int, fraction: float, interpolation: str = INTERPOLATIONS[0]
+) -> UInt8[np.ndarray, "size size 3"]:
+    """DeiT's evaluation view: short side to size / fraction, then the central square; rounds as torchvision.
 
     Args:
       image: of any size.
       size: side of the result in pixels.
       fraction: share of the short side that the square covers, 0 < fraction <= 1; DeiT's is 0.875.
+      interpolation: one of `INTERPOLATIONS`.
     """
     height, width, _ = image.shape
     short, scaled = min(height, width), int(size / fraction)
@@ -139,13 +146,17 @@ def center_crop(image: UInt8[np.ndarray, "H W 3"], size: int, fraction: float) -
         rows, columns = (min(length, LONGEST * short) for length in (height, width))
         top, left = (height - rows) // 2, (width - columns) // 2
         image = image[top : top + rows, left : left + columns]
-    resized = _with_short_side(image, scaled)
+    resized = _with_short_side(image, scaled, interpolation)
     left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
 def read_view(
-    image: str | os.PathLike[str] | bytes | UInt8[np.ndarray, "H W 3"], *, size: int, fraction: float
+    image: str | os.PathLike[str] | bytes | UInt8[np.ndarray, "H W 3"],
+    *,
+    size: int,
+    fraction: float,
+    interpolation: str = INTERPOLATIONS[0],
 ) -> UInt8[np.ndarray, "size size 3"]:
     """DeiT's evaluation view of a file, encoded bytes, or pixels, see `center_crop`.
 
@@ -161,7 +172,7 @@ def read_view(
             raise DataError(f"cannot read {name}: {first_line(error)}") from error
     if isinstance(image, bytes):
         image = decode_image(image, name)
-    return center_crop(image, size, fraction)
+    return center_crop(image, size, fraction, interpolation)
 
 
 def random_resized_crop(

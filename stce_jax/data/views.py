@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from stce_jax.data.decode import center_crop, decode_image, random_resized_crop, simd_resize
+from stce_jax.data.decode import INTERPOLATIONS, center_crop, decode_image, random_resized_crop, simd_resize
 from stce_jax.data.records import Source
 from stce_jax.errors import check_choice, check_pair, check_range, check_whole
 
@@ -40,7 +40,7 @@ class Views:
       source: the images.
       size: side of the views in pixels.
       crop: "random_resized", or "center" for the evaluation's view.
-      fraction: see `center_crop`.
+      fraction, interpolation: see `center_crop`; only for that crop.
       area, ratio, resize: see `random_resized_crop`; only for that crop.
       cache_bytes: if all the pixels of the first step seem to fit into this many bytes, they are kept; never more.
     """
@@ -52,6 +52,7 @@ class Views:
         size: int,
         crop: str,
         fraction: float,
+        interpolation: str = INTERPOLATIONS[0],
         area: tuple[float, float] = (0.0, 0.0),
         ratio: tuple[float, float] = (0.0, 0.0),
         resize: str = "pillow",
@@ -62,7 +63,8 @@ class Views:
         self._pixels: Callable[[UInt8[np.ndarray, "H W 3"]], View] | None
         self._cut: Callable[[np.random.Generator, UInt8[np.ndarray, "H W 3"]], View] | None
         if crop == "center":
-            self._pixels, self._cut = functools.partial(center_crop, size=size, fraction=fraction), None
+            view = functools.partial(center_crop, size=size, fraction=fraction, interpolation=interpolation)
+            self._pixels, self._cut = view, None
         else:
             if resize == "simd":
                 simd_resize()  # fails at once if it is not installed
@@ -192,6 +194,7 @@ def check_options(
     crop_ratio: tuple[float, ...],
     resize: str,
     eval_crop_fraction: float,
+    eval_interpolation: str | None,
     repeats: int,
 ) -> None:
     """Raises ConfigError if these options of `config.augment` cannot work."""
@@ -200,4 +203,6 @@ def check_options(
     check_pair("config.augment.crop_ratio", crop_ratio, 0.01, 100)
     check_choice("config.augment.resize", resize, RESIZES)
     check_range("config.augment.eval_crop_fraction", eval_crop_fraction, 0.01, 1)
+    if eval_interpolation is not None:
+        check_choice("config.augment.eval_interpolation", eval_interpolation, INTERPOLATIONS)
     check_whole("config.augment.repeats", repeats, 1, 100)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from stce_jax.errors import check_range
+from stce_jax.errors import ConfigError, check_range, shown
 from stce_jax.recipe.erasing import random_erasing
 from stce_jax.recipe.geometry import affine, rotate, shear_x, shear_y, translate_x, translate_y
 from stce_jax.recipe.mixing import mix, soft_targets
@@ -46,6 +46,7 @@ __all__ = [
     "affine",
     "autocontrast",
     "brightness",
+    "check_normalization",
     "color",
     "color_jitter",
     "contrast",
@@ -107,6 +108,19 @@ def normalize(
     scale = 1.0 / (255.0 * jnp.asarray(std, jnp.float32))
     numbers: Any = images.astype(jnp.float32)
     return numbers * scale - jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+
+
+def check_normalization(*, mean: object, std: object) -> None:
+    """Raises ConfigError unless `config.augment.mean` and `.std` are None or three numbers, of std above 0."""
+    for option, values, least in (("mean", mean, -10.0), ("std", std, 1e-4)):
+        if values is None:
+            continue
+        if not isinstance(values, tuple | list) or len(values) != 3:
+            raise ConfigError(
+                f"config.augment.{option} is {shown(values)}; it must be three numbers, of red, green and blue"
+            )
+        for value in values:
+            check_range(f"each of config.augment.{option}", value, least, 10)
 
 
 def make_augment(

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import config_dict
 
-from stce_jax.data import catalog, decode, loader
+from stce_jax.data import catalog, loader
 from stce_jax.data.catalog import Dataset
 from stce_jax.data.feeder import Feeder
 from stce_jax.data.views import Views, image_index
@@ -30,6 +30,7 @@ from stce_jax.recipe import optimizers as optim
 from stce_jax.training.mesh import connect, make_mesh, sharded_shapes
 from stce_jax.training.options import check_options, check_saved, on_devices
 from stce_jax.training.other_reduction import only, with_reduction
+from stce_jax.training.preprocessing import preprocess, view_options, with_normalization
 from stce_jax.training.state import abstract_variables
 from stce_jax.training.timetable import Origin, Timetable
 from stce_jax.workdir import config as configuration
@@ -110,20 +111,13 @@ def load_run(
     connect(mesh)  # or one that reads its part sooner would give the others up
     target = sharded_shapes(shapes, mesh)
     variables = only(checkpoints.restore_variables(step, target, ema=ema), wanted)
-    preprocess = functools.partial(
-        _preprocess,
-        size=own.image_size,
-        fraction=own.augment.eval_crop_fraction,
-        mean=meta["mean"],
-        std=meta["std"],
-    )
     return Run(
         config=own,
         model=model,
         variables=variables,
         class_ids=tuple(meta["class_ids"]),
         class_names=tuple(meta["class_names"]),
-        preprocess=preprocess,
+        preprocess=functools.partial(preprocess, mean=meta["mean"], std=meta["std"], **view_options(own)),
         mean=tuple(meta["mean"]),
         std=tuple(meta["std"]),
         step=step,
@@ -160,12 +154,15 @@ def build_model(config: config_dict.ConfigDict, num_classes: int) -> Body:
 
 
 def open_dataset(config: config_dict.ConfigDict, data_dir: str = "") -> Dataset:
-    """The dataset that a config names, in `data_dir` or where the config says; reports what was passed over."""
+    """The dataset that a config names, in `data_dir` or where the config says, with the config's normalisation.
+
+    Reports which files were passed over.
+    """
     dataset = catalog.open_dataset(
         config.dataset, data_dir or config.data_dir, config.classes, raw_short_side=config.raw_short_side
     )
     report_passed_over(dataset)
-    return dataset
+    return with_normalization(dataset, config)
 
 
 def report_passed_over(dataset: Dataset) -> None:
@@ -240,9 +237,8 @@ def train_batches(
     """
     of_train = Views(
         _train(dataset),
-        size=config.image_size,
         crop=config.augment.crop,
-        fraction=config.augment.eval_crop_fraction,
+        **view_options(config),
         area=config.augment.crop_area,
         ratio=config.augment.crop_ratio,
         resize=config.augment.resize,
@@ -274,9 +270,8 @@ def eval_views(config: config_dict.ConfigDict, dataset: Dataset, split: str = "v
     """The images of a split as evaluation sees them; kept from one evaluation to the next where they are few."""
     return Views(
         getattr(dataset, split),
-        size=config.image_size,
         crop="center",
-        fraction=config.augment.eval_crop_fraction,
+        **view_options(config),
         cache_bytes=config.cache_megabytes * 2**20,
     )
 
@@ -290,9 +285,3 @@ def _train(dataset: Dataset) -> Any:
     """The training images: `open_dataset` was asked for them."""
     assert dataset.train is not None
     return dataset.train
-
-
-def _preprocess(
-    image: Any, *, size: int, fraction: float, mean: Sequence[float], std: Sequence[float]
-) -> Float[np.ndarray, "S S 3"]:
-    return np.asarray(augment.normalize(decode.read_view(image, size=size, fraction=fraction), mean=mean, std=std))

@@ -51,7 +51,9 @@ def check_options(config: config_dict.ConfigDict) -> None:
         cache_megabytes=config.cache_megabytes,
     )
     drawn = on_devices(config)
-    views.check_options(**{key: value for key, value in config.augment.items() if key not in drawn})
+    statistics = {key: config.augment[key] for key in ("mean", "std")}
+    augment.check_normalization(**statistics)
+    views.check_options(**{key: value for key, value in config.augment.items() if key not in {*drawn, *statistics}})
     augment.make_augment(1, mean=catalog.IMAGENET_MEAN, std=catalog.IMAGENET_STD, **drawn)
     optimizers.check_options(**config.optimizer)
     guard.check_options(**config.divergence)

@@ -28,6 +28,7 @@ from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
 from stce_jax.training.left import METRICS, left_metrics
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated, round_up
+from stce_jax.training.preprocessing import view_options
 
 View = UInt8[np.ndarray, "S S 3"] | DataError
 Outputs = Any  # Float[np.ndarray, "b ..."], or Tokens of such arrays
@@ -163,7 +164,7 @@ def _batched(
 
 def _views(config: Any, files: Iterable[str], ahead: int) -> Generator[tuple[str, View], None, None]:
     """Each path with its view or error, in order, while threads prepare up to `ahead` more."""
-    view = functools.partial(_view, size=config.image_size, fraction=config.augment.eval_crop_fraction)
+    view = functools.partial(_view, **view_options(config))
     pool = concurrent.futures.ThreadPoolExecutor(runs.loader_threads(config))
     pending: collections.deque[tuple[str, concurrent.futures.Future[View]]] = collections.deque()
     try:
@@ -178,8 +179,8 @@ def _views(config: Any, files: Iterable[str], ahead: int) -> Generator[tuple[str
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _view(path: str, size: int, fraction: float) -> View:
+def _view(path: str, size: int, fraction: float, interpolation: str) -> View:
     try:
-        return center_crop(read_image(path), size, fraction)
+        return center_crop(read_image(path), size, fraction, interpolation)
     except DataError as error:
         return error

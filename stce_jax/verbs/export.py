@@ -1,11 +1,6 @@
 """`stce export`: a run as files that are used without it, for any number of images, on CPUs, GPUs and TPUs."""
 
-import contextlib
-import fcntl
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax.export
@@ -14,11 +9,10 @@ from etils import epath
 from stce_jax.convert.program import write_exported
 from stce_jax.data.loader import LARGEST_BATCH
 from stce_jax.errors import ConfigError, check_whole
-from stce_jax.paths import absolute, is_remote, named_failures
 from stce_jax.training import assemble as runs
+from stce_jax.verbs.appearing import appearing
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PREFIX = ".stce-export-"  # of the directories that are not finished
 
 
 def export(
@@ -71,49 +65,6 @@ def export(
         raise ConfigError(f"the exported model is compared here, on {here}: put {here} among the platforms, too")
     if batch is not None:
         check_whole("batch", batch, 1, LARGEST_BATCH)
-    with _appearing(output) as directory:
+    with appearing(output) as directory:
         run = runs.load_run(workdir, checkpoint, ema)
         return write_exported(directory, run, ema=ema, platforms=platforms, batch=batch)
-
-
-@contextlib.contextmanager
-def _appearing(output: epath.PathLike) -> Iterator[Path]:
-    """A new directory beside `output`, which takes its place if all goes well and is removed if not."""
-    if is_remote(output):
-        raise ConfigError(f"cannot export to {output}; give a local --output and copy it")
-    path = absolute(output)
-    with named_failures(f"write {path}", "give another --output"):
-        if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"{path} is there already; give another --output, or remove it")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_killed(path.parent)
-        partial = path.with_name(PREFIX + os.urandom(8).hex())  # no other export's
-        partial.mkdir()
-        lock = _lock(partial)
-        try:
-            yield partial
-            os.rename(partial, path)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            if lock is not None:
-                os.close(lock)
-
-
-def _remove_killed(directory: Path) -> None:
-    """Removes what exports that were killed have left in a directory: nobody holds its lock."""
-    for left in directory.iterdir():
-        if left.name.startswith(PREFIX) and (lock := _lock(left)) is not None:
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(lock)
-
-
-def _lock(directory: Path) -> int | None:
-    """The descriptor of a directory that is locked by it, which the kernel closes with the process; None: another's."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except OSError:
-            os.close(descriptor)
-    return None

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from stce_jax.analysis.curves import plot_curves
+from stce_jax.convert.following import follow, keep
 from stce_jax.convert.initial import initialize, read_weights
+from stce_jax.convert.sources import Source, open_source
 from stce_jax.errors import CheckpointError, ConfigError, DivergedError
 from stce_jax.models.bodies import Body
 from stce_jax.paths import first_line
@@ -28,6 +30,7 @@ from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import check_batch_size, connect, make_mesh, sharded_shapes
 from stce_jax.training.options import check_saved
 from stce_jax.training.phases import Phases
+from stce_jax.training.preprocessing import with_normalization
 from stce_jax.training.progress import TrainProgress
 from stce_jax.training.state import abstract_state, abstract_variables, init_state
 from stce_jax.training.step import check_accumulation, make_train_step, run_key
@@ -61,8 +64,9 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals(exit_process))
         watch = stack.enter_context(Watch(config.step_timeout, processes.own_name()))
-        runs.build_model(config, 1)  # refuses its options before data are prepared
+        unfit: Any = runs.build_model(config, 1)  # refuses its options before data are prepared
         dataset = runs.open_dataset(config)
+        config, dataset, source = _begin_with(config, workdir, dataset, unfit.unshaped_options())
         mesh = make_mesh(config.fsdp_devices)
         check_batch_size(config.batch_size, mesh)
         check_accumulation(config.batch_size, config.accumulate, mesh)
@@ -80,7 +84,7 @@ def train(
             }
         )
         connect(mesh)
-        initial_weights = _initial_weights(config, workdir, model, dataset)
+        initial_weights = _initial_weights(config, source, model, dataset)
         check_claim = _no_claim
         if processes.is_main():
             check_claim = stack.enter_context(Claim(workdir)).check
@@ -146,12 +150,33 @@ def train(
     return final
 
 
-def _initial_weights(config: Any, workdir: str | Path, model: Body, dataset: Any) -> dict[str, np.ndarray]:
+def _begin_with(
+    config: Any, workdir: str | Path, dataset: Any, known: dict[str, Any]
+) -> tuple[Any, Any, Source | None]:
+    """(config and dataset with the preprocessing of `init_from`'s weights, those weights; None if a run resumes).
+
+    `known` are options of the run's model, for what files do not tell.
+    """
+    if not config.init_from:
+        return config, dataset, None
+    if layout.has_checkpoint(workdir):
+        config = keep(config, layout.read_config(workdir))
+        return config, with_normalization(dataset, config), None
+    source = open_source(config.init_from, known)
+    config, followed, differing = follow(config, source.preprocessing, dataset.mean, dataset.std)
+    for line in followed:
+        _print(line)
+    if differing and processes.is_main():
+        terminal.warn(f"note: {'; '.join(differing)}")
+    return config, with_normalization(dataset, config), source
+
+
+def _initial_weights(config: Any, source: Source | None, model: Body, dataset: Any) -> dict[str, np.ndarray]:
     """The arrays of `init_from` that replace a new run's random ones; {} for a run that resumes."""
-    if not config.init_from or layout.has_checkpoint(workdir):
+    if source is None:
         return {}
     expected = abstract_variables(model, config.image_size)
-    arrays, line = read_weights(config.init_from, expected, model, dataset.class_ids)
+    arrays, line = read_weights(source, expected, model, dataset.class_ids)
     _print(line)
     return arrays
 

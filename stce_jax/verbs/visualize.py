@@ -28,6 +28,7 @@ from stce_jax.models.factory import LARGEST_SIDE, create_model
 from stce_jax.paths import absolute, is_remote, named_failures, open_path, write_bytes
 from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
+from stce_jax.training.preprocessing import view_options
 
 IMAGE_SIZE, CROP_FRACTION = 224, 0.875  # of models by name, as in configs/default.py
 SMALLEST_TILE = 160  # pixels; the captions need room
@@ -36,7 +37,10 @@ Draw = Callable[[UInt8[np.ndarray, "S S 3"], UInt8[np.ndarray, "Y Y 3"]], dict[s
 
 
 class Subject(NamedTuple):
-    """A model to look into, and how it sees images: their side in pixels, the part of their short side, statistics."""
+    """A model to look into, and how it sees images: their side in pixels, the part of their short side, statistics.
+
+    For `interpolation` see `decode.center_crop`.
+    """
 
     model: Body
     variables: Any
@@ -44,6 +48,7 @@ class Subject(NamedTuple):
     fraction: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    interpolation: str = decode.INTERPOLATIONS[0]
 
 
 def visualize(
@@ -94,7 +99,8 @@ def visualize(
                 raise
             unreadable(error)
             continue
-        seen, shown = (decode.center_crop(image, side, subject.fraction) for side in (subject.size, tile))
+        how: dict[str, Any] = {"fraction": subject.fraction, "interpolation": subject.interpolation}
+        seen, shown = (decode.center_crop(image, side, **how) for side in (subject.size, tile))
         for kind, picture in draw(seen, shown).items():
             written.append(_write(output, f"{name}_{kind}.png", picture))
             if report:
@@ -107,9 +113,10 @@ def open_run(
 ) -> Subject:
     """The model of a run, see `load_run`; it sees images at its own size, or at sides of `image_size` pixels."""
     run = runs.load_run(workdir, checkpoint, ema)
-    config = run.config
-    size = config.image_size if image_size is None else image_size
-    return Subject(run.model, run.variables, size, config.augment.eval_crop_fraction, run.mean, run.std)
+    view = view_options(run.config)
+    if image_size is not None:
+        view["size"] = image_size
+    return Subject(run.model, run.variables, mean=run.mean, std=run.std, **view)
 
 
 def random_model(name: str, image_size: int = IMAGE_SIZE, seed: int = 0) -> Subject:

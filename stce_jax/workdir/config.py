@@ -64,6 +64,12 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> config_dict.ConfigD
         return _overridden(config, name, overrides)
 
 
+def override(config: config_dict.ConfigDict, overrides: Sequence[str]) -> config_dict.ConfigDict:
+    """A config of `load_config`, which it changes, with overrides; see there."""
+    with config.unlocked():
+        return _overridden(config, "of the source", overrides)
+
+
 def _overridden(config: config_dict.ConfigDict, name: str, overrides: Sequence[str]) -> config_dict.ConfigDict:
     """Checks a config's keys and applies overrides, see `load_config`."""
     expected, found = flatten(default.get_config()), flatten(config)

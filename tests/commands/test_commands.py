@@ -21,7 +21,10 @@ EXAMPLES = [
     for line in module.EXAMPLES.splitlines()
     if line.startswith("  stce ")
 ]
-FUNCTIONS = {"models": ("summary", "summarize")}  # where the module or the function is not called as the verb is
+FUNCTIONS = {
+    "models": ("summary", "summarize"),
+    "import": ("import_weights", "import_weights"),
+}  # where the module or the function is not called as the verb is
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -335,9 +335,9 @@ def test_what_a_killed_export_left_is_no_hindrance(tiny_run, tmp_path):
 
 def test_two_exports_to_one_output_do_not_mix(tmp_path):
     """The first to end has it; the other is refused, and neither removes what the other is writing."""
-    with pytest.raises(ConfigError, match="cannot write"), verb._appearing(tmp_path / "out") as first:
+    with pytest.raises(ConfigError, match="cannot write"), verb.appearing(tmp_path / "out") as first:
         (first / "file").write_text("first")
-        with verb._appearing(tmp_path / "out") as second:
+        with verb.appearing(tmp_path / "out") as second:
             assert second != first and (first / "file").exists()
             (second / "file").write_text("second")
     assert os.listdir(tmp_path) == ["out"] and (tmp_path / "out" / "file").read_text() == "second"
@@ -347,7 +347,7 @@ def test_an_export_follows_no_link(tmp_path):
     (tmp_path / "victim").mkdir()
     (tmp_path / "victim" / "precious").write_text("mine")
     (tmp_path / ".stce-export-0123456789abcdef").symlink_to(tmp_path / "victim")
-    with verb._appearing(tmp_path / "out") as directory:
+    with verb.appearing(tmp_path / "out") as directory:
         (directory / "file").write_text("new")
     assert (tmp_path / "victim" / "precious").exists() and (tmp_path / "out" / "file").exists()
 

@@ -11,6 +11,16 @@ A layout is a module of this package, a line in `LAYOUTS`, with
   here; else off the published size of the same shapes. What cannot be known, and what no body has, is a
   CheckpointError of one line. `reading` has what this needs;
 - rules(options): a `Rule` for each parameter of a model with these options; the same rules read and write.
+
+and, where it has them,
+
+- REFUSED: {regular expression of names: what they are} of variants that the body does not have;
+- GUESSED: options that are a guess where no config.json tells them;
+- NORMALIZATION: (mean, std) that all weights of this layout want;
+- normal(arrays): the arrays under the names of the rules, from other versions of the library;
+- for_writing(arrays): a model's arrays as the rules write them, where several of ours are one of theirs.
+
+Heads may be missing: the model then has none.
 """
 
 import re
@@ -20,6 +30,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from stce_jax.convert.layouts import (
+    augreg_npz,
     cmt,
     cvt,
     dat,
@@ -27,8 +38,10 @@ from stce_jax.convert.layouts import (
     focal,
     hf_swin,
     hf_swin_v5,
+    hf_vit,
     mobilevit,
     swin,
+    timm_naflex,
     timm_swin,
     timm_vit,
 )
@@ -54,6 +67,9 @@ class Layout(Protocol):
 
 LAYOUTS: dict[str, Layout] = {
     "timm_vit": timm_vit,
+    "timm_naflex": timm_naflex,
+    "hf_vit": hf_vit,
+    "augreg_npz": augreg_npz,
     "swin": swin,
     "timm_swin": timm_swin,
     "hf_swin": hf_swin,
@@ -72,17 +88,25 @@ def recognise(names: Set[str]) -> str | None:
     return next((name for name, layout in LAYOUTS.items() if layout.recognise(names)), None)
 
 
+def check_variant(layout: str, names: Set[str]) -> None:
+    """Raises CheckpointError if one of the names belongs to what the body does not have, such as register tokens."""
+    for pattern, what in getattr(LAYOUTS[layout], "REFUSED", {}).items():
+        if name := next((name for name in sorted(names) if re.search(pattern, name)), None):
+            raise CheckpointError(f"it has {what} ({shown(name)}), which the model here has not")
+
+
 def to_ours(layout: str, arrays: Arrays, options: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
     """({path in the model's variables: array}, names that were left out) of another library's arrays.
 
     Args:
       layout: a name of `LAYOUTS`.
-      arrays: by the other library's names.
+      arrays: by the other library's names, see the layout's `normal`.
       options: of the layout's `options`.
 
     Raises:
-      CheckpointError: an array is missing or has another number of axes.
+      CheckpointError: an array is missing or has another number of axes, or belongs to what the body does not have.
     """
+    check_variant(layout, arrays.keys())
     found: dict[str, np.ndarray] = {}
     used: set[str] = set()
     for rule in LAYOUTS[layout].rules(options):
@@ -109,6 +133,7 @@ def to_theirs(layout: str, arrays: Arrays, options: Mapping[str, Any]) -> dict[s
     Raises:
       CheckpointError: the model has a parameter that the layout has not, or lacks one that it has.
     """
+    arrays = getattr(LAYOUTS[layout], "for_writing", dict)(arrays)
     found: dict[str, np.ndarray] = {}
     used: set[str] = set()
     for rule in LAYOUTS[layout].rules(options):

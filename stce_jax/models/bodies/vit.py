@@ -16,6 +16,7 @@ from stce_jax.errors import ConfigError, check_choice, check_range, check_whole
 from stce_jax.models.bodies.block import Block
 from stce_jax.models.bodies.vit_weights import fit_weights
 from stce_jax.models.layers import LayerNorm, drop_path_scales, is_training, linear, truncated_normal
+from stce_jax.models.ops.norms import LAYER_NORM_EPSILON
 from stce_jax.models.ops.positions import resize_position_embedding, sincos_position_embedding
 from stce_jax.models.reductions import Reduction, acts_before, counts_of
 from stce_jax.models.tokens import Tokens, check_tokens
@@ -38,6 +39,7 @@ class VisionTransformer(nn.Module):
       width, depth, heads, mlp_dim: D, number of blocks, attention heads, hidden width of the MLPs.
       pooling: "class" reads a class token; "mean" averages the tokens and has no class token.
       position_embedding: "learned", or the fixed "sincos2d".
+      norm_epsilon: of the LayerNorms of blocks and tokens; Hugging Face's ViT has 1e-12.
       drop_path: stochastic depth rate of the last block, 0 <= rate < 1; needs the rng "dropout" in training.
       dropout: rate in attention outputs and MLPs, 0 <= rate < 1.
       dtype: dtype of the computation; parameters are float32.
@@ -56,6 +58,7 @@ class VisionTransformer(nn.Module):
     mlp_dim: int = 1152
     pooling: str = "class"
     position_embedding: str = "learned"
+    norm_epsilon: float = LAYER_NORM_EPSILON
     drop_path: float = 0.0
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
@@ -79,6 +82,7 @@ class VisionTransformer(nn.Module):
             check_whole(f"model option {option}", getattr(self, option), 1, largest)
         for option in ("drop_path", "dropout"):
             check_range(f"model option {option}", getattr(self, option), 0, 1, below=True)
+        check_range("model option norm_epsilon", self.norm_epsilon, 0, 0.1, above=True)
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} cannot be divided among {self.heads} heads")
         if self.position_embedding == "sincos2d" and self.width % 4:
@@ -100,6 +104,7 @@ class VisionTransformer(nn.Module):
         self.check()
         block: Any = nn.remat(Block, static_argnums=(4,), prevent_cse=not self.scan_layers) if self.remat else Block
         options = {"heads": self.heads, "mlp_dim": self.mlp_dim, "dropout": self.dropout, "dtype": self.dtype}
+        options["epsilon"] = self.norm_epsilon
         if self.scan_layers:
             self.blocks = block(**options)
         else:
@@ -112,7 +117,7 @@ class VisionTransformer(nn.Module):
             self.learned_positions = self.param(
                 "position_embedding", truncated_normal, (1, count, self.width), jnp.float32
             )
-        self.norm = LayerNorm(self.dtype)
+        self.norm = LayerNorm(self.dtype, self.norm_epsilon)
         if self.num_classes:
             self.head = linear(self.num_classes, self.dtype)
 

@@ -1,0 +1,153 @@
+"""What is done to images before weights see them: read off what lies beside the weights, and told in a few words."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from stce_jax.convert.layouts import said
+from stce_jax.data.decode import INTERPOLATIONS
+from stce_jax.errors import CheckpointError, shown
+from stce_jax.models.factory import LARGEST_SIDE
+
+PILLOW = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by the numbers of Hugging Face's "resample"
+Channels = tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What weights were trained or evaluated with; None: it is not known.
+
+    Attributes:
+      image_size: (height, width) in pixels.
+      mean, std: of pixels scaled to 0..1, for red, green and blue.
+      interpolation: one of `decode.INTERPOLATIONS`.
+      crop_fraction: share of the short side that the central square covers.
+      note: what cannot be done as it was, for people; "" if all can.
+    """
+
+    image_size: tuple[int, int] | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
+    interpolation: str | None = None
+    crop_fraction: float | None = None
+    note: str = ""
+
+    def told(self) -> str:
+        """The known values in a few words, such as "mean 0.5,0.5,0.5, std 0.5,0.5,0.5, bicubic, crop 0.9"."""
+        words = [f"{name} {_numbers(values)}" for name, values in (("mean", self.mean), ("std", self.std)) if values]
+        words += [self.interpolation] if self.interpolation else []
+        words += [f"crop {self.crop_fraction:g}"] if self.crop_fraction else []
+        return ", ".join(words)
+
+
+def _numbers(values: Channels) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+def of_timm(config: Mapping[str, Any]) -> Preprocessing:
+    """Of timm's config.json, see its "pretrained_cfg"; raises CheckpointError for values that cannot be."""
+    own = said.section(config, "pretrained_cfg") or config  # early folders have all of it side by side
+    arguments, size = said.section(config, "model_args"), own.get("input_size")
+    image_size = _size(arguments.get("img_size"), "img_size")
+    if image_size is None and size is not None:
+        if not isinstance(size, list) or len(size) != 3:
+            raise CheckpointError(f"its config.json says input_size={shown(size)}, not channels, height and width")
+        image_size = _size(size[1:], "input_size")
+    note = ""
+    if own.get("crop_mode", "center") != "center":
+        note = f"there images are cropped by {shown(own['crop_mode'])}, here the central square is seen"
+    return Preprocessing(
+        image_size=image_size,
+        mean=_channels(own, "mean", -10.0),
+        std=_channels(own, "std", 1e-4),
+        interpolation=_interpolation(own.get("interpolation")),
+        crop_fraction=_fraction(own.get("crop_pct"), "crop_pct"),
+        note=note,
+    )
+
+
+def of_hugging_face(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Preprocessing:
+    """Of Hugging Face's config.json and preprocessor_config.json; raises CheckpointError for values that cannot be."""
+    image_size = _size(config.get("image_size"), "image_size")
+    if not processor:
+        return Preprocessing(image_size=image_size)
+    resized: Any = processor.get("size")
+    square = _size([resized.get("height"), resized.get("width")], "size") if _is_square(resized) else None
+    short: Any = resized.get("shortest_edge") if isinstance(resized, dict) else resized
+    short = min(square) if square else short
+    crop = _size(processor.get("crop_size"), "crop_size") if processor.get("do_center_crop") else None
+    note, fraction = "", None
+    if isinstance(short, int) and short >= 1:
+        fraction = _fraction(min(crop) / short, "crop_size") if crop else 1.0
+    if square or (isinstance(resized, int) and not crop):
+        note = "there whole images are squeezed into a square, here the central square is seen"
+    number = processor.get("resample")
+    if number is not None and (not isinstance(number, int) or number not in range(len(PILLOW))):
+        raise CheckpointError(f"its preprocessor_config.json says resample={shown(number)}; Pillow has 0 to 5")
+    normalizes = processor.get("do_normalize", True)
+    return Preprocessing(
+        image_size=image_size,
+        mean=_channels(processor, "image_mean", -10.0) if normalizes else (0.0, 0.0, 0.0),
+        std=_channels(processor, "image_std", 1e-4) if normalizes else (1.0, 1.0, 1.0),
+        interpolation=None if number is None else PILLOW[number],
+        crop_fraction=fraction,
+        note=note,
+    )
+
+
+def of_description(image: Mapping[str, Any]) -> Preprocessing:
+    """Of the section "image" of the model.json of `stce export`; raises CheckpointError for values that cannot be."""
+    return Preprocessing(
+        image_size=_size(image.get("size"), "size"),
+        mean=_channels(image, "mean", -10.0),
+        std=_channels(image, "std", 1e-4),
+        interpolation=_interpolation(image.get("interpolation", INTERPOLATIONS[0])),
+        crop_fraction=_fraction(image.get("crop_fraction"), "crop_fraction"),
+    )
+
+
+def _is_square(size: Any) -> bool:
+    return isinstance(size, dict) and "height" in size and "width" in size
+
+
+def _size(value: Any, key: str) -> tuple[int, int] | None:
+    """(height, width) of a number, of two, or of an object that names them."""
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        value = [value.get("height"), value.get("width")] if _is_square(value) else value.get("shortest_edge")
+    pair = value if isinstance(value, list) and len(value) == 2 else [value, value]
+    if not all(isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= LARGEST_SIDE for side in pair):
+        raise CheckpointError(f"its config says {key}={shown(value)}; sides of images are 1 to {LARGEST_SIDE} pixels")
+    return pair[0], pair[1]
+
+
+def _channels(config: Mapping[str, Any], key: str, least: float) -> Channels | None:
+    value = config.get(key)
+    if value is None:
+        return None
+    fits = isinstance(value, list) and len(value) == 3
+    if not fits or not all(_is_number(entry) and least <= entry <= 10 for entry in value):
+        raise CheckpointError(f"its config says {key}={shown(value)}, which are no three numbers of pixels in 0..1")
+    return float(value[0]), float(value[1]), float(value[2])
+
+
+def _fraction(value: Any, key: str) -> float | None:
+    if value is None:
+        return None
+    if not _is_number(value) or not 0.01 <= value <= 1:
+        raise CheckpointError(f"its config says {key}={shown(value)}, which is no share of an image")
+    return float(value)
+
+
+def _interpolation(value: Any) -> str | None:
+    if value is None or value == "random":  # timm's, in training
+        return None
+    if not isinstance(value, str) or value not in INTERPOLATIONS:
+        raise CheckpointError(f"its config says interpolation={shown(value)}; there are {', '.join(INTERPOLATIONS)}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

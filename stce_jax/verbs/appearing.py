@@ -1,0 +1,66 @@
+"""Directories that appear whole or not at all, whatever ends the process that writes them."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+from stce_jax.errors import ConfigError
+from stce_jax.paths import absolute, is_remote, named_failures
+
+PREFIX = ".stce-export-"  # of the directories that are not finished
+
+
+@contextlib.contextmanager
+def appearing(output: epath.PathLike, verb: str = "export", option: str = "--output") -> Iterator[Path]:
+    """A new directory beside `output`, which takes its place if all goes well and is removed if not.
+
+    Args:
+      output: local; one that is there must be empty.
+      verb, option: what the user asked for, and by which option the directory was named, for messages.
+
+    Raises:
+      ConfigError: it is remote, not empty, or cannot be written.
+    """
+    if is_remote(output):
+        raise ConfigError(f"cannot {verb} to {output}; give a local {option} and copy it")
+    path = absolute(output)
+    with named_failures(f"write {path}", f"give another {option}"):
+        if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(f"{path} is there already; give another {option}, or remove it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_killed(path.parent)
+        partial = path.with_name(PREFIX + os.urandom(8).hex())  # no other export's
+        partial.mkdir()
+        lock = _lock(partial)
+        try:
+            yield partial
+            os.rename(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+
+def _remove_killed(directory: Path) -> None:
+    """Removes what exports that were killed have left in a directory: nobody holds its lock."""
+    for left in directory.iterdir():
+        if left.name.startswith(PREFIX) and (lock := _lock(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(directory: Path) -> int | None:
+    """The descriptor of a directory that is locked by it, which the kernel closes with the process; None: another's."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except OSError:
+            os.close(descriptor)
+    return None
