@@ -8,7 +8,7 @@ from ml_collections import config_dict
 
 from stce_jax.models.bodies import BODIES
 from stce_jax.models.embeddings import EMBEDDINGS
-from stce_jax.models.factory import build_model
+from stce_jax.models.factory import build_model, presets
 from stce_jax.training.assemble import Run
 from stce_jax.training.state import abstract_variables
 
@@ -29,7 +29,7 @@ BODY = {
     "focal": FOCAL,
     "focal_conv": FOCAL,
     "dat": {**STAGES, **OFFSETS, "kinds": ("LSD", "D"), "windows": (3, 3)},
-    "datpp": {**STAGES, **OFFSETS, "kinds": ("ND", "DS"), "windows": (3, 3), "strides": (2, 1)}
+    "datpp": {**STAGES, **OFFSETS, "kinds": ("ND", "DS"), "windows": (3, 3)}
     | {"neighbourhoods": (3, 5), "layer_scale": (0.0, 0.1)},
     "svit": {**STAGES, "depths": (1, 1), "cells": (2, 1), "layer_scale": (0.0, 0.1), "head_width": 24},
 }
@@ -102,3 +102,49 @@ def run_of(model, seed=0):
         step=7,
         epoch=1.0,
     )
+
+
+# (body, embedding) of every pair that a preset names.
+PAIRS = sorted({(preset.body, preset.embedding) for preset in presets().values()})
+# Reductions with the options that change what is computed, and the pooling that they are tried with.
+REDUCED = {
+    "topk": ("class", {"name": "topk", "blocks": (1,)}),
+    "evit": ("class", {"name": "evit", "blocks": (0, 1)}),
+    "evit without fusion": ("class", {"name": "evit", "blocks": (0, 1), "fuse": False, "counting": "initial"}),
+    "tome": ("class", {"name": "tome", "r": 9}),
+    "tome, mean": ("mean", {"name": "tome", "r": 9}),
+    "tome, not proportional": ("class", {"name": "tome", "r": (9, 5), "proportional": False}),
+    "tome by keep rate": ("class", {"name": "tome", "blocks": (0, 2), "keep_rate": 0.8}),
+    "ats": ("class", {"name": "ats", "blocks": (0, 1)}),
+    "kmedoids": ("class", {"name": "kmedoids", "blocks": (1, 2)}),
+    "kmedoids, equal": ("mean", {"name": "kmedoids", "blocks": (1, 2), "equal_weight": True}),
+    "dpcknn": ("class", {"name": "dpcknn", "blocks": (1, 2)}),
+    "dpcknn, equal": ("mean", {"name": "dpcknn", "blocks": (1, 2), "equal_weight": True}),
+    "dpcknn of all tokens": ("class", {"name": "dpcknn", "blocks": (1,), "keep_rate": 1.0}),
+    "dynamicvit": ("class", {"name": "dynamicvit", "blocks": (1, 2)}),
+    "sit": ("class", {"name": "sit", "blocks": (1, 2)}),
+    "patchmerger": ("mean", {"name": "patchmerger", "blocks": (1, 2)}),
+    "sinkhorn": ("class", {"name": "sinkhorn", "blocks": (1, 2)}),
+    "pattern": ("class", {"name": "pattern", "blocks": (1, 2)}),
+    "pattern, contiguous": ("mean", {"name": "pattern", "blocks": (1, 2), "distance": "l1", "contiguous": True}),
+    "pattern, square": ("class", {"name": "pattern", "blocks": (1, 2), "distance": "linf"}),
+}
+# Options of bodies and embeddings that change what is computed.
+VARIANTS = {
+    "mean": ("vit", "patch", {"pooling": "mean"}),
+    "sincos": ("vit", "patch", {"position_embedding": "sincos2d"}),
+    "scan": ("vit", "linear_patch", {"scan_layers": True}),
+    "distilled": ("deit", "linear_patch", {"distilled": True}),
+    "distilled and reduced": ("deit", "linear_patch", {"distilled": True, "reduction": {"name": "tome", "r": 9}}),
+    "cells": ("vit", "stce", {"iterations": 0}),
+    "cells of 2x3, masked": ("vit", "stce", {"border": "mask", "cell": (2, 3)}),
+    "hcformer, odd": ("vit", "hcformer", {"image_size": 26}),
+    "cvt of averages": ("cvt", "overlap_patch", {"class_token": False, "projection": "average", "scale": "head"}),
+    "cvt of clusters": ("cvt", "stce", {"activation": "gelu", "downsample": "stce"}),
+    "swin of clusters": ("swin", "stce", {"downsample": "stce"}),
+    "swin, odd": ("swin", "linear_patch", {"image_size": 28}),
+    "mobilevit, odd": ("mobilevit", "mobilevit", {"image_size": 34}),
+    "focal without wrapping": ("focal", "linear_patch", {"wrap": False, "image_size": 28}),
+    "dat, anywhere": ("dat", "linear_patch", {"offset_ranges": (0.0, 2.0), "image_size": 28}),
+    "datpp, near": ("datpp", "datpp", {"offset_ranges": (2.0, 2.0)}),
+}

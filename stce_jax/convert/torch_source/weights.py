@@ -30,7 +30,7 @@ def state_dict(model: Body, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndar
     found = {}
     for path, array in unstacked.items():
         name, changed = _translated(path, np.asarray(array, np.float32), unstacked)
-        found[_renamed(model, name)] = np.ascontiguousarray(changed)
+        found[_renamed(model, name)] = np.asarray(changed, order="C")
     if isinstance(model, VisionTransformer):
         found |= noises(model)
     return found
