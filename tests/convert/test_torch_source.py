@@ -4,6 +4,7 @@ What it computes is compared in tests/interop/test_torch_export.py.
 """
 
 import ast
+import contextlib
 import functools
 import importlib.util
 import json
@@ -156,9 +157,18 @@ def test_calls_are_written_as_people_would():
         render(Call("Block", {"width": b""}))
 
 
+def test_an_installation_that_is_not_whole_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = form.compare(tmp_path, run_of(tiny_model()))
+    assert done["batch_sizes"] == [] and "torch cannot be imported (" in done["notes"][0]
+
+
 def test_what_does_not_run_is_refused(tmp_path, monkeypatch):
     for name, module in fake_torch.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
+    torch = sys.modules["torch"]
+    torch.inference_mode, torch.from_numpy = contextlib.nullcontext, lambda array: array
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     (tmp_path / "model.py").write_text("def load():\n    raise RuntimeError('size mismatch')\n")
     with pytest.raises(CheckpointError, match=r"model\.py does not run: size mismatch; nothing was exported"):

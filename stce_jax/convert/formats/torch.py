@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,42 +114,66 @@ def compare(directory: Path, run: Run, variables: Mapping[str, Any] | None = Non
     Raises:
       CheckpointError: they differ by more than rounding explains.
     """
-    if importlib.util.find_spec("torch") is None:
-        return {"batch_sizes": [], "difference": None, "greatest_logit": None, "notes": [NOT_COMPARED]}
-    torch: Any = importlib.import_module("torch")
-    space: dict[str, Any] = {"__name__": "model", "__file__": str(directory / MODEL)}
     try:
-        exec(compile((directory / MODEL).read_text("utf-8"), MODEL, "exec"), space)
-        model = space["load"]()
-    except Exception as error:  # of a piece that does not fit its weights
-        raise CheckpointError(f"{MODEL} does not run: {first_line(error)}; nothing was exported") from error
+        torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
+    except Exception as error:  # whatever an installation raises that is not whole
+        return _not_compared(f"not compared with the run: torch cannot be imported ({first_line(error)})")
+    if torch is None:
+        return _not_compared(NOT_COMPARED)
+    logits = _logits_of(directory, torch)
     variables = unflatten(flatten(run.variables)) if variables is None else variables
-    live, differences, greatest = jax.jit(_in_float32(run).apply, static_argnames="train"), [], 0.0
+    live = jax.jit(_in_float32(run).apply, static_argnames="train")
+    found_by_image: list[float] = []
+    greatest = 0.0
     for count in COMPARED:
         pixels = pictures(count, run.config.image_size)
         with jax.default_matmul_precision("float32"):
             images = augment.normalize(pixels, mean=run.mean, std=run.std)
             expected = np.asarray(live(variables, images, train=False))
-        with torch.inference_mode():
-            found = model(space["normalise"](torch.from_numpy(pixels))).numpy()
-        differences += list(np.abs(found - expected).max(axis=1))
+        found_by_image += np.abs(logits(pixels) - expected).max(axis=1).tolist()
         greatest = np.maximum(greatest, np.abs(expected).max())
     chooses = getattr(run.model, "reduction", None) is not None
-    differences = np.sort(differences)  # NaN comes last
+    differences = np.sort(found_by_image)  # NaN comes last
     allowed, decisive = ROUNDING * greatest, differences[-2 if chooses else -1]
     if not decisive <= allowed or not np.isfinite(differences[-1]):
         raise CheckpointError(
             f"{MODEL} differs from the run: logits by up to {differences[-1]:.1e} of {greatest:.1f}, rounding explains "
             f"{allowed:.1e}; nothing was exported"
         )
-    done = {"batch_sizes": list(COMPARED), "difference": float(decisive), "greatest_logit": float(greatest)}
     notes = []
     if differences[-1] > allowed:
         notes.append(
-            f"one of {len(differences)} images differs by {differences[-1]:.1e}: rounding decided which of two tokens "
-            "is kept or merged"
+            f"of {len(differences)} images one more differs by {differences[-1]:.1e}: rounding decided which of two "
+            "tokens is kept or merged"
         )
-    return {**done, "by": f"torch {torch.__version__}", "notes": notes}
+    return {
+        "batch_sizes": list(COMPARED),
+        "difference": float(decisive if notes else differences[-1]),
+        "greatest_logit": float(greatest),
+        "by": f"torch {torch.__version__}",
+        "notes": notes,
+    }
+
+
+def _not_compared(why: str) -> dict[str, Any]:
+    return {"batch_sizes": [], "difference": None, "greatest_logit": None, "notes": [why]}
+
+
+def _logits_of(directory: Path, torch: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """uint8 pixels -> logits, by the files; CheckpointError where these do not run."""
+    space: dict[str, Any] = {"__name__": "model", "__file__": str(directory / MODEL)}
+
+    def logits(pixels: np.ndarray) -> np.ndarray:
+        try:
+            if "model" not in space:
+                exec(compile((directory / MODEL).read_text("utf-8"), MODEL, "exec"), space)
+                space["model"] = space["load"]()
+            with torch.inference_mode():
+                return space["model"](space["normalise"](torch.from_numpy(pixels))).numpy()
+        except Exception as error:  # of a piece that does not fit its weights, or another
+            raise CheckpointError(f"{MODEL} does not run: {first_line(error)}; nothing was exported") from error
+
+    return logits
 
 
 def pictures(count: int, size: int, seed: int = 0) -> UInt8[np.ndarray, "B S S 3"]:

@@ -38,7 +38,7 @@ def state_dict(model: Body, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndar
 
 def _unstacked(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Stacked blocks one by one."""
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for path, array in flat.items():
         if path.startswith(STACKED):
             rest = path.removeprefix(STACKED)
