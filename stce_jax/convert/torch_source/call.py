@@ -59,6 +59,8 @@ def render(value: Any, indent: str = "", used: int = 0) -> str:
         lines = [f"{inner}{key}={render(own, inner, len(key) + 2)}," for key, own in value.options.items()]
         return "\n".join([f"{value.name}(", *lines, f"{indent})"])
     if isinstance(value, list):
+        if (parts := list(_parts(value, indent)))[0].startswith("*") and len(parts) == 1:
+            return parts[0][1:]
         return "\n".join(["[", *(f"{inner}{part}," for part in _parts(value, inner)), f"{indent}]"])
     if isinstance(value, tuple):
         return "\n".join(["(", *_wrapped([render(entry) for entry in value], inner), f"{indent})"])
@@ -90,7 +92,11 @@ def _parts(calls: Sequence[Any], indent: str) -> Iterator[str]:
     for entry, alike in itertools.groupby(calls):
         count = len(list(alike))
         if count > 1 and isinstance(entry, Call):
-            yield f"*[{render(entry, indent, 30)} for _ in range({count})]"
+            line = f"*[{_on_one_line(entry)} for _ in range({count})]"
+            inner = indent + INDENT
+            if len(indent) + len(line) + 1 > WIDTH:
+                line = f"*[\n{inner}{render(entry, inner)}\n{inner}for _ in range({count})\n{indent}]"
+            yield line
         else:
             yield from [render(entry, indent, 1)] * count
 
