@@ -14,7 +14,7 @@ from stce_jax.convert.torch_source.call import Call
 from stce_jax.errors import ConfigError
 from stce_jax.models.reductions import acts_before, counts_of
 from stce_jax.models.reductions.ats import ATS, sampling_points
-from stce_jax.models.reductions.dpcknn import DPCKNN, evaluation_noise
+from stce_jax.models.reductions.dpcknn import DPCKNN, drawn_noise
 from stce_jax.models.reductions.dynamicvit import DynamicViT
 from stce_jax.models.reductions.evit import EViT
 from stce_jax.models.reductions.kmedoids import KMedoids
@@ -93,7 +93,7 @@ def noises(model: Any) -> dict[str, np.ndarray]:
     """{name: array} of what a reduction draws always alike in evaluation; no parameters."""
     calls = {index: call for index, call in reductions(model).items() if call.name in ("DPCKNN", "EqualDPCKNN")}
     return {
-        f"blocks.{index}.reduction.noise": np.asarray(evaluation_noise(call.options["tokens"], np.float32))[0]
+        f"blocks.{index}.reduction.noise": np.asarray(drawn_noise(None, (1, call.options["tokens"]), np.float32))[0]
         for index, call in calls.items()
     }
 

@@ -76,9 +76,7 @@ class DPCKNN(nn.Module):
         clusters = self.counts(tokens.initial_grid, self.stage + 1)[self.stage]
         if clusters >= count:
             return tokens
-        noise = evaluation_noise(count, weights.dtype)
-        if train:
-            noise = jax.random.uniform(self.make_rng("dropout"), (batch, count), weights.dtype)
+        noise = drawn_noise(self.make_rng("dropout") if train else None, (batch, count), weights.dtype)
         assignment = cluster(values, noise, clusters, self.neighbours)[1]
         reduction.sow_assignment(self, assignment)
         return merge(tokens, weights, assignment, clusters)
@@ -131,6 +129,8 @@ def merge(tokens: Tokens, weights: Float[Array, "B n"], assignment: Int[Array, "
     return dataclasses.replace(tokens, **parts, grid=None)
 
 
-def evaluation_noise(count: int, dtype: DTypeLike) -> Float[Array, "1 n"]:
-    """Numbers in 0..1 for `count` tokens, always the same, and alike for all images, whatever others are with them."""
-    return jax.random.uniform(jax.random.key(0), (1, count), dtype)
+def drawn_noise(key: Array | None, shape: tuple[int, int], dtype: DTypeLike) -> Float[Array, "#B n"]:
+    """Uniform numbers, 0..1; without a key always the same, and alike for all images, whatever others are with them."""
+    if key is None:
+        return jax.random.uniform(jax.random.key(0), (1, shape[1]), dtype)
+    return jax.random.uniform(key, shape, dtype)
