@@ -148,7 +148,7 @@ class DAT(StagedBody):
         self.check()
         make: Any = nn.remat(DATBlock) if self.remat else DATBlock
         self.blocks = [
-            make(self._attention(stage, kind, size), **self._block_options(stage))
+            make(self.attention(stage, kind, size), **self._block_options(stage))
             for stage, size in enumerate(self.stage_grids(*self.image_size))
             for kind in self.kinds[stage]
         ]
@@ -195,7 +195,7 @@ class DAT(StagedBody):
         del old_grid
         return fit_tables(found, expected)
 
-    def _attention(self, stage: int, kind: str, size: tuple[int, int]) -> nn.Module:
+    def attention(self, stage: int, kind: str, size: tuple[int, int]) -> nn.Module:
         """The attention of a letter; without a parent, as the block that takes it is to be."""
         heads, window = self.heads[stage], self.windows[stage]
         if kind == "D":

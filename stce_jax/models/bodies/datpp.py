@@ -49,8 +49,8 @@ class DATPlus(DAT):
     def downsampled(self, rows: int, columns: int) -> tuple[int, int]:
         return -(-rows // 2), -(-columns // 2)
 
-    def _attention(self, stage: int, kind: str, size: tuple[int, int]) -> nn.Module:
-        attention = super()._attention(stage, kind, size) if kind != "N" else None
+    def attention(self, stage: int, kind: str, size: tuple[int, int]) -> nn.Module:
+        attention = super().attention(stage, kind, size) if kind != "N" else None
         if isinstance(attention, DeformableAttention):
             return attention.clone(corners=True)
         if attention is not None:

@@ -76,7 +76,7 @@ class DPCKNN(nn.Module):
         clusters = self.counts(tokens.initial_grid, self.stage + 1)[self.stage]
         if clusters >= count:
             return tokens
-        noise = _noise(self.make_rng("dropout") if train else None, (batch, count), weights.dtype)
+        noise = drawn_noise(self.make_rng("dropout") if train else None, (batch, count), weights.dtype)
         assignment = cluster(values, noise, clusters, self.neighbours)[1]
         reduction.sow_assignment(self, assignment)
         return merge(tokens, weights, assignment, clusters)
@@ -129,7 +129,7 @@ def merge(tokens: Tokens, weights: Float[Array, "B n"], assignment: Int[Array, "
     return dataclasses.replace(tokens, **parts, grid=None)
 
 
-def _noise(key: Array | None, shape: tuple[int, int], dtype: DTypeLike) -> Float[Array, "#B n"]:
+def drawn_noise(key: Array | None, shape: tuple[int, int], dtype: DTypeLike) -> Float[Array, "#B n"]:
     """Uniform numbers, 0..1; without a key always the same, and alike for all images, whatever others are with them."""
     if key is None:
         return jax.random.uniform(jax.random.key(0), (1, shape[1]), dtype)

@@ -62,7 +62,7 @@ class EViT(nn.Module):
         initial = math.prod(grid)
         counts, count = [], initial
         for stage in range(stages):
-            kept = self._kept(count, initial, stage)
+            kept = self.kept(count, initial, stage)
             count = kept + (self.fuse and kept < count)
             counts.append(count)
         return counts
@@ -79,7 +79,7 @@ class EViT(nn.Module):
     def __call__(self, tokens: Tokens, given: Mapping[str, Float[Array, "..."]], *, train: bool) -> Tokens:
         del train  # the same in training and inference
         scores = class_attention(given["query"], given["key"], tokens)
-        count = self._kept(scores.shape[1], tokens.initial, self.stage)
+        count = self.kept(scores.shape[1], tokens.initial, self.stage)
         if count == scores.shape[1]:
             return tokens
         kept = most_attended(scores, count)
@@ -87,7 +87,7 @@ class EViT(nn.Module):
         reduction.sow_assignment(self, jnp.where(assignment < 0, count, assignment) if self.fuse else assignment)
         return keep_and_fuse(tokens, scores, kept) if self.fuse else keep(tokens, kept)
 
-    def _kept(self, count: int, initial: int, stage: int) -> int:
+    def kept(self, count: int, initial: int, stage: int) -> int:
         """How many of `count` image tokens a stage keeps, without the fused one."""
         if self.counting == "initial":
             return min(count, reduction.kept_counts(self.keep_rate, initial, stage + 1)[-1])

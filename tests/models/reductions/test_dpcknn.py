@@ -75,7 +75,7 @@ def test_cores_equal_the_golden_numbers(name, dtype):
 def hand_over(monkeypatch, *noises):
     """The golden files' noise in place of the one that evaluation takes; the number of tokens tells which."""
     by_count = {noise.shape[1]: noise for noise in noises}
-    monkeypatch.setattr(dpcknn, "_noise", lambda key, shape, dtype: jnp.asarray(by_count[shape[1]], dtype))
+    monkeypatch.setattr(dpcknn, "drawn_noise", lambda key, shape, dtype: jnp.asarray(by_count[shape[1]], dtype))
 
 
 @pytest.mark.slow
@@ -203,9 +203,12 @@ def test_tokens_keep_their_dtype(reduction):
 
 
 def test_noise_is_drawn_by_image_in_training_and_alike_in_evaluation():
-    fixed, drawn = dpcknn._noise(None, (3, 5), jnp.float32), dpcknn._noise(jax.random.key(1), (3, 5), jnp.float32)
+    fixed, drawn = (
+        dpcknn.drawn_noise(None, (3, 5), jnp.float32),
+        dpcknn.drawn_noise(jax.random.key(1), (3, 5), jnp.float32),
+    )
     assert fixed.shape == (1, 5) and drawn.shape == (3, 5) and len(np.unique(drawn)) == 15
-    np.testing.assert_array_equal(fixed, dpcknn._noise(None, (2, 5), jnp.float32))
+    np.testing.assert_array_equal(fixed, dpcknn.drawn_noise(None, (2, 5), jnp.float32))
 
 
 def test_wrong_options_are_one_line():

@@ -39,7 +39,7 @@ def core(arrays, dtype):
 
     def run(values, attention):
         scores = attention[:, :, 0, 1:].mean(axis=1)
-        count = module._kept(scores.shape[1], initial, 0)
+        count = module.kept(scores.shape[1], initial, 0)
         kept = most_attended(scores, count)
         tokens = Tokens(values, leading=1)
         if count == scores.shape[1]:

@@ -1,0 +1,1 @@
+"""Formats that `stce export` writes, a file each."""
