@@ -1,0 +1,135 @@
+"""The format `onnx`: the model with its weights, normalisation and clustering as an ONNX graph, for ONNX Runtime.
+
+Files: model.onnx, uint8 pixels [batch, S, S, 3] -> float32 logits [batch, classes], any number of images; and
+model.json. jax2onnx converts, ONNX Runtime is compared with the run.
+
+Shape letters: B batch, S image side.
+"""
+
+import contextlib
+import importlib
+import importlib.metadata
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from stce_jax.convert.comparison import Logits, compare_logits
+from stce_jax.convert.description import describe, write_description
+from stce_jax.convert.formats import others
+from stce_jax.errors import ConfigError
+from stce_jax.paths import first_line, write_bytes
+from stce_jax.recipe import augment
+from stce_jax.training.assemble import Run
+from stce_jax.workdir.weights import flatten, unflatten
+
+MODEL = "model.onnx"
+PIXELS, LOGITS = "pixels", "logits"  # names of the graph's input and output
+LARGEST = 2**31 - 2**20  # bytes that a file of ONNX can have, less what is no weight
+PACKAGES = ("jax2onnx", "onnx", "onnxruntime")
+
+
+def check() -> None:
+    """Raises ConfigError if a package is missing that converts, or that runs what was converted."""
+    for name in PACKAGES:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(
+                f"--format=onnx needs {name}, which is not there ({first_line(error)}): "
+                'pip install "stce_jax[onnx]", then pip install --no-deps jax2onnx'
+            ) from error
+
+
+def write(directory: Path, run: Run, *, ema: bool) -> dict[str, Any]:
+    """Writes a run as an ONNX graph; see `formats`.
+
+    Raises:
+      ConfigError: the converter has no counterpart of an operation, or the graph is too large.
+    """
+    variables = unflatten(flatten(run.variables))
+    graph = _convert(run, variables)
+    write_bytes(directory / MODEL, graph)
+    versions = {name: _version(name) for name in PACKAGES}
+    more = {"inputs": [PIXELS], "outputs": [LOGITS], "converted_by": versions}
+    write_description(directory, describe(run, ema=ema, normalised_inside=True, more=more))
+    compared = compare_logits(run, variables, _by_onnxruntime(directory / MODEL))
+    return {
+        "step": run.step,
+        "dtype": np.dtype(run.model.dtype).name,
+        "bytes": len(graph),
+        "by": f"ONNX Runtime {versions['onnxruntime']}",
+        **compared,
+    }
+
+
+def _convert(run: Run, variables: Mapping[str, Any]) -> bytes:
+    """The graph of pixels -> logits, weights inside."""
+    size = run.config.image_size
+    if (weight := sum(array.nbytes for array in jax.tree.leaves(variables))) > LARGEST:
+        raise ConfigError(f"the weights have {weight:,} bytes, an ONNX file at most 2 GiB; give {others('onnx')}")
+
+    def logits(pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B classes"]:
+        return run.model.apply(variables, augment.normalize(pixels, mean=run.mean, std=run.std), train=False)
+
+    jax2onnx: Any = importlib.import_module("jax2onnx")
+    shape: Any = ("batch", size, size, 3)
+    pixels = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    try:
+        with _default_branches(), _quiet():
+            model = jax2onnx.to_onnx(
+                logits, inputs=[pixels], model_name="stce_jax", input_names=[PIXELS], output_names=[LOGITS]
+            )
+    except Exception as error:  # jax2onnx's own, JAX's for a shape that is not known, NotImplementedError
+        raise ConfigError(
+            f"jax2onnx {_version('jax2onnx')} cannot convert this model: {type(error).__name__}: {first_line(error)}; "
+            f"give {others('onnx')}"
+        ) from error
+    return model.SerializeToString()
+
+
+@contextlib.contextmanager
+def _default_branches() -> Iterator[None]:
+    """Within it `jax.lax.platform_dependent` takes the default branch: ONNX has no word for the platform.
+
+    What JAX traced and kept meanwhile is dropped, so that nothing else in this process takes that branch.
+    """
+    real = jax.lax.platform_dependent
+
+    def default_branch(*operands: Any, default: Callable[..., Any] | None = None, **branches: Any) -> Any:
+        return real(*operands, **branches) if default is None else default(*operands)
+
+    jax.clear_caches()
+    jax.lax.platform_dependent = default_branch
+    try:
+        yield
+    finally:
+        jax.lax.platform_dependent = real
+        jax.clear_caches()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the converter's remarks on every model from standard error; what it raises is kept."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _by_onnxruntime(path: Path) -> Logits:
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return lambda pixels: session.run([LOGITS], {PIXELS: pixels})[0]
+
+
+def _version(name: str) -> str:
+    module = importlib.import_module(name)
+    return getattr(module, "__version__", None) or importlib.metadata.version(name)
