@@ -4,18 +4,16 @@ Names of classes and data sets, and values of the config, are anybody's text. In
 the text they are code, where no mark means anything. Paths of this machine are left out.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stce_jax.convert.description import view_of
 from stce_jax.convert.formats import FORMATS, UNKNOWN_LICENSE
-from stce_jax.platform.terminal import shortened, visible
+from stce_jax.convert.markdown import code, quoted
 from stce_jax.training.assemble import Run
 from stce_jax.workdir import parts
 
-LONGEST = 200  # characters of a value
 MOST_NAMES = 100  # classes that are named
 # Keys of a config that say where things are, or how fast they are loaded, and not what was trained.
 _NOT_SHOWN = re.compile(
@@ -55,6 +53,7 @@ epochs{average}.
 import json
 
 import flax
+import jax
 import numpy as np
 import safetensors.numpy
 import stce_jax
@@ -68,7 +67,7 @@ weights = safetensors.numpy.load_file(f"{{folder}}/{weights}")
 variables = flax.traverse_util.unflatten_dict(weights, sep="/")
 pixels = read_view(picture, size=image["size"], fraction=image["crop_fraction"])
 images = (pixels[None] / 255 - np.array(image["mean"])) / np.array(image["std"])
-logits = model.apply(variables, images.astype(np.float32), train=False)
+logits = jax.jit(model.apply, static_argnames="train")(variables, images.astype(np.float32), train=False)
 print(classes[int(logits[0].argmax())])
 ```
 
@@ -76,7 +75,7 @@ print(classes[int(logits[0].argmax())])
 
 ## Preprocessing
 
-{preprocess}. Normalisation: mean {mean}, standard deviation {std} of pixels scaled to 0..1. Other preprocessing \
+{preprocessing}. Normalisation: mean {mean}, standard deviation {std} of pixels scaled to 0..1. Other preprocessing \
 gives other, worse answers without a word.
 
 ## Data
@@ -153,26 +152,11 @@ def write_card(
         fingerprint=code(known.get("fingerprint") or "not known"),
         names=_names(run.class_names),
         metrics=_metrics(known),
-        began=f"The run began with other weights, {code(_last_part(config.init_from))}.\n\n"
-        if config.init_from
-        else "",
+        began=_began(config.init_from),
         recipe="\n".join(f"| {code(key)} | {code(value)} |" for key, value in _recipe(config)),
         licence=_licence(license),
         citation=CITATION,
     )
-
-
-def code(value: Any) -> str:
-    """A value as code of Markdown, also within a table: no mark in it means anything, and it is one line."""
-    text = shortened(visible(str(value)), LONGEST).replace("|", "\\|")
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    space = " " if text[:1] in ("`", " ", "") or text[-1:] in ("`", " ") else ""
-    return f"{fence}{space}{text}{space}{fence}"
-
-
-def quoted(value: Any) -> str:
-    """A value as a string of YAML, which a string of JSON is."""
-    return json.dumps(shortened(visible(str(value)), LONGEST), ensure_ascii=False)
 
 
 def _front_matter(run: Run, license: str, known: Mapping[str, Any]) -> str:

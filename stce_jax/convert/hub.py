@@ -34,9 +34,10 @@ def upload(directory: Path, repository: str) -> str:
         made = hub.create_repo(repository, repo_type="model", private=True, exist_ok=True)
         hub.upload_folder(repo_id=repository, folder_path=str(directory), commit_message="Model of stce export")
     except Exception as error:  # of the hub's answers, the network, the token
+        reason = first_line(Exception(without_token(str(error))))
         raise ConfigError(
-            f"cannot upload to {repository}: {first_line(Exception(without_token(str(error))))}; {directory} is whole: check the name "
-            f"and `hf auth login`, then hf upload {repository} {directory}"
+            f"cannot upload to {repository}: {reason}; {directory} is whole: check the name and `hf auth login`, then "
+            f"hf upload {repository} {directory}"
         ) from None  # whatever its causes hold
     return str(made)
 
@@ -45,8 +46,8 @@ def without_token(text: str) -> str:
     """A message without what looks like a token of the hub, or is the one that the environment has."""
     for variable in TOKEN_VARIABLES:
         if token := os.environ.get(variable, ""):
-            text = text.replace(token, "...")
-    return _TOKEN.sub("...", text)
+            text = text.replace(token, "***")
+    return _TOKEN.sub("***", text)
 
 
 def _library() -> Any:

@@ -126,7 +126,9 @@ def _quiet() -> Iterator[None]:
 
 def _by_onnxruntime(path: Path) -> Logits:
     onnxruntime: Any = importlib.import_module("onnxruntime")
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: it would warn of each constant that the converter left over
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     return lambda pixels: session.run([LOGITS], {PIXELS: pixels})[0]
 
 

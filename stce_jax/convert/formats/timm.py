@@ -84,7 +84,8 @@ def write(directory: Path, run: Run, *, ema: bool, license: str = UNKNOWN_LICENS
       ConfigError: timm has no module that computes the same.
     """
     del ema  # timm's config has no place for it
-    options = {"distilled": False, **parts.all_options(run.config.model)}
+    own = run.config.model
+    options = {"distilled": False, **parts.all_options(own), **parts.chosen(own)}
     target = _target(options)
     architecture = target.architecture(options, run.config.image_size)
     ours = _one_by_one(run)
