@@ -56,14 +56,15 @@ def _lines(arguments: argparse.Namespace, done: dict[str, Any]) -> list[str]:
         what += [f"for {', '.join(done['platforms'])}", f"{arguments.batch or 'any number of'} images a call"]
     else:
         what.append(arguments.format)
-    sizes = " and ".join(map(str, done["batch_sizes"]))
-    by = f" by {done['by']}" if "by" in done else ""
-    lines = [
-        f"{arguments.output}: {', '.join(what)}, {done['bytes'] / 2**20:.1f} MiB",
-        f"read back: weights equal to the bit; logits of {sizes} images{by} differ from the run's by at most "
-        f"{done['difference']:.1e} (greatest logit {done['greatest_logit']:.2f})",
-        *done.get("notes", ()),
-    ]
+    lines = [f"{arguments.output}: {', '.join(what)}, {done['bytes'] / 2**20:.1f} MiB"]
+    if done["difference"] is not None:
+        sizes = " and ".join(map(str, done["batch_sizes"]))
+        by = f" by {done['by']}" if "by" in done else ""
+        lines.append(
+            f"read back: weights equal to the bit; logits of {sizes} images{by} differ from the run's by at most "
+            f"{done['difference']:.1e} (greatest logit {done['greatest_logit']:.2f})"
+        )
+    lines += done.get("notes", ())
     return [*lines, f"uploaded to {done['url']}"] if "url" in done else lines
 
 

@@ -173,7 +173,7 @@ def _front_matter(run: Run, license: str, known: Mapping[str, Any]) -> str:
         "metrics:",
         "- accuracy",
     ]
-    if top1 := _top1(known):
+    if (top1 := _top1(known)) is not None:
         dataset = quoted(run.config.dataset)
         lines += [
             "model-index:",
@@ -225,8 +225,8 @@ def _others(include: Sequence[str]) -> str:
     ways: list[str] = []
     if "torch" in include:
         ways.append(
-            "**PyTorch.** The folder `torch/` holds the same model as plain PyTorch, which needs neither JAX nor "
-            "stce_jax: see the first lines of its `.py` file."
+            "**PyTorch.** `torch/model.py` is the same model in plain PyTorch, which needs neither JAX nor stce_jax; "
+            "its first lines say how to use it."
         )
     elif "torch" in FORMATS:
         ways.append("**PyTorch.** Whoever has the run makes one file of plain PyTorch: `stce export --format=torch`.")

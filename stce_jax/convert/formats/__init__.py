@@ -5,8 +5,8 @@ A format is a module of this package, imported when it is asked for, with
 - write(directory, run, *, ema, ...) -> what `stce export` says: writes a run into an empty local directory, reads that
   back and compares it with the run; raises ConfigError if this run cannot be written so, CheckpointError if what was
   read back differs. The dict has "step", "dtype", "bytes", "batch_sizes" (compared), "difference" (the greatest of a
-  logit), "greatest_logit", and may have "by" (the program that computed the logits), "platforms" and "notes" (lines for
-  the user);
+  logit) and "greatest_logit" (both None where the program that computes them is not installed, and a note says so),
+  and may have "by" (that program), "platforms" and "notes" (lines for the user);
 - OPTIONS: optional: those of `OPTION_FLAGS` that its `write` takes as keywords;
 - check(...): optional: raises ConfigError, before the run is loaded, for values of these options that cannot be, or
   for a package that is not installed.
