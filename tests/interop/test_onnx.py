@@ -9,6 +9,7 @@ from real_images import real_images
 
 from stce_jax.convert import formats
 from stce_jax.data.decode import read_view
+from stce_jax.errors import ConfigError
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("jax2onnx")
@@ -18,7 +19,7 @@ MODELS = {
     "stce": ("vit_ti_stce", STCE),
     "stce, positions fixed, bfloat16": ("vit_ti_stce", {**STCE, "position_embedding": "sincos2d", "dtype": "bfloat16"}),
     "deit": ("deit_ti", {"patch_size": 8, **TINY_VIT}),
-    "evit": ("vit_ti_patch", {"patch_size": 8, **TINY_VIT, "reduction": "evit", "blocks": (0,)}),
+    "topk": ("vit_ti_patch", {"patch_size": 8, **TINY_VIT, "reduction": "topk", "blocks": (0,)}),
 }
 
 
@@ -27,6 +28,7 @@ def test_onnx_runtime_gives_the_runs_logits_of_real_images(tmp_path, name):
     preset, options = MODELS[name]
     run = made_run(preset, **options)
     done = formats.write("onnx", tmp_path, run, ema=False)
+    assert done["dtype"] == "float32" and bool(done["notes"]) == ("bfloat16" in name)
     assert done["by"] == f"ONNX Runtime {onnxruntime.__version__}" and done["batch_sizes"] == [1, 3]
     description = json.loads((tmp_path / "model.json").read_text())
     assert description["input"]["dtype"] == "uint8" and description["inputs"] == ["pixels"]
@@ -42,3 +44,10 @@ def test_onnx_runtime_gives_the_runs_logits_of_real_images(tmp_path, name):
         expected = logits_of(run, batch)
         (found,) = session.run(["logits"], {"pixels": batch})
         np.testing.assert_allclose(found, expected, atol=share * max(1, np.abs(expected).max()))
+
+
+def test_an_operation_without_a_counterpart_is_one_line(tmp_path):
+    run = made_run("vit_ti_patch", patch_size=8, **TINY_VIT, reduction="ats", blocks=(0,))
+    with pytest.raises(ConfigError, match=r"jax2onnx \S+ cannot convert this model: .*; give --format=jax") as refused:
+        formats.write("onnx", tmp_path, run, ema=False)
+    assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ Shape letters: B batch, S image side.
 """
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.metadata
 import logging
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float, UInt8
 
 from stce_jax.convert.comparison import Logits, compare_logits
@@ -25,7 +29,7 @@ from stce_jax.convert.formats import others
 from stce_jax.errors import ConfigError
 from stce_jax.paths import first_line, write_bytes
 from stce_jax.recipe import augment
-from stce_jax.training.assemble import Run
+from stce_jax.training.assemble import Run, build_model
 from stce_jax.workdir.weights import flatten, unflatten
 
 MODEL = "model.onnx"
@@ -50,22 +54,32 @@ def write(directory: Path, run: Run, *, ema: bool) -> dict[str, Any]:
     """Writes a run as an ONNX graph; see `formats`.
 
     Raises:
-      ConfigError: the converter has no counterpart of an operation, or the graph is too large.
+      ConfigError: the converter or ONNX Runtime has no counterpart of an operation, or the graph is too large.
     """
-    variables = unflatten(flatten(run.variables))
-    graph = _convert(run, variables)
+    variables, own = unflatten(flatten(run.variables)), _in_float32(run)
+    graph = _convert(own, variables)
     write_bytes(directory / MODEL, graph)
     versions = {name: _version(name) for name in PACKAGES}
     more = {"inputs": [PIXELS], "outputs": [LOGITS], "converted_by": versions}
-    write_description(directory, describe(run, ema=ema, normalised_inside=True, more=more))
+    write_description(directory, describe(own, ema=ema, normalised_inside=True, more=more))
     compared = compare_logits(run, variables, _by_onnxruntime(directory / MODEL))
     return {
         "step": run.step,
-        "dtype": np.dtype(run.model.dtype).name,
+        "dtype": "float32",
         "bytes": len(graph),
         "by": f"ONNX Runtime {versions['onnxruntime']}",
+        "notes": [] if own is run else [f"computes in float32, the run in {run.config.model.dtype}"],
         **compared,
     }
+
+
+def _in_float32(run: Run) -> Run:
+    """The run with a model that computes in float32: ONNX Runtime lacks half of the operations in bfloat16."""
+    if np.dtype(run.model.dtype) == np.float32:
+        return run
+    config = run.config.copy_and_resolve_references().unlock()
+    config.model.dtype = "float32"
+    return dataclasses.replace(run, config=config.lock(), model=build_model(config, len(run.class_ids)))
 
 
 def _convert(run: Run, variables: Mapping[str, Any]) -> bytes:
@@ -78,19 +92,25 @@ def _convert(run: Run, variables: Mapping[str, Any]) -> bytes:
         return run.model.apply(variables, augment.normalize(pixels, mean=run.mean, std=run.std), train=False)
 
     jax2onnx: Any = importlib.import_module("jax2onnx")
-    shape: Any = ("batch", size, size, 3)
-    pixels = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    try:
-        with _default_branches(), _quiet():
-            model = jax2onnx.to_onnx(
-                logits, inputs=[pixels], model_name="stce_jax", input_names=[PIXELS], output_names=[LOGITS]
-            )
-    except Exception as error:  # jax2onnx's own, JAX's for a shape that is not known, NotImplementedError
-        raise ConfigError(
-            f"jax2onnx {_version('jax2onnx')} cannot convert this model: {type(error).__name__}: {first_line(error)}; "
-            f"give {others('onnx')}"
-        ) from error
+    (batch,) = jax.export.symbolic_shape("batch")
+    pixels = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+    options = {"model_name": "stce_jax", "input_names": [PIXELS], "output_names": [LOGITS]}
+    with _refused(f"jax2onnx {_version('jax2onnx')} cannot convert this model"), _default_branches(), _quiet():
+        try:
+            model = jax2onnx.to_onnx(logits, inputs=[pixels], **options)
+        except Exception:
+            # It traces with functions of its own in place of some of JAX's, which take less than those do. What JAX
+            # traces without them, and without what only `stce visualize` reads, it may take all the same.
+            model = jax2onnx.to_onnx(_traced(logits, pixels), inputs=[pixels], **options)
     return model.SerializeToString()
+
+
+def _traced(function: Callable[..., Any], inputs: jax.ShapeDtypeStruct) -> Callable[..., Any]:
+    """The same function as operations that JAX has traced, without those that its output does not need."""
+    closed = jax.make_jaxpr(function)(inputs)
+    needed, _ = dce_jaxpr(closed.jaxpr, [True], instantiate=True)
+    call = jaxpr_as_fun(ClosedJaxpr(needed, closed.consts))
+    return lambda array: call(array)[0]
 
 
 @contextlib.contextmanager
@@ -125,11 +145,27 @@ def _quiet() -> Iterator[None]:
 
 
 def _by_onnxruntime(path: Path) -> Logits:
+    """Pixels -> logits of the graph; raises ConfigError where ONNX Runtime does not take or compute it."""
     onnxruntime: Any = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors: it would warn of each constant that the converter left over
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    return lambda pixels: session.run([LOGITS], {PIXELS: pixels})[0]
+    with _refused("ONNX Runtime does not take what jax2onnx made of this model"):
+        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+    def logits(pixels: np.ndarray) -> np.ndarray:
+        with _refused("ONNX Runtime does not compute what jax2onnx made of this model"):
+            return session.run([LOGITS], {PIXELS: pixels})[0]
+
+    return logits
+
+
+@contextlib.contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Turns any error of the two libraries, which have many kinds, into one line."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(f"{what}: {type(error).__name__}: {first_line(error)}; give {others('onnx')}") from error
 
 
 def _version(name: str) -> str:

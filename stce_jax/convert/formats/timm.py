@@ -258,7 +258,7 @@ def _timm() -> Any:
     try:
         import timm
         import torch  # noqa: F401
-    except ImportError:
+    except Exception:  # not there; or torch, torchvision and timm are of versions that do not fit each other
         return None
     return timm
 
