@@ -213,6 +213,17 @@ def test_the_moving_average_and_a_checkpoint_of_ones_choice(capsys, tiny_run, tm
     assert description["moving_average"] is True and description["platforms"] == ["cpu"]
 
 
+def test_the_model_card_knows_what_the_workdir_says(capsys, tiny_run, tmp_path):
+    directory = tmp_path / "card"
+    words = (f"--workdir={tiny_run[0]}", f"--output={directory}", "--format=huggingface", "--license=mit")
+    code, out, error = run_cli(capsys, "export", *words)
+    assert code == 0 and "float32, huggingface, " in out, error
+    known = verb._known(tiny_run[0], runs.load_run(tiny_run[0]).step, False)
+    text = (directory / "README.md").read_text()
+    assert len(known["fingerprint"]) == 64 and known["fingerprint"] in text and known["evaluation"] is None
+    assert f"| `top1` | {known['during_training']['top1']:.4g} |" in text and 'license: "mit"' in text
+
+
 # --- what can go wrong
 
 
