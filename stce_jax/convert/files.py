@@ -59,7 +59,7 @@ def read(source: epath.PathLike) -> Found:
     if (path / EXPORTED).exists():
         return Found(*_of_file(path / EXPORTED), config, processor, description)
     if (path / WHOLE).exists():
-        return Found(*_of_file(path / WHOLE), config, processor, {})
+        return Found(*_of_file(path / WHOLE), config, processor, description)
     if (path / INDEX).exists():
         return Found(_of_shards(path), None, config, processor, {})
     raise CheckpointError(

@@ -17,7 +17,7 @@ from helpers import run_cli
 from PIL import Image
 
 import stce_jax
-from stce_jax.convert import program
+from stce_jax.convert.formats import jax as jax_format
 from stce_jax.errors import CheckpointError, ConfigError, DataError
 from stce_jax.models.factory import create_model
 from stce_jax.paths import open_path
@@ -213,6 +213,17 @@ def test_the_moving_average_and_a_checkpoint_of_ones_choice(capsys, tiny_run, tm
     assert description["moving_average"] is True and description["platforms"] == ["cpu"]
 
 
+def test_the_model_card_knows_what_the_workdir_says(capsys, tiny_run, tmp_path):
+    directory = tmp_path / "card"
+    words = (f"--workdir={tiny_run[0]}", f"--output={directory}", "--format=huggingface", "--license=mit")
+    code, out, error = run_cli(capsys, "export", *words)
+    assert code == 0 and "float32, huggingface, " in out, error
+    known = verb._known(tiny_run[0], runs.load_run(tiny_run[0]).step, False)
+    text = (directory / "README.md").read_text()
+    assert len(known["fingerprint"]) == 64 and known["fingerprint"] in text and known["evaluation"] is None
+    assert f"| `top1` | {known['during_training']['top1']:.4g} |" in text and 'license: "mit"' in text
+
+
 # --- what can go wrong
 
 
@@ -256,7 +267,7 @@ def test_what_is_no_export(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["a weight", "a NaN", "the normalisation"])
 def test_a_program_that_differs_from_the_run_is_not_exported(capsys, tiny_run, tmp_path, monkeypatch, fault):
-    make = program._program
+    make = jax_format._program
 
     def wrong(run, variables, platforms, batch):
         if fault == "the normalisation":
@@ -266,7 +277,7 @@ def test_a_program_that_differs_from_the_run_is_not_exported(capsys, tiny_run, t
         kernel[3, 4] = np.nan if fault == "a NaN" else kernel[3, 4] + 0.05
         return make(run, weights.unflatten(flat | {"params/head/kernel": kernel}), platforms, batch)
 
-    monkeypatch.setattr(program, "_program", wrong)
+    monkeypatch.setattr(jax_format, "_program", wrong)
     words = (f"--workdir={tiny_run[0]}", f"--output={tmp_path / 'out'}", "--batch=2")
     code, _, error = run_cli(capsys, "export", *words)
     assert code == 4 and "the exported model differs from the run" in error and error.count("\n") == 1, error
@@ -279,7 +290,7 @@ def test_weights_that_are_read_back_otherwise_are_not_exported(capsys, tiny_run,
     def rounding(path, variables, class_ids):
         save(path, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(leaf.dtype), variables), class_ids)
 
-    monkeypatch.setattr(program, "save_weights", rounding)
+    monkeypatch.setattr(jax_format, "save_weights", rounding)
     words = (f"--workdir={tiny_run[0]}", f"--output={tmp_path / 'out'}", "--batch=2")
     code, _, error = run_cli(capsys, "export", *words)
     assert code == 4 and "was read back with another " in error and error.count("\n") == 1, error

@@ -21,15 +21,18 @@ from stce_jax.convert.torch_source.bodies import call_of
 from stce_jax.convert.torch_source.weights import state_dict
 from stce_jax.errors import CheckpointError
 from stce_jax.models.bodies import Body
+from stce_jax.models.ops.norms import LAYER_NORM_EPSILON
 from stce_jax.paths import first_line, write_bytes, write_text
 from stce_jax.recipe import augment
 from stce_jax.training.assemble import Run, describe
+from stce_jax.training.preprocessing import view_options
 from stce_jax.workdir.weights import flatten, unflatten
 
 MODEL, WEIGHTS = "model.py", "model.safetensors"
 COMPARED = (1, 3)  # batch sizes
 ROUNDING = 2**-14  # how far logits may differ, as a share of the greatest: both sides compute in float32 throughout
 NOT_COMPARED = "not compared with the run: torch is not installed; pip install torch, and export again, to have it done"
+INTERPOLATIONS = ("bicubic", "bilinear")  # of those that runs may have PyTorch has these
 NAMED_CLASSES = 2**14  # more names would make the file unreadable; they are in the weights' metadata
 
 
@@ -58,22 +61,32 @@ def write(directory: Path, run: Run, *, ema: bool) -> dict[str, Any]:
     metadata["class_names"] = json.dumps(list(run.class_names))
     write_text(directory / MODEL, text)
     write_bytes(directory / WEIGHTS, safetensors.numpy.save(arrays, metadata=metadata))
+    found = safetensors.numpy.load((directory / WEIGHTS).read_bytes())
+    if found.keys() != arrays.keys() or any(found[name].tobytes() != arrays[name].tobytes() for name in arrays):
+        raise CheckpointError(f"{WEIGHTS} was read back with other numbers; the disk or the memory is faulty")
+    compared = compare(directory, run, variables)
+    interpolation = view_options(run.config)["interpolation"]
+    if interpolation not in INTERPOLATIONS:
+        compared["notes"].append(
+            f"PyTorch has no {interpolation}, by which the run's images are resized: preprocess does it by "
+            f"{INTERPOLATIONS[0]}; resize by Pillow and call normalise to have the run's pixels"
+        )
     return {
         "step": run.step,
         "dtype": "float32",
         "bytes": sum((directory / name).stat().st_size for name in (MODEL, WEIGHTS)),
         "parameters": _parameters(flat),
-        **compare(directory, run, variables),
+        **compared,
     }
 
 
 def source(run: Run, call: Any, *, ema: bool, parameters: int) -> str:
     """The text of model.py; `call` is what makes the model."""
-    config, version = run.config, importlib.metadata.version("stce_jax")
-    size, fraction = config.image_size, config.augment.eval_crop_fraction
+    version, view = importlib.metadata.version("stce_jax"), view_options(run.config)
+    size = view["size"]
     weights = "moving average of the weights" if ema else "weights"
     docstring = (
-        f"{config.model.name} in plain PyTorch, written by stce_jax {version}: the {weights} of step {run.step}.\n\n"
+        f"{run.config.model.name} in plain PyTorch, written by stce_jax {version}: the {weights} of step {run.step}.\n\n"
         f"{parameters:,} parameters; images of {size} pixels; {len(run.class_ids)} classes. It needs torch alone, "
         "2.1 or newer:\n\n"
         "    import numpy, torch\n"
@@ -88,7 +101,9 @@ def source(run: Run, call: Any, *, ema: bool, parameters: int) -> str:
     )
     constants = {
         "IMAGE_SIZE": size,
-        "SHORT_SIDE": int(size / fraction),  # of an image, before the middle is cut out
+        "SHORT_SIDE": int(size / view["fraction"]),  # of an image, before the middle is cut out
+        "INTERPOLATION": view["interpolation"] if view["interpolation"] in INTERPOLATIONS else INTERPOLATIONS[0],
+        "NORM_EPSILON": getattr(run.model, "norm_epsilon", LAYER_NORM_EPSILON),
         "MEAN": tuple(map(float, run.mean)),  # of pixels / 255: red, green, blue
         "STD": tuple(map(float, run.std)),
     }

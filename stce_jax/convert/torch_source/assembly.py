@@ -60,7 +60,7 @@ def program(call: Call, *, docstring: str, constants: Mapping[str, Any], names: 
     Args:
       call: what makes the model.
       docstring: of the file.
-      constants: {name: number, text or tuple} that stand on top.
+      constants: {name: number, text or tuple} that stand on top, where the file uses them.
       names: the same at the end.
     """
     source = pieces()
@@ -69,7 +69,7 @@ def program(call: Call, *, docstring: str, constants: Mapping[str, Any], names: 
     used = frozenset().union(*(source.definitions[name].uses for name in texts), {_root(name) for name in call.names()})
     imports = {line for name, line in source.imports.items() if name in used}
     build = f'def build_model():\n    """The model with random weights."""\n    return {render(call, "    ", 7)}'
-    assigned = [f"{name} = {render(value, '', len(name) + 3)}" for name, value in constants.items()]
+    assigned = [f"{name} = {render(value, '', len(name) + 3)}" for name, value in constants.items() if name in used]
     assigned += [text for name, text in texts.items() if source.definitions[name].constant]
     own = [text for name, text in texts.items() if not source.definitions[name].constant]
     count = sum(name in FIRST for name in texts)
