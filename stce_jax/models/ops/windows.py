@@ -57,7 +57,7 @@ def _overlapping(values: Any, axis: int, side: int, reach: int, xp: Any) -> Any:
     length = values.shape[axis]
     count = (length - reach) // side + 1
     filled = xp.pad(values, [(0, -length % side if place == axis else 0) for place in range(values.ndim)])
-    parts = filled.reshape(*values.shape[:axis], -1, side, *values.shape[axis + 1 :])
+    parts = filled.reshape(*values.shape[:axis], filled.shape[axis] // side, side, *values.shape[axis + 1 :])
     pieces = []
     for first in range(-(-reach // side)):
         long = min(side, reach - first * side)
