@@ -177,9 +177,8 @@ def _of_layout(
 ) -> Source:
     """Another library's weights, brought to our paths."""
     module: Any = layouts.LAYOUTS[layout]
-    layouts.check_variant(layout, arrays.keys())
     arrays = getattr(module, "normal", dict)(arrays)
-    options = module.options(arrays, {**known, **found.config})
+    options = layouts.options_of(layout, arrays, {**known, **found.config})
     ours, left_out = layouts.to_ours(layout, arrays, options)
     ours = {path: _as_float32(path, array) for path, array in ours.items()}
     of_timm = "pretrained_cfg" in found.config or "architecture" in found.config

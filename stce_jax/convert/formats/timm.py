@@ -244,7 +244,7 @@ def _by_layout(directory: Path, layout: str, written: Mapping[str, np.ndarray]) 
     """Reads the two files as `--init_from` would, compares the weights to the bit, and builds a model of them alone."""
     arrays, _ = read_file(directory / WEIGHTS)
     config = read_json(directory / CONFIG)
-    options = layouts.LAYOUTS[layout].options(arrays, config)
+    options = layouts.options_of(layout, arrays, config)
     found, _ = layouts.to_ours(layout, arrays, options)
     compare_arrays(WEIGHTS, found, written)
     own = config["pretrained_cfg"]

@@ -55,5 +55,5 @@ def test_what_a_config_of_hugging_face_may_not_say(config, words):
     names |= {"encoder.layer.0.intermediate.dense.weight": (16, 8), "encoder.layer.0.layernorm_before.weight": (8,)}
     arrays = {f"vit.{name}": np.zeros(shape, np.float32) for name, shape in names.items()}
     with pytest.raises(CheckpointError) as caught:
-        layouts.LAYOUTS["hf_vit"].options(arrays, config)
+        layouts.options_of("hf_vit", arrays, config)
     assert words in str(caught.value) and "\n" not in str(caught.value)
