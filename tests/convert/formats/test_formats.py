@@ -64,7 +64,6 @@ def test_an_unknown_format_in_python(tmp_path):
 
 @pytest.mark.parametrize("name", ["safetensors", "timm"])
 def test_weights_that_are_read_back_otherwise_are_not_exported(deit, tmp_path, monkeypatch, name):
-    module = formats._module(name)
     read = weights.read_file
 
     def flipping(path):
@@ -72,9 +71,8 @@ def test_weights_that_are_read_back_otherwise_are_not_exported(deit, tmp_path, m
         first = sorted(arrays)[0]
         return {**arrays, first: -arrays[first]}, ids
 
-    monkeypatch.setattr(module, "read_file", flipping)
-    monkeypatch.setattr("stce_jax.convert.initial.read_file", flipping)
-    with pytest.raises(CheckpointError, match=r"was read back with another |differs from the run"):
+    monkeypatch.setattr("stce_jax.convert.files.read_file", flipping)
+    with pytest.raises(CheckpointError, match="was read back with another "):
         verb.export("W", tmp_path / "out", format=name)
     assert os.listdir(tmp_path) == [], "something was left"
 
