@@ -76,7 +76,7 @@ def tiny_model(body="vit", embedding="patch", *, image_size=SIZE, reduction=None
     )
 
 
-def run_of(model, seed=0):
+def run_of(model, seed=0, interpolation=None):
     """A stand-in for a run of a model with weights of noise, of which no part is small enough to be missed."""
     rng = np.random.default_rng(seed)
 
@@ -89,7 +89,8 @@ def run_of(model, seed=0):
         return (np.abs(drawn) if name == "var" else drawn).astype(np.float32)
 
     shapes = abstract_variables(model, model.image_size[0])
-    config = {"image_size": model.image_size[0], "augment": {"eval_crop_fraction": 0.875}, "model": {"name": "tiny"}}
+    augment = {"eval_crop_fraction": 0.875, "eval_interpolation": interpolation}
+    config = {"image_size": model.image_size[0], "augment": augment, "model": {"name": "tiny"}}
     return Run(
         config=config_dict.ConfigDict(config),
         model=model,

@@ -50,6 +50,7 @@ def model_and_text(case):
 
 def text_of(model):
     constants = {"IMAGE_SIZE": 32, "SHORT_SIDE": 36, "MEAN": (0.5, 0.5, 0.5), "STD": (0.2, 0.2, 0.2)}
+    constants |= {"INTERPOLATION": "bicubic", "NORM_EPSILON": 1e-6}
     return assembly.program(bodies.call_of(model), docstring="A model.", constants=constants, names={"CLASSES": ("a",)})
 
 
@@ -173,3 +174,15 @@ def test_what_does_not_run_is_refused(tmp_path, monkeypatch):
     (tmp_path / "model.py").write_text("def load():\n    raise RuntimeError('size mismatch')\n")
     with pytest.raises(CheckpointError, match=r"model\.py does not run: size mismatch; nothing was exported"):
         form.compare(tmp_path, run_of(tiny_model()))
+
+
+def test_what_pytorch_cannot_resize_by_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(form.importlib.util, "find_spec", lambda name: None)
+    done = form.write(tmp_path, run_of(tiny_model(), interpolation="lanczos"), ema=False)
+    assert [note for note in done["notes"] if "PyTorch has no lanczos" in note]
+    assert 'INTERPOLATION = "bicubic"' in (tmp_path / form.MODEL).read_text()
+
+
+def test_constants_stand_where_they_are_used():
+    assert "NORM_EPSILON = 1e-06" in text_of(tiny_model("deit", "linear_patch"))
+    assert "NORM_EPSILON" not in text_of(tiny_model("swin", "linear_patch"))

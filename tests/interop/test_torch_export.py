@@ -24,6 +24,7 @@ CASES = {
     **{body: (body, BODIES[body].EMBEDDING, {}) for body in BODIES if hasattr(BODIES[body], "EMBEDDING")},
     **{name: ("vit", "patch", {"pooling": pooling, "reduction": own}) for name, (pooling, own) in REDUCED.items()},
     **VARIANTS,
+    "another epsilon of LayerNorms": ("deit", "linear_patch", {"norm_epsilon": 0.05}),
 }
 
 
@@ -75,15 +76,16 @@ def test_gradients_reach_every_parameter(tmp_path):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("interpolation", form.INTERPOLATIONS)
 @pytest.mark.parametrize("shape", [(50, 70), (90, 41), (36, 36), (20, 33)])
-def test_preprocessing_is_the_runs(tmp_path, shape):
-    """PyTorch's bicubic rounds otherwise than Pillow's, by at most two of 255 levels."""
-    run = run_of(tiny_model())
+def test_preprocessing_is_the_runs(tmp_path, shape, interpolation):
+    """PyTorch's resizing rounds otherwise than Pillow's, by at most two of 255 levels."""
+    run = run_of(tiny_model(), interpolation=interpolation)
     form.write(tmp_path, run, ema=False)
     noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
     pixels = np.asarray(Image.fromarray(noise).resize(shape[::-1], Image.Resampling.BICUBIC))
     images = imported(tmp_path).preprocess(torch.from_numpy(pixels.copy()))
-    expected = decode.read_view(pixels, size=32, fraction=0.875)
+    expected = decode.read_view(pixels, size=32, fraction=0.875, interpolation=interpolation)
     levels = (images[0].permute(1, 2, 0).numpy() * run.std + run.mean) * 255
     assert images.shape == (1, 3, 32, 32) and images.dtype == torch.float32
     assert np.abs(levels - expected).max() <= 2.01

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from stce_jax.errors import check_whole
 from stce_jax.models.layers import linear
@@ -129,7 +129,7 @@ def merge(tokens: Tokens, weights: Float[Array, "B n"], assignment: Int[Array, "
     return dataclasses.replace(tokens, **parts, grid=None)
 
 
-def drawn_noise(key: Array | None, shape: tuple[int, int], dtype: DTypeLike) -> Float[Array, "#B n"]:
+def drawn_noise(key: Key[Array, ""] | None, shape: tuple[int, int], dtype: DTypeLike) -> Float[Array, "#B n"]:
     """Uniform numbers, 0..1; without a key always the same, and alike for all images, whatever others are with them."""
     if key is None:
         return jax.random.uniform(jax.random.key(0), (1, shape[1]), dtype)
