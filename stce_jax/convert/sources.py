@@ -14,6 +14,7 @@ from stce_jax.convert.labels import Labels
 from stce_jax.convert.preprocessing import Preprocessing
 from stce_jax.errors import CheckpointError, ConfigError, StceError, shown
 from stce_jax.models.bodies import Body
+from stce_jax.models.bodies.vit_weights import LEADING_TOKENS, POSITIONS
 from stce_jax.models.factory import create_model
 from stce_jax.training.assemble import load_run
 from stce_jax.training.preprocessing import view_options
@@ -23,9 +24,7 @@ from stce_jax.workdir.weights import flatten
 
 NAMED = 5  # names of arrays in a message
 TAKEN = "a workdir of stce train, a .safetensors or .npz file, or a folder of the Hugging Face hub"
-OWN = "this package's names"
-POSITIONS = "params/position_embedding"
-LEADING_TOKENS = ("params/class_token", "params/distillation_token")
+OWN_NAMES = "this package's names"
 DEFAULT_SIZE = 224  # pixels
 
 
@@ -123,7 +122,8 @@ def open_source(source: epath.PathLike, known: Mapping[str, Any] | None = None) 
         raise CheckpointError(f"cannot begin with {source}: {error}") from error
     titles = ", ".join(one.TITLE for one in layouts.LAYOUTS.values())
     raise CheckpointError(
-        f"{source} has names of no known layout ({listed(sorted(arrays)) or 'it is empty'}); known are {titles}, {OWN}"
+        f"{source} has names of no known layout ({listed(sorted(arrays)) or 'it is empty'}); known are {titles}, "
+        f"{OWN_NAMES}"
     )
 
 
@@ -149,7 +149,7 @@ def _of_run(source: str, path: str) -> Source:
 def _of_own(source: str, found: files.Found) -> Source:
     """A file in this package's names, or an export with its description."""
     ids, description = found.class_ids, found.description
-    own = Source(source, OWN, found.arrays, Labels(ids, ids) if ids is not None else None)
+    own = Source(source, OWN_NAMES, found.arrays, Labels(ids, ids) if ids is not None else None)
     if not description:
         return own
     image, names = description.get("image"), description.get("class_names")

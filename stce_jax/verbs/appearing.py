@@ -12,7 +12,7 @@ from etils import epath
 from stce_jax.errors import ConfigError
 from stce_jax.paths import absolute, is_remote, named_failures
 
-PREFIX = ".stce-export-"  # of the directories that are not finished
+PREFIX = ".stce-export-"  # of directories that are not finished, whatever verb writes them
 
 
 @contextlib.contextmanager
@@ -34,7 +34,7 @@ def appearing(output: epath.PathLike, verb: str = "export", option: str = "--out
             raise ConfigError(f"{path} is there already; give another {option}, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_killed(path.parent)
-        partial = path.with_name(PREFIX + os.urandom(8).hex())  # no other export's
+        partial = path.with_name(PREFIX + os.urandom(8).hex())  # no other process's
         partial.mkdir()
         lock = _lock(partial)
         try:
@@ -47,7 +47,7 @@ def appearing(output: epath.PathLike, verb: str = "export", option: str = "--out
 
 
 def _remove_killed(directory: Path) -> None:
-    """Removes what exports that were killed have left in a directory: nobody holds its lock."""
+    """Removes what processes that were killed have left in a directory: nobody holds its lock."""
     for left in directory.iterdir():
         if left.name.startswith(PREFIX) and (lock := _lock(left)) is not None:
             shutil.rmtree(left, ignore_errors=True)

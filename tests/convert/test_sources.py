@@ -218,7 +218,7 @@ def test_preprocessing_and_classes_of_timm(tmp_path):
     opened = open_source(write_folder(tmp_path / "a", theirs, config))
     seen = opened.preprocessing
     assert seen.mean == (0.5, 0.4, 0.3) and seen.std == (0.5, 0.25, 0.2) and seen.image_size == (SIZE, SIZE)
-    assert seen.told() == "mean 0.5,0.4,0.3, std 0.5,0.25,0.2, bilinear, crop 0.9"
+    assert seen.summary() == "mean 0.5,0.4,0.3, std 0.5,0.25,0.2, bilinear, crop 0.9"
     assert opened.labels.ids == ("cat", "dog", "cow", "dog (3)", "pig") and opened.labels.names[3] == "a dog"
     assert not opened.guessed and opened.options["heads"] == 2
 

@@ -52,11 +52,10 @@ def write(
         (directory / name).mkdir()
         options = {"license": license} if name == "timm" else {}
         part = formats.write(name, directory / name, run, ema=ema, **options)
-        by = f" by {part['by']}" if "by" in part else ""
-        if part["difference"] is None:
-            notes += [f"{name}/: {note}" for note in part["notes"]]
-        else:
+        if part["difference"] is not None:
+            by = f" by {part['by']}" if "by" in part else ""
             notes.append(f"{name}/: logits{by} differ from the run's by at most {part['difference']:.1e}")
+        notes += [f"{name}/: {note}" for note in part.get("notes", ())]
     text = write_card(run, ema=ema, weights=HUB_WEIGHTS, license=license, known=known or {}, include=include)
     write_text(directory / CARD, text)
     if license == formats.UNKNOWN_LICENSE:

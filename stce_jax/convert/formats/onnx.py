@@ -66,6 +66,7 @@ def write(directory: Path, run: Run, *, ema: bool) -> dict[str, Any]:
         "step": run.step,
         "dtype": "float32",
         "bytes": len(graph),
+        "only_logits": True,  # the graph has its weights in another form
         "by": f"ONNX Runtime {versions['onnxruntime']}",
         "notes": [] if own is run else [f"computes in float32, the run in {run.config.model.dtype}"],
         **compared,
