@@ -156,12 +156,7 @@ def _of_own(source: str, found: files.Found) -> Source:
     options = description.get("model")
     if not isinstance(image, dict) or not isinstance(options, dict) or not isinstance(options.get("name"), str):
         raise CheckpointError(f"{files.DESCRIPTION} describes no model; export it again")
-    if (
-        ids is not None
-        and isinstance(names, list)
-        and len(names) == len(ids)
-        and all(isinstance(n, str) for n in names)
-    ):
+    if ids is not None and isinstance(names, list) and [type(name) for name in names] == [str] * len(ids):
         own = dataclasses.replace(own, labels=Labels(ids, tuple(names)))
     return dataclasses.replace(
         own,

@@ -70,10 +70,8 @@ def _renamed(name: str) -> str:
 def options(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
     """The model's options, see `layouts`: shapes say all of them."""
     del config
-    kernel, query = (
-        arrays["embedding/kernel"],
-        arrays.get(f"{BLOCK.format(0)}MultiHeadDotProductAttention_1/query/kernel"),
-    )
+    kernel = arrays["embedding/kernel"]
+    query = arrays.get(f"{BLOCK.format(0)}MultiHeadDotProductAttention_1/query/kernel")
     hidden = arrays.get(f"{BLOCK.format(0)}MlpBlock_3/Dense_0/bias")
     if kernel.ndim != 4 or kernel.shape[2] != 3 or query is None or query.ndim != 3 or hidden is None:
         raise CheckpointError("its patch embedding, attention or MLP is not that of a ViT")
