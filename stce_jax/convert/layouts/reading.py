@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,15 @@ def shape(arrays: Arrays, name: str, axes: int) -> tuple[int, ...]:
     found = tuple(arrays[name].shape)
     if len(found) != axes or not all(found):
         raise CheckpointError(f"{shown(name)} has the shape {found}, not {axes} axes of at least 1")
+    return found
+
+
+def renamed(arrays: Arrays, rename: Callable[[str], str]) -> dict[str, np.ndarray]:
+    """The arrays under other names; CheckpointError if two get the same, of which one would be lost without a word."""
+    found: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        if found.setdefault(rename(name), array) is not array:
+            raise CheckpointError(f"it has {shown(rename(name))} twice, once as {shown(name)}")
     return found
 
 
