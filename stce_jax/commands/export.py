@@ -70,7 +70,7 @@ def _lines(arguments: argparse.Namespace, done: dict[str, Any]) -> list[str]:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
+    return tuple(dict.fromkeys(text.split(",")))  # what is named twice is written once
 
 
 def _batch(text: str) -> int | str:

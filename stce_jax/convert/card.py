@@ -67,7 +67,8 @@ image, classes = description["image"], description["class_names"]
 model = stce_jax.create_model(num_classes=len(classes), image_size=image["size"], **description["model"])
 weights = safetensors.numpy.load_file(f"{{folder}}/{weights}")
 variables = flax.traverse_util.unflatten_dict(weights, sep="/")
-pixels = read_view(picture, size=image["size"], fraction=image["crop_fraction"])
+view = {{"size": image["size"], "fraction": image["crop_fraction"], "interpolation": image["interpolation"]}}
+pixels = read_view(picture, **view)
 images = (pixels[None] / 255 - np.array(image["mean"])) / np.array(image["std"])
 logits = jax.jit(model.apply, static_argnames="train")(variables, images.astype(np.float32), train=False)
 print(classes[int(logits[0].argmax())])

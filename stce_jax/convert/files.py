@@ -21,7 +21,7 @@ HUB_WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # as t
 OWN_WEIGHTS = "weights.safetensors"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _MAX_JSON = 16 * 2**20  # bytes; that of ImageNet-21k's labels has 2 MiB
-_MAX_SHARDS, _MAX_ARRAYS = 1000, 100_000
+_MAX_SHARDS, _MAX_ARRAYS, _MAX_NAME = 1000, 100_000, 1000
 _SHARD = re.compile(r"[\w.-]{1,200}\.safetensors")
 PREFIXES = ("module.", "model.", "state_dict.", "_orig_mod.")  # of DataParallel, Lightning, torch.compile
 
@@ -79,6 +79,8 @@ def without_prefix(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _of_file(path: epath.Path) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
     arrays, ids = read_file(path)
     _check_number(path, len(arrays))
+    if max(map(len, arrays), default=0) > _MAX_NAME:
+        raise CheckpointError(f"{path} holds an array whose name has more than {_MAX_NAME:,} letters; that is no model")
     fits = isinstance(ids, list) and all(isinstance(one, str) for one in ids)
     return arrays, tuple(ids) if ids is not None and fits else None
 

@@ -16,6 +16,7 @@ from stce_jax.errors import CheckpointError, ConfigError, StceError, shown
 from stce_jax.models.bodies import Body
 from stce_jax.models.bodies.vit_weights import LEADING_TOKENS, POSITIONS
 from stce_jax.models.factory import create_model
+from stce_jax.paths import open_path
 from stce_jax.training.assemble import load_run
 from stce_jax.training.preprocessing import view_options
 from stce_jax.workdir.layout import is_workdir
@@ -105,9 +106,9 @@ def open_source(source: epath.PathLike, known: Mapping[str, Any] | None = None) 
       ConfigError: there is nothing, or a run uses a module that is not registered.
       CheckpointError: it is damaged, of no known layout, or has what no body here has.
     """
-    path = epath.Path(source).expanduser()
-    if not path.exists():
+    if not open_path(source).exists():
         raise ConfigError(f"there is no {source} to begin with; give {TAKEN}")
+    path = epath.Path(source).expanduser()
     if not files.is_folder(path) and is_workdir(source):
         return _of_run(str(source), str(path))
     found = files.read(source)
@@ -203,7 +204,11 @@ def _of_layout(
 def _as_float32(path: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind != "f":
         raise CheckpointError(f"{path} is of type {array.dtype}, not of a float")
-    return np.ascontiguousarray(array, np.float32)
+    with np.errstate(over="ignore"):
+        found = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(found).all():
+        raise CheckpointError(f"{path} holds NaN or infinity in float32; take a file from before it diverged")
+    return found
 
 
 def _grid_and_size(

@@ -30,7 +30,7 @@ def appearing(output: epath.PathLike, verb: str = "export", option: str = "--out
         raise ConfigError(f"cannot {verb} to {output}; give a local {option} and copy it")
     path = absolute(output)
     with named_failures(f"write {path}", f"give another {option}"):
-        if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
             raise ConfigError(f"{path} is there already; give another {option}, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_killed(path.parent)

@@ -426,7 +426,7 @@ def test_names_of_no_layout_missing_and_odd_arrays(tmp_path):
     np.savez(tmp_path / "missing.npz", **missing)
     refuse(tmp_path / "missing.npz", "'blocks.1.mlp.fc2.bias' is missing, which timm's ViT or DeiT has")
     np.savez(tmp_path / "flat.npz", **(theirs | {"patch_embed.proj.weight": np.zeros((16, 192), np.float32)}))
-    refuse(tmp_path / "flat.npz", "not that of a ViT")
+    refuse(tmp_path / "flat.npz", "'patch_embed.proj.weight' has the shape (16, 192), not 4 axes")
     np.savez(tmp_path / "square.npz", **(theirs | {"pos_embed": np.zeros((1, 16, 16), np.float32)}))
     refuse(tmp_path / "square.npz", "no_embed_class")
 

@@ -23,6 +23,8 @@ CARD = "README.md"
 def check(*, license: str = formats.UNKNOWN_LICENSE, include: Sequence[str] = ()) -> None:
     """Raises ConfigError for what can be no licence, or for a format that cannot be included."""
     formats.check_license(license)
+    if len(set(include)) < len(include):
+        raise ConfigError(f"--include={','.join(map(str, include))} names a format twice; name each once")
     for name in include:
         if name == "huggingface":
             raise ConfigError("--include=huggingface: it cannot hold itself; leave it out")

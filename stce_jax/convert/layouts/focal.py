@@ -28,6 +28,7 @@ from stce_jax.convert.layouts.rules import (
     parameter,
 )
 from stce_jax.convert.layouts.said import Config
+from stce_jax.errors import CheckpointError
 
 TITLE = "Focal Transformer's published code"
 PRESET = "focal_t"
@@ -65,6 +66,8 @@ def options(arrays: Arrays, config: Config) -> dict[str, Any]:
         stage = _stage(arrays, f"layers.{len(found['depths'])}.blocks.0")
         for name, value in {"depths": depth, **stage}.items():
             found[name].append(value)
+    if not found["depths"]:
+        raise CheckpointError("'layers.0.blocks.0.norm1.weight' is missing")
     patch = shape(arrays, "patch_embed.proj.weight", 4)[2]
     halving = "layers.0.downsample.proj.weight"
     # A single stage has none; patches of 4x4 pixels do not overlap, the convolution of "conv embed" has 7x7.

@@ -1,7 +1,7 @@
 """What layouts read off a stranger's arrays to know a model's options; `said` reads config.json."""
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import numpy as np
 
@@ -19,6 +19,15 @@ def shape(arrays: Arrays, name: str, axes: int) -> tuple[int, ...]:
     found = tuple(arrays[name].shape)
     if len(found) != axes or not all(found):
         raise CheckpointError(f"{shown(name)} has the shape {found}, not {axes} axes of at least 1")
+    return found
+
+
+def renamed(arrays: Arrays, rename: Callable[[str], str]) -> dict[str, np.ndarray]:
+    """The arrays under other names; CheckpointError if two get the same, of which one would be lost without a word."""
+    found: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        if found.setdefault(rename(name), array) is not array:
+            raise CheckpointError(f"it has {shown(rename(name))} twice, once as {shown(name)}")
     return found
 
 
