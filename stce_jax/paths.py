@@ -168,8 +168,11 @@ def whole_file(path: epath.PathLike, *, flush: bool = True) -> Iterator[BinaryIO
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-    """`write_bytes` of UTF-8."""
-    write_bytes(path, text.encode())
+    """`write_bytes` of UTF-8.
+
+    Half a surrogate pair, which JSON can hold and UTF-8 cannot, is written as JSON and Python escape it.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def remove_partials(directory: str | os.PathLike[str]) -> None:

@@ -58,7 +58,7 @@ def golden_model(name, dtype=np.float64):
     """
     arrays, _, weights = golden_body(name)
     layout, config = FILES[name]
-    options = layouts.LAYOUTS[layout].options(weights, config)
+    options = layouts.options_of(layout, weights, config)
     found, left = layouts.to_ours(layout, weights, options)
     assert not left, "names without a place"
     gradients = {}

@@ -24,7 +24,7 @@ def check_layout(name, layout, config, left_out=(), **overrides):
     golden, _, weights = golden_body(name)
     arrays = {key: array.astype(np.float32) for key, array in weights.items()}
     assert layouts.recognise(arrays.keys()) == layout
-    options = layouts.LAYOUTS[layout].options(arrays, config) | overrides
+    options = layouts.options_of(layout, arrays, config) | overrides
     found, left = layouts.to_ours(layout, arrays, options)
     assert left == sorted(left_out)
     model = create_model(

@@ -60,8 +60,9 @@ def _lines(arguments: argparse.Namespace, done: dict[str, Any]) -> list[str]:
     if done["difference"] is not None:
         sizes = " and ".join(map(str, done["batch_sizes"]))
         by = f" by {done['by']}" if "by" in done else ""
+        weights = "" if "only_logits" in done else "weights equal to the bit; "
         lines.append(
-            f"read back: weights equal to the bit; logits of {sizes} images{by} differ from the run's by at most "
+            f"read back: {weights}logits of {sizes} images{by} differ from the run's by at most "
             f"{done['difference']:.1e} (greatest logit {done['greatest_logit']:.2f})"
         )
     lines += done.get("notes", ())
@@ -69,7 +70,7 @@ def _lines(arguments: argparse.Namespace, done: dict[str, Any]) -> list[str]:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
+    return tuple(dict.fromkeys(text.split(",")))  # what is named twice is written once
 
 
 def _batch(text: str) -> int | str:

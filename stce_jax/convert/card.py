@@ -8,13 +8,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stce_jax.convert.formats import FORMATS, UNKNOWN_LICENSE
+import jax
+
+from stce_jax.convert.formats import UNKNOWN_LICENSE
 from stce_jax.convert.markdown import code, quoted
 from stce_jax.training.assemble import Run
 from stce_jax.training.preprocessing import view_options
 from stce_jax.workdir import parts
 
-MOST_NAMES = 100  # classes that are named
+MAX_NAMES = 100  # classes that are named
 # Keys of a config that say where things are, or how fast they are loaded, and not what was trained.
 _NOT_SHOWN = re.compile(
     r"(model|divergence)\..*|data_dir|init_from|classes|loader_.*|cache_megabytes|log_every|eval_.*|keep_.*|"
@@ -65,7 +67,8 @@ image, classes = description["image"], description["class_names"]
 model = stce_jax.create_model(num_classes=len(classes), image_size=image["size"], **description["model"])
 weights = safetensors.numpy.load_file(f"{{folder}}/{weights}")
 variables = flax.traverse_util.unflatten_dict(weights, sep="/")
-pixels = read_view(picture, size=image["size"], fraction=image["crop_fraction"])
+view = {{"size": image["size"], "fraction": image["crop_fraction"], "interpolation": image["interpolation"]}}
+pixels = read_view(picture, **view)
 images = (pixels[None] / 255 - np.array(image["mean"])) / np.array(image["std"])
 logits = jax.jit(model.apply, static_argnames="train")(variables, images.astype(np.float32), train=False)
 print(classes[int(logits[0].argmax())])
@@ -136,7 +139,7 @@ def write_card(
     return _PAGE.format(
         front=_front_matter(run, license, known),
         model=code(config.model.name),
-        parameters=sum(leaf.size for leaf in _leaves(run.variables["params"])),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"])),
         size=view["size"],
         classes=len(run.class_ids),
         dataset=code(config.dataset),
@@ -228,7 +231,7 @@ def _others(include: Sequence[str]) -> str:
             "**PyTorch.** `torch/model.py` is the same model in plain PyTorch, which needs neither JAX nor stce_jax; "
             "its first lines say how to use it."
         )
-    elif "torch" in FORMATS:
+    else:
         ways.append("**PyTorch.** Whoever has the run makes one file of plain PyTorch: `stce export --format=torch`.")
     if "timm" in include:
         ways.append('**timm.** `timm.create_model("local-dir:timm", pretrained=True)`.')
@@ -244,8 +247,8 @@ def _others(include: Sequence[str]) -> str:
 
 
 def _names(class_names: Sequence[str]) -> str:
-    shown = ", ".join(map(code, class_names[:MOST_NAMES]))
-    more = len(class_names) - MOST_NAMES
+    shown = ", ".join(map(code, class_names[:MAX_NAMES]))
+    more = len(class_names) - MAX_NAMES
     return f"{shown} and {more:,} more, see `model.json`" if more > 0 else shown
 
 
@@ -275,7 +278,3 @@ def _began(init_from: str) -> str:
 
 def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.6g}" for value in values)
-
-
-def _leaves(tree: Mapping[str, Any]) -> list[Any]:
-    return [leaf for value in tree.values() for leaf in (_leaves(value) if isinstance(value, Mapping) else [value])]

@@ -1,8 +1,9 @@
 """Whether what was exported is the run: weights to the bit, logits up to rounding.
 
-Shape letters: B batch, S image side.
+Shape letters: B batch, S image side, N images.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,26 +11,27 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from stce_jax.convert.initial import read_weights
+from stce_jax.convert.sources import Source
 from stce_jax.errors import CheckpointError
 from stce_jax.models.bodies import Body
 from stce_jax.recipe import augment
-from stce_jax.training.assemble import Run
-from stce_jax.workdir.weights import flatten
+from stce_jax.training.assemble import Run, build_model
+from stce_jax.workdir.weights import flatten, unflatten
 
 COMPARED = (1, 3)  # batch sizes at which the exported model must agree with the live one
 # How far logits may differ, as a share of the greatest. GPUs multiply float32 in TF32, whose step is 2^-10.
 ROUNDING = {"float32": 2**-10, "bfloat16": 2**-5}
-ROUNDING_ON_CPU = 2**-14  # of float32
+ROUNDING_OF_FLOAT32 = 2**-14  # where both sides multiply in float32 throughout, as CPUs do
 Logits = Callable[[UInt8[np.ndarray, "B S S 3"]], Any]
 
 
-def compare_weights(path: Path, run: Run, variables: Mapping[str, Any]) -> None:
+def compare_weights(path: Path, run: Run) -> None:
     """Reads a file of weights as `--init_from` does; raises CheckpointError unless each has the run's bits."""
-    written, _ = read_weights(str(path), variables, run.model, run.class_ids)
-    compare_arrays(path.name, written, flatten(variables))
+    written, _ = read_weights(str(path), run.variables, run.model, run.class_ids)
+    compare_arrays(path.name, written, flatten(run.variables))
 
 
 def compare_arrays(file: str, written: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
@@ -42,8 +44,14 @@ def compare_arrays(file: str, written: Mapping[str, np.ndarray], expected: Mappi
             raise CheckpointError(f"{file} was read back with another {name}; the disk or the memory is faulty")
 
 
-def of_images(model: Body, variables: Mapping[str, Any], *, mean: Sequence[float], std: Sequence[float]) -> Logits:
-    """uint8 pixels -> a model's logits, for `compare_logits`."""
+def logits_of_source(opened: Source) -> Logits:
+    """uint8 pixels -> logits of the model and the normalisation that an exported directory alone describes."""
+    seen = opened.preprocessing
+    assert seen.mean is not None and seen.std is not None
+    return _logits_of(opened.build(), unflatten(opened.arrays), seen.mean, seen.std)
+
+
+def _logits_of(model: Body, variables: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]) -> Logits:
     return lambda pixels: _apply(model, variables, augment.normalize(pixels, mean=mean, std=std))
 
 
@@ -52,13 +60,11 @@ def _apply(model: Body, variables: Mapping[str, Any], images: jax.Array) -> jax.
     return model.apply(variables, images, train=False)
 
 
-def compare_logits(
-    run: Run, variables: Mapping[str, Any], exported: Logits, batch_sizes: Sequence[int] = COMPARED
-) -> dict[str, Any]:
-    """Compares what was exported with the live model, on pixels drawn by chance, the same each time.
+def compare_logits(run: Run, exported: Logits, batch_sizes: Sequence[int] = COMPARED) -> dict[str, Any]:
+    """Compares what was exported with the live model.
 
     Args:
-      run, variables: the run, and its variables on the host.
+      run: of `load_run`.
       exported: uint8 pixels [B, S, S, 3] -> logits.
       batch_sizes: how many images are compared at a time.
 
@@ -68,30 +74,66 @@ def compare_logits(
     Raises:
       CheckpointError: they differ by more than rounding explains.
     """
-    live = of_images(run.model, variables, mean=run.mean, std=run.std)
-    rng, size = np.random.default_rng(0), run.config.image_size
-    difference = greatest = 0.0
+    differences, greatest = differences_of(run, exported, batch_sizes)
+    dtype = np.dtype(run.model.dtype).name
+    on_cpu = (dtype, jax.default_backend()) == ("float32", "cpu")
+    share = ROUNDING_OF_FLOAT32 if on_cpu else ROUNDING[dtype]
+    check_difference("the exported model", differences[-1], greatest, share)
+    return {"batch_sizes": list(batch_sizes), "difference": float(differences[-1]), "greatest_logit": greatest}
+
+
+def differences_of(
+    run: Run, exported: Logits, batch_sizes: Sequence[int] = COMPARED
+) -> tuple[Float[np.ndarray, "N"], float]:
+    """(the greatest difference of a logit of each image, ascending, NaN last; the greatest logit), on `pictures`.
+
+    Args:
+      run, exported, batch_sizes: see `compare_logits`.
+
+    Raises:
+      CheckpointError: the logits have another shape.
+    """
+    live = _logits_of(run.model, unflatten(flatten(run.variables)), run.mean, run.std)
+    differences: list[float] = []
+    greatest = 0.0
     for count in batch_sizes:
-        pixels = rng.integers(0, 256, (count, size, size, 3), np.uint8)
+        pixels = pictures(count, run.config.image_size)
         found, expected = np.asarray(exported(pixels)), np.asarray(live(pixels))
         if found.shape != expected.shape:
             raise CheckpointError(
                 f"the exported model gives logits of the shape {found.shape}, the run {expected.shape}; "
                 "nothing was exported"
             )
-        # A NaN on either side stays one, and no NaN is below a bound.
-        difference = np.maximum(difference, np.abs(found - expected).max())
+        differences += np.abs(found - expected).max(axis=1).tolist()
         greatest = np.maximum(greatest, np.abs(expected).max())
-    dtype = np.dtype(run.model.dtype).name
-    share = ROUNDING_ON_CPU if (dtype, jax.default_backend()) == ("float32", "cpu") else ROUNDING[dtype]
+    return np.sort(differences), float(greatest)
+
+
+def check_difference(what: str, difference: float, greatest: float, share: float) -> None:
+    """Raises CheckpointError if logits differ by more than a share of the greatest, or are NaN on either side."""
     allowed = share * greatest
     if not difference <= allowed:
         raise CheckpointError(
-            f"the exported model differs from the run: logits by up to {difference:.1e} of {greatest:.1f}, "
+            f"{what} differs from the run: logits by up to {difference:.1e} of {greatest:.1f}, "
             f"rounding explains {allowed:.1e}; nothing was exported"
         )
-    return {
-        "batch_sizes": list(batch_sizes),
-        "difference": float(difference),
-        "greatest_logit": float(greatest),
-    }
+
+
+def pictures(count: int, size: int) -> UInt8[np.ndarray, "B S S 3"]:
+    """Images drawn by chance, always the same: areas of colours and noise, so that tokens differ as real ones do."""
+    rng = np.random.default_rng(0)
+    areas: Float[np.ndarray, "B S S 3"] = np.zeros((count, size, size, 3))
+    for side in (2, 5, 11):
+        coarse = rng.normal(0.0, 45.0, (count, side, side, 3))
+        places = np.arange(size) * side // size
+        areas += coarse[:, places][:, :, places]
+    return (127.0 + areas + rng.normal(0.0, 12.0, areas.shape)).clip(0, 255).astype(np.uint8)
+
+
+def in_float32(run: Run) -> Run:
+    """The run with a model that computes in float32, for libraries that compute in nothing else."""
+    if np.dtype(run.model.dtype) == np.float32:
+        return run
+    config = run.config.copy_and_resolve_references().unlock()
+    config.model.dtype = "float32"
+    return dataclasses.replace(run, config=config.lock(), model=build_model(config, len(run.class_ids)))

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stce_jax.convert.files import DESCRIPTION
 from stce_jax.paths import write_text
 from stce_jax.training.assemble import Run
 from stce_jax.training.preprocessing import view_options
 from stce_jax.workdir import parts
 
-DESCRIPTION = "model.json"
-WEIGHTS = "weights.safetensors"
 PIXELS = "pixels 0..255, [batch, row, column, (red, green, blue)]; normalised inside the program"
 IMAGES = "images [batch, row, column, (red, green, blue)], normalised as `image` says"
 INSIDE = "inside the program, not to be done again"

@@ -17,10 +17,11 @@ from stce_jax.paths import first_line, parse_json, read_bytes
 from stce_jax.workdir.weights import CONVERTER, read_file
 
 CONFIG, PROCESSOR, DESCRIPTION = "config.json", "preprocessor_config.json", "model.json"
-WHOLE, INDEX, EXPORTED = "model.safetensors", "model.safetensors.index.json", "weights.safetensors"
+HUB_WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # as the hub calls them
+OWN_WEIGHTS = "weights.safetensors"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _MAX_JSON = 16 * 2**20  # bytes; that of ImageNet-21k's labels has 2 MiB
-_MAX_SHARDS, _MAX_ARRAYS = 1000, 100_000
+_MAX_SHARDS, _MAX_ARRAYS, _MAX_NAME = 1000, 100_000, 1000
 _SHARD = re.compile(r"[\w.-]{1,200}\.safetensors")
 PREFIXES = ("module.", "model.", "state_dict.", "_orig_mod.")  # of DataParallel, Lightning, torch.compile
 
@@ -43,7 +44,7 @@ class Found(NamedTuple):
 
 def is_folder(path: epath.Path) -> bool:
     """Whether that is a folder of weights, not a workdir."""
-    return any((path / name).exists() for name in (WHOLE, INDEX, EXPORTED, *PICKLED))
+    return any((path / name).exists() for name in (HUB_WEIGHTS, INDEX, OWN_WEIGHTS, *PICKLED))
 
 
 def read(source: epath.PathLike) -> Found:
@@ -56,15 +57,14 @@ def read(source: epath.PathLike) -> Found:
     if not is_folder(path):
         return Found(*_of_file(path), {}, {}, {})
     config, processor, description = (_read_json(path / name) for name in (CONFIG, PROCESSOR, DESCRIPTION))
-    if (path / EXPORTED).exists():
-        return Found(*_of_file(path / EXPORTED), config, processor, description)
-    if (path / WHOLE).exists():
-        return Found(*_of_file(path / WHOLE), config, processor, description)
+    for name in (OWN_WEIGHTS, HUB_WEIGHTS):
+        if (path / name).exists():
+            return Found(*_of_file(path / name), config, processor, description)
     if (path / INDEX).exists():
         return Found(_of_shards(path), None, config, processor, {})
     raise CheckpointError(
         f"{source} has its weights in {PICKLED[0]} alone, which is not read: unpickling it can run any code; where "
-        f"PyTorch is installed, `{CONVERTER}` makes {WHOLE} of it"
+        f"PyTorch is installed, `{CONVERTER}` makes {HUB_WEIGHTS} of it"
     )
 
 
@@ -79,6 +79,8 @@ def without_prefix(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _of_file(path: epath.Path) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
     arrays, ids = read_file(path)
     _check_number(path, len(arrays))
+    if max(map(len, arrays), default=0) > _MAX_NAME:
+        raise CheckpointError(f"{path} holds an array whose name has more than {_MAX_NAME:,} letters; that is no model")
     fits = isinstance(ids, list) and all(isinstance(one, str) for one in ids)
     return arrays, tuple(ids) if ids is not None and fits else None
 

@@ -4,12 +4,12 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from stce_jax.convert.preprocessing import Preprocessing
+from stce_jax.convert.preprocessing import Preprocessing, numbers
 from stce_jax.data.decode import INTERPOLATIONS
 
 # Key of `config.augment` -> what weights know of it.
 FOLLOWED = {"mean": "mean", "std": "std", "eval_interpolation": "interpolation"}
-CLOSE = 1e-6
+CLOSE = 1e-6  # means and standard deviations that are equal but for their last digits
 
 
 def follow(
@@ -68,4 +68,4 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ",".join(f"{entry:g}" for entry in value)
+    return value if isinstance(value, str) else numbers(value)

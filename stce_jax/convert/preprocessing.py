@@ -1,8 +1,8 @@
-"""What is done to images before weights see them: read off what lies beside the weights, and told in a few words."""
+"""What is done to images before weights see them, read off what lies beside the weights."""
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stce_jax.convert.layouts import said
@@ -33,15 +33,16 @@ class Preprocessing:
     crop_fraction: float | None = None
     note: str = ""
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The known values in a few words, such as "mean 0.5,0.5,0.5, std 0.5,0.5,0.5, bicubic, crop 0.9"."""
-        words = [f"{name} {_numbers(values)}" for name, values in (("mean", self.mean), ("std", self.std)) if values]
+        words = [f"{name} {numbers(values)}" for name, values in (("mean", self.mean), ("std", self.std)) if values]
         words += [self.interpolation] if self.interpolation else []
         words += [f"crop {self.crop_fraction:g}"] if self.crop_fraction else []
         return ", ".join(words)
 
 
-def _numbers(values: Channels) -> str:
+def numbers(values: Iterable[float]) -> str:
+    """Numbers in a message, such as "0.5,0.5,0.5"."""
     return ",".join(f"{value:g}" for value in values)
 
 
@@ -123,12 +124,12 @@ def _size(value: Any, key: str) -> tuple[int, int] | None:
     return pair[0], pair[1]
 
 
-def _channels(config: Mapping[str, Any], key: str, least: float) -> Channels | None:
+def _channels(config: Mapping[str, Any], key: str, minimum: float) -> Channels | None:
     value = config.get(key)
     if value is None:
         return None
     fits = isinstance(value, list) and len(value) == 3
-    if not fits or not all(_is_number(entry) and least <= entry <= 10 for entry in value):
+    if not fits or not all(_is_number(entry) and minimum <= entry <= 10 for entry in value):
         raise CheckpointError(f"its config says {key}={shown(value)}, which are no three numbers of pixels in 0..1")
     return float(value[0]), float(value[1]), float(value[2])
 

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, UInt8
 
-from stce_jax.convert.description import DESCRIPTION
+from stce_jax.convert.files import DESCRIPTION
 from stce_jax.data import decode
 from stce_jax.errors import CheckpointError, ConfigError, shown
 from stce_jax.paths import first_line, open_path, parse_json, read_bytes

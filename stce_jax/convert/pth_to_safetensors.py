@@ -81,8 +81,8 @@ def _tensors(found: Mapping[Any, Any], torch: Any) -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     """The line of PyTorch's explanation that names what is not allowed."""
     lines = [line.strip() for line in str(error).splitlines()]
-    told = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), None)
-    return told.rstrip(".") if told else first_line(error)
+    reason = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), None)
+    return reason.rstrip(".") if reason else first_line(error)
 
 
 def main(words: Sequence[str] | None = None) -> int:

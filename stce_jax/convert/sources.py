@@ -14,7 +14,9 @@ from stce_jax.convert.labels import Labels
 from stce_jax.convert.preprocessing import Preprocessing
 from stce_jax.errors import CheckpointError, ConfigError, StceError, shown
 from stce_jax.models.bodies import Body
+from stce_jax.models.bodies.vit_weights import LEADING_TOKENS, POSITIONS
 from stce_jax.models.factory import create_model
+from stce_jax.paths import open_path
 from stce_jax.training.assemble import load_run
 from stce_jax.training.preprocessing import view_options
 from stce_jax.workdir.layout import is_workdir
@@ -23,9 +25,7 @@ from stce_jax.workdir.weights import flatten
 
 NAMED = 5  # names of arrays in a message
 TAKEN = "a workdir of stce train, a .safetensors or .npz file, or a folder of the Hugging Face hub"
-OWN = "this package's names"
-POSITIONS = "params/position_embedding"
-LEADING_TOKENS = ("params/class_token", "params/distillation_token")
+OWN_NAMES = "this package's names"
 DEFAULT_SIZE = 224  # pixels
 
 
@@ -106,9 +106,9 @@ def open_source(source: epath.PathLike, known: Mapping[str, Any] | None = None) 
       ConfigError: there is nothing, or a run uses a module that is not registered.
       CheckpointError: it is damaged, of no known layout, or has what no body here has.
     """
-    path = epath.Path(source).expanduser()
-    if not path.exists():
+    if not open_path(source).exists():
         raise ConfigError(f"there is no {source} to begin with; give {TAKEN}")
+    path = epath.Path(source).expanduser()
     if not files.is_folder(path) and is_workdir(source):
         return _of_run(str(source), str(path))
     found = files.read(source)
@@ -123,7 +123,8 @@ def open_source(source: epath.PathLike, known: Mapping[str, Any] | None = None) 
         raise CheckpointError(f"cannot begin with {source}: {error}") from error
     titles = ", ".join(one.TITLE for one in layouts.LAYOUTS.values())
     raise CheckpointError(
-        f"{source} has names of no known layout ({listed(sorted(arrays)) or 'it is empty'}); known are {titles}, {OWN}"
+        f"{source} has names of no known layout ({listed(sorted(arrays)) or 'it is empty'}); known are {titles}, "
+        f"{OWN_NAMES}"
     )
 
 
@@ -149,19 +150,14 @@ def _of_run(source: str, path: str) -> Source:
 def _of_own(source: str, found: files.Found) -> Source:
     """A file in this package's names, or an export with its description."""
     ids, description = found.class_ids, found.description
-    own = Source(source, OWN, found.arrays, Labels(ids, ids) if ids is not None else None)
+    own = Source(source, OWN_NAMES, found.arrays, Labels(ids, ids) if ids is not None else None)
     if not description:
         return own
     image, names = description.get("image"), description.get("class_names")
     options = description.get("model")
     if not isinstance(image, dict) or not isinstance(options, dict) or not isinstance(options.get("name"), str):
         raise CheckpointError(f"{files.DESCRIPTION} describes no model; export it again")
-    if (
-        ids is not None
-        and isinstance(names, list)
-        and len(names) == len(ids)
-        and all(isinstance(n, str) for n in names)
-    ):
+    if ids is not None and isinstance(names, list) and [type(name) for name in names] == [str] * len(ids):
         own = dataclasses.replace(own, labels=Labels(ids, tuple(names)))
     return dataclasses.replace(
         own,
@@ -177,9 +173,8 @@ def _of_layout(
 ) -> Source:
     """Another library's weights, brought to our paths."""
     module: Any = layouts.LAYOUTS[layout]
-    layouts.check_variant(layout, arrays.keys())
     arrays = getattr(module, "normal", dict)(arrays)
-    options = module.options(arrays, {**known, **found.config})
+    options = layouts.options_of(layout, arrays, {**known, **found.config})
     ours, left_out = layouts.to_ours(layout, arrays, options)
     ours = {path: _as_float32(path, array) for path, array in ours.items()}
     of_timm = "pretrained_cfg" in found.config or "architecture" in found.config
@@ -209,7 +204,11 @@ def _of_layout(
 def _as_float32(path: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind != "f":
         raise CheckpointError(f"{path} is of type {array.dtype}, not of a float")
-    return np.ascontiguousarray(array, np.float32)
+    with np.errstate(over="ignore"):
+        found = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(found).all():
+        raise CheckpointError(f"{path} holds NaN or infinity in float32; take a file from before it diverged")
+    return found
 
 
 def _grid_and_size(

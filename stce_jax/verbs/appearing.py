@@ -12,7 +12,7 @@ from etils import epath
 from stce_jax.errors import ConfigError
 from stce_jax.paths import absolute, is_remote, named_failures
 
-PREFIX = ".stce-export-"  # of the directories that are not finished
+PREFIX = ".stce-export-"  # of directories that are not finished, whatever verb writes them
 
 
 @contextlib.contextmanager
@@ -30,11 +30,11 @@ def appearing(output: epath.PathLike, verb: str = "export", option: str = "--out
         raise ConfigError(f"cannot {verb} to {output}; give a local {option} and copy it")
     path = absolute(output)
     with named_failures(f"write {path}", f"give another {option}"):
-        if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
             raise ConfigError(f"{path} is there already; give another {option}, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_killed(path.parent)
-        partial = path.with_name(PREFIX + os.urandom(8).hex())  # no other export's
+        partial = path.with_name(PREFIX + os.urandom(8).hex())  # no other process's
         partial.mkdir()
         lock = _lock(partial)
         try:
@@ -47,7 +47,7 @@ def appearing(output: epath.PathLike, verb: str = "export", option: str = "--out
 
 
 def _remove_killed(directory: Path) -> None:
-    """Removes what exports that were killed have left in a directory: nobody holds its lock."""
+    """Removes what processes that were killed have left in a directory: nobody holds its lock."""
     for left in directory.iterdir():
         if left.name.startswith(PREFIX) and (lock := _lock(left)) is not None:
             shutil.rmtree(left, ignore_errors=True)

@@ -58,7 +58,8 @@ def export(
 
     Returns:
       {"step", "dtype", "bytes" (of the program or the weights), "batch_sizes" (compared), "difference" (the greatest
-      of a logit), "greatest_logit"} and, as the format has them, "platforms", "by", "notes", "url".
+      of a logit), "greatest_logit"}, the last two None if what computes them is not installed; and, as the format has
+      them, "platforms", "by", "notes", "only_logits" (see `convert.formats`), "url".
 
     Raises:
       ConfigError: the output is not empty or cannot be written, an option cannot be, or the format has no place for

@@ -12,6 +12,7 @@ from etils import epath
 
 from stce_jax.convert import labels
 from stce_jax.convert.initial import fit_all
+from stce_jax.convert.preprocessing import numbers
 from stce_jax.convert.sources import DEFAULT_SIZE, Source, open_source
 from stce_jax.data import class_lists
 from stce_jax.data.dataset import IMAGENET_MEAN, IMAGENET_STD
@@ -88,7 +89,7 @@ def import_weights(source: epath.PathLike, workdir: epath.PathLike, overrides: S
         "parameters": sum(array.size for path, array in arrays.items() if path.startswith("params/")),
         "image_size": config.image_size,
         "classes": opened.classes,
-        "preprocessing": opened.preprocessing.told(),
+        "preprocessing": opened.preprocessing.summary(),
         "unknown": _unknown(opened, config),
     }
 
@@ -158,7 +159,7 @@ def _unknown(opened: Source, config: Any) -> list[str]:
     """What of the preprocessing nothing tells, each with what was assumed."""
     seen, view = opened.preprocessing, config.augment
     statistics = [("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)]
-    assumed = [f"{name} {','.join(map(str, value))}" for name, value in statistics if view[name] is None]
+    assumed = [f"{name} {numbers(value)}" for name, value in statistics if view[name] is None]
     if seen.interpolation is None and view.eval_interpolation is None:
         assumed.append("bicubic")
     if seen.crop_fraction is None:

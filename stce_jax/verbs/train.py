@@ -64,9 +64,9 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals(exit_process))
         watch = stack.enter_context(Watch(config.step_timeout, processes.own_name()))
-        unfit: Any = runs.build_model(config, 1)  # refuses its options before data are prepared
+        trial: Any = runs.build_model(config, 1)  # refuses its options before data are prepared
         dataset = runs.open_dataset(config)
-        config, dataset, source = _begin_with(config, workdir, dataset, unfit.unshaped_options())
+        config, dataset, source = _begin_with(config, workdir, dataset, trial.unshaped_options())
         mesh = make_mesh(config.fsdp_devices)
         check_batch_size(config.batch_size, mesh)
         check_accumulation(config.batch_size, config.accumulate, mesh)

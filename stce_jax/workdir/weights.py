@@ -22,7 +22,7 @@ from stce_jax.paths import named_failures, read_bytes, write_bytes
 _MAX_BYTES = 2**40  # of a file: no real one is as large
 _MAX_RATIO, _MAX_UNPACKED = 20, 2**30  # weights are not packed as tightly, unless there are few of them
 SUFFIXES = (".safetensors", ".npz")
-UNPICKLED = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
+PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 CONVERTER = "python -m stce_jax.convert.pth_to_safetensors IN OUT"
 # Types of numbers in a .safetensors file; bfloat16, which NumPy has not, is the upper half of a float32.
 _TYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "u2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1"}
@@ -64,11 +64,11 @@ def read_file(path: epath.PathLike) -> tuple[dict[str, np.ndarray], list[str] | 
     """
     file = epath.Path(path).expanduser()
     if file.suffix not in SUFFIXES:
+        converted = f"; where PyTorch is installed, `{CONVERTER}` makes a .safetensors file"
         raise CheckpointError(
             f"{path} is neither a workdir of stce train nor a .safetensors or .npz file; "
             "others, such as .pt, .pth and .ckpt, are not read: unpickling them can run any code"
-            + f"; where PyTorch is installed, `{CONVERTER}` makes a .safetensors file"
-            * (file.suffix in UNPICKLED)
+            + (converted if file.suffix in PICKLED else "")
         )
     try:
         return (_read_safetensors if file.suffix == ".safetensors" else _read_npz)(read_bytes(file, _MAX_BYTES))

@@ -1,4 +1,4 @@
-"""Preprocessing that belongs to weights: followed where the config leaves it open, told where it differs, kept."""
+"""Preprocessing that belongs to weights: followed where the config leaves it open, said where it differs, kept."""
 
 import numpy as np
 import pytest

@@ -218,7 +218,7 @@ def test_preprocessing_and_classes_of_timm(tmp_path):
     opened = open_source(write_folder(tmp_path / "a", theirs, config))
     seen = opened.preprocessing
     assert seen.mean == (0.5, 0.4, 0.3) and seen.std == (0.5, 0.25, 0.2) and seen.image_size == (SIZE, SIZE)
-    assert seen.told() == "mean 0.5,0.4,0.3, std 0.5,0.25,0.2, bilinear, crop 0.9"
+    assert seen.summary() == "mean 0.5,0.4,0.3, std 0.5,0.25,0.2, bilinear, crop 0.9"
     assert opened.labels.ids == ("cat", "dog", "cow", "dog (3)", "pig") and opened.labels.names[3] == "a dog"
     assert not opened.guessed and opened.options["heads"] == 2
 
@@ -426,7 +426,7 @@ def test_names_of_no_layout_missing_and_odd_arrays(tmp_path):
     np.savez(tmp_path / "missing.npz", **missing)
     refuse(tmp_path / "missing.npz", "'blocks.1.mlp.fc2.bias' is missing, which timm's ViT or DeiT has")
     np.savez(tmp_path / "flat.npz", **(theirs | {"patch_embed.proj.weight": np.zeros((16, 192), np.float32)}))
-    refuse(tmp_path / "flat.npz", "not that of a ViT")
+    refuse(tmp_path / "flat.npz", "'patch_embed.proj.weight' has the shape (16, 192), not 4 axes")
     np.savez(tmp_path / "square.npz", **(theirs | {"pos_embed": np.zeros((1, 16, 16), np.float32)}))
     refuse(tmp_path / "square.npz", "no_embed_class")
 

@@ -30,7 +30,7 @@ def check(layout, theirs, size, config=None, outputs=lambda given: given):
     """Their weights here and ours there give the same logits; `outputs`: logits of what their model gives."""
     arrays = {name: array.numpy() for name, array in theirs.state_dict().items()}
     assert layouts.recognise(arrays.keys()) == layout
-    options = layouts.LAYOUTS[layout].options(arrays, config or {})
+    options = layouts.options_of(layout, arrays, config or {})
     found, left = layouts.to_ours(layout, arrays, options)
     assert not left
     model = create_model(layouts.LAYOUTS[layout].PRESET, num_classes=5, image_size=size, **options)
@@ -81,10 +81,10 @@ def test_swin_of_hugging_face(tmp_path):
     theirs.save_pretrained(tmp_path)
     arrays = {key: array.numpy() for key, array in safetensors.load_file(tmp_path / "model.safetensors").items()}
     assert layouts.recognise(arrays.keys()) == "hf_swin"
-    options = layouts.LAYOUTS["hf_swin"].options(arrays, config.to_dict())
+    options = layouts.options_of("hf_swin", arrays, config.to_dict())
     found, left = layouts.to_ours("hf_swin", arrays, options)
     assert not left
-    same, _ = layouts.to_ours(named, memory, layouts.LAYOUTS[named].options(memory, config.to_dict()))
+    same, _ = layouts.to_ours(named, memory, layouts.options_of(named, memory, config.to_dict()))
     assert same.keys() == found.keys() and all((same[path] == array).all() for path, array in found.items())
     model = create_model("swin_t", num_classes=5, image_size=48, **options)
     images = np.random.default_rng(0).normal(size=(2, 48, 48, 3)).astype(np.float32)

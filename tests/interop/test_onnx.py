@@ -28,7 +28,7 @@ def test_onnx_runtime_gives_the_runs_logits_of_real_images(tmp_path, name):
     preset, options = MODELS[name]
     run = made_run(preset, **options)
     done = formats.write("onnx", tmp_path, run, ema=False)
-    assert done["dtype"] == "float32" and bool(done["notes"]) == ("bfloat16" in name)
+    assert done["dtype"] == "float32" and done["only_logits"] and bool(done["notes"]) == ("bfloat16" in name)
     assert done["by"] == f"ONNX Runtime {onnxruntime.__version__}" and done["batch_sizes"] == [1, 3]
     description = json.loads((tmp_path / "model.json").read_text())
     assert description["input"]["dtype"] == "uint8" and description["inputs"] == ["pixels"]

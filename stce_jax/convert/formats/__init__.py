@@ -6,9 +6,10 @@ A format is a module of this package, imported when it is asked for, with
   back and compares it with the run; raises ConfigError if this run cannot be written so, CheckpointError if what was
   read back differs. The dict has "step", "dtype", "bytes", "batch_sizes" (compared), "difference" (the greatest of a
   logit) and "greatest_logit" (both None where the program that computes them is not installed, and a note says so),
-  and may have "by" (that program), "platforms" and "notes" (lines for the user);
-- OPTIONS: optional: those of `OPTION_FLAGS` that its `write` takes as keywords;
-- check(...): optional: raises ConfigError, before the run is loaded, for values of these options that cannot be, or
+  and may have "by" (that program), "only_logits" (True where weights cannot be read back by themselves), "platforms"
+  and "notes" (lines for the user);
+- OPTIONS: optional; those of `OPTION_FLAGS` that its `write` takes as keywords;
+- check(...): optional; raises ConfigError, before the run is loaded, for values of these options that cannot be, or
   for a package that is not installed.
 
 A new format is one new file here and one line in the table. This file imports no JAX.

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from stce_jax.convert.comparison import COMPARED, compare_logits, compare_weights
-from stce_jax.convert.description import WEIGHTS, describe, write_description
+from stce_jax.convert.description import describe, write_description
+from stce_jax.convert.files import OWN_WEIGHTS
 from stce_jax.convert.program import PROGRAM, load_exported
 from stce_jax.data.loader import LARGEST_BATCH
 from stce_jax.errors import ConfigError, check_whole
@@ -47,11 +48,11 @@ def write(
     program = _program(run, variables, platforms, batch)
     write_bytes(directory / PROGRAM, program.serialize())
     write_description(directory, _describe(run, program, ema))
-    save_weights(directory / WEIGHTS, variables, run.class_ids)
+    save_weights(directory / OWN_WEIGHTS, variables, run.class_ids)
     write_digests(open_path(directory))
-    compare_weights(directory / WEIGHTS, run, variables)
+    compare_weights(directory / OWN_WEIGHTS, run)
     exported = load_exported(directory)
-    compared = compare_logits(run, variables, exported.logits, COMPARED if batch is None else (batch,))
+    compared = compare_logits(run, exported.logits, COMPARED if batch is None else (batch,))
     return {
         "step": run.step,
         "dtype": exported.description["model"]["dtype"],

@@ -7,7 +7,6 @@ Shape letters: B batch, S image side.
 """
 
 import contextlib
-import dataclasses
 import importlib
 import importlib.metadata
 import logging
@@ -23,13 +22,13 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float, UInt8
 
-from stce_jax.convert.comparison import Logits, compare_logits
+from stce_jax.convert.comparison import Logits, compare_logits, in_float32
 from stce_jax.convert.description import describe, write_description
 from stce_jax.convert.formats import others
 from stce_jax.errors import ConfigError
 from stce_jax.paths import first_line, write_bytes
 from stce_jax.recipe import augment
-from stce_jax.training.assemble import Run, build_model
+from stce_jax.training.assemble import Run
 from stce_jax.workdir.weights import flatten, unflatten
 
 MODEL = "model.onnx"
@@ -56,30 +55,22 @@ def write(directory: Path, run: Run, *, ema: bool) -> dict[str, Any]:
     Raises:
       ConfigError: the converter or ONNX Runtime has no counterpart of an operation, or the graph is too large.
     """
-    variables, own = unflatten(flatten(run.variables)), _in_float32(run)
-    graph = _convert(own, variables)
+    own = in_float32(run)  # ONNX Runtime lacks half of the operations in bfloat16
+    graph = _convert(own, unflatten(flatten(run.variables)))
     write_bytes(directory / MODEL, graph)
     versions = {name: _version(name) for name in PACKAGES}
     more = {"inputs": [PIXELS], "outputs": [LOGITS], "converted_by": versions}
     write_description(directory, describe(own, ema=ema, normalised_inside=True, more=more))
-    compared = compare_logits(run, variables, _by_onnxruntime(directory / MODEL))
+    compared = compare_logits(run, _by_onnxruntime(directory / MODEL))
     return {
         "step": run.step,
         "dtype": "float32",
         "bytes": len(graph),
+        "only_logits": True,  # the graph has its weights in another form
         "by": f"ONNX Runtime {versions['onnxruntime']}",
         "notes": [] if own is run else [f"computes in float32, the run in {run.config.model.dtype}"],
         **compared,
     }
-
-
-def _in_float32(run: Run) -> Run:
-    """The run with a model that computes in float32: ONNX Runtime lacks half of the operations in bfloat16."""
-    if np.dtype(run.model.dtype) == np.float32:
-        return run
-    config = run.config.copy_and_resolve_references().unlock()
-    config.model.dtype = "float32"
-    return dataclasses.replace(run, config=config.lock(), model=build_model(config, len(run.class_ids)))
 
 
 def _convert(run: Run, variables: Mapping[str, Any]) -> bytes:

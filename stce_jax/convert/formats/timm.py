@@ -15,19 +15,20 @@ from etils import epath
 from flax import traverse_util
 
 from stce_jax.convert import layouts
-from stce_jax.convert.comparison import Logits, compare_arrays, compare_logits, of_images
+from stce_jax.convert.comparison import Logits, compare_arrays, compare_logits, logits_of_source
+from stce_jax.convert.files import CONFIG, HUB_WEIGHTS
 from stce_jax.convert.formats import UNKNOWN_LICENSE, check_license, others
+from stce_jax.convert.sources import open_source
 from stce_jax.errors import ConfigError
-from stce_jax.models.factory import create_model, model_options
-from stce_jax.paths import plain_path, read_json, write_bytes, write_text
+from stce_jax.models.factory import model_options
+from stce_jax.paths import plain_path, write_bytes, write_text
 from stce_jax.training.assemble import Run
 from stce_jax.training.preprocessing import view_options
 from stce_jax.training.state import abstract_variables
 from stce_jax.workdir import parts
-from stce_jax.workdir.weights import flatten, read_file, unflatten
+from stce_jax.workdir.weights import flatten
 
 OPTIONS = ("license",)
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 Options = Mapping[str, Any]
 
 
@@ -56,8 +57,8 @@ class Target(NamedTuple):
     Attributes:
       layout: a name of `layouts.LAYOUTS`.
       embedding: the one that timm's module has.
-      architecture: (the model's options, side of the images) -> `Architecture`; raises
-        ConfigError where timm computes something else.
+      architecture: (the model's options, side of the images) -> `Architecture`; raises ConfigError where timm computes
+        something else.
     """
 
     layout: str
@@ -73,8 +74,8 @@ def check(*, license: str = UNKNOWN_LICENSE) -> None:
 def write(directory: Path, run: Run, *, ema: bool, license: str = UNKNOWN_LICENSE) -> dict[str, Any]:
     """Writes a run as timm's files; see `formats`.
 
-    The weights are read back by their layout, to the bit, and a model is built of the two files alone: with this
-    package's modules, and where timm is installed by `timm.create_model`, too.
+    The two files are read back as `--init_from` would, the weights to the bit; the model that they make is compared,
+    and where timm is installed the one that `timm.create_model` makes of them, too.
 
     Args:
       directory, run, ema: see `formats`.
@@ -90,20 +91,21 @@ def write(directory: Path, run: Run, *, ema: bool, license: str = UNKNOWN_LICENS
     architecture = target.architecture(options, run.config.image_size)
     ours = _one_by_one(run)
     theirs = layouts.to_theirs(target.layout, ours, options)
-    write_bytes(directory / WEIGHTS, safetensors.numpy.save(theirs, metadata={"format": "pt"}))
+    write_bytes(directory / HUB_WEIGHTS, safetensors.numpy.save(theirs, metadata={"format": "pt"}))
     config = _config(run, architecture, license)
     write_text(directory / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
-    variables = unflatten(flatten(run.variables))
-    compared = compare_logits(run, variables, _by_layout(directory, target.layout, ours))
+    opened = open_source(directory)
+    compare_arrays(HUB_WEIGHTS, opened.arrays, ours)
+    compared = compare_logits(run, logits_of_source(opened))
     by = "a model of this package made of the files alone"
     if timm := _timm():
-        compared = compare_logits(run, variables, _by_timm(timm, directory))
+        compared = compare_logits(run, _by_timm(timm, directory))
         by = f"timm {timm.__version__}"
     return {
         "step": run.step,
         "dtype": options["dtype"],
-        "bytes": (directory / WEIGHTS).stat().st_size,
+        "bytes": (directory / HUB_WEIGHTS).stat().st_size,
         "by": by,
         "notes": [f"architecture {architecture.name}, every option in {CONFIG}; licence {license}"],
         **compared,
@@ -116,8 +118,6 @@ def _target(options: Options) -> Target:
     if body not in TARGETS:
         raise _no_module(f"the body {body}")
     target = TARGETS[body]
-    if target.layout not in layouts.LAYOUTS:
-        raise _no_module(f"the body {body} that this version can write")
     if (embedding := options["embedding"]) != target.embedding:
         if embedding == "patch":
             raise _no_module("the embedding patch, whose LayerNorm of each patch is in no PatchEmbed")
@@ -238,19 +238,6 @@ def _one_by_one(run: Run) -> dict[str, np.ndarray]:
     plain = module.clone(scan_layers=False)
     expected = traverse_util.flatten_dict(abstract_variables(plain, run.config.image_size), sep="/")
     return plain.fit_weights(found, expected, None)[0]
-
-
-def _by_layout(directory: Path, layout: str, written: Mapping[str, np.ndarray]) -> Logits:
-    """Reads the two files as `--init_from` would, compares the weights to the bit, and builds a model of them alone."""
-    arrays, _ = read_file(directory / WEIGHTS)
-    config = read_json(directory / CONFIG)
-    options = layouts.LAYOUTS[layout].options(arrays, config)
-    found, _ = layouts.to_ours(layout, arrays, options)
-    compare_arrays(WEIGHTS, found, written)
-    own = config["pretrained_cfg"]
-    classes, sides = own["num_classes"], tuple(own["input_size"][1:])
-    model = create_model(layouts.LAYOUTS[layout].PRESET, num_classes=classes, image_size=sides, **options)
-    return of_images(model, unflatten(found), mean=own["mean"], std=own["std"])
 
 
 def _timm() -> Any:

@@ -8,8 +8,8 @@ A layout is a module of this package, a line in `LAYOUTS`, with
 - recognise(names): whether a file with these names is of this layout;
 - options(arrays, config): the model's options as `create_model` takes them, read off the arrays and, where shapes do
   not tell, off config.json, a dict, {} if there is none: the library's own, or one that has options by their names
-  here; else off the published size of the same shapes. What cannot be known, and what no body has, is a
-  CheckpointError of one line. `reading` has what this needs;
+  here; else off the published size of the same shapes. What cannot be known is a CheckpointError of one line.
+  `reading` has what this needs of arrays, `said` of config.json;
 - rules(options): a `Rule` for each parameter of a model with these options; the same rules read and write.
 
 and, where it has them,
@@ -88,11 +88,22 @@ def recognise(names: Set[str]) -> str | None:
     return next((name for name, layout in LAYOUTS.items() if layout.recognise(names)), None)
 
 
-def check_variant(layout: str, names: Set[str]) -> None:
-    """Raises CheckpointError if one of the names belongs to what the body does not have, such as register tokens."""
+def options_of(layout: str, arrays: Arrays, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's options, see the layout's `options`.
+
+    Args:
+      layout: a name of `LAYOUTS`.
+      arrays: by the other library's names, see the layout's `normal`.
+      config: config.json; {} if there is none.
+
+    Raises:
+      CheckpointError: an option cannot be known, or the arrays have what the body does not have (`REFUSED`), such as
+        register tokens.
+    """
     for pattern, what in getattr(LAYOUTS[layout], "REFUSED", {}).items():
-        if name := next((name for name in sorted(names) if re.search(pattern, name)), None):
+        if name := next((name for name in sorted(arrays) if re.search(pattern, name)), None):
             raise CheckpointError(f"it has {what} ({shown(name)}), which the model here has not")
+    return LAYOUTS[layout].options(arrays, config)
 
 
 def to_ours(layout: str, arrays: Arrays, options: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -100,13 +111,11 @@ def to_ours(layout: str, arrays: Arrays, options: Mapping[str, Any]) -> tuple[di
 
     Args:
       layout: a name of `LAYOUTS`.
-      arrays: by the other library's names, see the layout's `normal`.
-      options: of the layout's `options`.
+      arrays, options: of `options_of`.
 
     Raises:
-      CheckpointError: an array is missing or has another number of axes, or belongs to what the body does not have.
+      CheckpointError: an array is missing or has another shape than its rule wants.
     """
-    check_variant(layout, arrays.keys())
     found: dict[str, np.ndarray] = {}
     used: set[str] = set()
     for rule in LAYOUTS[layout].rules(options):

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from stce_jax.convert.layouts.reading import renamed, shape
 from stce_jax.convert.layouts.rules import SAME, Form, Rule, parameter
-from stce_jax.errors import CheckpointError
+from stce_jax.errors import CheckpointError, shown
 
 TITLE = "the ViT of vision_transformer or big_vision (.npz)"
 PRESET = "deit_s"
@@ -29,6 +30,7 @@ REFUSED = {
 PREFIXES = r"^(opt/target/|params/img/|params/)"
 POSITIONS = "Transformer/posembed_input/pos_embedding"
 BLOCK = "Transformer/encoderblock_{}/"
+DEEPEST = 1000  # blocks that are stacked
 # Names of big_vision's blocks and vision_transformer's.
 RENAMED = {"MultiHeadDotProductAttention_0/": "MultiHeadDotProductAttention_1/", "LayerNorm_1/": "LayerNorm_2/"}
 RENAMED |= {"MlpBlock_0/": "MlpBlock_3/"}
@@ -42,10 +44,12 @@ def recognise(names: Set[str]) -> bool:
 
 def normal(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays under the names of vision_transformer, block by block, with a position for the class token."""
-    bare = {re.sub(PREFIXES, "", name): array for name, array in arrays.items()}
+    bare = renamed(arrays, lambda name: re.sub(PREFIXES, "", name))
     found: dict[str, np.ndarray] = {}
     for name, array in bare.items():
         if match := re.fullmatch(r"Transformer/encoderblock/(.*)", name):
+            if not array.ndim or len(array) > DEEPEST:
+                raise CheckpointError(f"{shown(name)} has the shape {array.shape}, not one part for each block")
             found |= {BLOCK.format(index) + match[1]: part for index, part in enumerate(array)}
         else:
             found[name] = array
@@ -70,22 +74,18 @@ def _renamed(name: str) -> str:
 def options(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
     """The model's options, see `layouts`: shapes say all of them."""
     del config
-    kernel, query = (
-        arrays["embedding/kernel"],
-        arrays.get(f"{BLOCK.format(0)}MultiHeadDotProductAttention_1/query/kernel"),
-    )
-    hidden = arrays.get(f"{BLOCK.format(0)}MlpBlock_3/Dense_0/bias")
-    if kernel.ndim != 4 or kernel.shape[2] != 3 or query is None or query.ndim != 3 or hidden is None:
-        raise CheckpointError("its patch embedding, attention or MLP is not that of a ViT")
+    patch, _, channels, width = shape(arrays, "embedding/kernel", 4)
+    if channels != 3:
+        raise CheckpointError(f"its patch embedding takes images of {channels} channels, the model here of 3")
     if POSITIONS not in arrays:
         raise CheckpointError("its positions are not in the file (sincos2d of big_vision, which differs from ours)")
     depth = [name for name in arrays if re.fullmatch(r"Transformer/encoderblock_\d+/LayerNorm_0/scale", name)]
     return {
-        "patch_size": kernel.shape[0],
-        "width": kernel.shape[3],
+        "patch_size": patch,
+        "width": width,
         "depth": len(depth),
-        "heads": query.shape[1],
-        "mlp_dim": len(hidden),
+        "heads": shape(arrays, f"{BLOCK.format(0)}MultiHeadDotProductAttention_1/query/kernel", 3)[1],
+        "mlp_dim": shape(arrays, f"{BLOCK.format(0)}MlpBlock_3/Dense_0/bias", 1)[0],
         "pooling": "class" if "cls" in arrays else "mean",
     }
 

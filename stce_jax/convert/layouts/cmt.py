@@ -7,8 +7,9 @@ import itertools
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
-from stce_jax.convert.layouts.reading import BUFFERS, Arrays, Config, count, published, shape
+from stce_jax.convert.layouts.reading import BUFFERS, Arrays, count, shape
 from stce_jax.convert.layouts.rules import CONVOLUTION, HALVING, POINTWISE, Rule, batch_norm, linear, norm, parameter
+from stce_jax.convert.layouts.said import Config, published
 
 TITLE = "CMT's published code"
 PRESET = "cmt_s"

@@ -9,16 +9,13 @@ from typing import Any
 from stce_jax.convert.layouts.reading import (
     BUFFERS,
     Arrays,
-    Config,
-    check_own,
     count,
-    given,
     same_everywhere,
     shape,
-    unshaped,
     whole_ratio,
 )
-from stce_jax.convert.layouts.rules import CONVOLUTION, Rule, batch_norm, linear, norm, parameter
+from stce_jax.convert.layouts.rules import CONVOLUTION, Rule, batch_norm, check_own, linear, norm, parameter
+from stce_jax.convert.layouts.said import Config, given, unshaped
 
 TITLE = "CvT's published code"
 PRESET = "cvt_13"

@@ -9,21 +9,20 @@ from typing import Any
 from stce_jax.convert.layouts.reading import (
     BUFFERS,
     Arrays,
-    Config,
     count,
-    refuse,
     same_everywhere,
     shape,
-    unshaped,
     whole_ratio,
     window_side,
 )
 from stce_jax.convert.layouts.rules import CONVOLUTION, HALVING, PATCHES, POINTWISE, Form, Rule, linear, norm, parameter
+from stce_jax.convert.layouts.said import Config, unshaped
 from stce_jax.errors import CheckpointError, shown
 
 TITLE = "DAT's published code"
 PRESET = "dat_t"
 IGNORED: tuple[str, ...] = BUFFERS
+REFUSED = {r"^stages\.\d+\.proj\.": "a convolution before a stage"}
 TABLE = "relative_position_bias_table"
 # Of stages without such attention, which they do not change.
 UNUSED = {"windows": 7, "groups": 1, "kernels": 3, "neighbourhoods": 7}
@@ -55,7 +54,6 @@ def read_stages(body: str, arrays: Arrays, config: Config, first_mlp: str, axes:
       first_mlp: name of the first layer of a stage's first MLP.
       axes: of its weight.
     """
-    refuse(arrays, {r"stages\.\d+\.proj\..*": "a convolution before a stage"})
     stages: list[dict[str, Any]] = []
     while norms := count(arrays, f"stages.{len(stages)}.layer_norms.{{}}.norm.weight"):
         stage = f"stages.{len(stages)}"

@@ -6,13 +6,16 @@ Source: the state dict of the published code (LeapLabTHU/DAT at 32173fc, models/
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
+from stce_jax.convert.layouts import dat
 from stce_jax.convert.layouts.dat import blocks_of, read_stages, rules_of_stages
-from stce_jax.convert.layouts.reading import BUFFERS, Arrays, Config
+from stce_jax.convert.layouts.reading import BUFFERS, Arrays
 from stce_jax.convert.layouts.rules import CONVOLUTION, POINTWISE, Rule, linear, norm, parameter
+from stce_jax.convert.layouts.said import Config
 
 TITLE = "DAT++'s published code"
 PRESET = "datpp_t"
 IGNORED: tuple[str, ...] = BUFFERS
+REFUSED = dat.REFUSED
 LAYER_SCALE = 1e-5  # the published code's initial value, which nothing but an initialisation depends on
 
 

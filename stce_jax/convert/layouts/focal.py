@@ -10,20 +10,34 @@ from typing import Any
 from stce_jax.convert.layouts.reading import (
     BUFFERS,
     Arrays,
-    Config,
-    check_own,
     count,
-    refuse,
     same_everywhere,
     shape,
     whole_ratio,
     window_side,
 )
-from stce_jax.convert.layouts.rules import CONVOLUTION, FIRST_OF_ONE, HALVING, PATCHES, Rule, linear, norm, parameter
+from stce_jax.convert.layouts.rules import (
+    CONVOLUTION,
+    FIRST_OF_ONE,
+    HALVING,
+    PATCHES,
+    Rule,
+    check_own,
+    linear,
+    norm,
+    parameter,
+)
+from stce_jax.convert.layouts.said import Config
+from stce_jax.errors import CheckpointError
 
 TITLE = "Focal Transformer's published code"
 PRESET = "focal_t"
 IGNORED: tuple[str, ...] = (*BUFFERS, r".*\.valid_ind_rolled")
+REFUSED = {
+    r"\.attn_mask$": "shifted windows",
+    r"\.pool_layers\.1\.weight$": "a third level",
+    r"^absolute_pos_embed$": "learned positions of patches",
+}
 TABLE = "attn.relative_position_bias_table"
 LAYER_SCALE = 1e-4  # the published code's initial value, which nothing but an initialisation depends on
 
@@ -45,14 +59,6 @@ def options(arrays: Arrays, config: Config) -> dict[str, Any]:
     The window is that of the stage with the largest: those of small maps follow from the size of the images.
     """
     del config
-    refuse(
-        arrays,
-        {
-            r".*\.attn_mask": "shifted windows",
-            r".*\.pool_layers\.1\.weight": "a third level",
-            "absolute_pos_embed": "learned positions of patches",
-        },
-    )
     found: dict[str, list[Any]] = {
         name: [] for name in ("depths", "widths", "heads", "window", "focal_windows", "expands", "mlp_ratio")
     }
@@ -60,6 +66,8 @@ def options(arrays: Arrays, config: Config) -> dict[str, Any]:
         stage = _stage(arrays, f"layers.{len(found['depths'])}.blocks.0")
         for name, value in {"depths": depth, **stage}.items():
             found[name].append(value)
+    if not found["depths"]:
+        raise CheckpointError("'layers.0.blocks.0.norm1.weight' is missing")
     patch = shape(arrays, "patch_embed.proj.weight", 4)[2]
     halving = "layers.0.downsample.proj.weight"
     # A single stage has none; patches of 4x4 pixels do not overlap, the convolution of "conv embed" has 7x7.
@@ -128,7 +136,7 @@ def _block(ours: str, theirs: str, scaled: bool) -> Iterable[Rule]:
     yield parameter(f"{attention}/bias_table", f"{theirs}.{TABLE}")
     yield parameter(f"{attention}/pooled_bias_table", f"{theirs}.{TABLE}_to_windows.0")
     # Not where a map is as small as a window, which the size of images decides.
-    yield Rule(f"params/{attention}/surrounding_bias", (f"{theirs}.{TABLE}_to_neighbors",), FIRST_OF_ONE, True)
+    yield Rule(f"params/{attention}/surrounding_bias", (f"{theirs}.{TABLE}_to_neighbors",), FIRST_OF_ONE, optional=True)
     if scaled:
         yield parameter(f"{ours}/attention_scale/scale", f"{theirs}.gamma_1")
         yield parameter(f"{ours}/mlp_scale/scale", f"{theirs}.gamma_2")

@@ -6,13 +6,16 @@ Source: transformers.models.swin, read off the names and shapes of its state dic
 from collections.abc import Mapping, Set
 from typing import Any
 
-from stce_jax.convert.layouts.reading import BUFFERS, Arrays, Config, expect
+from stce_jax.convert.layouts import said, swin_names
+from stce_jax.convert.layouts.reading import BUFFERS, Arrays
 from stce_jax.convert.layouts.rules import Rule
+from stce_jax.convert.layouts.said import Config
 from stce_jax.convert.layouts.swin_names import TABLE, Names, read_options, rules_of
 
 TITLE = "Hugging Face's Swin"
 PRESET = "swin_t"
 IGNORED: tuple[str, ...] = BUFFERS
+REFUSED = swin_names.REFUSED
 NAMES = Names(
     embedding="swin.embeddings.patch_embeddings.projection",
     embedding_norm="swin.embeddings.norm",
@@ -27,7 +30,6 @@ NAMES = Names(
     mlp_in="intermediate.dense",
     mlp_out="output.dense",
     merging="swin.encoder.layers.{stage}.downsample",
-    positions=r"swin\.embeddings\.position_embeddings",
 )
 
 
@@ -53,7 +55,8 @@ def options(arrays: Arrays, config: Config) -> dict[str, Any]:
 
 def options_of(layout: Names, arrays: Arrays, config: Config) -> dict[str, Any]:
     """The same by the names of a layout."""
-    expect(config, hidden_act="gelu", layer_norm_eps=1e-5)
+    said.require(config, "hidden_act", ("gelu",), "its activation is not the model's, the exact GELU")
+    said.require(config, "layer_norm_eps", (1e-5,), "the model's LayerNorms have 1e-05")
     return read_options(layout, arrays)
 
 

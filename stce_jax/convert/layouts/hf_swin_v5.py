@@ -9,13 +9,15 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from stce_jax.convert.layouts import hf_swin
-from stce_jax.convert.layouts.reading import BUFFERS, Arrays, Config
+from stce_jax.convert.layouts.reading import BUFFERS, Arrays
 from stce_jax.convert.layouts.rules import Rule
+from stce_jax.convert.layouts.said import Config
 from stce_jax.convert.layouts.swin_names import rules_of
 
 TITLE = "Hugging Face's Swin in memory"
 PRESET = "swin_t"
 IGNORED: tuple[str, ...] = BUFFERS
+REFUSED = hf_swin.REFUSED
 NAMES = hf_swin.NAMES._replace(
     qkv=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
     attention="attention.relative_position_bias",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from stce_jax.convert.layouts import said
+from stce_jax.convert.layouts.reading import renamed, shape
 from stce_jax.convert.layouts.rules import PATCHES, Rule, linear, norm, parameter
 from stce_jax.errors import CheckpointError
 
@@ -52,7 +53,7 @@ def recognise(names: Set[str]) -> bool:
 
 def normal(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays under the names of files: with "vit." in front, or "deit." if there is a distillation token."""
-    bare = {_bare(name): array for name, array in arrays.items()}
+    bare = renamed(arrays, _bare)
     prefix = "deit." if "embeddings.distillation_token" in bare else "vit."
     return {name if re.fullmatch(HEADS, name) else f"{prefix}{name}": array for name, array in bare.items()}
 
@@ -64,21 +65,18 @@ def options(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict
     said.require(config, "qkv_bias", (True,), "the model's attention has biases")
     distilled = "deit.embeddings.distillation_token" in arrays
     prefix = "deit." if distilled else "vit."
-    kernel, hidden = arrays[f"{prefix}{KERNEL}"], f"{prefix}encoder.layer.0.intermediate.dense.weight"
-    if kernel.ndim != 4 or hidden not in arrays:
-        raise CheckpointError("its patch embedding or MLP is not that of a ViT")
+    width, _, patch, _ = shape(arrays, f"{prefix}{KERNEL}", 4)
     if distilled and "classifier.weight" in arrays:
         raise CheckpointError(
             "its head reads the class token alone, beside a distillation token; the model here has a head for each: "
             "take weights of DeiTForImageClassificationWithTeacher"
         )
-    width, _, patch, _ = kernel.shape
     found = {
         "patch_size": patch,
         "width": width,
         "depth": sum(name.endswith(".layernorm_before.weight") for name in arrays),
         "heads": said.whole(config, "num_attention_heads", said.heads_of(config, width)),
-        "mlp_dim": len(arrays[hidden]),
+        "mlp_dim": shape(arrays, f"{prefix}encoder.layer.0.intermediate.dense.weight", 2)[0],
         "distilled": distilled,
         "pooling": "class",
     }

@@ -9,21 +9,19 @@ from typing import Any
 from stce_jax.convert.layouts.reading import (
     BUFFERS,
     Arrays,
-    Config,
     count,
-    given,
-    published,
-    refuse,
     same_everywhere,
     shape,
     whole_ratio,
 )
-from stce_jax.convert.layouts.rules import CONVOLUTION, POINTWISE, Rule, batch_norm, linear, norm
+from stce_jax.convert.layouts.rules import CONVOLUTION, POINTWISE, Form, Rule, batch_norm, linear, norm
+from stce_jax.convert.layouts.said import Config, given, published
 from stce_jax.errors import CheckpointError
 
 TITLE = "timm's MobileViT"
 PRESET = "mobilevit_s"
 IGNORED: tuple[str, ...] = BUFFERS
+REFUSED = {r"^stages\.\d+\.\d+\.(attn|se)\.": "squeeze and excitation"}
 HEADS = 4  # timm's, unless a model's configuration says otherwise, which no named one does
 EXPAND, DEPTHWISE, PROJECT = "conv1_1x1", "conv2_kxk", "conv3_1x1"
 
@@ -37,7 +35,6 @@ def recognise(names: Set[str]) -> bool:
 
 def options(arrays: Arrays, config: Config) -> dict[str, Any]:
     """The model's options, see `layouts`; heads and strides show in no shape: timm's own, if config.json says none."""
-    refuse(arrays, {r"stages\.\d+\.\d+\.(attn|se)\..*": "squeeze and excitation"})
     stages = count(arrays, f"stages.{{}}.0.{EXPAND}.conv.weight")
     first = next((stage for stage in range(stages) if _attends(arrays, stage)), stages)
     blocks = [count(arrays, f"stages.{stage}.{{}}.{EXPAND}.conv.weight") for stage in range(stages)]
@@ -98,7 +95,7 @@ def _rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     yield from linear("head", "head.fc", optional=True)
 
 
-def _convolution(ours: str, normed: str, theirs: str, form: Any = CONVOLUTION) -> Iterable[Rule]:
+def _convolution(ours: str, normed: str, theirs: str, form: Form = CONVOLUTION) -> Iterable[Rule]:
     """A convolution without bias and its BatchNorm."""
     yield from linear(ours, f"{theirs}.conv", bias=False, form=form)
     yield from batch_norm(normed, f"{theirs}.bn")

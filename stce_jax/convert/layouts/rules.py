@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from stce_jax.errors import CheckpointError
+from stce_jax.errors import CheckpointError, shown
 
 Change = Callable[[np.ndarray], np.ndarray]
 
@@ -118,3 +119,10 @@ def batch_norm(ours: str, theirs: str) -> Iterable[Rule]:
 def parameter(ours: str, theirs: str, form: Form = SAME) -> Rule:
     """The rule of a parameter of its own."""
     return Rule(f"params/{ours}", (theirs,), form)
+
+
+def check_own(options: Mapping[str, Any], body: str, **values: Any) -> None:
+    """Raises CheckpointError if a model's options differ from what a body is in its published code."""
+    for name, value in values.items():
+        if options.get(name, value) != value:
+            raise CheckpointError(f"{body} with {name}={shown(options[name])} is in no other library")

@@ -6,13 +6,16 @@ Source: the state dict of the published code (microsoft/Swin-Transformer, models
 from collections.abc import Mapping, Set
 from typing import Any
 
-from stce_jax.convert.layouts.reading import BUFFERS, Arrays, Config
+from stce_jax.convert.layouts import swin_names
+from stce_jax.convert.layouts.reading import BUFFERS, Arrays
 from stce_jax.convert.layouts.rules import Rule
+from stce_jax.convert.layouts.said import Config
 from stce_jax.convert.layouts.swin_names import Names, read_options, rules_of
 
 TITLE = "Swin's published code"
 PRESET = "swin_t"
 IGNORED: tuple[str, ...] = BUFFERS
+REFUSED = swin_names.REFUSED
 NAMES = Names(
     embedding="patch_embed.proj",
     embedding_norm="patch_embed.norm",
@@ -27,7 +30,6 @@ NAMES = Names(
     mlp_in="mlp.fc1",
     mlp_out="mlp.fc2",
     merging="layers.{stage}.downsample",
-    positions="absolute_pos_embed",
 )
 ALL = {
     "patch_embed.norm.weight",

@@ -5,17 +5,16 @@ from typing import Any, NamedTuple
 
 from stce_jax.convert.layouts.reading import (
     Arrays,
-    check_own,
     count,
-    refuse,
     same_everywhere,
     shape,
     whole_ratio,
     window_side,
 )
-from stce_jax.convert.layouts.rules import PATCHES, Rule, linear, norm, parameter
+from stce_jax.convert.layouts.rules import PATCHES, Rule, check_own, linear, norm, parameter
 
 TABLE = "relative_position_bias_table"
+REFUSED = {r"^absolute_pos_embed$|\.position_embeddings$": "learned positions of patches"}
 
 
 class Names(NamedTuple):
@@ -27,7 +26,6 @@ class Names(NamedTuple):
       attention_norm, qkv, attention, out, mlp_norm, mlp_in, mlp_out: behind it; `qkv` is one layer or three,
         `attention` has the table of biases.
       merging: what merges patches behind a stage, with {stage}, or {next}, the number of the stage after it.
-      positions: of what no body here has, absolute positions.
     """
 
     embedding: str
@@ -43,7 +41,6 @@ class Names(NamedTuple):
     mlp_in: str
     mlp_out: str
     merging: str
-    positions: str
 
     def of_block(self, stage: int, block: object) -> str:
         return self.block.format(stage=stage, block=block)
@@ -54,7 +51,6 @@ class Names(NamedTuple):
 
 def read_options(names: Names, arrays: Arrays) -> dict[str, Any]:
     """The options of a Swin; all of them show in shapes."""
-    refuse(arrays, {names.positions: "learned positions of patches"})
     _, _, patch, _ = shape(arrays, f"{names.embedding}.weight", 4)
     depths: list[int] = []
     widths, heads, windows, ratios = [], [], [], []

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from stce_jax.convert.layouts import said, timm_vit
+from stce_jax.convert.layouts.reading import shape
 from stce_jax.convert.layouts.rules import Form, Rule, linear, norm, parameter
 from stce_jax.errors import CheckpointError
 
@@ -32,17 +33,14 @@ def recognise(names: Set[str]) -> bool:
 
 def options(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
     """The model's options, see `layouts`; for the number of heads see `timm_vit`."""
-    kernel = arrays["embeds.proj.weight"]
-    if kernel.ndim != 2 or "blocks.0.mlp.fc1.weight" not in arrays:
-        raise CheckpointError("its patch embedding is no linear layer of normed patches")
-    width, pixels = kernel.shape
+    width, pixels = shape(arrays, "embeds.proj.weight", 2)
     arguments = said.section(config, "model_args")
     return {
         "patch_size": math.isqrt(pixels // 3),
         "width": width,
         "depth": sum(name.endswith(".norm1.weight") for name in arrays),
         "heads": said.whole(arguments, "num_heads", said.heads_of(config, width)),
-        "mlp_dim": len(arrays["blocks.0.mlp.fc1.weight"]),
+        "mlp_dim": shape(arrays, "blocks.0.mlp.fc1.weight", 2)[0],
         "pooling": "class" if "embeds.cls_token" in arrays else "mean",
     }
 

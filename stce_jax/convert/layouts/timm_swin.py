@@ -7,13 +7,15 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from stce_jax.convert.layouts import swin
-from stce_jax.convert.layouts.reading import BUFFERS, Arrays, Config
+from stce_jax.convert.layouts.reading import BUFFERS, Arrays
 from stce_jax.convert.layouts.rules import Rule
+from stce_jax.convert.layouts.said import Config
 from stce_jax.convert.layouts.swin_names import read_options, rules_of
 
 TITLE = "timm's Swin"
 PRESET = "swin_t"
 IGNORED: tuple[str, ...] = BUFFERS
+REFUSED = swin.REFUSED
 NAMES = swin.NAMES._replace(merging="layers.{next}.downsample", head="head.fc")
 
 

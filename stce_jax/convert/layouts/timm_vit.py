@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from stce_jax.convert.layouts import said
+from stce_jax.convert.layouts.reading import shape
 from stce_jax.convert.layouts.rules import PATCHES, Rule, linear, norm, parameter
 from stce_jax.errors import CheckpointError
 
@@ -43,9 +44,7 @@ def recognise(names: Set[str]) -> bool:
 def options(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
     """The model's options, see `layouts`; the number of heads is that of published sizes if the config says none."""
     arguments = said.section(config, "model_args")
-    if arrays["patch_embed.proj.weight"].ndim != 4 or "blocks.0.mlp.fc1.weight" not in arrays:
-        raise CheckpointError("its patch embedding or MLP is not that of a ViT")
-    width, _, patch, _ = arrays["patch_embed.proj.weight"].shape
+    width, _, patch, _ = shape(arrays, "patch_embed.proj.weight", 4)
     has_class_token = "cls_token" in arrays
     _check_pooling(config, arguments, has_class_token)
     if has_class_token and arrays["pos_embed"].ndim == 3:
@@ -57,7 +56,7 @@ def options(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict
         "width": width,
         "depth": sum(name.endswith(".norm1.weight") for name in arrays),
         "heads": said.whole(arguments, "num_heads", said.heads_of(config, width)),
-        "mlp_dim": len(arrays["blocks.0.mlp.fc1.weight"]),
+        "mlp_dim": shape(arrays, "blocks.0.mlp.fc1.weight", 2)[0],
         "distilled": "dist_token" in arrays,
         "pooling": "class" if has_class_token else "mean",
     }

@@ -29,22 +29,25 @@ def fit_tables(found: Arrays, expected: Arrays) -> tuple[Arrays, str]:
     Returns:
       (arrays, a few words for people on what was done, or ""). What does not fit for other reasons stays.
     """
-    fitted, interpolated, windows, from_zero = dict(found), False, set(), False
+    fitted, windows, notes = dict(found), set(), set()
+    interpolated = "tables of relative positions interpolated"
     for path, wanted in expected.items():
         old, shape = found.get(path), tuple(wanted.shape)
         if path.endswith(SURROUNDING) and path.replace(SURROUNDING, "/bias_table") in found:
             if old is None or old.shape != shape:
-                fitted[path], from_zero = np.zeros(shape, np.float32), True
+                fitted[path] = np.zeros(shape, np.float32)
+                notes.add("biases of surroundings start at zero")
             continue
         if not path.endswith(("/bias_table", POOLED, POOL)) or old is None or old.shape == shape:
             continue
         if (resized := _resized(path, old, shape)) is not None:
-            fitted[path], interpolated = resized, True
+            fitted[path] = resized
+            notes.add(interpolated)
             if old.ndim == 2 and path.endswith("/bias_table"):
                 windows.add(f"{_window(len(old))} to {_window(shape[0])}")
-    of_windows = f" from windows of {', '.join(sorted(windows))}" * bool(windows)
-    notes = [f"tables of relative positions interpolated{of_windows}"] * interpolated
-    return fitted, ", ".join(notes + ["biases of surroundings start at zero"] * from_zero)
+    if windows:
+        notes = notes - {interpolated} | {f"{interpolated} from windows of {', '.join(sorted(windows))}"}
+    return fitted, ", ".join(sorted(notes, reverse=True))
 
 
 def _window(offsets: int) -> str:

@@ -61,7 +61,7 @@ def test_out_and_in_again_is_exact(tmp_path, name, options):
     run = made_run(name, **DEIT | options)
     config, arrays = exported(tmp_path, run)
     layout = layouts.recognise(arrays.keys())
-    own = layouts.LAYOUTS[layout].options(arrays, config)
+    own = layouts.options_of(layout, arrays, config)
     found, left = layouts.to_ours(layout, arrays, own)
     assert not left
     model = create_model(layouts.LAYOUTS[layout].PRESET, num_classes=5, image_size=32, **own)

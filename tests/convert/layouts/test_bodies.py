@@ -9,7 +9,7 @@ from layout_checks import check_layout
 
 from stce_jax.convert import layouts
 from stce_jax.convert.initial import read_weights
-from stce_jax.convert.layouts.reading import unshaped
+from stce_jax.convert.layouts.said import unshaped
 from stce_jax.errors import CheckpointError, StceError
 from stce_jax.models.factory import create_model
 from stce_jax.models.ops.positions import resize_bicubic
@@ -36,13 +36,13 @@ def read(name):
     """(layout, config, arrays by the other library's names, options) of a golden file."""
     layout, config = FILES[name]
     arrays = {key: array.astype(np.float32) for key, array in golden_body(name)[2].items()}
-    return layout, config, arrays, layouts.LAYOUTS[layout].options(arrays, config)
+    return layout, config, arrays, layouts.options_of(layout, arrays, config)
 
 
 def refused(layout, arrays, config=None):
-    """The one line in which `options` or the rules refuse these arrays."""
+    """The one line in which these arrays are refused."""
     with pytest.raises(CheckpointError) as error:
-        layouts.to_ours(layout, arrays, layouts.LAYOUTS[layout].options(arrays, config or {}))
+        layouts.to_ours(layout, arrays, layouts.options_of(layout, arrays, config or {}))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -83,7 +83,7 @@ def test_one_swin_in_every_layout():
         theirs = layouts.to_theirs(layout, ours, options)
         assert layouts.recognise(theirs.keys()) == layout
         buffers = {f"{key.removesuffix('_bias_table')}_index": np.zeros(1) for key in theirs if "bias_table" in key}
-        assert layouts.LAYOUTS[layout].options(theirs, {}) == options
+        assert layouts.options_of(layout, theirs, {}) == options
         again, left = layouts.to_ours(layout, theirs | buffers, options)
         assert not left and again.keys() == ours.keys()
         assert all((again[path] == array).all() for path, array in ours.items())
@@ -135,7 +135,7 @@ def test_a_published_size_is_read_whole(name, layout, options):
     own |= {option: getattr(model.embedding, option) for option in model.embedding.__dataclass_fields__}
     arrays = {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in shapes.items()}
     theirs = layouts.to_theirs(layout, arrays, own)
-    found = layouts.LAYOUTS[layout].options(theirs, {})
+    found = layouts.options_of(layout, theirs, {})
     assert {option: found[option] for option in options} == {option: own[option] for option in options}
     again, left = layouts.to_ours(layout, theirs, found)
     assert not left and {path: array.shape for path, array in again.items()} == {
@@ -152,19 +152,23 @@ def test_what_cannot_be_known_is_refused_by_its_name():
         layout, arrays, config | {"kinds": ["LS", "L", "DL", "D"]}
     )
     buffers = {"stages.0.attns.1.attn_mask": np.zeros(1)}
-    assert layouts.LAYOUTS[layout].options(arrays | buffers, config | {"kinds": None})["kinds"][0] == "LS"
+    assert layouts.options_of(layout, arrays | buffers, config | {"kinds": None})["kinds"][0] == "LS"
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        (SWIN, {"absolute_pos_embed": (1, 99, 16)}, "it has 'absolute_pos_embed': learned positions of patches"),
+        (SWIN, {"absolute_pos_embed": (1, 99, 16)}, "it has learned positions of patches ('absolute_pos_embed')"),
         (SWIN, {"layers.1.blocks.0.attn.relative_position_bias_table": (9, 4)}, "window of 4, 2; the body has one"),
         (SWIN, {"layers.0.blocks.0.attn.relative_position_bias_table": (48, 2)}, "no table of square windows"),
         (SWIN, {"layers.0.blocks.0.mlp.fc1.weight": (40, 16)}, "mlp_ratio is 40/16, no whole number"),
         (SWIN, {"layers.0.blocks.1.attn.qkv.weight": (3, 4, 5)}, "has the shape (3, 4, 5), not 2 axes"),
         (SWIN, {"norm.weight": None}, "norm.weight' is missing, which timm's Swin has"),
-        ("focal_img32_w4", {"layers.0.blocks.1.attn_mask": (1,)}, "shifted windows, which the body has not"),
+        (
+            "focal_img32_w4",
+            {"layers.0.blocks.1.attn_mask": (1,)},
+            "it has shifted windows ('layers.0.blocks.1.attn_mask')",
+        ),
         ("cmt_img32", {"_fc.weight": (48, 32, 3, 3)}, "_fc.weight has the shape (48, 32, 3, 3), which gives no"),
         ("cmt_img32", {"_fc.weight": (0, 32, 1, 1)}, "not 4 axes of at least 1"),
         ("mobilevit_img48x80_interp", {"stages.2.0.attn.fc1.weight": (1,)}, "squeeze and excitation"),
@@ -190,7 +194,7 @@ def test_no_shape_of_a_stranger_ends_in_another_error(name):
             changed = {other: array for other, array in arrays.items() if other != key}
             changed |= {} if shape is None else {key: np.zeros(shape, np.float32)}
             try:
-                layouts.to_ours(layout, changed, layouts.LAYOUTS[layout].options(changed, config))
+                layouts.to_ours(layout, changed, layouts.options_of(layout, changed, config))
             except StceError as error:
                 assert "\n" not in str(error), (key, shape)
 
@@ -210,8 +214,8 @@ def test_hugging_face_s_config_may_only_agree():
     _, _, arrays, options = read(SWIN)
     theirs = layouts.to_theirs("hf_swin", layouts.to_ours("timm_swin", arrays, options)[0], options)
     config = {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "image_size": 44}
-    assert layouts.LAYOUTS["hf_swin"].options(theirs, config) == options
-    assert "its config.json has layer_norm_eps=1e-12; the body has 1e-05" in refused(
+    assert layouts.options_of("hf_swin", theirs, config) == options
+    assert "its config.json says layer_norm_eps=1e-12: the model's LayerNorms have 1e-05" in refused(
         "hf_swin", theirs, {"layer_norm_eps": 1e-12}
     )
 

@@ -1,4 +1,4 @@
-"""Other libraries' names of the plain ViT: read to the golden logits, written back to the bit."""
+"""Names of the plain ViT in timm and other libraries: read to the golden logits, written back to the bit."""
 
 import numpy as np
 import pytest
@@ -17,8 +17,10 @@ from stce_jax.errors import CheckpointError
             {"model_type": "vit", "num_attention_heads": 3, "layer_norm_eps": 1e-6, "hidden_act": "gelu"},
         ),
         ("vit_table3_naflex_tiny", "timm_naflex", {"model_args": {"num_heads": 3}}),
+        ("vit_timm_tiny", "timm_vit", {"model_args": {"num_heads": 3}}),
+        ("deit_distilled_tiny", "timm_vit", {"model_args": {"num_heads": 3}}),
     ],
-    ids=["hugging face", "naflex"],
+    ids=["hugging face", "naflex", "timm", "distilled"],
 )
 def test_the_golden_models(name, layout, config):
     check_layout(name, layout, config)
@@ -55,5 +57,5 @@ def test_what_a_config_of_hugging_face_may_not_say(config, words):
     names |= {"encoder.layer.0.intermediate.dense.weight": (16, 8), "encoder.layer.0.layernorm_before.weight": (8,)}
     arrays = {f"vit.{name}": np.zeros(shape, np.float32) for name, shape in names.items()}
     with pytest.raises(CheckpointError) as caught:
-        layouts.LAYOUTS["hf_vit"].options(arrays, config)
+        layouts.options_of("hf_vit", arrays, config)
     assert words in str(caught.value) and "\n" not in str(caught.value)
