@@ -21,6 +21,7 @@ from stce_jax.convert.formats import UNKNOWN_LICENSE, check_license, others
 from stce_jax.convert.sources import open_source
 from stce_jax.errors import ConfigError
 from stce_jax.models.factory import model_options
+from stce_jax.models.ops.norms import LAYER_NORM_EPSILON
 from stce_jax.paths import plain_path, write_bytes, write_text
 from stce_jax.training.assemble import Run
 from stce_jax.training.preprocessing import view_options
@@ -134,6 +135,8 @@ def _no_module(what: str) -> ConfigError:
 def _vit(options: Options, size: int) -> Architecture:
     if options["position_embedding"] != "learned":
         raise _no_module(f"positions of the kind {options['position_embedding']}")
+    if options["norm_epsilon"] != LAYER_NORM_EPSILON:
+        raise _no_module(f"LayerNorms whose epsilon is {options['norm_epsilon']:g}: its configs cannot say one")
     width, distilled, mean = options["width"], options["distilled"], options["pooling"] == "mean"
     arguments = {
         "img_size": [size, size],
