@@ -37,13 +37,13 @@ def count_reduction(model: Body, image_size: int) -> dict[str, int]:
     variables = abstract_variables(model, image_size)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
 
-    def count(method: str, scope: str = "") -> int:
-        run = functools.partial(model.apply, train=False, method=method)
-        return count_multiply_adds(run, variables, images, scope=scope)
+    def traced(method: str) -> Jaxpr:
+        return jax.make_jaxpr(functools.partial(model.apply, train=False, method=method))(variables, images).jaxpr
 
-    own = count("tokens", scope="reduction")
-    head = count("__call__") - count("features")
-    return {"all_tokens": count("tokens") - own + head, "reduction": own}
+    tokens = traced("tokens")
+    own = _count(tokens, "reduction")
+    head = _count(traced("__call__"), "") - _count(traced("features"), "")
+    return {"all_tokens": _count(tokens, "") - own + head, "reduction": own}
 
 
 def count_parameters(params: Any) -> int:
