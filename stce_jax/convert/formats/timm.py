@@ -28,6 +28,7 @@ from stce_jax.workdir.weights import flatten, read_file, unflatten
 
 OPTIONS = ("license",)
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+MOST_EPSILON = 2e-6  # of LayerNorms; timm's ViT has 1e-6, from which smaller ones, such as 1e-12, do not differ
 Options = Mapping[str, Any]
 
 
@@ -100,12 +101,15 @@ def write(directory: Path, run: Run, *, ema: bool, license: str = UNKNOWN_LICENS
     if timm := _timm():
         compared = compare_logits(run, variables, _by_timm(timm, directory))
         by = f"timm {timm.__version__}"
+    notes = [f"architecture {architecture.name}, every option in {CONFIG}; licence {license}"]
+    if options["dtype"] != "float32":
+        notes.append(f"computes in float32, the run in {options['dtype']}")
     return {
         "step": run.step,
-        "dtype": options["dtype"],
+        "dtype": "float32",
         "bytes": (directory / WEIGHTS).stat().st_size,
         "by": by,
-        "notes": [f"architecture {architecture.name}, every option in {CONFIG}; licence {license}"],
+        "notes": notes,
         **compared,
     }
 
@@ -134,6 +138,8 @@ def _no_module(what: str) -> ConfigError:
 def _vit(options: Options, size: int) -> Architecture:
     if options["position_embedding"] != "learned":
         raise _no_module(f"positions of the kind {options['position_embedding']}")
+    if options["norm_epsilon"] > MOST_EPSILON:
+        raise _no_module(f"LayerNorms with the epsilon {options['norm_epsilon']:g}, which timm has fixed")
     width, distilled, mean = options["width"], options["distilled"], options["pooling"] == "mean"
     arguments = {
         "img_size": [size, size],

@@ -79,7 +79,14 @@ def options(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict
         arrays.get(f"{BLOCK.format(0)}MultiHeadDotProductAttention_1/query/kernel"),
     )
     hidden = arrays.get(f"{BLOCK.format(0)}MlpBlock_3/Dense_0/bias")
-    if kernel.ndim != 4 or kernel.shape[2] != 3 or query is None or query.ndim != 3 or hidden is None or hidden.ndim != 1:
+    if (
+        kernel.ndim != 4
+        or kernel.shape[2] != 3
+        or query is None
+        or query.ndim != 3
+        or hidden is None
+        or hidden.ndim != 1
+    ):
         raise CheckpointError("its patch embedding, attention or MLP is not that of a ViT")
     if POSITIONS not in arrays:
         raise CheckpointError("its positions are not in the file (sincos2d of big_vision, which differs from ours)")
