@@ -92,7 +92,7 @@ def _own(source: str | Path, name: str, tensor: Any) -> Any:
         return tensor.detach().to_dense().contiguous().clone().cpu()
     except Exception as error:
         raise CheckpointError(
-            f"{source} holds {shown(name)}, which is no plain tensor: {first_line(error)}; have a plain state dict saved"
+            f"{source} holds {shown(name)}, which is no plain tensor: {first_line(error)}; save plain tensors"
         ) from error
 
 

@@ -70,6 +70,7 @@ def test_an_output_that_is_a_link_is_refused_before_any_work(tmp_path):
         pytest.fail("it began")
 
 
+@pytest.mark.slow
 def test_a_name_that_no_file_can_hold_goes_out_and_in_again(tmp_path):
     names = ["half \ud800", 'tw"o', "<b>", "---\n# x", "\u202e"]
     source = write_folder(tmp_path / "hub", TIMM_VIT, TIMM | {"label_names": names})
@@ -92,6 +93,7 @@ def test_the_cards_code_resizes_as_the_run(tmp_path):
     assert '"interpolation": image["interpolation"]' in text
 
 
+@pytest.mark.slow
 def test_an_export_whose_reduction_has_one_number_is_imported(tmp_path):
     run = made_run("deit_ti", reduction="tome", **DEIT)  # r is 13 by its own default
     own_format.write(tmp_path, run, ema=False)
@@ -101,5 +103,5 @@ def test_an_export_whose_reduction_has_one_number_is_imported(tmp_path):
 
 
 def test_timm_has_one_epsilon(tmp_path):
-    with pytest.raises(ConfigError, match="LayerNorms with the epsilon 0.001"):
+    with pytest.raises(ConfigError, match=r"LayerNorms with the epsilon 0\.001"):
         formats.write("timm", tmp_path, made_run("deit_ti", norm_epsilon=1e-3, **DEIT), ema=False)

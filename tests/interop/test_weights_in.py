@@ -132,6 +132,6 @@ def test_what_is_no_plain_tensor_is_named(tmp_path, kind):
         "quantised": lambda: torch.quantize_per_tensor(torch.zeros(2), 1.0, 0, torch.qint8),
     }[kind]()
     torch.save({"odd": tensor}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match="a.pth") as caught:
+    with pytest.raises(CheckpointError, match=r"no plain tensor|cannot read") as caught:
         pth_to_safetensors.convert(tmp_path / "a.pth", tmp_path / "a.safetensors")
     assert "\n" not in str(caught.value) and not (tmp_path / "a.safetensors").exists()

@@ -86,7 +86,8 @@ def source(run: Run, call: Any, *, ema: bool, parameters: int) -> str:
     size = view["size"]
     weights = "moving average of the weights" if ema else "weights"
     docstring = (
-        f"{run.config.model.name} in plain PyTorch, written by stce_jax {version}: the {weights} of step {run.step}.\n\n"
+        f"{run.config.model.name} in plain PyTorch, written by stce_jax {version}: "
+        f"the {weights} of step {run.step}.\n\n"
         f"{parameters:,} parameters; images of {size} pixels; {len(run.class_ids)} classes. It needs torch alone, "
         "2.1 or newer:\n\n"
         "    import numpy, torch\n"
