@@ -68,14 +68,32 @@ def convert(source: str | Path, output: str | Path) -> dict[str, Any]:
     while prefix := next((one for one in PREFIXES if all(name.startswith(one) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     # Each with numbers of its own: tensors may share them, or be views.
-    own = {name: tensor.detach().to_dense().contiguous().clone() for name, tensor in tensors.items()}
+    own = {name: _own(source, name, tensor) for name, tensor in tensors.items()}
+    try:
+        content = safetensors.torch.save(own, {"format": "pt"})
+    except Exception as error:  # of a type of numbers that such files have not
+        raise CheckpointError(
+            f"{source} cannot be .safetensors: {first_line(error)}; have it saved in float32"
+        ) from error
     with named_failures(f"write {output}", "give another file"):
-        write_bytes(output, safetensors.torch.save(own, {"format": "pt"}))
+        write_bytes(output, content)
     return {"tensors": len(own), "left_out": left_out, "inside": inside}
 
 
 def _tensors(found: Mapping[Any, Any], torch: Any) -> dict[str, Any]:
     return {name: one for name, one in found.items() if isinstance(name, str) and isinstance(one, torch.Tensor)}
+
+
+def _own(source: str | Path, name: str, tensor: Any) -> Any:
+    """A plain tensor; CheckpointError for what is none: one without numbers, quantised, or nested."""
+    try:
+        if tensor.is_quantized or tensor.is_nested:
+            raise TypeError("it is quantised or nested")
+        return tensor.detach().to_dense().contiguous().clone().cpu()
+    except Exception as error:
+        raise CheckpointError(
+            f"{source} holds {shown(name)}, which is no plain tensor: {first_line(error)}; save plain tensors"
+        ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -147,6 +147,8 @@ def _set_model(model: Any, preset: str | None, options: dict[str, Any]) -> None:
         section = model
         for word in sections:
             section = section[word]
+        if section.get_type(name) is tuple and isinstance(value, int | float):  # of one, as on the command line
+            value = (value,)
         section[name] = tuple(value) if isinstance(value, list) else value
 
 

@@ -15,6 +15,7 @@ from weight_sources import noise  # noqa: E402
 import stce_jax  # noqa: E402
 from stce_jax.convert import layouts, pth_to_safetensors  # noqa: E402
 from stce_jax.convert.sources import open_source  # noqa: E402
+from stce_jax.errors import CheckpointError  # noqa: E402
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}
 
@@ -120,3 +121,17 @@ def test_what_is_no_tensor_is_never_unpickled(tmp_path, capsys):
         assert error.startswith("stce: ") and error.count("\n") == 1, error
         assert not mark.exists() and not output.exists()
     assert pth_to_safetensors.main([str(tmp_path / "none.pth"), str(output)]) == 2
+
+
+@pytest.mark.parametrize("kind", ["meta", "nested", "quantised"])
+def test_what_is_no_plain_tensor_is_named(tmp_path, kind):
+    torch = pytest.importorskip("torch")
+    tensor = {
+        "meta": lambda: torch.zeros(2, device="meta"),
+        "nested": lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+        "quantised": lambda: torch.quantize_per_tensor(torch.zeros(2), 1.0, 0, torch.qint8),
+    }[kind]()
+    torch.save({"odd": tensor}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"no plain tensor|cannot read") as caught:
+        pth_to_safetensors.convert(tmp_path / "a.pth", tmp_path / "a.safetensors")
+    assert "\n" not in str(caught.value) and not (tmp_path / "a.safetensors").exists()

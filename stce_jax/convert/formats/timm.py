@@ -21,7 +21,6 @@ from stce_jax.convert.formats import UNKNOWN_LICENSE, check_license, others
 from stce_jax.convert.sources import open_source
 from stce_jax.errors import ConfigError
 from stce_jax.models.factory import model_options
-from stce_jax.models.ops.norms import LAYER_NORM_EPSILON
 from stce_jax.paths import plain_path, write_bytes, write_text
 from stce_jax.training.assemble import Run
 from stce_jax.training.preprocessing import view_options
@@ -30,6 +29,8 @@ from stce_jax.workdir import parts
 from stce_jax.workdir.weights import flatten
 
 OPTIONS = ("license",)
+TIMM_EPSILON = 1e-6  # of its ViT's LayerNorms
+MOST_EPSILON = 2 * TIMM_EPSILON  # smaller ones, such as Hugging Face's 1e-12, give the same logits but for rounding
 Options = Mapping[str, Any]
 
 
@@ -103,12 +104,17 @@ def write(directory: Path, run: Run, *, ema: bool, license: str = UNKNOWN_LICENS
     if timm := _timm():
         compared = compare_logits(run, _by_timm(timm, directory))
         by = f"timm {timm.__version__}"
+    notes = [f"architecture {architecture.name}, every option in {CONFIG}; licence {license}"]
+    if options["dtype"] != "float32":
+        notes.append(f"computes in float32, the run in {options['dtype']}")
+    if options.get("norm_epsilon", TIMM_EPSILON) != TIMM_EPSILON:
+        notes.append(f"timm's LayerNorms have an epsilon of {TIMM_EPSILON:g}, the run's {options['norm_epsilon']:g}")
     return {
         "step": run.step,
-        "dtype": options["dtype"],
+        "dtype": "float32",
         "bytes": (directory / HUB_WEIGHTS).stat().st_size,
         "by": by,
-        "notes": [f"architecture {architecture.name}, every option in {CONFIG}; licence {license}"],
+        "notes": notes,
         **compared,
     }
 
@@ -135,8 +141,8 @@ def _no_module(what: str) -> ConfigError:
 def _vit(options: Options, size: int) -> Architecture:
     if options["position_embedding"] != "learned":
         raise _no_module(f"positions of the kind {options['position_embedding']}")
-    if options["norm_epsilon"] != LAYER_NORM_EPSILON:
-        raise _no_module(f"LayerNorms whose epsilon is {options['norm_epsilon']:g}: its configs cannot say one")
+    if options["norm_epsilon"] > MOST_EPSILON:
+        raise _no_module(f"LayerNorms with the epsilon {options['norm_epsilon']:g}, which timm has fixed")
     width, distilled, mean = options["width"], options["distilled"], options["pooling"] == "mean"
     arguments = {
         "img_size": [size, size],

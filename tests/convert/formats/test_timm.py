@@ -88,7 +88,7 @@ STCE = {"stem_widths": (8, 16), "stem_strides": (2, 2), "cell": (2, 2)}
         ("vit_ti_stce", {**STCE, **TINY_VIT}, "the embedding stce"),
         ("deit_ti", {**DEIT, "reduction": "topk", "blocks": (1,)}, "the token reduction topk"),
         ("deit_ti", {**DEIT, "position_embedding": "sincos2d"}, "positions of the kind sincos2d"),
-        ("deit_ti", {**DEIT, "norm_epsilon": 1e-12}, "LayerNorms whose epsilon is 1e-12"),
+        ("deit_ti", {**DEIT, "norm_epsilon": 1e-3}, "LayerNorms with the epsilon 0.001"),
         ("cvt_13", {"widths": (8, 16, 16), "depths": (1, 1, 1), "heads": (1, 1, 1)}, "the body cvt"),
     ],
 )
