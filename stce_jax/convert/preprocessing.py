@@ -86,11 +86,19 @@ def of_hugging_face(config: Mapping[str, Any], processor: Mapping[str, Any]) -> 
     number = processor.get("resample")
     if number is not None and (not isinstance(number, int) or number not in range(len(PILLOW))):
         raise CheckpointError(f"its preprocessor_config.json says resample={shown(number)}; Pillow has 0 to 5")
+    if not processor.get("do_resize", True):
+        note = "there images keep their size, here they are resized"
     normalizes = processor.get("do_normalize", True)
+    mean = _channels(processor, "image_mean", -10.0) if normalizes else (0.0, 0.0, 0.0)
+    std = _channels(processor, "image_std", 1e-4) if normalizes else (1.0, 1.0, 1.0)
+    # There pixels of 0..255 are multiplied by a factor first, here always by 1/255.
+    factor = said.number(processor, "rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
+    if not math.isclose(scale := 255 * factor, 1.0, rel_tol=1e-6):
+        mean, std = (None if one is None else _divided(one, scale) for one in (mean, std))
     return Preprocessing(
         image_size=image_size,
-        mean=_channels(processor, "image_mean", -10.0) if normalizes else (0.0, 0.0, 0.0),
-        std=_channels(processor, "image_std", 1e-4) if normalizes else (1.0, 1.0, 1.0),
+        mean=mean,
+        std=std,
         interpolation=None if number is None else PILLOW[number],
         crop_fraction=fraction,
         note=note,
@@ -106,6 +114,11 @@ def of_description(image: Mapping[str, Any]) -> Preprocessing:
         interpolation=_interpolation(image.get("interpolation", INTERPOLATIONS[0])),
         crop_fraction=_fraction(image.get("crop_fraction"), "crop_fraction"),
     )
+
+
+def _divided(channels: Channels, scale: float) -> Channels:
+    red, green, blue = (value / scale for value in channels)
+    return red, green, blue
 
 
 def _is_square(size: Any) -> bool:

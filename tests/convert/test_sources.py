@@ -16,6 +16,7 @@ from weight_sources import CLASSES, HUGGING_FACE, SIZE, TIMM, golden_arrays, noi
 import stce_jax
 from stce_jax.convert import files, layouts
 from stce_jax.convert.initial import read_weights
+from stce_jax.convert.preprocessing import of_hugging_face
 from stce_jax.convert.sources import open_source
 from stce_jax.data import class_lists
 from stce_jax.errors import CheckpointError, ConfigError
@@ -244,6 +245,20 @@ def test_preprocessing_and_classes_of_hugging_face(tmp_path, processor, fraction
     assert opened.labels.names[0] == "kind 0" and opened.options["norm_epsilon"] == 1e-12
     if not processor.get("do_normalize", True):
         assert seen.mean == (0, 0, 0) and seen.std == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "processor", [{"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"rescale_factor": 2.0, "do_normalize": False}]
+)
+def test_pixels_of_hugging_face_that_are_scaled_otherwise(processor):
+    processor |= {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    seen = of_hugging_face({}, processor)
+    pixels, plain = np.array([[0.0, 100.0, 255.0]]), ([0.0] * 3, [1.0] * 3)
+    factor = processor.get("rescale_factor", 1.0)
+    mean, std = plain if "do_normalize" in processor else (processor["image_mean"], processor["image_std"])
+    expected = (pixels * factor - np.array(mean)) / np.array(std)
+    np.testing.assert_allclose((pixels / 255 - np.array(seen.mean)) / np.array(seen.std), expected, rtol=1e-12)
+    assert "keep their size" in of_hugging_face({}, {"do_resize": False}).note
 
 
 def test_a_thousand_classes_without_names_are_imagenets(tmp_path):
