@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from stce_jax.convert.description import IMPORTED
 from stce_jax.convert.formats import UNKNOWN_LICENSE
 from stce_jax.convert.markdown import code, quoted
 from stce_jax.training.assemble import Run
@@ -40,11 +41,10 @@ CITATION = r"""@article{lee2024stce,
 }"""
 _PAGE = """{front}
 
-# {model} on {dataset}
+# {title}
 
 An image classifier: the model {model}, {parameters:,} parameters, for images of {size}x{size} pixels and {classes} \
-classes. It was trained with stce_jax on the data set {dataset} and exported at step {step:,}, after {epoch:.2f} \
-epochs{average}.
+classes. {origin}
 
 ## Use
 
@@ -83,11 +83,7 @@ gives other, worse answers without a word.
 
 ## Data
 
-| | |
-|---|---|
-| data set | {dataset} |
-| fingerprint of the training images, their labels and order | {fingerprint} |
-| classes | {classes} |
+{data}
 
 Classes, in the order of the logits: {names}.
 
@@ -97,8 +93,6 @@ Classes, in the order of the logits: {names}.
 
 ## Recipe
 
-{began}| key | value |
-|---|---|
 {recipe}
 
 ## Limits
@@ -114,7 +108,7 @@ were not looked at, nor what the model does to different groups of people.
 
 ## Citation
 
-The method, and the software that trained it:
+The super-token convolution embedding, and the software that wrote this:
 
 ```bibtex
 {citation}
@@ -136,30 +130,64 @@ def write_card(
       include: formats that lie in folders beside it.
     """
     config, view = run.config, view_options(run.config)
+    imported = known.get("fingerprint") == IMPORTED
+    model, dataset = code(config.model.name), code(config.dataset)
     return _PAGE.format(
         front=_front_matter(run, license, known),
-        model=code(config.model.name),
+        title=model if imported else f"{model} on {dataset}",
+        model=model,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"])),
         size=view["size"],
         classes=len(run.class_ids),
-        dataset=code(config.dataset),
-        step=run.step,
-        epoch=run.epoch,
-        average="; the weights are their moving average" if ema else "",
+        origin=_imported(config.init_from) if imported else _trained(run, ema),
         weights=weights,
         others=_others(include),
         preprocessing=f"Decode to 8-bit RGB, resize the short side to {int(view['size'] / view['fraction'])} pixels "
         f"({view['interpolation']}), cut out the central {view['size']}x{view['size']}",
         mean=_numbers(run.mean),
         std=_numbers(run.std),
-        fingerprint=code(known.get("fingerprint") or "not known"),
+        data="Not known: these weights were imported." if imported else _data(run, known),
         names=_names(run.class_names),
         metrics=_metrics(known),
-        began=_began(config.init_from),
-        recipe="\n".join(f"| {code(key)} | {code(value)} |" for key, value in _recipe(config)),
+        recipe="Not known: these weights were imported." if imported else _recipe_table(config),
         licence=_licence(license),
         citation=CITATION,
     )
+
+
+def _trained(run: Run, ema: bool) -> str:
+    trained = (
+        f"It was trained with stce_jax on the data set {code(run.config.dataset)} and exported at step {run.step:,}"
+    )
+    average = "; the weights are their moving average" if ema else ""
+    return f"{trained}, after {run.epoch:.2f} epochs{average}."
+
+
+def _imported(init_from: str) -> str:
+    return (
+        f"Its weights are those of {code(_last_name(init_from) or 'another library')}, imported with stce_jax and not "
+        "trained on. Who trained them, on what and how is said where they come from; name it here."
+    )
+
+
+def _data(run: Run, known: Mapping[str, Any]) -> str:
+    return (
+        f"| | |\n|---|---|\n| data set | {code(run.config.dataset)} |\n"
+        "| fingerprint of the training images, their labels and order | "
+        f"{code(known.get('fingerprint') or 'not known')} |\n| classes | {len(run.class_ids)} |"
+    )
+
+
+def _recipe_table(config: Any) -> str:
+    rows = "\n".join(f"| {code(key)} | {code(value)} |" for key, value in _recipe(config))
+    name = _last_name(config.init_from)
+    began = f"The run began with other weights, {code(name)}.\n\n" if name else ""
+    return f"{began}| key | value |\n|---|---|\n{rows}"
+
+
+def _last_name(init_from: str) -> str:
+    """What weights are called; their place is this machine's."""
+    return init_from.rstrip("/").rpartition("/")[2]
 
 
 def _front_matter(run: Run, license: str, known: Mapping[str, Any]) -> str:
@@ -227,10 +255,7 @@ def _others(include: Sequence[str]) -> str:
     """How the model is used without JAX."""
     ways: list[str] = []
     if "torch" in include:
-        ways.append(
-            "**PyTorch.** `torch/model.py` is the same model in plain PyTorch, which needs neither JAX nor stce_jax; "
-            "its first lines say how to use it."
-        )
+        ways.append("**PyTorch.** `torch/model.py` is the same model, without JAX; its first lines say how to use it.")
     else:
         ways.append("**PyTorch.** Whoever has the run makes one file of plain PyTorch: `stce export --format=torch`.")
     if "timm" in include:
@@ -268,12 +293,6 @@ def _licence(license: str) -> str:
             "training images may bind it. `stce export --license=NAME` fills this in.)"
         )
     return f"The weights: {code(license)}. The software stce_jax: Apache-2.0."
-
-
-def _began(init_from: str) -> str:
-    """What is said of the weights that a run began with; their place is this machine's."""
-    name = init_from.rstrip("/").rpartition("/")[2]
-    return f"The run began with other weights, {code(name)}.\n\n" if name else ""
 
 
 def _numbers(values: Sequence[float]) -> str:

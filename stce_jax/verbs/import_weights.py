@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from stce_jax.convert import labels
+from stce_jax.convert.description import IMPORTED
 from stce_jax.convert.initial import fit_all
 from stce_jax.convert.preprocessing import numbers
 from stce_jax.convert.sources import DEFAULT_SIZE, Source, open_source
@@ -26,8 +27,6 @@ from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout, migration, parts
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.weights import unflatten
-
-FINGERPRINT = "imported"  # of the images that it was trained on: not known
 
 
 def import_weights(source: epath.PathLike, workdir: epath.PathLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -72,7 +71,7 @@ def import_weights(source: epath.PathLike, workdir: epath.PathLike, overrides: S
         "config": configuration.to_dict(config),
         "class_ids": list(classes.ids),
         "class_names": list(classes.names),
-        "fingerprint": FINGERPRINT,
+        "fingerprint": IMPORTED,
         "mean": list(config.augment.mean or IMAGENET_MEAN),
         "std": list(config.augment.std or IMAGENET_STD),
         "epoch": 0.0,

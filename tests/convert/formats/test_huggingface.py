@@ -11,6 +11,7 @@ from made_runs import TINY_VIT, logits_of, made_run, random_pixels
 from PIL import Image
 
 from stce_jax.convert import card, formats
+from stce_jax.convert.description import IMPORTED
 from stce_jax.convert.initial import read_weights
 from stce_jax.convert.markdown import code, quoted
 from stce_jax.verbs.export import _evaluation
@@ -100,6 +101,16 @@ def test_the_example_of_the_card_works(written, tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(scope["images"][0], run.preprocess(pixels), atol=1e-5)
     np.testing.assert_allclose(scope["logits"], logits_of(run, pixels[None, 4:36, 4:36]), atol=1e-4)
     assert capsys.readouterr().out.strip() == str(run.class_names[int(np.argmax(scope["logits"]))]).strip()
+
+
+def test_the_card_of_imported_weights_does_not_say_that_they_were_trained_here():
+    run = made_run("deit_ti", **DEIT)
+    with run.config.unlocked():
+        run.config.init_from = "/home/me/downloads/deit_of_others/"
+    text = card.write_card(run, ema=False, weights="w", license="unknown", known={"fingerprint": IMPORTED}, include=())
+    assert "Its weights are those of `deit_of_others`, imported with stce_jax" in text and "/home/me" not in text
+    assert text.count("Not known: these weights were imported.") == 2
+    assert "trained with stce_jax" not in text and "rand_augment" not in text and "fingerprint" not in text
 
 
 def test_without_a_licence_or_a_measurement_the_card_says_so():
