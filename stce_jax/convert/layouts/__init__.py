@@ -24,7 +24,7 @@ Heads may be missing: the model then has none.
 """
 
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,7 +62,7 @@ class Layout(Protocol):
 
     def options(self, arrays: Arrays, config: Mapping[str, Any]) -> dict[str, Any]: ...
 
-    def rules(self, options: Mapping[str, Any]) -> list[Rule]: ...
+    def rules(self, options: Mapping[str, Any]) -> Iterable[Rule]: ...
 
 
 LAYOUTS: dict[str, Layout] = {

@@ -90,12 +90,8 @@ def options(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict
     }
 
 
-def rules(options: Mapping[str, Any]) -> list[Rule]:
+def rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     """The rules of a model with these options, see `layouts`."""
-    return list(_rules(options))
-
-
-def _rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     heads, side = options["heads"], options["patch_size"]
     outer = Form(lambda array: array.reshape(-1, array.shape[-1]), lambda array: array.reshape(side, side, 3, -1), 4)
     into = Form(lambda array: array.reshape(len(array), -1), lambda array: array.reshape(len(array), heads, -1), 3)

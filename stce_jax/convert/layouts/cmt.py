@@ -62,12 +62,8 @@ def _ratios(shaped: Mapping[str, Any], hidden: list[int]) -> tuple[float, ...]:
     )
 
 
-def rules(options: Mapping[str, Any]) -> list[Rule]:
+def rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     """The rules of a model with these options, see `layouts`."""
-    return list(_rules(options))
-
-
-def _rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     for index, _ in enumerate(options["stem_widths"], start=1):
         yield from linear(f"embedding/module_{index}/convolution", f"stem_conv{index}", form=CONVOLUTION)
         yield from batch_norm(f"embedding/module_{index}/norm", f"stem_norm{index}")

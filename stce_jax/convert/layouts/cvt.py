@@ -54,12 +54,8 @@ def options(arrays: Arrays, config: Config) -> dict[str, Any]:
     }
 
 
-def rules(options: Mapping[str, Any]) -> list[Rule]:
+def rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     """The rules of a model with these options, see `layouts`."""
-    return list(_rules(options))
-
-
-def _rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     check_own(options, "CvT", downsample="conv", scale="width")
     depths, done = options["depths"], 0
     for stage, depth in enumerate(depths):

@@ -100,12 +100,9 @@ def _kinds(
     return tuple(said)
 
 
-def rules(options: Mapping[str, Any]) -> list[Rule]:
+def rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     """The rules of a model with these options, see `layouts`."""
-    return [*linear("embedding/projection", "patch_proj.0", form=PATCHES), *_rules(options)]
-
-
-def _rules(options: Mapping[str, Any]) -> Iterable[Rule]:
+    yield from linear("embedding/projection", "patch_proj.0", form=PATCHES)
     yield from norm("embedding_norm", "patch_proj.1.norm")
     yield from rules_of_stages(options, HALVING)
     for ours, (stage, index) in blocks_of(options):

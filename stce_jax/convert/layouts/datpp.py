@@ -36,12 +36,8 @@ def options(arrays: Arrays, config: Config) -> dict[str, Any]:
     return {**found, "layer_scale": tuple(LAYER_SCALE * there for there in scaled)}
 
 
-def rules(options: Mapping[str, Any]) -> list[Rule]:
+def rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     """The rules of a model with these options, see `layouts`."""
-    return list(_rules(options))
-
-
-def _rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     yield from linear("embedding/convolution_1", "patch_proj.0", form=CONVOLUTION)
     yield from norm("embedding/norm", "patch_proj.1.norm")
     yield from linear("embedding/convolution_2", "patch_proj.3", form=CONVOLUTION)

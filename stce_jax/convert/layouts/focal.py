@@ -101,12 +101,8 @@ def _stage(arrays: Arrays, block: str) -> dict[str, int]:
     }
 
 
-def rules(options: Mapping[str, Any]) -> list[Rule]:
+def rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     """The rules of a model with these options, see `layouts`."""
-    return list(_rules(options))
-
-
-def _rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     check_own(options, "Focal Transformer", wrap=True)
     overlap = options["halving_kernel"] == 3
     embedding, form = ("convolution", CONVOLUTION) if overlap else ("projection", PATCHES)

@@ -3,7 +3,7 @@
 Source: transformers.models.swin, read off the names and shapes of its state dict.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from stce_jax.convert.layouts import said, swin_names
@@ -60,6 +60,6 @@ def options_of(layout: Names, arrays: Arrays, config: Config) -> dict[str, Any]:
     return read_options(layout, arrays)
 
 
-def rules(options: Mapping[str, Any]) -> list[Rule]:
+def rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     """The rules of a model with these options, see `layouts`."""
-    return list(rules_of(NAMES, options))
+    return rules_of(NAMES, options)

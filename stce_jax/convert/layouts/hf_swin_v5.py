@@ -5,7 +5,7 @@
 Source: transformers.models.swin 5.24, read off the names and shapes of its state dict.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from stce_jax.convert.layouts import hf_swin
@@ -37,6 +37,6 @@ def options(arrays: Arrays, config: Config) -> dict[str, Any]:
     return hf_swin.options_of(NAMES, arrays, config)
 
 
-def rules(options: Mapping[str, Any]) -> list[Rule]:
+def rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     """The rules of a model with these options, see `layouts`."""
-    return list(rules_of(NAMES, options))
+    return rules_of(NAMES, options)

@@ -85,12 +85,8 @@ def options(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict
     return found
 
 
-def rules(options: Mapping[str, Any]) -> list[Rule]:
+def rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     """The rules of a model with these options, see `layouts`."""
-    return list(_rules(options))
-
-
-def _rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     body = "deit" if options["distilled"] else "vit"
     yield from linear("embedding/projection", f"{body}.embeddings.patch_embeddings.projection", form=PATCHES)
     yield parameter("class_token", f"{body}.embeddings.cls_token")

@@ -77,12 +77,8 @@ def _residual(arrays: Arrays, stage: int) -> tuple[int, int]:
     return channels, whole_ratio("expansion", hidden, inputs)
 
 
-def rules(options: Mapping[str, Any]) -> list[Rule]:
+def rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     """The rules of a model with these options, see `layouts`."""
-    return list(_rules(options))
-
-
-def _rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     yield from _convolution("embedding/convolution", "embedding/norm", "stem")
     early = len(options["stem_widths"]) - 1
     for stage in range(early):

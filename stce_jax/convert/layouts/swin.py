@@ -3,7 +3,7 @@
 Source: the state dict of the published code (microsoft/Swin-Transformer, models/swin_transformer.py).
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from stce_jax.convert.layouts import swin_names
@@ -52,6 +52,6 @@ def options(arrays: Arrays, config: Config) -> dict[str, Any]:
     return read_options(NAMES, arrays)
 
 
-def rules(options: Mapping[str, Any]) -> list[Rule]:
+def rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     """The rules of a model with these options, see `layouts`."""
-    return list(rules_of(NAMES, options))
+    return rules_of(NAMES, options)

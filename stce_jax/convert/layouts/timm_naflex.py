@@ -45,12 +45,8 @@ def options(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict
     }
 
 
-def rules(options: Mapping[str, Any]) -> list[Rule]:
+def rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     """The rules of a model with these options, see `layouts`."""
-    return list(_rules(options))
-
-
-def _rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     has_class_token = options["pooling"] == "class"
     yield from norm("embedding/patch_norm", "embeds.norm_input")
     yield from linear("embedding/projection", "embeds.proj")

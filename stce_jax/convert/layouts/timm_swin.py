@@ -3,7 +3,7 @@
 Source: timm.models.swin_transformer, read off the names and shapes of its state dict.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from stce_jax.convert.layouts import swin
@@ -32,6 +32,6 @@ def options(arrays: Arrays, config: Config) -> dict[str, Any]:
     return read_options(NAMES, arrays)
 
 
-def rules(options: Mapping[str, Any]) -> list[Rule]:
+def rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     """The rules of a model with these options, see `layouts`."""
-    return list(rules_of(NAMES, options))
+    return rules_of(NAMES, options)

@@ -70,12 +70,8 @@ def _check_pooling(config: Mapping[str, Any], arguments: Mapping[str, Any], has_
         said.require(place, "global_pool", accepted, f"such pooling {beside} is not the model's")
 
 
-def rules(options: Mapping[str, Any]) -> list[Rule]:
+def rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     """The rules of a model with these options, see `layouts`."""
-    return list(_rules(options))
-
-
-def _rules(options: Mapping[str, Any]) -> Iterable[Rule]:
     yield from linear("embedding/projection", "patch_embed.proj", form=PATCHES)
     if options["pooling"] == "class":
         yield parameter("class_token", "cls_token")
