@@ -185,7 +185,7 @@ def from_json(text: str) -> config_dict.ConfigDict:
     try:
         values = parse_json(text)
     except ValueError as error:
-        raise ConfigError(f"config.json is damaged: {_one_line(error)}") from error
+        raise ConfigError(f"config.json is damaged: {terminal.one_line(error)}") from error
     return from_dict(values)
 
 
@@ -200,7 +200,7 @@ def from_dict(values: Any) -> config_dict.ConfigDict:
     except ConfigError:
         raise
     except Exception as error:  # whatever a part of another type leads to, somewhere in ml_collections
-        raise ConfigError(f"config.json is damaged: {_one_line(error) or type(error).__name__}") from error
+        raise ConfigError(f"config.json is damaged: {terminal.one_line(error) or type(error).__name__}") from error
     added = _registered_prefixes(config.model)
     try:
         keys = list(flatten(config))
@@ -225,7 +225,7 @@ def _with_sections(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     try:
         model.update(flat.to_dict())
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"config.model cannot be read: {_one_line(error)}") from error
+        raise ConfigError(f"config.model cannot be read: {terminal.one_line(error)}") from error
     del changed.model
     changed.model = model
     return changed
@@ -255,7 +255,7 @@ def _override(config: config_dict.ConfigDict, overrides: list[str], keys: list[s
         unknown = next((word for word in overrides if migration.flag_key(word) not in keys), overrides[0])
         raise ConfigError(f"unknown config key in {unknown!r}{_nearest(migration.flag_key(unknown), keys)}") from error
     except (flags.Error, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError, SyntaxError) as error:
-        raise ConfigError(f"bad value in {' '.join(overrides)!r}: {_one_line(error)}") from error
+        raise ConfigError(f"bad value in {' '.join(overrides)!r}: {terminal.one_line(error)}") from error
     if rest:
         raise ConfigError(f"unknown argument {rest[0]!r}; overrides look like --config.seed=1")
     return values.config
@@ -274,7 +274,3 @@ def _nearest(key: str, keys: Iterable[str]) -> str:
     alike = [known for known in keys if known.rpartition(".")[2] in words]
     near = difflib.get_close_matches(key, alike, 1, cutoff=0.0) or difflib.get_close_matches(key, keys, 1)
     return f"; did you mean {near[0]!r}?" if near else "; configs/default.py lists every key"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -123,8 +124,8 @@ class MetricsLog:
         self._file = path.open("ab", buffering=0)
         self._times_opened += 1
         # Not tensorboardX's SummaryWriter: that queues events for a thread, and its flush leaves them there. Files are
-        # named by the second, hence the suffix.
-        suffix = f".{self._times_opened}" if self._times_opened > 1 else ""
+        # named by the second, hence the number. It follows links, hence a name that nobody can foresee.
+        suffix = f".{self._times_opened}.{secrets.token_hex(8)}"
         self._events = EventsWriter(str(self._directory / "events"), suffix)
         # TensorBoard forgets what other files hold from this step on.
         started = SessionLog(status=SessionLog.START)

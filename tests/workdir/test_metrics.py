@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+import socket
 import struct
 import subprocess
 import sys
@@ -144,6 +145,16 @@ def test_rewinding_drops_the_later_steps(tmp_path, monkeypatch, step):
     files = sorted((tmp_path / "rewound").glob("events.out.tfevents.*"))
     assert len(files) == 2, "what was written before is overwritten, or there is no new file"
     assert [event.step for event in read_events(files[-1]) if event.HasField("session_log")] == [step + 1]
+
+
+def test_a_link_with_the_name_of_an_event_file_is_not_followed(tmp_path, monkeypatch):
+    """In a workdir that somebody else prepared: the library opens its file by name, and follows links."""
+    monkeypatch.setattr("tensorboardX.event_file_writer.time", types.SimpleNamespace(time=lambda: 1.6e9))
+    (tmp_path / "own").write_text("mine")
+    for end in ("", ".1"):
+        (tmp_path / f"events.out.tfevents.1600000000.{socket.gethostname()}{end}").symlink_to(tmp_path / "own")
+    write_run(tmp_path, [1])
+    assert (tmp_path / "own").read_text() == "mine", "the event file was written through a link"
 
 
 def test_nothing_is_written_by_those_who_do_not_write(tmp_path):
