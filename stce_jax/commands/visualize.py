@@ -17,7 +17,8 @@ EXAMPLES = """
   stce visualize dog.jpg --model=vit_s_stce --image_size=448
 
 In each iteration a pixel of the stem's features belongs to the super token of its greatest affinity. Of a model with a
-token reduction, places whose tokens are dropped are dark, those that are merged have one outline and one colour."""
+token reduction, places whose tokens are dropped are dark, those that are merged have one outline and one colour.
+Blocks are counted from 0, as in the config."""
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:

@@ -64,9 +64,9 @@ def test_the_sheet_darkens_what_is_dropped_and_outlines_what_is_merged():
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        ({"reduction": "evit", "blocks": (1, 2)}, ["block 2", "block 3"]),
-        ({"reduction": "pattern", "blocks": (1, 2), "pooling": "mean"}, ["before block 2", "before block 3"]),
-        ({"reduction": "sit", "blocks": (2,), "pooling": "mean"}, ["before block 3"]),
+        ({"reduction": "evit", "blocks": (1, 2)}, ["block 1", "block 2"]),
+        ({"reduction": "pattern", "blocks": (1, 2), "pooling": "mean"}, ["before block 1", "before block 2"]),
+        ({"reduction": "sit", "blocks": (2,), "pooling": "mean"}, ["before block 2"]),
     ],
 )
 def test_read_out_of_models_of_any_image_size(options, names):

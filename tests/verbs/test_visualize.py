@@ -190,7 +190,7 @@ def test_captions_fit_below_the_smallest_tile():
     from PIL import ImageFont
 
     font = ImageFont.load_default(size=pictures.SMALLEST_TEXT)
-    for caption in ("the model's 224 x 224 pixels", "iteration 3: up to 0.74", "block 12: up to 10.5%"):
+    for caption in ("the model's 224 x 224 pixels", "iteration 3: up to 0.74", "block 11: up to 10.5%"):
         assert font.getlength(caption) < visualize.SMALLEST_TILE, caption
 
 

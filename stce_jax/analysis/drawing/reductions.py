@@ -159,7 +159,7 @@ def _in_order(paths: Mapping[str, Any]) -> list[str]:
 
 
 def _name(path: str, before: bool) -> str:
-    """Of a stage: what acts before a block is part of the block before it."""
+    """Of a stage, blocks counted from 0 as in the config: what acts before a block is part of the block before it."""
     if not (numbers := re.findall(r"\d+", path)):
         return path.removesuffix("/assignment")
-    return f"before block {int(numbers[-1]) + 2}" if before else f"block {int(numbers[-1]) + 1}"
+    return f"before block {int(numbers[-1]) + 1}" if before else f"block {numbers[-1]}"

@@ -91,8 +91,8 @@ def attention_sheet(
       apart: how many of the embedding's tokens lie from one key to the next, see `introspection.attention_grid`.
 
     Returns:
-      The image and a heat map a block, each of its own scale, which begins at 0 and ends at the block's greatest
-      attention. Each token is drawn at its place in the grid.
+      The image and a heat map a block (counted from 0, as in the config), each of its own scale, which begins at 0 and
+      ends at the block's greatest attention. Each token is drawn at its place in the grid.
     """
     tokens = introspection.nearest_tokens(embedding, side, len(image))  # rows and columns, [Y] each
     # Key i lies where the embedding's token i * apart does, for convolutions between them are centred.
@@ -101,7 +101,7 @@ def attention_sheet(
         for places, count in zip(tokens, attention.shape[1:], strict=True)
     )
     tiles = [(image, "the image")]
-    for number, block in enumerate(attention, 1):
+    for number, block in enumerate(attention):
         heat = block[rows[:, None], columns]  # [Y, Y]
         caption = f"block {number}: up to {100 * block.max():.1f}%"
         tiles.append((pictures.draw_heat(image, heat / block.max()), caption))
