@@ -18,7 +18,8 @@ EXAMPLES = """
 
 In each iteration a pixel of the stem's features belongs to the super token of its greatest affinity. Of a model with a
 token reduction, places whose tokens are dropped are dark, those that are merged have one outline and one colour.
-Blocks are counted from 0, as in the config."""
+Where all tokens give to all new ones, a place is of the one that takes most of it; a token that takes most of no place
+is neither seen nor counted. Blocks are counted from 0, as in the config."""
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:

@@ -36,7 +36,7 @@ Variables = Mapping[str, Any]
 
 
 def stage_names(model: Body, image_size: int) -> list[str]:
-    """What to call each stage that reduces, in order, such as "block 4"; blocks are counted from 1, as in pictures.
+    """What to call each stage that reduces, in order, such as "block 3"; blocks are counted from 0, as in the config.
 
     Raises:
       ConfigError: there is none.
