@@ -7,6 +7,7 @@ in a new directory for each submission: its pickles are read by these jobs and b
 import collections
 import contextlib
 import dataclasses
+import io
 import os
 import re
 import shlex
@@ -145,7 +146,8 @@ def submit(
     with _folder(workdir / JOBS) as folder:
         executor = _executor(engine, folder, resources)
         if engine == "slurm":
-            with _slurms_refusal():
+            # submitit prints what sbatch says, and raises it.
+            with _slurms_refusal(), contextlib.redirect_stderr(io.StringIO()):
                 submitted = executor.map_array(cell_job.CellJob({}), commands)
     if engine == "slurm":
         _say_submitted(submitted, cells, folder)

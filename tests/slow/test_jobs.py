@@ -33,8 +33,10 @@ def slurm(tmp_path, monkeypatch):
     folder.mkdir()
     calls = tmp_path / "calls"
     recording = f'{{ printf "%s" "${{0##*/}}"; printf " %q" "$@"; echo; }} >> {calls}\n'
-    # srun runs what follows its own options, which all begin with a dash, and may have a value behind them.
-    srun = 'while [ "$1" != --cpu-bind=none ]; do shift; done; while [[ $1 == -* ]]; do shift; done; exec "$@"'
+    # srun runs what follows its own options, of which --cpu-bind=none is the last but --cpus-per-task, as a step: a
+    # session of its own, so that signals reach all its processes, but not the batch script's shell.
+    srun = 'while [ "$1" != --cpu-bind=none ]; do shift; done; while [[ $1 == -* ]]; do shift; done\n'
+    srun += f'echo $$ > {tmp_path}/step; exec setsid "$@"'
     then = {
         "sbatch": f'cp "$1" {tmp_path}/script; echo "Submitted batch job 77"',
         "squeue": f"cat {tmp_path}/state",
@@ -56,12 +58,14 @@ def calls(slurm, name):
 
 
 def start(slurm, index):
-    """Starts a job of the array as Slurm does, in a session of its own."""
+    """Starts a job of the array as Slurm does."""
     numbers = {"SLURM_JOB_ID": str(78 + index), "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": str(index)}
     with open(slurm / f"output_{index}", "w") as output:
-        return subprocess.Popen(
-            ["bash", slurm / "script"], env=os.environ | numbers, cwd=slurm, start_new_session=True, stdout=output
-        )
+        return subprocess.Popen(["bash", slurm / "script"], env=os.environ | numbers, cwd=slurm, stdout=output)
+
+
+def signal_step(slurm, number):
+    os.killpg(int((slurm / "step").read_text()), number)
 
 
 def options(script):
@@ -74,13 +78,11 @@ def test_an_array_of_slurm_has_a_job_for_each_cell_that_is_not_done(slurm, stce_
     workdir = slurm / ODD
     words = ["reproduce", "table8", "--scale=smoke", "--runs=pooling,stce,iterations_1", "--seeds=0"]
     words += [f"--workdir={workdir}", "--config.dataset=digits"]
-    images = slurm / "images"
-    images.symlink_to(data_dir)
     rows = [row for row in load_rows("table8", "smoke") if row.run in ("pooling", "stce", "iterations_1")]
     pooling, iterations_1, stce = cells_of(rows, [0], workdir)
     finish(iterations_1, [True] * 4)
     asked = ["--partition=gpu", "--gpus=1", "--cpus=8", "--time=12:00:00", "--parallel=3"]
-    done = stce_here(*words, f"--data_dir={images}", "--submit=slurm", *asked, "--sbatch=account=me")
+    done = stce_here(*words, f"--data_dir={data_dir}", "--submit=slurm", *asked, "--sbatch=account=me")
     assert done.returncode == 0, done.stderr
     assert "2 cells are submitted as job 77" in done.stdout and "scancel 77" in done.stdout
 
@@ -91,12 +93,12 @@ def test_an_array_of_slurm_has_a_job_for_each_cell_that_is_not_done(slurm, stce_
     expected |= {"array": "0-1%2", "signal": "USR2@120", "requeue": "", "open-mode": "append", "job-name": "stce"}
     assert expected.items() <= found.items() and found["output"] == f"{folder}/%A_%a_0_log.out"
 
-    # The first job: its cell is done by now. The second: its images are gone.
+    # The first job's cell is done by now; the second cannot write.
     finish(pooling, [True, False])
     assert start(slurm, 0).wait(60) == 0, "a cell that is done is done"
     assert "pooling_seed0: done before: top-1 50.00%" in (slurm / "output_0").read_text()
-    images.unlink()
-    assert start(slurm, 1).wait(60) == 3, "Slurm does not see the exit code"
+    stce.directory.write_text("a file in the way")
+    assert start(slurm, 1).wait(60) == 2, "Slurm does not see the exit code"
     (step, _) = calls(slurm, "srun")
     assert "--cpus-per-task=8" in step and "-P" in step and not stce.finished()
 
@@ -140,7 +142,7 @@ def test_a_job_that_slurm_ends_saves_and_is_queued_again(slurm, job, number, sta
     (slurm / "state").write_text(f"{state}\n")
     process = job(sys.executable, "-c", RUN)
     wait_for((slurm / "ready").exists, "start of the command", process)
-    os.killpg(process.pid, number)  # all processes of a job get it
+    signal_step(slurm, number)
     code = process.wait(30)
     assert (slurm / "saved").exists(), "the command was killed before it had saved"
     assert calls(slurm, "scontrol") == [["requeue", "77_1"]] * queued and code == (255 if queued else 75)
@@ -148,8 +150,8 @@ def test_a_job_that_slurm_ends_saves_and_is_queued_again(slurm, job, number, sta
         (slurm / "ready").unlink()
         again = start(slurm, 1)
         wait_for((slurm / "ready").exists, "second start", again)
-        os.killpg(again.pid, signal.SIGKILL)
-        again.wait(10)
+        signal_step(slurm, signal.SIGKILL)
+        assert again.wait(10) == 137
 
 
 @pytest.mark.parametrize("code, seen", [("sys.exit(5)", 5), ("os.kill(os.getpid(), 9)", 137), ("0", 0)])
