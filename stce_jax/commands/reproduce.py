@@ -111,7 +111,7 @@ def _print_cells(sweep: "Sweep", wanted: str) -> None:
         if cells:
             terminal.say(*(cell.name for cell in cells))
         return
-    terminal.say(*tables.aligned(cells), _counts(cells, STATES))
+    terminal.say(*tables.aligned(cells), _counts(cells, list(STATES)))
 
 
 def _counts(cells: Sequence["State"], states: Sequence[str]) -> str:

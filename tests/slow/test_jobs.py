@@ -160,6 +160,48 @@ def test_the_exit_code_of_a_job_is_its_commands(slurm, job, code, seen):
     assert not calls(slurm, "scontrol")
 
 
+def test_a_job_has_the_environment_of_the_command_but_for_what_is_changed(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    code = "import os, sys; found = [os.environ.get(name) for name in sys.argv[1:]]"
+    code += "; sys.exit(found != ['cpu', None, '1'])"
+    try:
+        CellJob({"CUDA_VISIBLE_DEVICES": None, "OTHER": "1"})(
+            [sys.executable, "-c", code, "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "OTHER"]
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_jobs_of_this_machine_run_so_many_at_a_time_and_save_when_they_are_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [row for row in load_rows("table8", "smoke") if row.run == "stce"]
+    cells = cells_of(rows, [0, 1, 2], tmp_path / "sweep")
+    text = RUN.replace('"ready"', 'f"ready_{sys.argv[1]}"').replace('"saved"', 'f"saved_{sys.argv[1]}"')
+    commands = [[sys.executable, "-c", text, str(cell.seed)] for cell in cells]
+    resources = jobs.Resources(parallel=2)
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    executor = jobs._executor("local", folder, resources)
+
+    def two_are_ready():
+        return all((tmp_path / f"ready_{seed}").exists() for seed in (0, 1))
+
+    class Stop:
+        """A signal that comes once two jobs are at work."""
+
+        @property
+        def requested(self):
+            return "SIGTERM" if two_are_ready() else ""
+
+    jobs._run_here(executor, cells, commands, folder, resources, Stop())
+    assert sorted(path.name for path in tmp_path.glob("*_?")) == ["ready_0", "ready_1", "saved_0", "saved_1"]
+    names = [line.split("\t")[1] for line in (folder / "cells.txt").read_text().splitlines()]
+    assert names == ["stce_seed0", "stce_seed1"] and not processes_of(folder)
+    assert "stce_seed2" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "text, named",
     [

@@ -655,6 +655,7 @@ def test_a_machine_of_a_cloud_is_set_up_by_the_installer(tmp_path):
     recorder(tmp_path / ".local" / "bin" / "uv", tmp_path / "calls", f"[ $2 != find ] || echo {python}")
     stand_in(tmp_path / "bin" / "nvidia-smi", 'echo "CUDA Version: 13.0"')
     script = "dry_run=yes\n" + yaml.safe_load(SKYPILOT)["setup"]
-    (tmp_path / "launch").symlink_to(LAUNCH)
+    for name in ("launch", "pyproject.toml", "requirements.txt"):
+        (tmp_path / name).symlink_to(ROOT / name)
     said = bash(script, tmp_path, HOME=str(tmp_path), VENV=str(tmp_path / "venv"))
     assert f"{python} -P -m venv {tmp_path}/venv" in said and "[cuda13]" in said
