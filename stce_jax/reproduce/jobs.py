@@ -119,6 +119,12 @@ def import_submitit() -> Any:
     return submitit
 
 
+def check_workdir(workdir: Path) -> None:
+    """Refuses a sweep's workdir whose name Slurm or submitit would not take for that directory."""
+    if odd := next((letter for letter in str(workdir) if letter in "%\\" or not letter.isprintable()), ""):
+        raise ConfigError(f"--workdir={workdir}: {odd!r} means something else in paths of jobs; give another name")
+
+
 def submit(
     cells: Sequence[Cell],
     words: Sequence[str],
@@ -132,7 +138,7 @@ def submit(
     Args:
       cells: at least one, in the order in which they are to begin.
       words: of the sweep's command, with absolute paths: ["stce", "reproduce", ...].
-      workdir: the sweep's absolute path.
+      workdir: the sweep's absolute path, checked.
       engine: one of `ENGINES`.
       resources: of each job, checked.
       stop: ends the waiting: the jobs of this machine then save their state.
@@ -140,8 +146,6 @@ def submit(
     Raises:
       ConfigError: submitit or Slurm are not there, or Slurm refuses the jobs.
     """
-    if odd := next((letter for letter in str(workdir) if letter in "%\\" or not letter.isprintable()), ""):
-        raise ConfigError(f"--workdir={workdir}: {odd!r} means something else in paths of jobs; give another name")
     commands = [command_of([*words, f"--cell={cell.directory.name}"]) for cell in cells]
     with _folder(workdir / JOBS) as folder:
         executor = _executor(engine, folder, resources)

@@ -170,6 +170,7 @@ def submit_cells(sweep: Sweep, engine: str, resources: jobs.Resources | None = N
     resources.check(engine)
     jobs.import_submitit()
     check_alone(sweep.workdir)
+    jobs.check_workdir(sweep.directory)
     rows = _checked_rows(sweep)
     cells = sweep.cells(rows)
     if not cells:

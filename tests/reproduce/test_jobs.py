@@ -6,6 +6,7 @@ import pickle
 import shlex
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -83,6 +84,22 @@ def test_options_of_sbatch_are_passed_on():
     words = ["account=me", "--mem-per-gpu=32G", "exclusive", "comment=a = b", "qos="]
     expected = {"account": "me", "mem_per_gpu": "32G", "exclusive": True, "comment": "a = b", "qos": ""}
     assert jobs.read_sbatch(words) == expected
+
+
+@pytest.mark.parametrize("name", ["50%", "a\\b", "a\nb"])
+def test_a_workdir_whose_name_is_a_pattern_is_refused(name):
+    with pytest.raises(ConfigError, match="give another name"):
+        jobs.check_workdir(Path("/runs") / name)
+    jobs.check_workdir(Path(f"/runs/{ODD}".replace("\\", "")))
+
+
+def test_outside_of_slurm_nothing_is_queued_again(monkeypatch):
+    for variables in ({}, {"SLURM_JOB_ID": "7"}, {"SLURM_JOB_ID": "7", "SUBMITIT_EXECUTOR": "local"}):
+        for name in ("SLURM_JOB_ID", "SUBMITIT_EXECUTOR"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert not cell_job._is_still_running(), f"squeue would be asked in {variables}"
 
 
 def test_a_job_that_runs_again_does_the_same():

@@ -232,9 +232,6 @@ def test_slurm_that_refuses_or_is_not_there_is_one_line(slurm, stce_here, data_d
     done = stce_here(*words, f"--data_dir={data_dir}", "--submit=slurm")
     assert done.returncode == 2 and named in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (slurm / "w" / "jobs").exists()
-    for odd in ("50%", "a\\b", "a\nb"):
-        done = stce_here(*words[:-1], f"--workdir={slurm / odd}", f"--data_dir={data_dir}", "--submit=slurm")
-        assert done.returncode == 2 and "give another name" in done.stderr, done.stderr
 
 
 def test_a_job_that_is_killed_and_tried_again_ends_with_the_bits_of_an_undisturbed_run(stce, tmp_path, data_dir):
