@@ -96,10 +96,10 @@ def test_an_array_of_slurm_has_a_job_for_each_cell_that_is_not_done(slurm, stce_
 
     # The first job's cell is done by now; the second cannot write.
     finish(pooling, [True, False])
-    assert start(slurm, 0).wait(60) == 0, "a cell that is done is done"
+    assert start(slurm, 0).wait(240) == 0, "a cell that is done is done"
     assert "pooling_seed0: done before: top-1 50.00%" in (slurm / "output_0").read_text()
     stce.directory.write_text("a file in the way")
-    assert start(slurm, 1).wait(60) == 2, "Slurm does not see the exit code"
+    assert start(slurm, 1).wait(240) == 2, "Slurm does not see the exit code"
     (step, _) = calls(slurm, "srun")
     assert "--cpus-per-task=8" in step and "-P" in step and not stce.finished()
 
@@ -144,7 +144,7 @@ def test_a_job_that_slurm_ends_saves_and_is_queued_again(slurm, job, number, sta
     process = job(sys.executable, "-c", RUN)
     wait_for((slurm / "ready").exists, "start of the command", process)
     signal_step(slurm, number)
-    code = process.wait(30)
+    code = process.wait(120)
     assert (slurm / "saved").exists(), "the command was killed before it had saved"
     assert calls(slurm, "scontrol") == [["requeue", "77_1"]] * queued and code == (255 if queued else 75)
     if queued:  # it runs again, from what the first left behind
@@ -152,12 +152,12 @@ def test_a_job_that_slurm_ends_saves_and_is_queued_again(slurm, job, number, sta
         again = start(slurm, 1)
         wait_for((slurm / "ready").exists, "second start", again)
         signal_step(slurm, signal.SIGKILL)
-        assert again.wait(10) == 137
+        assert again.wait(60) == 137
 
 
 @pytest.mark.parametrize("code, seen", [("sys.exit(5)", 5), ("os.kill(os.getpid(), 9)", 137), ("0", 0)])
 def test_the_exit_code_of_a_job_is_its_commands(slurm, job, code, seen):
-    assert job(sys.executable, "-c", f"import os, sys; {code}").wait(30) == seen
+    assert job(sys.executable, "-c", f"import os, sys; {code}").wait(120) == seen
     assert not calls(slurm, "scontrol")
 
 
