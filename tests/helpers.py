@@ -63,6 +63,13 @@ def wait_for(condition, what, process=None, seconds=80, pause=0.005):
         time.sleep(pause)
 
 
+def processes_of(text):
+    """{number: words} of the processes whose command line has a text in it, however long the line is."""
+    listed = subprocess.run(["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True).stdout
+    found = (line.split(maxsplit=1) for line in listed.splitlines()[1:])
+    return {int(number): words for number, words in found if str(text) in words}
+
+
 def leaves(workdir, checkpoint="last"):
     """The arrays of a run's checkpoint, in order."""
     return jax.tree.leaves(jax.tree.map(np.asarray, stce_jax.load_run(workdir, checkpoint).variables))

@@ -15,12 +15,14 @@ SHELLS = ("bash", "zsh")
 WORDS = {
     "checkpoint": ("last", "best"),
     "dataset": ("folder", "imagenet100", "imagenet2012"),
+    "list": ("done", "running", "stopped", "failed", "planned"),
     "on_bad": ("error", "skip"),
     "scale": ("paper", "small", "smoke"),
+    "submit": ("slurm", "local"),
     "table": ("table1", "table6", "table7", "table8", "readings", "all", "reductions", "bodies"),
 }
 DIRECTORIES = ("workdir", "workdirs", "data_dir")
-NOTHING = ("pattern", "model", "seeds", "runs")
+NOTHING = ("pattern", "model", "seeds", "runs", "cell", "partition", "time", "sbatch")
 
 # `--config`: the shipped ones, and files. A name with "file" in it has bash append a slash to directories.
 CONFIGS = {

@@ -2,39 +2,42 @@
 
 A cell, one row with one seed, is trained and evaluated by `stce train` and `stce evaluate`, each a process of its own:
 a crash of one leaves the others alone, and the report's commands are those that were run. Finished cells are skipped,
-cells that another machine works on are left to it.
+cells that another machine works on are left to it. Cells can also be listed, run one by one, and handed to a scheduler.
 """
 
-import contextlib
-import functools
 import json
 import shlex
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from stce_jax.analysis.files import IN_RUN, SCORES
-from stce_jax.data.locks import locked
-from stce_jax.errors import ConfigError, PreemptedError, StceError, check_whole
-from stce_jax.paths import absolute, first_line, is_remote, named_failures, read_json, write_text
+from stce_jax.errors import ConfigError, StceError
+from stce_jax.paths import named_failures, read_json, write_text
 from stce_jax.platform import terminal
-from stce_jax.processes import clusters
 from stce_jax.processes.stopping import StopSignals, stopped
-from stce_jax.reproduce.cells import CELL_FILE, TABLES, TRAINED, Cell, Row, cell_of, cells_of, load_rows
+from stce_jax.reproduce import jobs
+from stce_jax.reproduce.cells import TRAINED, Row, cell_of, load_rows
 from stce_jax.reproduce.costs import read_speed, speed_file
 from stce_jax.reproduce.report import write_report
-from stce_jax.reproduce.subprocesses import describe_place, run_command
+from stce_jax.reproduce.running import LOG_FILE, accuracy, run_alone, run_cells
+from stce_jax.reproduce.states import State, state_of
+from stce_jax.reproduce.subprocesses import run_command
+from stce_jax.reproduce.sweep import (
+    Sweep,
+    check_alone,
+    check_local,
+    check_overrides,
+    check_rows,
+    check_sweep,
+    find_cell,
+    one_at_a_time,
+    open_sweep,
+)
 from stce_jax.training import assemble as runs
-from stce_jax.workdir import migration
-from stce_jax.workdir.claim import Claim, InUseError
+from stce_jax.workdir.claim import InUseError
 
-SWEEP_FILE = "sweep.json"
-LOG_FILE = "log.txt"
-MOST_SEEDS = 1000
-PATIENCE = 60.0  # seconds to wait for a run whose sweep is dead
 ROUNDS = 7  # turns of each model when a table's speeds are measured; fewer than 6 have no interval
 
 
@@ -78,26 +81,16 @@ def reproduce(
       CellsFailedError: some cells failed, which is in the report, too; all others are done.
       PreemptedError: stopped by a signal; what was trained is saved.
     """
-    _check_alone(workdir)
-    directory = absolute(workdir)
-    tables = TABLES if table == "all" else (table,)
-    rows = _chosen([row for name in tables for row in load_rows(name, scale, overrides)], only)
-    _check_rows(rows, seeds, overrides)
-    cells = cells_of(rows, seeds, directory)
+    sweep = Sweep(table, workdir, scale, tuple(seeds), data_dir, tuple(only), tuple(overrides))
+    check_alone(workdir)
+    rows = _checked_rows(sweep)
+    cells = sweep.cells(rows)
     # An error in the images is reported once, not for every cell.
     dataset = runs.open_dataset(rows[0].config(), data_dir) if cells else None
-    words = ["stce", "reproduce", table, f"--scale={scale}", f"--seeds={','.join(map(str, seeds))}"]
-    words += [f"--data_dir={data_dir}"] * bool(data_dir) + [f"--runs={','.join(only)}"] * bool(only)
-    words += [f"--workdir={workdir}", *overrides]
-    with StopSignals() as stop, named_failures(f"use workdir {directory}", "give another --workdir"):
-        _open_sweep(directory, {"scale": scale, "overrides": list(overrides)}, dataset, stop)
-        failures, left = _run_cells(cells, data_dir, stop)
-        with _one_at_a_time(directory, stop):
-            for name in tables:
-                if name in TRAINED:
-                    _measure_speed(name, load_rows(name, scale, overrides), seeds, directory, stop)
-            speed = read_speed(directory, tables)
-            report = write_report(directory, rows, seeds, command=shlex.join(words), dataset=dataset, speed=speed)
+    with StopSignals() as stop, _named(sweep):
+        open_sweep(sweep, dataset, stop)
+        failures, left = run_cells(cells, data_dir, stop)
+        report = _report(sweep, rows, dataset, stop, timed=True)
     elsewhere = sum(not cell.finished() for cell in left)
     if elsewhere:
         terminal.say(f"{elsewhere} cells are another job's; run again once it is done, for the whole report")
@@ -108,150 +101,135 @@ def reproduce(
     return report
 
 
-def _check_alone(workdir: epath.PathLike) -> None:
-    if clusters.detect():
-        raise ConfigError(
-            "reproduce trains each run in one process; start it once a machine, all with the same --workdir, and "
-            "without the variables that make several processes one run"
-        )
-    if is_remote(workdir):
-        raise ConfigError(f"--workdir={workdir}: reproduce needs a local directory, or one that machines share")
-
-
-def _chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
-    known = dict.fromkeys(row.run for row in rows)
-    for name in only:
-        if name not in known:
-            raise ConfigError(f"there is no run {name!r}; there are {', '.join(known)}")
-    return [row for row in rows if not only or row.run in only]
-
-
-def _check_rows(rows: Sequence[Row], seeds: Sequence[int], overrides: Sequence[str]) -> None:
-    """Refuses invalid overrides, and those that would undo what a row's name stands for."""
-    check_whole("the number of --seeds", len(seeds), 1, MOST_SEEDS)
-    for row in rows:
-        for word in migration.new_words(overrides, row.config().model):
-            key = migration.flag_key(word)
-            if key in ("seed", "data_dir"):
-                raise ConfigError(f"{word}: give --{'seeds' if key == 'seed' else key} instead")
-            if key in row.overrides:
-                raise ConfigError(f"{word} would undo what makes {row.run!r} that row; leave it, or --runs without it")
-        for seed in seeds:
-            runs.build_model(row.config(f"--config.seed={seed}"), 1)
-
-
-def _one_at_a_time(workdir: Path, stop: StopSignals) -> contextlib.AbstractContextManager[None]:
-    """Lets one job at a time, of all that share the workdir, run the body."""
-    return locked(workdir / "lock", check=functools.partial(_check_stop, stop))
-
-
-def _check_stop(stop: StopSignals) -> None:
-    if stop.requested:
-        raise stopped(stop.requested, "between two runs")
-
-
-def _open_sweep(workdir: Path, own: dict[str, Any], dataset: Any, stop: StopSignals) -> None:
-    """Makes a workdir that of a sweep of this scale, these overrides and images, or refuses it."""
-    path = workdir / SWEEP_FILE
-    workdir.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(workdir, stop):
-        try:
-            found = read_json(path) if path.exists() else own | {"images": None}
-            known, images = {name: found[name] for name in own}, found["images"]
-            described = _described(known)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} is damaged; give another --workdir") from error
-        if known != own:
-            raise ConfigError(
-                f"{workdir} holds a sweep of {described}, not of {_described(own)}; give another --workdir"
-            )
-        if images and dataset and images != dataset.fingerprint:
-            raise ConfigError(
-                f"{workdir} holds a sweep on other images; give the --data_dir it began with, or another --workdir"
-            )
-        if not path.exists() or (dataset and not images):
-            write_text(path, json.dumps(own | {"images": dataset and dataset.fingerprint}) + "\n")
-
-
-def _described(sweep: dict[str, Any]) -> str:
-    return " ".join([f"scale {sweep['scale']}", *sweep["overrides"]])
-
-
-def _run_cells(
-    cells: Sequence[Cell], data_dir: str, stop: StopSignals
-) -> tuple[list[tuple[Cell, dict[str, Any]]], list[Cell]]:
-    """Processes cells in turn; returns ([(cell, record) of those that failed], [those that are another job's])."""
-    failures, left = [], []
-    place = "" if all(cell.finished() for cell in cells) else describe_place()
-    for number, cell in enumerate(cells, start=1):
-        _check_stop(stop)
-        if cell.finished():
-            continue
-        name = f"{number}/{len(cells)}  {cell.directory.name}"
-        terminal.say(f"{name} ...")
-        try:
-            with Claim(cell.claim):
-                if cell.finished():  # by another job, just now
-                    continue
-                _wait_until_free(cell.directory)
-                record = _run_cell(cell, data_dir, place, stop)
-        except InUseError as error:
-            left.append(cell)
-            terminal.say(f"{name}: left out: {error}")
-            continue
-        terminal.say(f"{name}: {record['error'] or _accuracy(cell)}  ({record['seconds']:.0f} s)")
-        if record["exit_code"]:
-            failures.append((cell, record))
-    return failures, left
-
-
-def _wait_until_free(directory: Path) -> None:
-    """Waits for a run whose sweep is dead, and which is still saving its state."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            with Claim(directory):
-                return
-        except InUseError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
-
-
-def _accuracy(cell: Cell) -> str:
-    evaluation = read_json(cell.directory / IN_RUN / SCORES)
-    return f"top-1 {100 * evaluation['top1']:.2f}%"
-
-
-def _run_cell(cell: Cell, data_dir: str, place: str, stop: StopSignals) -> dict[str, Any]:
-    """Trains and evaluates a cell; returns the record of it, which is also written.
+def list_cells(sweep: Sweep) -> list[State]:
+    """How far each cell of a sweep is, in the order in which they are trained; nothing is made or touched.
 
     Raises:
-      PreemptedError: a signal came; the run has saved what it had.
+      ConfigError: see `reproduce`.
     """
-    commands = [["stce", *words] for words in cell.commands(data_dir)]
-    earlier = cell.record()  # of starts that were stopped
-    places = dict.fromkeys([*filter(None, earlier.get("place", "").split("; ")), place])
-    record: dict[str, Any] = {"commands": [shlex.join(words) for words in commands], "place": "; ".join(places)}
-    record |= {"seconds": earlier.get("seconds", 0.0), "exit_code": PreemptedError.exit_code, "error": "running"}
-    try:
-        _write_record(cell, record)
-        for words in commands:
-            start = time.monotonic()
-            code, error = run_command(words, cell.directory / LOG_FILE, stop)
-            record |= {"exit_code": code, "error": error, "seconds": record["seconds"] + time.monotonic() - start}
-            _write_record(cell, record)
-            if stop.requested:
-                raise stopped(stop.requested, f"in {cell.directory.name}, whose state is saved")
-            if code:
-                break
-    except OSError as error:
-        record |= {"exit_code": 2, "error": f"cannot write to {cell.directory}: {first_line(error)}"}
-    return record
+    check_local(sweep.workdir)
+    rows = _checked_rows(sweep)
+    check_sweep(sweep)
+    return [state_of(cell) for cell in sweep.cells(rows)]
 
 
-def _write_record(cell: Cell, record: dict[str, Any]) -> None:
-    write_text(cell.directory / CELL_FILE, json.dumps(record, indent=1) + "\n")
+def run_cell(sweep: Sweep, name: str) -> str:
+    """Trains and evaluates one cell of a sweep, unless that is done or another job does it.
+
+    Any number of jobs may do this in a workdir that they share, and do it again after they were killed. In a workdir of
+    its own, a cell gives the same files, which may be copied into another workdir of the same sweep.
+
+    Args:
+      sweep: all of it, for its workdir must belong to it.
+      name: such as "stce_seed0".
+
+    Returns:
+      What came of it, in words.
+
+    Raises:
+      ConfigError: there is no such cell; else see `reproduce`.
+      CellsFailedError: it failed.
+      PreemptedError: stopped by a signal; what was trained is saved.
+    """
+    check_alone(sweep.workdir)
+    rows = sweep.rows()
+    check_overrides(rows, sweep.overrides)
+    cell = find_cell(sweep.cells(rows), name)
+    check_rows([cell.row], [cell.seed], ())
+    check_sweep(sweep)
+    if cell.finished():  # which needs no images
+        return f"{name}: done before: {accuracy(cell)}"
+    dataset = runs.open_dataset(cell.row.config(), sweep.data_dir)
+    with StopSignals() as stop, _named(sweep):
+        open_sweep(sweep, dataset, stop)
+        try:
+            record = run_alone(cell, sweep.data_dir, stop)
+        except InUseError as error:
+            return f"{name}: left to the job that is at work on it: {error}"
+    if record.get("exit_code"):
+        log = cell.directory / LOG_FILE
+        raise CellsFailedError(f"{name} failed: {record['error']}; see {log}", record["exit_code"])
+    return f"{name}: {accuracy(cell)}" + (f"  ({record['seconds']:.0f} s)" if record else "")
+
+
+def submit_cells(sweep: Sweep, engine: str, resources: jobs.Resources | None = None) -> None:
+    """Hands the cells that are neither done nor at work to a scheduler, and says where they are.
+
+    Args:
+      sweep: what to train.
+      engine: "slurm", whose nodes must see the workdir, the images and this Python; or "local", processes of this
+        machine, which are waited for.
+      resources: of each job; None: a day, and what the scheduler gives.
+
+    Raises:
+      ConfigError: submitit or Slurm are not there, or refuse the jobs; else see `reproduce`.
+      CellsFailedError: "local": some cells are not done.
+      PreemptedError: "local": stopped by a signal; what was trained is saved.
+    """
+    resources = resources or jobs.Resources()
+    resources.check(engine)
+    jobs.import_submitit()
+    check_alone(sweep.workdir)
+    jobs.check_workdir(sweep.directory)
+    rows = _checked_rows(sweep)
+    cells = sweep.cells(rows)
+    if not cells:
+        raise ConfigError(f"{sweep.table} needs no runs; there is nothing to submit")
+    dataset = runs.open_dataset(rows[0].config(), sweep.data_dir)
+    with StopSignals() as stop, _named(sweep):
+        open_sweep(sweep, dataset, stop)
+        states = {cell.directory.name: state_of(cell) for cell in cells}
+        for state in states.values():
+            if state.state == "running":
+                terminal.say(f"{state.name}: left out: {state.note}, is at work on it")
+        left = [cell for cell in cells if states[cell.directory.name].state not in ("done", "running")]
+        if not left:
+            terminal.say(f"nothing to submit: of {len(cells)} cells all are done or at work")
+            return
+        jobs.submit(left, sweep.from_anywhere().words(), sweep.directory, engine, resources, stop)
+    if engine == "local":
+        if stop.requested:
+            raise stopped(stop.requested, "while jobs ran, whose state is saved")
+        failed = [cell for cell in left if not cell.finished()]
+        if failed:
+            names = ", ".join(cell.directory.name for cell in failed)
+            code = failed[0].record().get("exit_code") or 1
+            raise CellsFailedError(f"{len(failed)} of {len(left)} cells are not done ({names}); --list says why", code)
+
+
+def report_cells(sweep: Sweep) -> Path:
+    """Writes the report of what there is; trains nothing and times nothing. See `reproduce`."""
+    check_local(sweep.workdir)
+    rows = _checked_rows(sweep)
+    if not sweep.directory.is_dir():
+        raise ConfigError(f"there is no sweep in {sweep.workdir}; give the --workdir that the runs are in")
+    dataset = runs.open_dataset(rows[0].config(), sweep.data_dir) if sweep.cells(rows) else None
+    with StopSignals() as stop, _named(sweep):
+        open_sweep(sweep, dataset, stop)
+        return _report(sweep, rows, dataset, stop, timed=False)
+
+
+def _checked_rows(sweep: Sweep) -> list[Row]:
+    rows = sweep.rows()
+    check_rows(rows, sweep.seeds, sweep.overrides)
+    return rows
+
+
+def _named(sweep: Sweep) -> Any:
+    return named_failures(f"use workdir {sweep.directory}", "give another --workdir")
+
+
+def _report(sweep: Sweep, rows: Sequence[Row], dataset: Any, stop: StopSignals, *, timed: bool) -> Path:
+    """Writes the report, after timing the models of each table unless that is done or not wanted."""
+    directory = sweep.directory
+    with one_at_a_time(directory, stop):
+        for name in sweep.tables if timed else ():
+            if name in TRAINED:
+                every = load_rows(name, sweep.scale, sweep.overrides)
+                _measure_speed(name, every, sweep.seeds, directory, stop)
+        speed = read_speed(directory, sweep.tables)
+        command = shlex.join(sweep.words())
+        return write_report(directory, rows, sweep.seeds, command=command, dataset=dataset, speed=speed)
 
 
 def _measure_speed(name: str, rows: Sequence[Row], seeds: Sequence[int], workdir: Path, stop: StopSignals) -> None:

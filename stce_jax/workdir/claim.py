@@ -22,6 +22,7 @@ PATIENCE = 45.0  # seconds without one after which a job counts as dead
 SETTLE = 2.0  # seconds after which, of jobs started at the same moment, the last one has written
 LOOK = 1.0  # seconds between two looks whether a local workdir is still there
 _START = b'{"host": '  # of a lock of ours
+_LARGEST_LOCK = 2**16  # bytes
 
 
 class InUseError(ConfigError):
@@ -191,6 +192,24 @@ class Claim:
         return InUseError(
             f"workdir {self._workdir} is in use by {_describe(owner)}; wait for it, stop it, or give another --workdir"
         )
+
+
+def owner_of(workdir: str | os.PathLike[str]) -> str:
+    """Which living job has a local workdir, in words; "" if none has, or that cannot be found out.
+
+    An owner leaves its name in the lock, and takes it away when it ends. Only where one was killed before it could, the
+    lock itself is tried, for a moment.
+    """
+    path = os.path.join(workdir, FILE_NAME)
+    text = ""
+    try:
+        if text := read_bytes(path, _LARGEST_LOCK).decode(errors="replace"):
+            locks.release(locks.take(path))
+    except BlockingIOError:
+        return _describe(_parse(text))
+    except OSError:  # it is not there, or may not be written to
+        pass
+    return ""
 
 
 def _check_name(workdir: str) -> None:

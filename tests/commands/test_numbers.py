@@ -43,6 +43,7 @@ def test_numbers_out_of_range_are_refused(verb, option, place, tiny_run, data_di
         "predict": (image, run),
         "features": (image, run, f"--output={place}/out.npz"),
         "models": ("vit_ti_patch",),
+        "reproduce": ("table6", "--scale=smoke", "--submit=slurm", f"--workdir={place}/sweep"),
         "benchmark": ("vit_ti_patch",),
         "export": (run, f"--output={place}/exported"),
         "visualize": (image, "--model=vit_ti_stce" if option == "--seed" else run, f"--output={place}/drawn"),

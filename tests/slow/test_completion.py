@@ -82,6 +82,8 @@ def test_options_after_others(offered):
         ("stce evaluate --checkpoint{}", ["best", "last"]),
         ("stce prepare folder --on-bad{}s", ["skip"]),
         ("stce reproduce all --scale{}sm", ["small", "smoke"]),
+        ("stce reproduce all --submit{}", ["local", "slurm"]),
+        ("stce reproduce all --cell{}", []),
         ("stce evaluate --workdir{}", ["runs", "two words"]),
         ("stce evaluate --workdir{}runs/", ["runs/digits"]),
         ("stce train --config{}digits --data_dir{}r", ["runs"]),

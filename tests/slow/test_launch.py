@@ -612,3 +612,50 @@ def test_jobset_lists_its_placeholders():
 )
 def test_remote_storage_has_its_packages_installed(tmp_path, words, extra):
     assert bash(f"source {LAUNCH}/install.sh; storage_extra {words}", tmp_path).strip() == extra
+
+
+# sweep_skypilot.yaml
+
+SKYPILOT = (LAUNCH / "sweep_skypilot.yaml").read_text()
+
+
+def test_a_cell_on_a_cloud_lists_what_is_to_be_replaced_and_goes_on_where_it_stopped():
+    task = yaml.safe_load(SKYPILOT)
+    listed = set(re.findall(r"^#   ([A-Z_]+) {2,}", SKYPILOT, re.MULTILINE))
+    assert listed == {mount["source"] for mount in task["file_mounts"].values()} == {"RESULTS", "IMAGES"}
+    assert task["envs"]["CELL"] is None, "SkyPilot asks for what has no value"
+    assert task["resources"]["use_spot"] is True
+    assert task["resources"]["job_recovery"] == {"recover_on_exit_codes": [75]}
+    assert task["file_mounts"]["/sweep"]["mode"] == "MOUNT_CACHED", "others cannot append to a file"
+    filled = re.search(r"sed '(.+)' launch/sweep_skypilot.yaml", SKYPILOT)[1]
+    text = subprocess.run(["sed", filled], input=SKYPILOT, capture_output=True, text=True, check=True).stdout
+    sources = [mount["source"] for mount in yaml.safe_load(text)["file_mounts"].values()]
+    assert sources == ["s3://my-runs", "s3://my-images"]
+
+
+@pytest.mark.parametrize("code", [0, 5, 75])
+def test_a_cell_on_a_cloud_gets_its_words_and_has_its_exit_code(tmp_path, code):
+    recorder(tmp_path / ".venv" / "bin" / "stce", tmp_path / "calls", f"exit {code}")
+    task = yaml.safe_load(SKYPILOT)
+    quoted = shlex.join(["table8", "--scale=small", *ODD_WORDS])
+    for sweep, words in ((task["envs"]["SWEEP"], ["table6", "--seeds=0,1,2"]), (quoted, shlex.split(quoted))):
+        (tmp_path / "calls").unlink(missing_ok=True)
+        # SkyPilot adds lines of its own, which wait for the bucket and end with the exit code before them.
+        script = f"{task['run']}\n__code=$?\ntouch uploaded\nexit $__code"
+        environment = os.environ | {"SWEEP": sweep, "CELL": "stce_seed0"}
+        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == code and (tmp_path / "uploaded").exists(), done.stderr
+        ((_, verb, *rest),) = lines_of(tmp_path / "calls")
+        assert [verb, *rest] == ["reproduce", *words, "--workdir=/sweep", "--data_dir=/images", "--cell=stce_seed0"]
+
+
+def test_a_machine_of_a_cloud_is_set_up_by_the_installer(tmp_path):
+    python = tmp_path / "python3.12"
+    stand_in(python, "[ $1 = -c ]")
+    recorder(tmp_path / ".local" / "bin" / "uv", tmp_path / "calls", f"[ $2 != find ] || echo {python}")
+    stand_in(tmp_path / "bin" / "nvidia-smi", 'echo "CUDA Version: 13.0"')
+    script = "dry_run=yes\n" + yaml.safe_load(SKYPILOT)["setup"]
+    for name in ("launch", "pyproject.toml", "requirements.txt"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    said = bash(script, tmp_path, HOME=str(tmp_path), VENV=str(tmp_path / "venv"))
+    assert f"{python} -P -m venv {tmp_path}/venv" in said and "[cuda13]" in said

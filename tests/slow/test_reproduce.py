@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import wait_for
+from helpers import processes_of, wait_for
 
 from stce_jax.processes.stopping import StopSignals
 from stce_jax.reproduce.subprocesses import describe_place, run_command
@@ -70,12 +70,6 @@ TINY = (
 )
 
 
-def children(workdir):
-    """Process numbers of the `stce` commands that are at work below a directory."""
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if f"--workdir={workdir}/cells/" in line]
-
-
 def test_a_killed_sweep_leaves_no_process_and_goes_on_where_it_was(stce, tmp_path, data_dir):
     workdir = tmp_path / "sweep"
     words = ["reproduce", "table8", "--scale=smoke", "--runs=stce", "--seeds=0", *TINY]
@@ -87,7 +81,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on_where_it_was(stce, tmp_pat
     wait_for(lambda: read_metrics(first), "line of metrics", seconds=120)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    wait_for(lambda: not children(workdir), "end of the child")
+    wait_for(lambda: not processes_of(f"--workdir={workdir}/cells/"), "end of the child")
 
     done = stce(*words)
     assert done.returncode == 0, done.stderr
