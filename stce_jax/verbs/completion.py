@@ -16,7 +16,7 @@ WORDS = {
     "checkpoint": ("last", "best"),
     "dataset": ("folder", "imagenet100", "imagenet2012"),
     "on_bad": ("error", "skip"),
-    "scale": ("paper", "small", "smoke"),
+    "scale": ("paper", "medium_128", "medium", "small", "smoke"),
     "table": ("table1", "table6", "table7", "table8", "readings", "all", "reductions", "bodies"),
 }
 DIRECTORIES = ("workdir", "workdirs", "data_dir")
