@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from stce_jax.errors import ConfigError, check_range, shown
 from stce_jax.models.layers import sow_scalar as sow_scalar  # what a reduction may leave, see the package
