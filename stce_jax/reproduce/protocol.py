@@ -61,10 +61,9 @@ class Decision:
 
 
 def hypotheses(scale: str) -> list[Hypothesis]:
-    """All of them, in the order of docs/study.md; at `scale`, which decides what the rows of the other mixing are."""
-    mixed = "stce_mixed" in {row.run for row in load_rows(TABLE, scale)}
-    ending = "mixed" if mixed else "unmixed"
-    other = "with mixup and CutMix" if mixed else "without mixup and CutMix"
+    """All of them, in the order of docs/study.md; at `scale`, which decides what the other mixing is."""
+    mixed = load_rows(TABLE, scale)[0].config().augment.mixup > 0
+    other = "without mixup and CutMix" if mixed else "with mixup and CutMix"
 
     def less(name: str, family: str, claim: str, first: str, second: str) -> Hypothesis:
         return Hypothesis(name, family, claim, {first: 1, second: -1})
@@ -85,18 +84,18 @@ def hypotheses(scale: str) -> list[Hypothesis]:
         less("C7", "controls", "Masking neighbours beyond the border helps", "border_mask", "stce"),
     ]
     conditions = {
-        f"_{ending}": other,
+        "_other_mixing": other,
         "_fewer": "with a quarter of the tokens",
-        f"_fewer_{ending}": f"with a quarter of the tokens, {other}",
+        "_fewer_other_mixing": f"with a quarter of the tokens, {other}",
         "_more": "with four times the tokens",
-        f"_more_{ending}": f"with four times the tokens, {other}",
+        "_more_other_mixing": f"with four times the tokens, {other}",
     }
     for number, (condition, words) in enumerate(conditions.items(), 1):
         found.append(less(f"W{number}", "when", f"{gain} {words}", f"stce{condition}", f"pooling{condition}"))
     tokens = {"stce_more": 1, "pooling_more": -1, "stce_fewer": -1, "pooling_fewer": 1}
     found.append(Hypothesis("W6", "when", "Clustering gains more the more tokens there are", tokens))
-    sign = 1 if mixed else -1
-    mixing = {f"stce_{ending}": sign, f"pooling_{ending}": -sign, "stce": -sign, "pooling": sign}
+    sign = -1 if mixed else 1
+    mixing = {"stce_other_mixing": sign, "pooling_other_mixing": -sign, "stce": -sign, "pooling": sign}
     return [*found, Hypothesis("W7", "when", "Clustering gains more under mixup and CutMix", mixing)]
 
 
