@@ -227,9 +227,7 @@ def _open_questions(decisions: Sequence[Decision]) -> list[Block]:
     open_ones = [decision.hypothesis for decision in decisions if decision.verdict in (UNDECIDED, NOT_RUN)]
     if not open_ones:
         return []
-    names = "; ".join(
-        f"{hypothesis.name}, {hypothesis.claim[0].lower()}{hypothesis.claim[1:]}" for hypothesis in open_ones
-    )
+    names = "; ".join(f"{own.name}, {own.claim[0].lower()}{own.claim[1:]}" for own in open_ones)
     return [heading("Not concluded", level=3), paragraph(f"Undecided or not run: {names}.")]
 
 

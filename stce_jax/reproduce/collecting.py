@@ -2,19 +2,24 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 import stce_jax
+from stce_jax.analysis.drawing import pictures
 from stce_jax.analysis.files import IN_RUN, SCORES, read_predictions
-from stce_jax.errors import ConfigError, DataError
-from stce_jax.paths import read_json
+from stce_jax.errors import ConfigError, DataError, StceError
+from stce_jax.paths import read_json, write_bytes
 from stce_jax.reproduce import clusters
 from stce_jax.reproduce.cells import Cell, Row, cell_of, load_rows
+from stce_jax.reproduce.clustering import study_blocks
+from stce_jax.reproduce.documents import Block, figure, heading, paragraph
 from stce_jax.reproduce.kept import config_of, curves_of, digest, expected_config, pack, pack_shares, write_run
-from stce_jax.reproduce.kept_folders import IMAGES, TestImages, read_images, write_images
+from stce_jax.reproduce.kept_folders import IMAGES, TestImages, read_folder, read_images, write_images
 from stce_jax.reproduce.protocol import TABLE, VERSION
 from stce_jax.workdir.layout import read_config
 from stce_jax.workdir.metric_lines import read_metrics, training_speed
@@ -115,7 +120,27 @@ def _without_names(place: str) -> str:
     return "; ".join(dict.fromkeys(part.partition(", ")[2] for part in place.split("; ")))
 
 
-def cluster_picture(workdir: Path, dataset: Any, most: int = 7) -> Any:
+def sweep_blocks(workdir: Path, dataset: Any, seeds: Sequence[int]) -> list[Block]:
+    """The study's report of a sweep, with pictures of clusters, which show test images; what is wrong, if it has none.
+
+    Args:
+      workdir, dataset: see `collect`.
+      seeds: that are planned.
+    """
+    try:
+        scale, folder = scale_of(workdir), collect(workdir, dataset)
+        blocks = study_blocks(read_folder(folder, scale), read_images(folder), scale, seeds, workdir)
+        picture = cluster_picture(workdir, dataset)
+    except StceError as error:
+        return [paragraph(f"There is no report by the protocol: {error}.")]
+    if picture:
+        write_bytes(workdir / "clusters.png", pictures.png(picture))
+        caption = "The same test images for all: the regular cells, and the clusters of trained networks."
+        blocks += [heading("What clusters look like", level=3), figure(workdir / "clusters.png", caption)]
+    return blocks
+
+
+def cluster_picture(workdir: Path, dataset: Any, most: int = 7) -> Image.Image | None:
     """`clusters.sheet` of the first finished seed of each row that clusters, at most `most` rows; None without one."""
     rows = {row.run: row for row in load_rows(TABLE, scale_of(workdir))}
     chosen: dict[str, Path] = {}

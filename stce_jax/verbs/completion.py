@@ -17,7 +17,7 @@ WORDS = {
     "dataset": ("folder", "imagenet100", "imagenet2012"),
     "on_bad": ("error", "skip"),
     "scale": ("paper", "medium_128", "medium", "small", "smoke"),
-    "table": ("table1", "table6", "table7", "table8", "readings", "all", "reductions", "bodies"),
+    "table": ("table1", "table6", "table7", "table8", "readings", "all", "reductions", "bodies", "clustering"),
 }
 DIRECTORIES = ("workdir", "workdirs", "data_dir")
 NOTHING = ("pattern", "model", "seeds", "runs")
