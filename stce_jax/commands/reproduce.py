@@ -25,7 +25,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--scale",
         default="paper",
-        help="paper (the default); any class folders: medium_128 (a GPU), medium or small (CPUs); smoke",
+        help="paper (the default); of any class folders medium_128 (a GPU), medium or small (CPUs); smoke: seconds",
     )
     verb.add_argument("--seeds", default="0,1,2", help="seeds of the runs (0,1,2)")
     verb.add_argument("--runs", default="", help="names of runs, to leave the others out: patch,conv,stce")

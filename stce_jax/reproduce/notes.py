@@ -67,8 +67,8 @@ NOTES = {
         "2x2, for a token stands for 4x4 pixels there, and not for 16x16.",
     ],
     "clustering": [
-        "The protocol is docs/study.md of the source; it was there before the runs. Rows have the same body, recipe and "
-        "number of tokens unless their name says otherwise.",
+        "The protocol is docs/study.md of the source; it was there before the runs. Rows have the same body, recipe "
+        "and number of tokens unless their name says otherwise.",
         "Average and max pooling have exactly the super tokens' parameters; a strided convolution has one module more.",
     ],
     "decisions": [
