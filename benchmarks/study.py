@@ -59,32 +59,35 @@ def collect_sweep(workdir, data_dir, results):
 
 
 def draw(results, folder_of_figures):
-    """The Markdown of all scales that have results; figures go into a folder for each scale."""
+    """(answers, results) of all scales that have results, Markdown; figures go into a folder for each scale."""
     from stce_jax.configs.tables import scales
     from stce_jax.reproduce import documents as blocks_of
     from stce_jax.reproduce.clustering import study_blocks
     from stce_jax.reproduce.kept_folders import read_folder, read_images
 
-    parts = []
+    answers, parts = [], []
     for scale in scales.VARIANTS:
         if not (results / scale).is_dir():
             continue
         runs, images = read_folder(results / scale, scale), read_images(results / scale)
         figures = folder_of_figures / scale
         figures.mkdir(parents=True, exist_ok=True)
-        blocks = [blocks_of.heading(TITLES.get(scale, f"Scale `{scale}`"), level=3)]
-        blocks += study_blocks(runs, images, scale, PLANNED.get(scale, ()), figures)
-        text = blocks_of.to_markdown([_deeper(block) for block in blocks])
+        title = blocks_of.heading(TITLES.get(scale, f"Scale `{scale}`"), level=3)
+        progress, *blocks = study_blocks(runs, images, scale, PLANNED.get(scale, ()), figures)
+        if not blocks:
+            continue
+        sentences, *blocks = blocks
+        answers.append(blocks_of.to_markdown([title, sentences, progress]))
+        text = blocks_of.to_markdown([title, *(_deeper(block) for block in blocks)])
         for name in ("differences", "curves", "entropy"):
             text = text.replace(f"]({name}.png)", f"](study/{scale}/{name}.png)")
         parts.append(text)
-    return "\n".join(parts) or "No run is finished.\n"
+    return tuple("\n".join(texts) or "No run is finished.\n" for texts in (answers, parts))
 
 
 def _deeper(block):
     """Headings below that of the scale."""
-    title = block["kind"] == "heading" and not block["text"].startswith(("On ", "Scale "))
-    return block | {"level": 4} if title else block
+    return block | {"level": 4} if block["kind"] == "heading" else block
 
 
 def main():
@@ -106,7 +109,8 @@ def main():
         if not options.no_document:
             with tempfile.TemporaryDirectory() as unused:
                 figures = results if results == RESULTS else Path(unused)
-                text = draw(results, figures)
+                answers, text = draw(results, figures)
+            documents.write_section("answers", answers, "", options.document)
             documents.write_section("study", text, "python benchmarks/study.py", options.document)
     except StceError as error:
         terminal.warn(error)

@@ -1,4 +1,4 @@
-"""What is kept of the study's runs: small, read back to the bit, merged without duplicates, refused if it does not fit."""
+"""What is kept of the study's runs: small, read back to the bit, merged without duplicates, or refused."""
 
 import base64
 import json
@@ -50,7 +50,7 @@ def test_the_largest_run_that_is_planned_is_far_below_the_limit(tmp_path):
     path = keep(tmp_path, ROWS["stce"], 0, hits, clusters=True, curves=curves)
     assert path.stat().st_size < 35_000
     kept.read_run(path, ROWS)
-    with pytest.raises(DataError, match="take .* bytes, not 50,000"):
+    with pytest.raises(DataError, match=r"take .* bytes, not 50,000"):
         keep(tmp_path, ROWS["stce"], 1, hits, place="x" * 30_000)
 
 
@@ -105,10 +105,10 @@ def test_another_config_is_refused_by_its_first_key_and_a_new_key_is_none(tmp_pa
     with pytest.raises(DataError, match=r"another config: config.optimizer.learning_rate is 0.5, not 0.003"):
         kept.read_run(path, ROWS)
     write(unknown=1)
-    with pytest.raises(DataError, match="config.unknown is 1, not None"):
+    with pytest.raises(DataError, match=r"config\.unknown is 1, not None"):
         kept.read_run(path, ROWS)
     write(epochs=None)
-    with pytest.raises(DataError, match="config.epochs is None, not 6.0"):
+    with pytest.raises(DataError, match=r"config\.epochs is None, not 6\.0"):
         kept.read_run(path, ROWS)
     write(**{"augment.three_augment": None})  # as a version that did not have it would have written
     kept.read_run(path, ROWS)

@@ -22,7 +22,7 @@ from stce_jax.training import assemble as runs
 from stce_jax.training.state import abstract_variables
 from stce_jax.workdir import config as configuration
 
-SCALES = ("paper", "small", "smoke")
+SCALES = ("paper", "medium_128", "medium", "small", "smoke")
 PRINTED = {  # the paper's, row by row
     "table6": [78.44, 81.14, 83.52, 78.44 + 0.76, 81.14 + 1.58],
     "table7": [48.26, 80.20, 80.68, 82.18, 83.52, 81.50],
