@@ -19,7 +19,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=${PYTHON:-python3} SCALE=${SCALE:-medium_128} SEEDS=${SEEDS:-0,1,2,3,4}
 ROWS=${ROWS:-patch,conv,stce,pooling,strided} LIMIT=${LIMIT:-540} RESERVE=${RESERVE:-60} PARALLEL=${PARALLEL:-5}
 QUALITY=${QUALITY:-45} WORK=${WORK:-${TMPDIR:-/tmp}/stce_study} FOR_PYTHON=${FOR_PYTHON:-3.12}
-WHEELS=${WHEELS-ml_collections grain simplejpeg tensorboardX array_record importlib_resources shtab}
+WHEELS=${WHEELS-ml_collections grain simplejpeg tensorboardX array_record importlib_resources}
 MOST=$((60 * 1000 * 1000)) # bytes of a bag
 
 say() { echo "study_gpu: $*" >&2; }
@@ -61,7 +61,8 @@ run() { # BAG OUT
   export END=$(($(date +%s) + LIMIT - RESERVE)) DATA=$WORK/images PYTHON SCALE WORK
   mkdir -p "$out" "$WORK" "$bag/results/$SCALE"
   if compgen -G "$bag/wheels/*.whl" > /dev/null; then
-    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$WORK/site" "$bag"/wheels/*.whl
+    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$WORK/site" \
+      "$bag"/wheels/*.whl
   fi
   export PYTHONPATH="$root:$WORK/site${PYTHONPATH:+:$PYTHONPATH}"
   # Several runs share the GPU: none may take all of its memory. Programs that a seed has compiled serve the next.
@@ -81,9 +82,10 @@ run() { # BAG OUT
   xargs -r -P "$PARALLEL" -I NAME bash -c 'cell NAME' < "$out/missing.txt"
   say "collecting"
   "$PYTHON" -P "$root/benchmarks/study.py" --collect "$WORK" --data_dir "$DATA" --results "$bag/results" --no_document \
-    2>&1 | tee "$out/collect.txt"
+    > "$out/collect.txt" 2>&1 || say "not collected: $(tail -n 1 "$out/collect.txt")"
   tar -czf "$out/results.tgz" -C "$bag/results" .
-  tar -czf "$out/logs.tgz" -C "$WORK" --exclude='*.partial' $(cd "$WORK" && ls -d cells/*/log.txt cells/*/cell.json 2>/dev/null)
+  (cd "$WORK" && find . -path './cells/*' \( -name log.txt -o -name cell.json -o -name metrics.jsonl \)) |
+    tar -czf "$out/logs.tgz" -C "$WORK" -T -
   say "$(find "$bag/results/$SCALE" -name '*_seed*.json' | wc -l) runs are kept in $out/results.tgz"
 }
 
