@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The clustering study on one GPU machine that has no network and little time: the deciding rows, a seed of all first, and
-# more seeds until the time is used. docs/study.md is the protocol. Stopped runs resume; finished ones are never repeated.
+# The clustering study on one GPU machine that has no network and little time: the deciding rows, a seed of all first,
+# and more seeds until the time is used. docs/study.md is the protocol. Stopped runs resume, finished ones stay.
 #
 #   bash launch/study_gpu.sh pack BAG DATA_DIR     here: small images and wheels into the folder BAG, below 60 MB
 #   bash launch/study_gpu.sh run BAG OUT           there: trains, and puts what is kept into OUT
-#   python benchmarks/study.py --merge BAG/results/medium_128      here, after unpacking OUT/results.tgz into BAG/results
+#   python benchmarks/study.py --merge results/medium_128           here, OUT/results.tgz unpacked into results/
 #
 # A later `run` with that BAG, on the same machine or another, goes on with what is missing. Variables:
 #   LIMIT=540        seconds of `run`, all in all          RESERVE=60      of these, to collect results
@@ -19,7 +19,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=${PYTHON:-python3} SCALE=${SCALE:-medium_128} SEEDS=${SEEDS:-0,1,2,3,4}
 ROWS=${ROWS:-patch,conv,stce,pooling,strided} LIMIT=${LIMIT:-540} RESERVE=${RESERVE:-60} PARALLEL=${PARALLEL:-5}
 QUALITY=${QUALITY:-45} WORK=${WORK:-${TMPDIR:-/tmp}/stce_study} FOR_PYTHON=${FOR_PYTHON:-3.12}
-WHEELS=${WHEELS-ml_collections grain simplejpeg tensorboardX array_record importlib_resources}
+WHEELS=${WHEELS-ml_collections grain simplejpeg tensorboardX array_record portpicker importlib_resources}
 MOST=$((60 * 1000 * 1000)) # bytes of a bag
 
 say() { echo "study_gpu: $*" >&2; }
@@ -35,8 +35,8 @@ pack() { # BAG DATA_DIR
   done
   if [ -n "$WHEELS" ]; then
     # shellcheck disable=SC2086
-    "$PYTHON" -m pip download --quiet --no-deps --only-binary=:all: --implementation cp --abi "$abi" --abi abi3 --abi none \
-      --python-version "$FOR_PYTHON" "${platforms[@]}" -d "$bag/wheels" $WHEELS
+    "$PYTHON" -m pip download --quiet --no-deps --only-binary=:all: --implementation cp --abi "$abi" --abi abi3 \
+      --abi none --python-version "$FOR_PYTHON" "${platforms[@]}" -d "$bag/wheels" $WHEELS
   fi
   bytes=$(find "$bag" -type f -printf '%s\n' | awk '{ total += $1 } END { print total }')
   say "$bag has $bytes bytes"
@@ -91,5 +91,5 @@ run() { # BAG OUT
 
 case "${1:-} $#" in
   "pack 3" | "run 3") "$@" ;;
-  *) sed -n '2,20s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,17s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
