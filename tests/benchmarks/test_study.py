@@ -25,6 +25,7 @@ def run(monkeypatch, *words):
     study.main()
 
 
+@pytest.mark.slow
 def test_somebodys_results_are_added_and_the_page_is_drawn_again(tmp_path, monkeypatch, capsys):
     theirs, page = tmp_path / "theirs", tmp_path / "page.md"
     for run_name, own in drawn_hits(np.random.default_rng(0), {"stce": 0.7, "patch": 0.5}, 3, 200).items():
