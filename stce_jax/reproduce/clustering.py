@@ -103,8 +103,8 @@ def _hypotheses(decisions: Sequence[Decision], folder: Path) -> list[Block]:
         )
         if found and is_finite(decision):
             label = f"{own.name}  {own.claim}"
-            values = (100 * value for value in (found.mean, low, high))
-            drawn.append(Line(label, *values, group=FAMILIES.index(own.family)))
+            group = FAMILIES.index(own.family)
+            drawn.append(Line(label, 100 * found.mean, 100 * low, 100 * high, group))
     blocks = [heading("Hypotheses", level=3), table(lines)]
     if drawn:
         path = forest(drawn, "points of top-1", folder / "differences.png", margin=100 * MARGIN)

@@ -29,15 +29,15 @@ def has_clusters(config: Any) -> bool:
     return getattr(embedding, "iterations", 0) > 0 and hasattr(embedding, "border")
 
 
-def spaced(count: int, most: int) -> Int[np.ndarray, "places"]:
+def spaced(count: int, most: int) -> list[int]:
     """At most `most` places of 0..count - 1, evenly spaced, the first and the last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
 
 
 def seen_images(config: Any, dataset: Any, places: Sequence[int]) -> UInt8[np.ndarray, "n S S 3"]:
     """Test images as a config's model sees them; raises DataError if one cannot be read."""
     views = runs.eval_views(config, dataset)
-    return np.stack([views.view(int(place))[0] for place in places])
+    return np.stack([views.view(place)[0] for place in places])
 
 
 def edges_of_images(config: Any, dataset: Any) -> Float[np.ndarray, "n"]:
@@ -66,7 +66,7 @@ def cluster_labels(
         batch = augment.normalize(images[start : start + _BATCH], mean=run.mean, std=run.std)
         affinity = np.asarray(find(run.variables, batch))
         labels.append(introspection.super_token_labels(affinity, embedding.cell)[:, nearest[:, None], nearest])
-    cells = introspection.grid_labels(*affinity.shape[1:3], embedding.cell)
+    cells = introspection.grid_labels(affinity.shape[1], affinity.shape[2], embedding.cell)
     return np.concatenate(labels), cells[nearest[:, None], nearest]
 
 

@@ -217,6 +217,7 @@ def test_max_pooling_has_the_super_tokens_parameters_by_the_same_names():
     assert [leaf.shape for leaf in jax.tree.leaves(own)] == [leaf.shape for leaf in jax.tree.leaves(theirs)]
 
 
+@pytest.mark.slow
 def test_affinities_leave_their_entropy_in_evaluation_alone():
     embedding = SuperTokenConvEmbed(8, (4,), (2,), cell=2)
     variables = randomized(init(embedding))
