@@ -139,7 +139,7 @@ def test_cells_come_seed_by_seed_and_once(tmp_path):
 def test_unknown_tables_and_scales_are_refused():
     with pytest.raises(ConfigError, match="no table 'table2'; there are table1, table6"):
         load_rows("table2")
-    with pytest.raises(ConfigError, match="no scale 'tiny'; there are paper, small, smoke"):
+    with pytest.raises(ConfigError, match="no scale 'tiny'; there are paper, medium_128, medium, small, smoke"):
         load_rows("table6", "tiny")
 
 
