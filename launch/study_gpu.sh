@@ -57,14 +57,15 @@ cell() { # NAME: one run, in the time that is left
 }
 
 run() { # BAG OUT
-  local bag=$1 out=$2 name
+  local bag=$1 out=$2 name status=0
   export END=$(($(date +%s) + LIMIT - RESERVE)) DATA=$WORK/images PYTHON SCALE WORK
   mkdir -p "$out" "$WORK" "$bag/results/$SCALE"
   if compgen -G "$bag/wheels/*.whl" > /dev/null; then
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$WORK/site" \
       "$bag"/wheels/*.whl
   fi
-  export PYTHONPATH="$root:$WORK/site${PYTHONPATH:+:$PYTHONPATH}"
+  # -P keeps the current directory out, and that of a script, too.
+  export PYTHONPATH="$root:$root/benchmarks:$WORK/site${PYTHONPATH:+:$PYTHONPATH}"
   # Several runs share the GPU: none may take all of its memory. Programs that a seed has compiled serve the next.
   export XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$WORK/compiled}
   if [ ! -d "$DATA" ]; then
@@ -82,11 +83,13 @@ run() { # BAG OUT
   xargs -r -P "$PARALLEL" -I NAME bash -c 'cell NAME' < "$out/missing.txt"
   say "collecting"
   "$PYTHON" -P "$root/benchmarks/study.py" --collect "$WORK" --data_dir "$DATA" --results "$bag/results" --no_document \
-    > "$out/collect.txt" 2>&1 || say "not collected: $(tail -n 1 "$out/collect.txt")"
+    > "$out/collect.txt" 2>&1 || status=$?
+  [ "$status" -eq 0 ] || say "not collected: $(tail -n 1 "$out/collect.txt")"
   tar -czf "$out/results.tgz" -C "$bag/results" .
   (cd "$WORK" && find . -path './cells/*' \( -name log.txt -o -name cell.json -o -name metrics.jsonl \)) |
     tar -czf "$out/logs.tgz" -C "$WORK" -T -
   say "$(find "$bag/results/$SCALE" -name '*_seed*.json' | wc -l) runs are kept in $out/results.tgz"
+  return "$status"
 }
 
 case "${1:-} $#" in

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 STRONGEST = 0.1  # share of the pixels that count as edges
-DISTANCE = 1  # pixels from a border that count as near, in each direction
+SIDES = 128  # of an image's side: what counts as near, in whole pixels; below that many, pixels that touch a border
 _WEIGHTS = np.array([0.299, 0.587, 0.114])  # of red, green, blue in the luminance of Rec. 601
 
 
@@ -35,7 +35,7 @@ def strongest(strength: Float[np.ndarray, "n Y X"], share: float = STRONGEST) ->
     return (strength >= limits[:, None, None]) & (strength > 0)
 
 
-def near_borders(labels: Int[np.ndarray, "n Y X"], distance: int = DISTANCE) -> Bool[np.ndarray, "n Y X"]:
+def near_borders(labels: Int[np.ndarray, "n Y X"], distance: int) -> Bool[np.ndarray, "n Y X"]:
     """The pixels that touch another region, and those at most `distance` pixels from them, along rows and columns."""
     near = np.zeros(labels.shape, bool)
     for axis in (1, 2):
@@ -74,8 +74,9 @@ def agreements(
       {"own": `agreement` with the image's own clusters, "other": with those of the next image, "grid": with the cells,
       "covered": share of all pixels near a border of the own clusters}.
     """
-    edges, near = strongest(gradients(images)), near_borders(labels)
-    cells = np.broadcast_to(near_borders(grid[None]), edges.shape)
+    distance = images.shape[1] // SIDES
+    edges, near = strongest(gradients(images)), near_borders(labels, distance)
+    cells = np.broadcast_to(near_borders(grid[None], distance), edges.shape)
     return {
         "own": agreement(edges, near),
         "other": agreement(edges, np.roll(near, 1, axis=0)),

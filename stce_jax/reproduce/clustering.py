@@ -156,7 +156,7 @@ def _clusters(runs: Sequence[Mapping[str, Any]], by_run: Mapping[str, Result], f
                     "another image's": f"{100 * means['other']:.1f}%",
                     "own less another's [95%]": _over_all(values),
                     "regular cells": f"{100 * means['grid']:.1f}%",
-                    "pixels near a border": f"{100 * means['covered']:.1f}%",
+                    "pixels at a border": f"{100 * means['covered']:.1f}%",
                 }
             )
     entropies = {
@@ -167,7 +167,7 @@ def _clusters(runs: Sequence[Mapping[str, Any]], by_run: Mapping[str, Result], f
     blocks: list[Block] = []
     if lines:
         text = (
-            "Share of the strongest tenth of an image's gradients within one pixel of a border between clusters. "
+            "Share of the strongest tenth of an image's gradients at a border between clusters. "
             "Clusters follow the image as far as their own image's share exceeds another's."
         )
         blocks += [heading("Do clusters follow edges?", level=3), paragraph(text), table(lines)]

@@ -45,7 +45,7 @@ def test_clusters_on_the_edge_agree_and_those_of_another_image_do_not():
     np.testing.assert_array_equal(found["own"], 1)
     np.testing.assert_array_equal(found["other"], 0)
     np.testing.assert_array_equal(found["grid"], 0)
-    np.testing.assert_allclose(found["covered"], 4 / 16)
+    np.testing.assert_allclose(found["covered"], 2 / 16)
 
 
 def test_an_image_without_edges_agrees_with_nothing():
