@@ -194,7 +194,7 @@ def _errors(by_run: Mapping[str, Result], images: TestImages) -> list[Block]:
         table(lines),
     ]
     classes = [
-        {"class": f"`{class_id}`", **_less_others(by_run, np.flatnonzero(images.labels == label))}
+        {"class": f"`{class_id.replace('`', ' ')}`", **_less_others(by_run, np.flatnonzero(images.labels == label))}
         for label, class_id in enumerate(images.class_ids)
         if (images.labels == label).any()
     ]

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ MOST_IMAGES = 100_000
 MOST_POINTS = 200  # of a curve
 CURVES = ("loss", "top1", "affinity_entropy")
 CLUSTERS = ("own", "other", "grid", "covered")  # see `analysis.edges.agreements`
+_PLAIN = re.compile(r"[\w .,;:()+/@-]*")
 _NEEDED = {
     **dict.fromkeys(("protocol", "seed", "test_images"), int),
     **dict.fromkeys(("scale", "run", "config_digest", "images", "hits", "place", "version"), str),
@@ -165,6 +167,9 @@ def _check_kinds(found: Any) -> None:
     for key in ("images_per_second", "seconds"):
         if not (found.get(key) is None or _is_number(found[key])):
             raise ValueError(f"{key} is no number")
+    for key in ("place", "version"):  # they come into documents, which could make links or code of more
+        if not _PLAIN.fullmatch(found[key]):
+            raise ValueError(f"{key} has characters that are not expected there")
     if not 0 < found["test_images"] <= MOST_IMAGES or found["seed"] < 0:
         raise ValueError("a number is out of range")
     for split in ("train", "eval"):

@@ -72,6 +72,7 @@ def test_the_largest_run_that_is_planned_is_far_below_the_limit(tmp_path):
         ({"curves": {"train": {"epoch": [None]}, "eval": {"epoch": []}}}, "have no epoch"),
         ({"seconds": "long"}, "seconds is no number"),
         ({"clusters": {"own": ""}}, "is damaged"),
+        ({"place": "<script>"}, "place has characters that are not expected there"),
         ({"config": []}, "config is missing or of another type"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
