@@ -64,10 +64,11 @@ class MaxPoolConvEmbed(nn.Module):
         for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
             module = ConvModule(width, stride, dtype=self.dtype, axis_name=self.axis_name, name=f"module_{index + 1}")
             features = module(features, train=train)
-        cell = cell_shape(self.cell)
-        height, width, channels = features.shape[1:]
-        rows, columns = grid_shape(height, width, cell)
-        missing = ((0, rows * cell[0] - height), (0, columns * cell[1] - width))
-        maxima = nn.max_pool(features, cell, strides=cell, padding=missing)  # [B, h, w, C]
-        values = maxima.reshape(features.shape[0], rows * columns, channels)  # [B, N, C]
+        (cell_rows, cell_columns), (batch, height, width, channels) = cell_shape(self.cell), features.shape
+        rows, columns = grid_shape(height, width, self.cell)
+        beyond = ((0, 0), (0, rows * cell_rows - height), (0, columns * cell_columns - width), (0, 0))
+        # As cells and not as windows, which ONNX does not have with the channels last.
+        cells = jnp.pad(features, beyond, constant_values=-jnp.inf)
+        cells = cells.reshape(batch, rows, cell_rows, columns, cell_columns, channels)
+        values = cells.max(axis=(2, 4)).reshape(batch, rows * columns, channels)  # [B, N, C]
         return Tokens(linear(self.width, self.dtype, "projection")(values), grid=(rows, columns))
