@@ -25,12 +25,13 @@ def command():
 def write_section(name, text, made_by=None, path=DOCS / "performance.md"):
     """Replaces what stands between `<!-- NAME -->` and `<!-- end of NAME -->` with the command line and `text`.
 
-    The command line is this process's, unless others made the numbers.
+    The command line is this process's, unless others made the numbers; "" leaves it out.
     """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     document = path.read_text()
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(document):
         sys.exit(f"{path} has no section between {begin} and {end}")
-    section = f"{begin}\n```\n{made_by or command()}\n```\n\n{text.strip()}\n{end}"
+    words = command() if made_by is None else made_by
+    section = "\n".join([begin, *([f"```\n{words}\n```\n"] if words else []), text.strip(), end])
     path.write_text(pattern.sub(lambda _: section, document))

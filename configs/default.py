@@ -202,6 +202,10 @@ def get_config() -> config_dict.ConfigDict:
     hcformer.stem_widths = config_dict.placeholder(tuple)  # channels of each module of the stack
     hcformer.stem_strides = config_dict.placeholder(tuple)  # and their strides; the clustering halves once more
     hcformer.assignment_width = config_dict.placeholder(int)  # in which pixels and clusters are compared
+    embedding.max_pool = max_pool = config_dict.ConfigDict()
+    max_pool.stem_widths = config_dict.placeholder(tuple)  # as stce
+    max_pool.stem_strides = config_dict.placeholder(tuple)  # as stce
+    max_pool.cell = config_dict.placeholder(tuple)  # (rows, columns) of which the maximum is taken
     embedding.svit = own = config_dict.ConfigDict()
     own.stem_widths = config_dict.placeholder(tuple)  # channels of each 3x3 convolution; the last: the body's width
     own.stem_strides = config_dict.placeholder(tuple)  # and their strides

@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from . import scales
 
-VARIANTS = scales.VARIANTS
+VARIANTS = ("paper", "small", "smoke")
 DECIDING = ("swin", "cvt", "cmt", "mobilevit")
 # Body -> (its name in the report, the model of its authors, its own embedding).
 BODIES = {

@@ -23,7 +23,7 @@ def sweep(scale: str = "paper") -> Iterator[scales.Row]:
     mask, gradients = scales.super_tokens(border="mask"), scales.super_tokens(differentiable=True)
     yield scales.row("border_mask", "neighbours beyond the border masked", mask, decided)
     yield scales.row("differentiable", "gradients through the affinities", gradients, decided)
-    if scale == "paper":  # elsewhere nothing is mixed
+    if scale in scales.PAPERS_MODEL:  # elsewhere nothing is mixed
         mixing = {"augment.mixup": 0.8, "augment.cutmix": 1.0}
         yield scales.row("deit_mixing", "DeiT's mixup 0.8, CutMix 1.0", mixing, decided)
     yield scales.row("conv", "convolution, as decided", scales.embedding("conv", scale))

@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from . import scales
 
-VARIANTS = scales.VARIANTS
+VARIANTS = ("paper", "small", "smoke")
 RATES = {"paper": (0.9, 0.7, 0.5, 0.25), "small": (0.9, 0.7, 0.5, 0.25), "smoke": (0.5,)}
 BODIES = {"patch": "patches", "stce": "super tokens"}
 # Method -> (its name in the report, options besides blocks and keep rate, whether it keeps exactly as many tokens).

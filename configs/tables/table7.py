@@ -25,7 +25,7 @@ def sweep(scale: str = "paper") -> Iterator[scales.Row]:
     yield row("stack_none", "none", scales.stack((), (), scale), whole, top1=48.26, parameters="17.7M")
     yield row("stack_1", "module 1, stride 1", one, whole, top1=80.20, parameters="17.8M")
     yield row("stack_2", "modules 1-2", two, whole, top1=80.68, parameters="17.8M")
-    if scale == "paper":  # elsewhere the whole stack has four modules
+    if scale in scales.PAPERS_MODEL:  # elsewhere the whole stack has four modules
         four = scales.stack(full[:4], (2, 1, 2, 1), scale)
         yield row("stack_4", "modules 1-4", four, whole, top1=82.18, parameters="17.8M")
     yield row("stce", all_modules, {}, top1=83.52, parameters="17.9M")

@@ -64,6 +64,26 @@ def curves(groups: Mapping[str, Sequence[Lines]], path: epath.PathLike) -> epath
     return path
 
 
+def over_epochs(groups: Mapping[str, Sequence[Lines]], name: str, title: str, path: epath.PathLike) -> epath.PathLike:
+    """Draws one number of the evaluations over epochs, as `curves` does; runs without it are left out."""
+    from matplotlib.figure import Figure
+
+    handles = _legend(groups)[: len(groups)]
+    columns = min(3, len(handles))
+    figure = Figure(figsize=(6, 3.4 + 0.25 * -(-len(handles) // columns)), layout="constrained")
+    axes = figure.subplots()
+    for place, runs in enumerate(groups.values()):
+        epochs, values = _over_runs(runs, "eval", name)
+        axes.plot(epochs, values.mean(0), **_style(place, "eval", len(epochs)))
+    axes.set(xlabel="epoch", title=title)
+    axes.grid(alpha=0.3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
+    picture = io.BytesIO()
+    figure.savefig(picture, format=PurePath(path).suffix[1:] or "png", dpi=120)
+    write_bytes(path, picture.getvalue())
+    return path
+
+
 def plot_curves(workdir: epath.PathLike) -> epath.PathLike:
     """Draws a run's curves to workdir/plots/curves.png; returns that path. Raises OSError if it cannot be written."""
     path = open_path(workdir)
@@ -76,7 +96,7 @@ def plot_curves(workdir: epath.PathLike) -> epath.PathLike:
 def _over_runs(runs: Sequence[Lines], split: str, name: str) -> tuple[list[float], Float[np.ndarray, "runs epochs"]]:
     """(epochs, values) of the runs that have any value, at the epochs that all of these have."""
     series = [
-        {line["epoch"]: line[name] for line in lines if line["split"] == split and line[name] is not None}
+        {line["epoch"]: line[name] for line in lines if line["split"] == split and line.get(name) is not None}
         for lines in runs
     ]
     series = [values for values in series if values] or [{}]

@@ -31,10 +31,15 @@ OF_JOBS = ("partition", "gpus", "cpus", "time", "parallel", "sbatch")
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "table",
-        help="table1, table6, table7, table8, readings (what the paper leaves open), or all; reductions or bodies",
+        help="table1, table6, table7, table8, readings (what the paper leaves open), or all; or a study: reductions, "
+        "bodies, clustering",
     )
     verb.add_argument("--workdir", required=True, help="directory of the runs and the report; finished runs are kept")
-    verb.add_argument("--scale", default="paper", help="paper (the default), small: any class folders, smoke: seconds")
+    verb.add_argument(
+        "--scale",
+        default="paper",
+        help="paper (the default); of any class folders medium_128 (a GPU), medium or small (CPUs); smoke: seconds",
+    )
     verb.add_argument("--seeds", default="0,1,2", help="seeds of the runs (0,1,2)")
     verb.add_argument("--runs", default="", help="names of runs, to leave the others out: patch,conv,stce")
     common.add_data_dir(verb, "where the images are; see configs/default.py, dataset")

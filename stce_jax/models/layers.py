@@ -44,6 +44,12 @@ def is_training(module: nn.Module, train: bool | None) -> bool:
     )
 
 
+def sow_scalar(module: nn.Module, collection: str, name: str, value: Float[Array, "..."]) -> None:
+    """Leaves a number for the training loss ("losses", a scalar) or for the log ("metrics", [B])."""
+    if not module.is_initializing():  # or it would be a variable of the model
+        module.sow(collection, name, value, init_fn=lambda: 0.0, reduce_fn=lambda _, new: new)
+
+
 def linear(features: int, dtype: Any, name: str | None = None, **options: Any) -> nn.Dense:
     """A linear layer [..., n] -> [..., features], initialised as DeiT's unless `options` of flax.linen.Dense differ."""
     options = {"kernel_init": truncated_normal, **options}

@@ -3,24 +3,16 @@
 The rows are those of `configs/tables/bodies.py`.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from stce_jax.analysis.costs import count_multiply_adds, count_parameters
-from stce_jax.models.embeddings.stem import strided_grid
 from stce_jax.reproduce.cells import Row
-from stce_jax.reproduce.costs import NONE, PAPERS_CLASSES, Count, cost_rows, papers_row
+from stce_jax.reproduce.costs import NONE, Count, cost_rows, count_embedding, papers_row
 from stce_jax.reproduce.documents import Block, heading, paragraph, table
 from stce_jax.reproduce.results import Result, progress
-from stce_jax.training.assemble import build_model
 
 OWN, SUPER_TOKENS = "own", "stce"
-NEIGHBOURS = 9
 # Of the bodies' papers and repositories: ImageNet-1k at 224 pixels (MobileViT 256), top-1 in percent, millions of
 # parameters, 10^9 multiply-adds.
 PUBLISHED = (
@@ -107,18 +99,4 @@ def _published(name: str, top1: float, parameters: float | None, cost: float | N
 
 def embedding_costs(row: Row) -> dict[str, int]:
     """{"parameters", "multiply_adds"} of the embedding of a row at the paper's size."""
-    config = papers_row(row).config()
-    embedding: Any = build_model(config, PAPERS_CLASSES).embedding
-    images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-    variables = jax.eval_shape(lambda images: embedding.init(jax.random.key(0), images, train=False), images)
-    clustering = 0
-    if hasattr(embedding, "iterations"):
-        # Of nine neighbours, once for affinities and once for means, whatever the form in which it is computed.
-        rows, columns = strided_grid(config.image_size, config.image_size, embedding.stem_strides)
-        clustering = 2 * NEIGHBOURS * rows * columns * embedding.stem_widths[-1] * embedding.iterations
-        embedding = embedding.clone(iterations=0)
-    apply = functools.partial(embedding.apply, train=False)
-    return {
-        "parameters": count_parameters(variables["params"]),
-        "multiply_adds": count_multiply_adds(apply, variables, images) + clustering,
-    }
+    return count_embedding(papers_row(row).config())

@@ -16,7 +16,7 @@ from stce_jax.training.assemble import load_config
 from stce_jax.training.timetable import is_last
 
 TABLES = ("table1", "table6", "table7", "table8", "readings")  # of the paper
-STUDIES = ("reductions", "bodies")  # what it prints no figures for
+STUDIES = ("reductions", "bodies", "clustering")  # what it prints no figures for
 TRAINED = (*TABLES[1:], *STUDIES)  # of the others no row needs a run
 CELL_FILE = "cell.json"
 
@@ -27,7 +27,7 @@ class Row:
 
     Attributes:
       table, run, label, overrides, against, paper, decides: see `configs/tables/__init__.py`.
-      scale: "paper", "small" or "smoke".
+      scale: one of `configs/tables/scales.py`, such as "paper" or "small".
       more: words such as "--config.image_size=128", for every row alike.
     """
 
@@ -99,7 +99,7 @@ def load_rows(table: str, scale: str = "paper", more: Iterable[str] = ()) -> lis
 
     Args:
       table: one of TABLES or STUDIES.
-      scale: "paper", "small" or "smoke".
+      scale: one of `configs/tables/scales.py`, such as "paper" or "small".
       more: config overrides for every row alike, words of the command line.
 
     Raises:

@@ -1,11 +1,16 @@
 """What the rows of a sweep cost: parameters, multiply-adds and speed, beside what the paper prints."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stce_jax.analysis.costs import count_model, count_parameters
+import jax
+import jax.numpy as jnp
+
+from stce_jax.analysis.costs import count_model, count_multiply_adds, count_parameters
+from stce_jax.models.embeddings.stem import strided_grid
 from stce_jax.paths import read_json
 from stce_jax.reproduce.cells import Row, load_rows
 from stce_jax.reproduce.documents import Block, paragraph
@@ -14,6 +19,7 @@ from stce_jax.training import assemble as runs
 from stce_jax.training.state import abstract_variables
 
 PAPERS_CLASSES = 100
+NEIGHBOURS = 9
 NONE = "–"
 _MEASURED = {"model", "what", "error", "ratio", "ratio_margin", "images_per_second", "batch_size", "dtype", "device"}
 
@@ -49,6 +55,27 @@ def count_row(row: Row, classes: int) -> dict[str, int]:
     config = row.config()
     counted = count_model(runs.build_model(config, classes), config.image_size)
     return counted | {"papers_parameters": count_parameters(parameters(papers_row(row)))}
+
+
+def count_embedding(config: Any) -> dict[str, int]:
+    """{"parameters", "multiply_adds"} of the embedding alone of a config's model, of one image.
+
+    Multiply-adds of a clustering are 2 x 9 n C T for n places of C channels and T iterations: nine neighbours, once for
+    affinities and once for means, whatever the form in which it is computed.
+    """
+    embedding: Any = runs.build_model(config, PAPERS_CLASSES).embedding
+    images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+    variables = jax.eval_shape(lambda images: embedding.init(jax.random.key(0), images, train=False), images)
+    clustering = 0
+    if hasattr(embedding, "iterations"):
+        rows, columns = strided_grid(config.image_size, config.image_size, embedding.stem_strides)
+        clustering = 2 * NEIGHBOURS * rows * columns * (3, *embedding.stem_widths)[-1] * embedding.iterations
+        embedding = embedding.clone(iterations=0)
+    apply = functools.partial(embedding.apply, train=False)
+    return {
+        "parameters": count_parameters(variables["params"]),
+        "multiply_adds": count_multiply_adds(apply, variables, images) + clustering,
+    }
 
 
 def papers_row(row: Row) -> Row:

@@ -11,9 +11,12 @@ TITLES = {
     "readings": "Readings that the paper leaves open",
     "reductions": "Token reductions in two bodies",
     "bodies": "Super tokens before other bodies",
+    "clustering": "Does clustering help?",
 }
 SCALES = {
     "paper": "the paper's recipe on ImageNet100 at 224 pixels",
+    "medium_128": "the paper's ViT-S and recipe for any class folders at 128 pixels, 64 tokens, 100 epochs",
+    "medium": "any class folders at 64 pixels, 64 tokens, the paper's modules 1-4",
     "small": "a ladder of the same shape, scaled down for any class folders",
     "smoke": "the digits and a tiny model, to prove the machinery; it says nothing about embeddings",
 }
@@ -62,6 +65,11 @@ NOTES = {
         "One recipe for all, which is no body's own: accuracies compare embeddings within a body, not bodies.",
         "Before a body of stages super tokens have two modules of the paper's stack (16 and 32 channels) and cells of "
         "2x2, for a token stands for 4x4 pixels there, and not for 16x16.",
+    ],
+    "clustering": [
+        "The protocol is docs/study.md of the source; it was there before the runs. Rows have the same body, recipe "
+        "and number of tokens unless their name says otherwise.",
+        "Average and max pooling have exactly the super tokens' parameters; a strided convolution has one module more.",
     ],
     "decisions": [
         "Clustering: SViT's local form, each token against the 3x3 super tokens around its cell, logits divided by "

@@ -13,9 +13,10 @@ from stce_jax.analysis.curves import curves
 from stce_jax.analysis.intervals import Interval
 from stce_jax.data import catalog
 from stce_jax.paths import write_text
-from stce_jax.reproduce import documents
+from stce_jax.reproduce import documents, protocol
 from stce_jax.reproduce.bodies import body_blocks, embedding_blocks
 from stce_jax.reproduce.cells import TRAINED, Row, load_rows
+from stce_jax.reproduce.collecting import sweep_blocks
 from stce_jax.reproduce.costs import NONE, Count, cost_rows, count_row, how_timed, parameters
 from stce_jax.reproduce.documents import Block, bullets, commands, figure, heading, paragraph, table
 from stce_jax.reproduce.notes import NOTES, SCALES, TITLES
@@ -76,6 +77,8 @@ def write_report(
             blocks += _embeddings(of_table)
         else:
             own = [dataclasses.replace(results[row.run], row=row) for row in of_table]
+            if name == protocol.TABLE:
+                blocks += sweep_blocks(workdir, dataset, seeds)
             blocks += _table(name, own, speed.get(name, []), workdir, count)
     blocks += _closing(rows, results)
     report = workdir / "report.md"

@@ -17,9 +17,9 @@ WORDS = {
     "dataset": ("folder", "imagenet100", "imagenet2012"),
     "list": ("done", "running", "stopped", "failed", "planned"),
     "on_bad": ("error", "skip"),
-    "scale": ("paper", "small", "smoke"),
+    "scale": ("paper", "medium_128", "medium", "small", "smoke"),
     "submit": ("slurm", "local"),
-    "table": ("table1", "table6", "table7", "table8", "readings", "all", "reductions", "bodies"),
+    "table": ("table1", "table6", "table7", "table8", "readings", "all", "reductions", "bodies", "clustering"),
 }
 DIRECTORIES = ("workdir", "workdirs", "data_dir")
 NOTHING = ("pattern", "model", "seeds", "runs", "cell", "partition", "time", "sbatch")

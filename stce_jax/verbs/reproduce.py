@@ -64,9 +64,10 @@ def reproduce(
     The runs are processes of their own that need the devices' memory: a process that calls this should hold none of it.
 
     Args:
-      table: "table1", "table6", "table7", "table8", "readings", or "all" of them; or a study, "reductions" or "bodies".
+      table: "table1", "table6", "table7", "table8", "readings", or "all" of them; or a study, "reductions",
+        "bodies" or "clustering".
       workdir: local directory, see `stce_jax.reproduce.cells`; several machines may work on one that they share.
-      scale: "paper", "small" or "smoke", see `configs/tables/scales.py`.
+      scale: such as "paper", "small" or "smoke", see `configs/tables/scales.py`.
       seeds: of the runs.
       data_dir: where the images are, as everywhere.
       only: names of runs, to leave the other rows out; () for all.

@@ -22,7 +22,7 @@ from stce_jax.training import assemble as runs
 from stce_jax.training.state import abstract_variables
 from stce_jax.workdir import config as configuration
 
-SCALES = ("paper", "small", "smoke")
+SCALES = ("paper", "medium_128", "medium", "small", "smoke")
 PRINTED = {  # the paper's, row by row
     "table6": [78.44, 81.14, 83.52, 78.44 + 0.76, 81.14 + 1.58],
     "table7": [48.26, 80.20, 80.68, 82.18, 83.52, 81.50],
@@ -139,7 +139,7 @@ def test_cells_come_seed_by_seed_and_once(tmp_path):
 def test_unknown_tables_and_scales_are_refused():
     with pytest.raises(ConfigError, match="no table 'table2'; there are table1, table6"):
         load_rows("table2")
-    with pytest.raises(ConfigError, match="no scale 'tiny'; there are paper, small, smoke"):
+    with pytest.raises(ConfigError, match="no scale 'tiny'; there are paper, medium_128, medium, small, smoke"):
         load_rows("table6", "tiny")
 
 

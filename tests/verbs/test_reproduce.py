@@ -153,7 +153,7 @@ def test_a_signal_stops_the_sweep_and_no_time_is_lost(capsys, tmp_path, commands
     "words, code, named",
     [
         (("table2",), 2, "there is no table 'table2'; there are table1, table6"),
-        (("table6", "--scale=big"), 2, "there is no scale 'big'; there are paper, small, smoke"),
+        (("table6", "--scale=big"), 2, "there is no scale 'big'; there are paper, medium_128, medium, small"),
         (("table6", "--scale=smoke", "--runs=patch,stec"), 2, "there is no run 'stec'; there are patch, conv, stce"),
         (("table6", "--scale=smoke", "--seeds=0,x"), 2, "--seeds=0,x must be whole numbers"),
         (("table6", "--scale=smoke", "--seeds=-1"), 2, "config.seed is -1"),

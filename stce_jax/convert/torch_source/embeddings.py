@@ -11,6 +11,7 @@ from stce_jax.models.embeddings.datpp import DATPlusEmbed
 from stce_jax.models.embeddings.earlyconv import EarlyConvEmbed
 from stce_jax.models.embeddings.hcformer import HCFormerEmbed
 from stce_jax.models.embeddings.linear_patch import LinearPatchEmbed
+from stce_jax.models.embeddings.max_pool import MaxPoolConvEmbed
 from stce_jax.models.embeddings.mobilevit import MobileViTEmbed
 from stce_jax.models.embeddings.overlap_patch import OverlapPatchEmbed
 from stce_jax.models.embeddings.patch import PatchEmbed
@@ -52,6 +53,10 @@ def _stce(module: Any) -> Call:
     return Call("SuperTokenConvEmbed", options | clustering)
 
 
+def _max_pool(module: Any) -> Call:
+    return Call("MaxPoolConvEmbed", {**taken(module, "width", *STEM), "cell": cell_shape(module.cell)})
+
+
 EMBEDDINGS: dict[Any, Callable[[Any], Call]] = {  # linen class -> call of its piece
     PatchEmbed: _of("PatchEmbed", "width", "patch_size"),
     LinearPatchEmbed: _of("LinearPatchEmbed", "width", "patch_size"),
@@ -62,6 +67,7 @@ EMBEDDINGS: dict[Any, Callable[[Any], Call]] = {  # linen class -> call of its p
     EarlyConvEmbed: _of("EarlyConvEmbed", "width", *STEM),
     SuperTokenConvEmbed: _stce,
     HCFormerEmbed: _of("HCFormerEmbed", "width", *STEM, "assignment_width"),
+    MaxPoolConvEmbed: _max_pool,
     CMTEmbed: _of("CMTEmbed", "width", *STEM),
     MobileViTEmbed: _of("MobileViTEmbed", *STEM, "stem_blocks", "stem_expansion"),
     DATPlusEmbed: _of("DATPlusEmbed", "width"),

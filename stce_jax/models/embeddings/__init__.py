@@ -24,6 +24,7 @@ from stce_jax.models.embeddings.datpp import DATPlusEmbed
 from stce_jax.models.embeddings.earlyconv import EarlyConvEmbed
 from stce_jax.models.embeddings.hcformer import HCFormerEmbed
 from stce_jax.models.embeddings.linear_patch import LinearPatchEmbed
+from stce_jax.models.embeddings.max_pool import MaxPoolConvEmbed
 from stce_jax.models.embeddings.mobilevit import MobileViTEmbed
 from stce_jax.models.embeddings.overlap_patch import OverlapPatchEmbed
 from stce_jax.models.embeddings.patch import PatchEmbed
@@ -37,6 +38,7 @@ EMBEDDINGS: dict[str, Any] = {  # name -> linen module class
     "earlyconv": EarlyConvEmbed,
     "stce": SuperTokenConvEmbed,
     "hcformer": HCFormerEmbed,
+    "max_pool": MaxPoolConvEmbed,
     "svit": SViTEmbed,
     "linear_patch": LinearPatchEmbed,
     "overlap_patch": OverlapPatchEmbed,

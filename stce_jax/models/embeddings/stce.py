@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from stce_jax.errors import check_choice, check_whole
 from stce_jax.models.conv_layers import ConvModule
 from stce_jax.models.embeddings.stem import check_stem, narrow_stem, stem_places, strided_grid
-from stce_jax.models.layers import linear
+from stce_jax.models.layers import is_training, linear, sow_scalar
 from stce_jax.models.ops.supertoken import (
     BORDERS,
     MOST_ITERATIONS,
@@ -27,11 +27,20 @@ from stce_jax.models.ops.supertoken import (
 from stce_jax.models.tokens import Tokens
 
 
+def entropy(affinity: Float[Array, "B H W 9"]) -> Float[Array, "B"]:
+    """How undecided an image's pixels are between the nine super tokens around them: nats, the mean over the pixels.
+
+    ln 9 = 2.197 where all nine affinities are equal, 0 where one has all.
+    """
+    logarithms = jnp.log(jnp.where(affinity > 0, affinity, 1.0))
+    return -(affinity * logarithms).sum(axis=-1).mean(axis=(1, 2))
+
+
 class SuperTokenConvEmbed(nn.Module):
     """Table 5: a narrow stack of convolution modules, super-token clustering, one linear layer.
 
     Sows the stack's output [B, H, W, C] as "features" and the last affinities [B, h * cell, w * cell, 9] as "affinity"
-    (see `cluster_super_tokens`).
+    (see `cluster_super_tokens`). In evaluation it leaves the affinities' entropy for the log, "affinity_entropy" [B].
 
     Attributes:
       width: D.
@@ -84,6 +93,8 @@ class SuperTokenConvEmbed(nn.Module):
                 features, self.cell, self.iterations, border=self.border, differentiable=self.differentiable
             )
             self.sow("intermediates", "affinity", affinity)
+            if not is_training(self, train) and self.is_mutable_collection("metrics"):
+                sow_scalar(self, "metrics", "affinity_entropy", entropy(affinity))
         else:
             super_tokens = pool_cells(features, self.cell)
         batch, rows, columns, channels = super_tokens.shape  # [B, h, w, C]

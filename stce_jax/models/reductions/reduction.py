@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from stce_jax.errors import ConfigError, check_range, shown
+from stce_jax.models.layers import sow_scalar as sow_scalar  # what a reduction may leave, see the package
 from stce_jax.models.tokens import Tokens
 
 KeepRate = float | Sequence[float]
@@ -81,12 +82,6 @@ def sow_assignment(module: nn.Module, assignment: Int[Array, "B n"]) -> None:
     """Leaves for pictures which image token after the reduction each one before it went to; -1: it was dropped."""
     if module.is_mutable_collection("intermediates"):
         module.sow("intermediates", "assignment", jnp.asarray(assignment, jnp.int32))
-
-
-def sow_scalar(module: nn.Module, collection: str, name: str, value: Float[Array, "..."]) -> None:
-    """Leaves a number for the training loss ("losses", a scalar) or for the log ("metrics", [B])."""
-    if not module.is_initializing():
-        module.sow(collection, name, value, init_fn=lambda: 0.0, reduce_fn=lambda _, new: new)
 
 
 def assignment_of(kept: Int[Array, "B M"], count: int) -> Int[Array, "B n"]:

@@ -10,7 +10,15 @@ from flax import linen as nn
 
 from stce_jax.errors import ConfigError
 from stce_jax.models.conv_layers import ConvModule
-from stce_jax.models.embeddings import Conv1x1Embed, ConvEmbed, EarlyConvEmbed, PatchEmbed, SuperTokenConvEmbed
+from stce_jax.models.embeddings import (
+    Conv1x1Embed,
+    ConvEmbed,
+    EarlyConvEmbed,
+    MaxPoolConvEmbed,
+    PatchEmbed,
+    SuperTokenConvEmbed,
+)
+from stce_jax.models.embeddings.stce import entropy
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 17, 14, 3)).astype(np.float32)
 SMALL = {
@@ -19,6 +27,7 @@ SMALL = {
     "conv1x1": Conv1x1Embed((4, 6, 8), (2, 2, 1)),
     "earlyconv": EarlyConvEmbed(8, (4, 6), (2, 2)),
     "stce": SuperTokenConvEmbed(8, (4, 6), (2, 1), cell=2),
+    "max_pool": MaxPoolConvEmbed(8, (4, 6), (2, 1), cell=2),
 }
 
 
@@ -49,6 +58,7 @@ def randomized(variables, seed=0):
         (Conv1x1Embed(), 2_310_912),
         (EarlyConvEmbed(), 1_021_488),
         (SuperTokenConvEmbed(), 132_192),
+        (MaxPoolConvEmbed(), 132_192),
     ],
 )
 def test_defaults_are_the_papers_tables(embedding, parameters):
@@ -188,3 +198,45 @@ def test_no_iterations_mean_average_pooling():
     np.testing.assert_allclose(apply(pooled, variables), expected, rtol=1e-5, atol=1e-5)
     gradient = jax.grad(lambda images: pooled.apply(variables, images, train=False).sum())(IMAGES)
     assert np.all(gradient != 0), "pooling stops gradients"
+
+
+def test_max_pooling_takes_the_maximum_of_what_lies_in_the_map():
+    """A cell that reaches beyond the map is no larger for it, even where all is below zero."""
+    pooled = MaxPoolConvEmbed(8, (), (), cell=(4, 5))
+    variables = randomized(init(pooled))
+    images = IMAGES - 10
+    padded = np.pad(images.astype(float), ((0, 0), (0, 3), (0, 1), (0, 0)), constant_values=-np.inf)  # [2, 20, 15, 3]
+    maxima = padded.reshape(2, 5, 4, 3, 5, 3).max(axis=(2, 4)).reshape(2, 15, 3)
+    expected = numpy_reference.dense(maxima, variables["params"]["projection"])
+    np.testing.assert_allclose(apply(pooled, variables, images), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_max_pooling_has_the_super_tokens_parameters_by_the_same_names():
+    own, theirs = (jax.eval_shape(lambda each=each: init(each)) for each in (SMALL["max_pool"], SMALL["stce"]))
+    assert jax.tree.structure(own) == jax.tree.structure(theirs)
+    assert [leaf.shape for leaf in jax.tree.leaves(own)] == [leaf.shape for leaf in jax.tree.leaves(theirs)]
+
+
+@pytest.mark.slow
+def test_affinities_leave_their_entropy_in_evaluation_alone():
+    embedding = SuperTokenConvEmbed(8, (4,), (2,), cell=2)
+    variables = randomized(init(embedding))
+    assert "metrics" not in variables
+    _, left = apply(embedding, variables, mutable=["metrics", "intermediates"])
+    (affinity,) = left["intermediates"]["affinity"]
+    affinity = np.asarray(affinity, np.float64)
+    expected = -(affinity * np.log(affinity)).sum(axis=-1).mean(axis=(1, 2))
+    np.testing.assert_allclose(left["metrics"]["affinity_entropy"], expected, rtol=1e-5)
+    assert np.all((expected > 0) & (expected <= np.log(9) + 1e-6))
+    _, in_training = apply(embedding, variables, train=True, mutable=["metrics", "batch_stats"])
+    assert "metrics" not in in_training
+    _, of_means = apply(embedding.clone(iterations=0), variables, mutable=["metrics"])
+    assert not of_means.get("metrics")
+
+
+def test_the_entropy_of_masked_neighbours_is_finite():
+    """An affinity of exactly 0 counts as nothing."""
+    affinity = np.zeros((1, 2, 2, 9), np.float32)
+    affinity[..., 4] = 1
+    assert float(entropy(jnp.asarray(affinity))[0]) == 0
+    assert float(entropy(jnp.full((1, 2, 2, 9), 1 / 9))[0]) == pytest.approx(np.log(9), rel=1e-6)

@@ -1,0 +1,74 @@
+"""The paper's narrow stack with max pooling in the clustering's place: a control, which the paper leaves out.
+
+Average pooling in that place is `stce` with iterations=0, a strided convolution one more module and cells of 1.
+
+Shape letters: B batch, H W image or feature height and width, C channels, h w grid, N tokens, D model width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from stce_jax.models.conv_layers import ConvModule
+from stce_jax.models.embeddings.stem import check_stem, narrow_stem, stem_places, strided_grid
+from stce_jax.models.layers import linear
+from stce_jax.models.ops.supertoken import cell_shape, grid_shape
+from stce_jax.models.tokens import Tokens
+
+
+class MaxPoolConvEmbed(nn.Module):
+    """A narrow stack of convolution modules, the maximum of each cell, one linear layer.
+
+    It has the parameters of `SuperTokenConvEmbed`, by the same names. A cell that reaches beyond the map is the maximum
+    of what lies in the map.
+
+    Attributes:
+      width: D.
+      stem_widths, stem_strides: channels and stride of each convolution module; empty for none.
+      cell: cell size in pixels of the stack's output, an int or (rows, columns).
+      dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
+      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+    """
+
+    width: int = 384
+    stem_widths: Sequence[int] = (16, 32, 32, 64, 64, 64)
+    stem_strides: Sequence[int] = (2, 1, 2, 1, 2, 1)
+    cell: int | tuple[int, int] = 2
+    dtype: jnp.dtype = jnp.float32
+    axis_name: Any = None
+
+    @staticmethod
+    def options_for(width: int, stride: int) -> dict[str, Any]:
+        del width
+        return narrow_stem(stride)  # cells of 2 halve once more
+
+    def check(self) -> None:
+        cell_shape(self.cell)
+        check_stem(self.stem_widths, self.stem_strides)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return grid_shape(*strided_grid(height, width, self.stem_strides), self.cell)
+
+    def feature_places(self) -> tuple[int, float]:
+        return stem_places(self.stem_strides)
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
+        chex.assert_rank(images, 4)
+        self.check()
+        features = images
+        for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
+            module = ConvModule(width, stride, dtype=self.dtype, axis_name=self.axis_name, name=f"module_{index + 1}")
+            features = module(features, train=train)
+        (cell_rows, cell_columns), (batch, height, width, channels) = cell_shape(self.cell), features.shape
+        rows, columns = grid_shape(height, width, self.cell)
+        beyond = ((0, 0), (0, rows * cell_rows - height), (0, columns * cell_columns - width), (0, 0))
+        # As cells and not as windows, which ONNX does not have with the channels last.
+        cells = jnp.pad(features, beyond, constant_values=-jnp.inf)
+        cells = cells.reshape(batch, rows, cell_rows, columns, cell_columns, channels)
+        values = cells.max(axis=(2, 4)).reshape(batch, rows * columns, channels)  # [B, N, C]
+        return Tokens(linear(self.width, self.dtype, "projection")(values), grid=(rows, columns))
