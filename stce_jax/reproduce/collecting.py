@@ -21,10 +21,10 @@ from stce_jax.reproduce.documents import Block, figure, heading, paragraph
 from stce_jax.reproduce.kept import config_of, curves_of, digest, expected_config, pack, pack_shares, write_run
 from stce_jax.reproduce.kept_folders import IMAGES, TestImages, read_folder, read_images, write_images
 from stce_jax.reproduce.protocol import TABLE, VERSION
+from stce_jax.reproduce.sweep import SWEEP_FILE
 from stce_jax.workdir.layout import read_config
 from stce_jax.workdir.metric_lines import read_metrics, training_speed
 
-SWEEP_FILE = "sweep.json"  # of a sweep, as `verbs.reproduce` writes it
 RESULTS = "results"  # folder of a sweep in which they are kept first
 _NAME = re.compile(r"([a-z0-9_]+)_seed([0-9]{1,9})")
 
