@@ -175,6 +175,17 @@ def write_text(path: epath.PathLike, text: str) -> None:
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
+def encoded(text: str) -> bytes:
+    """UTF-8 of a text with names of files: what in them is no UTF-8 becomes the bytes that it was.
+
+    Other halves of surrogate pairs, which JSON can hold, are written as in `write_text`.
+    """
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(errors="backslashreplace")
+
+
 def remove_partials(directory: str | os.PathLike[str]) -> None:
     """Removes what a killed process left of `whole_file` in a local directory that no other process writes to."""
     with contextlib.suppress(FileNotFoundError):
@@ -187,12 +198,18 @@ def named_failures(action: str, advice: str, kinds: tuple[type[Exception], ...] 
     """Turns what goes wrong with a file into one line for the user.
 
     Raises:
-      ConfigError: "cannot ACTION: what the system says; ADVICE", in place of an error of `kinds`.
+      ConfigError: "cannot ACTION: what the system says; REMEDY", in place of an error of `kinds`.
     """
     try:
         yield
     except kinds as error:
-        raise ConfigError(f"cannot {action}: {first_line(error)}; {advice}") from error
+        raise ConfigError(f"cannot {action}: {first_line(error)}; {remedy(error, advice)}") from error
+
+
+def remedy(error: BaseException, advice: str) -> str:
+    """What to do about a file that cannot be written: `advice`, or on a full disk to make room."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return f"make room, or {advice}" if full else advice
 
 
 def first_line(error: BaseException) -> str:

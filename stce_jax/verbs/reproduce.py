@@ -19,7 +19,7 @@ from etils import epath
 from stce_jax.analysis.files import IN_RUN, SCORES
 from stce_jax.data.locks import locked
 from stce_jax.errors import ConfigError, PreemptedError, StceError, check_whole
-from stce_jax.paths import absolute, first_line, is_remote, named_failures, read_json, write_text
+from stce_jax.paths import absolute, first_line, is_remote, named_failures, read_json, remedy, write_text
 from stce_jax.platform import terminal
 from stce_jax.processes import clusters
 from stce_jax.processes.stopping import StopSignals, stopped
@@ -246,7 +246,8 @@ def _run_cell(cell: Cell, data_dir: str, place: str, stop: StopSignals) -> dict[
             if code:
                 break
     except OSError as error:
-        record |= {"exit_code": 2, "error": f"cannot write to {cell.directory}: {first_line(error)}"}
+        advice = remedy(error, "make it writable")
+        record |= {"exit_code": 2, "error": f"cannot write to {cell.directory}: {first_line(error)}; {advice}"}
     return record
 
 
