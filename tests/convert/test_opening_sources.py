@@ -145,6 +145,7 @@ def test_wrappers_are_taken_off_and_what_is_not_used_is_named(tmp_path):
     )
     loaded = stce_jax.load_weights(tmp_path / "a.safetensors", heads=2)
     assert "left out: 'teacher.0', 'teacher.1', 'teacher.2', 'teacher.3', 'teacher.4' and 2 more" in loaded.said
+    assert loaded.left_out == tuple(f"teacher.{number}" for number in range(7))
     assert loaded.variables["params"]["norm"]["scale"].tobytes() == ours["params/norm/scale"].tobytes()
 
 
