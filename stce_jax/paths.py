@@ -14,7 +14,6 @@ import json
 import os
 import re
 import stat
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from stce_jax.errors import ConfigError
+from stce_jax.platform.terminal import shortened
 
 # A local path in which no library finds a pattern, an escape or a URL.
 _PLAIN = re.compile(r"[\w/.,=+@ -]*")
@@ -208,14 +208,19 @@ def named_failures(action: str, advice: str, kinds: tuple[type[Exception], ...] 
 
 def remedy(error: BaseException, advice: str) -> str:
     """What to do about a file that cannot be written: `advice`, or on a full disk to make room."""
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    return f"make room, or {advice}" if full else advice
+    return f"make room, or {advice}" if _fullness(error) else advice
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
-    line = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), "")
-    return textwrap.shorten(line, 300, placeholder=" ...").rstrip(".: ") or type(error).__name__
+    """What an exception says, in one line; of a full disk no more than that, however much a library says of it."""
+    line = getattr(error, "strerror", None) or _fullness(error) or next(iter(str(error).strip().splitlines()), "")
+    return shortened(" ".join(line.split()), 300).rstrip(".: ") or type(error).__name__
+
+
+def _fullness(error: BaseException) -> str:
+    """What the system says of a full disk or quota, if an exception is about that: tensorstore and others quote it."""
+    words = map(os.strerror, (errno.ENOSPC, errno.EDQUOT))
+    return next((one for one in words if one in (getattr(error, "strerror", None) or str(error))), "")
 
 
 def user_directory(variable: str, below_home: str, option: str) -> Path:

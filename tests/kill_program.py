@@ -51,7 +51,7 @@ def start(words, number, folder):
 
 
 for command in json.loads(sys.argv[1]):
-    code, number, left = -signal.SIGKILL, 0, []
+    code, number, left = -signal.SIGKILL, command["stride"] - 1, []
     while code == -signal.SIGKILL:
         code = start(command["words"], number, command["folder"])
         left.append(sorted(os.listdir(command["folder"])))

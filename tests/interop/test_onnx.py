@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from killed_outputs import check, killed
 from made_runs import TINY_VIT, logits_of, made_run
 from real_images import real_images
 
@@ -52,9 +51,3 @@ def test_an_operation_without_a_counterpart_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"jax2onnx \S+ cannot convert this model: .*; give --format=jax") as refused:
         formats.write("onnx", tmp_path, run, ema=False)
     assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
-
-
-def test_an_export_that_is_killed_leaves_nothing_that_looks_whole(tmp_path):
-    """As tests/slow/test_killed_outputs.py has it of the formats that need no other package."""
-    made = check(tmp_path, "onnx", killed(tmp_path, {"onnx": ()}, stride=2)["onnx"])
-    onnxruntime.InferenceSession(made / "model.onnx")
