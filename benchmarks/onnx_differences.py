@@ -2,15 +2,16 @@
 
     python benchmarks/onnx_differences.py --write      all models, into docs/weights.md
     python benchmarks/onnx_differences.py --only tome  prints those whose names hold a text
+    python benchmarks/onnx_differences.py --full vit_s_stce   a preset at its own size, 224 pixels, 1,000 classes
 
 Tiny models of every body, embedding and token reduction with weights of noise, images of 32 pixels, compared as the
-export compares: on one photograph and on three. Runs in the environment of launch/interop.sh, about ten seconds of one
-core a model.
+export compares: on one photograph and on three. Runs in the environment of launch/interop.sh.
 """
 
 import argparse
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import jax
@@ -57,14 +58,18 @@ def run_of(body, embedding, reduction, more):
     return made_run("vit_ti_patch", body=body, embedding=embedding, reduction=reduction, **{**own, **stem, **more})
 
 
-def measured(name, case):
+def measured(name, run):
     """(difference, greatest logit) of a model, or why it does not convert."""
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            done = formats.write("onnx", Path(folder), run_of(*case), ema=False)
+            done = formats.write("onnx", Path(folder), run, ema=False)
         except ConfigError as error:
+            terminal.say(f"{name}: {error}")
             return str(error)
-    terminal.say(f"{name}: {done['difference']:.1e} of {done['greatest_logit']:.2f}")
+    seconds, size = time.perf_counter() - start, done["bytes"] / 2**20
+    figures = f"{done['difference']:.1e} of {done['greatest_logit']:.2f}"
+    terminal.say(f"{name}: {figures}, {size:.1f} MiB, {seconds:.0f} s to convert and compare")
     return done["difference"], done["greatest_logit"]
 
 
@@ -94,11 +99,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], help="models whose names hold one of these")
     parser.add_argument("--write", action="store_true", help="write the table into docs/weights.md")
+    parser.add_argument("--full", nargs="+", default=[], metavar="PRESET", help="these at full size, and nothing else")
     arguments = parser.parse_args()
+    for name in arguments.full:
+        measured(name, made_run(name, image_size=224, classes=1000))
+    if arguments.full:
+        return
     wanted = {
         name: case for name, case in cases().items() if not arguments.only or any(map(name.count, arguments.only))
     }
-    results = {name: measured(name, case) for name, case in wanted.items()}
+    results = {name: measured(name, run_of(*case)) for name, case in wanted.items()}
     versions = {name: onnx._version(name) for name in ("jax2onnx", "onnxruntime")}
     head = f"jax2onnx {versions['jax2onnx']}, ONNX Runtime {versions['onnxruntime']}, JAX {jax.__version__}."
     text = f"{head}\n\n{markdown_table(rows_of(results))}"
