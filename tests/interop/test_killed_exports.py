@@ -3,6 +3,7 @@
 import pytest
 from killed_outputs import check, killed
 
+pytestmark = pytest.mark.slow
 FORMATS = ("timm", "torch", "onnx")  # the others: tests/slow/test_killed_outputs.py
 for _name in ("timm", "torch", "onnxruntime", "jax2onnx"):
     pytest.importorskip(_name)
