@@ -35,7 +35,7 @@ def killed(root, formats):
     program = Path(__file__).parent / "kill_program.py"
     command = [sys.executable, program, json.dumps(given)]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert ended.returncode == 0, ended.stderr
     return dict(zip(commands, map(json.loads, ended.stdout.splitlines()), strict=True))
 
