@@ -14,7 +14,6 @@ import json
 import os
 import re
 import stat
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from stce_jax.errors import ConfigError
+from stce_jax.platform.terminal import shortened
 
 # A local path in which no library finds a pattern, an escape or a URL.
 _PLAIN = re.compile(r"[\w/.,=+@ -]*")
@@ -175,6 +175,17 @@ def write_text(path: epath.PathLike, text: str) -> None:
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
+def encoded(text: str) -> bytes:
+    """UTF-8 of a text with names of files: what in them is no UTF-8 becomes the bytes that it was.
+
+    Other halves of surrogate pairs, which JSON can hold, are written as in `write_text`.
+    """
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(errors="backslashreplace")
+
+
 def remove_partials(directory: str | os.PathLike[str]) -> None:
     """Removes what a killed process left of `whole_file` in a local directory that no other process writes to."""
     with contextlib.suppress(FileNotFoundError):
@@ -187,18 +198,29 @@ def named_failures(action: str, advice: str, kinds: tuple[type[Exception], ...] 
     """Turns what goes wrong with a file into one line for the user.
 
     Raises:
-      ConfigError: "cannot ACTION: what the system says; ADVICE", in place of an error of `kinds`.
+      ConfigError: "cannot ACTION: what the system says; REMEDY", in place of an error of `kinds`.
     """
     try:
         yield
     except kinds as error:
-        raise ConfigError(f"cannot {action}: {first_line(error)}; {advice}") from error
+        raise ConfigError(f"cannot {action}: {first_line(error)}; {remedy(error, advice)}") from error
+
+
+def remedy(error: BaseException, advice: str) -> str:
+    """What to do about a file that cannot be written: `advice`, or on a full disk to make room."""
+    return f"make room, or {advice}" if _fullness(error) else advice
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
-    line = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), "")
-    return textwrap.shorten(line, 300, placeholder=" ...").rstrip(".: ") or type(error).__name__
+    """What an exception says, in one line; of a full disk no more than that, however much a library says of it."""
+    line = getattr(error, "strerror", None) or _fullness(error) or next(iter(str(error).strip().splitlines()), "")
+    return shortened(" ".join(line.split()), 300).rstrip(".: ") or type(error).__name__
+
+
+def _fullness(error: BaseException) -> str:
+    """What the system says of a full disk or quota, if an exception is about that: tensorstore and others quote it."""
+    words = map(os.strerror, (errno.ENOSPC, errno.EDQUOT))
+    return next((one for one in words if one in (getattr(error, "strerror", None) or str(error))), "")
 
 
 def user_directory(variable: str, below_home: str, option: str) -> Path:

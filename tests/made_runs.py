@@ -4,11 +4,11 @@ import functools
 
 import jax
 import numpy as np
+from ml_collections import config_dict
 
 from stce_jax.configs import default
-from stce_jax.data import decode
-from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
+from stce_jax.training.preprocessing import preprocess, view_options
 from stce_jax.training.state import abstract_variables
 from stce_jax.workdir import parts
 
@@ -38,25 +38,41 @@ def made_run(name, *, image_size=32, classes=5, crop_fraction=0.8, class_names=N
         functools.reduce(lambda tree, word: tree[word], section.split("."), config)[last] = value
     for key, value in (config_values or {}).items():
         config[key] = value
-    model = runs.build_model(config, classes)
-    rng = np.random.default_rng(0)
+    return run_of(runs.build_model(config, classes), config.lock(), class_names=class_names)
 
-    def drawn(path, leaf):
-        centre = float(path[-1].key in ("scale", "var"))
-        noise = rng.uniform(-0.3, 0.3, leaf.shape)
-        return (centre + noise).astype(leaf.dtype)
 
-    variables = jax.tree_util.tree_map_with_path(drawn, abstract_variables(model, image_size))
+def run_of(model, config=None, *, class_names=None, seed=0, interpolation=None):
+    """A `Run` of a model with weights of noise, of which no part is small enough to be missed.
+
+    Args:
+      model: a body.
+      config: of the run; None: what is read of one, with a crop of 0.875.
+      class_names: for people; None: those of the ids.
+      seed: of the noise.
+      interpolation: of the evaluation's view, without a config.
+    """
+    size, classes = model.image_size[0], model.num_classes
+    if config is None:
+        view = {"eval_crop_fraction": 0.875, "eval_interpolation": interpolation}
+        config = config_dict.ConfigDict({"image_size": size, "augment": view, "model": {"name": "tiny"}})
+    rng = np.random.default_rng(seed)
+
+    def noise(path, leaf):
+        name = path[-1].key
+        center, spread = {"var": (1.0, 0.1), "scale": (1.0, 0.3), "mean": (0.0, 0.1)}.get(name, (0.0, 0.15))
+        drawn = center + spread * rng.standard_normal(leaf.shape)
+        if name == "kernel":  # so that signals neither die nor grow
+            drawn *= 6.0 * max(1, np.prod(leaf.shape[:-1])) ** -0.5
+        return (np.abs(drawn) if name == "var" else drawn).astype(leaf.dtype)
+
     ids = tuple(f"n{number:08}" for number in range(classes))
     return runs.Run(
-        config=config.lock(),
+        config=config,
         model=model,
-        variables=variables,
+        variables=jax.tree_util.tree_map_with_path(noise, abstract_variables(model, size)),
         class_ids=ids,
         class_names=tuple(class_names or ids),
-        preprocess=lambda image: np.asarray(
-            augment.normalize(decode.read_view(image, size=image_size, fraction=crop_fraction), mean=MEAN, std=STD)
-        ),
+        preprocess=functools.partial(preprocess, mean=MEAN, std=STD, **view_options(config)),
         mean=MEAN,
         std=STD,
         step=7,

@@ -1,16 +1,10 @@
-"""Tiny models of every kind for the export as PyTorch, and stand-ins for runs of them."""
+"""Tiny models of every kind for the export as PyTorch; `made_runs.run_of` makes runs of them."""
 
 import dataclasses
-
-import jax
-import numpy as np
-from ml_collections import config_dict
 
 from stce_jax.models.bodies import BODIES
 from stce_jax.models.embeddings import EMBEDDINGS
 from stce_jax.models.factory import build_model, presets
-from stce_jax.training.assemble import Run
-from stce_jax.training.state import abstract_variables
 
 SIZE, CLASSES = 32, 5
 VIT = {"width": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
@@ -74,35 +68,6 @@ def tiny_model(body="vit", embedding="patch", *, image_size=SIZE, reduction=None
         body={"name": body, **own},
         embedding={"name": embedding, **of_embedding},
         reduction=reduction,
-    )
-
-
-def run_of(model, seed=0, interpolation=None):
-    """A stand-in for a run of a model with weights of noise, of which no part is small enough to be missed."""
-    rng = np.random.default_rng(seed)
-
-    def noise(path, leaf):
-        name = path[-1].key
-        center, spread = {"var": (1.0, 0.1), "scale": (1.0, 0.3), "mean": (0.0, 0.1)}.get(name, (0.0, 0.15))
-        drawn = center + spread * rng.standard_normal(leaf.shape)
-        if name == "kernel":  # so that signals neither die nor grow
-            drawn *= 6.0 * max(1, np.prod(leaf.shape[:-1])) ** -0.5
-        return (np.abs(drawn) if name == "var" else drawn).astype(np.float32)
-
-    shapes = abstract_variables(model, model.image_size[0])
-    augment = {"eval_crop_fraction": 0.875, "eval_interpolation": interpolation}
-    config = {"image_size": model.image_size[0], "augment": augment, "model": {"name": "tiny"}}
-    return Run(
-        config=config_dict.ConfigDict(config),
-        model=model,
-        variables=jax.tree_util.tree_map_with_path(noise, shapes),
-        class_ids=tuple(f"n{index}" for index in range(CLASSES)),
-        class_names=tuple(f"class {index}" for index in range(CLASSES)),
-        preprocess=None,
-        mean=(0.48, 0.45, 0.41),
-        std=(0.23, 0.22, 0.24),
-        step=7,
-        epoch=1.0,
     )
 
 

@@ -3,10 +3,13 @@
 import json
 
 import numpy as np
+import pytest
 import safetensors.numpy
 from golden_bodies import golden_body
 
 from stce_jax.convert import layouts
+from stce_jax.convert.sources import open_source
+from stce_jax.errors import CheckpointError
 from stce_jax.models.factory import create_model
 from stce_jax.training.state import abstract_variables
 from stce_jax.workdir.weights import flatten
@@ -63,3 +66,12 @@ def write_folder(folder, arrays, config=None, processor=None):
         if value is not None:
             (folder / name).write_text(json.dumps(value))
     return folder
+
+
+def refuse(source, words, error=CheckpointError):
+    """Opening a source fails in one line with these words."""
+    with pytest.raises(error) as caught:
+        opened = open_source(source)
+        opened.build()
+    message = str(caught.value)
+    assert words in message and "\n" not in message and len(message) < 1500, message

@@ -13,7 +13,7 @@ from etils import epath
 from jaxtyping import Float, Int
 
 from stce_jax.errors import DataError
-from stce_jax.paths import first_line, is_remote, named_failures, open_path, read_bytes, write_bytes
+from stce_jax.paths import encoded, first_line, is_remote, named_failures, open_path, read_bytes, write_bytes
 
 SCORES = "evaluation.json"
 PREDICTIONS = "predictions.npz"
@@ -111,7 +111,7 @@ def _table(confusion: Int[np.ndarray, "C C"], class_names: Sequence[str]) -> byt
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["true \\ predicted", *class_names])
     writer.writerows([name, *row] for name, row in zip(class_names, confusion.tolist(), strict=True))
-    return table.getvalue().encode(errors="surrogateescape")  # names of folders may be no UTF-8
+    return encoded(table.getvalue())
 
 
 def _draw_confusion(confusion: Int[np.ndarray, "C C"], class_names: Sequence[str]) -> bytes:

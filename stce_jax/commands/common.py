@@ -100,7 +100,7 @@ def output_file(path: str) -> Iterator[Any]:
     Raises:
       ConfigError: it cannot be written.
     """
-    from stce_jax.paths import first_line, is_remote, whole_file
+    from stce_jax.paths import first_line, is_remote, remedy, whole_file
 
     if path == "-":
         yield terminal.Data()
@@ -114,4 +114,4 @@ def output_file(path: str) -> Iterator[Any]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {first_line(error)}; give another file") from error
+        raise ConfigError(f"cannot write {path}: {first_line(error)}; {remedy(error, 'give another file')}") from error

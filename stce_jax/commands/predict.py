@@ -81,10 +81,12 @@ def _json(file: BinaryIO) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _csv(file: BinaryIO) -> Iterator[Write]:
+    from stce_jax.paths import encoded
+
     def write(*rows: Sequence[Any]) -> None:
         lines = io.StringIO()
         csv.writer(lines, lineterminator="\n").writerows(rows)
-        file.write(lines.getvalue().encode(errors="surrogateescape"))  # names of files may be no UTF-8
+        file.write(encoded(lines.getvalue()))
 
     write(["name", "rank", "class_id", "class_name", "probability"])
     yield lambda record: write(

@@ -18,7 +18,7 @@ EXAMPLES = """
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     common.add_config(verb)
     verb.add_argument("--workdir", required=True, help="directory of the run; made if it does not exist")
-    verb.add_argument("--init_from", default="", help="run, .safetensors or .npz file whose weights to begin with")
+    verb.add_argument("--init_from", default="", help="weights to begin with: a run, or what stce import takes")
     verb.add_argument(
         "--allow_config_change", action="store_true", help="resume although the workdir began with another config"
     )

@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 
-from stce_jax.convert.description import IMPORTED
 from stce_jax.convert.formats import UNKNOWN_LICENSE
 from stce_jax.convert.markdown import code, quoted
 from stce_jax.training.assemble import Run
 from stce_jax.training.preprocessing import view_options
 from stce_jax.workdir import parts
+from stce_jax.workdir.meta import IMPORTED
 
 MAX_NAMES = 100  # classes that are named
 # Keys of a config that say where things are, or how fast they are loaded, and not what was trained.

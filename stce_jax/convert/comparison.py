@@ -5,6 +5,7 @@ Shape letters: B batch, S image side, N images.
 
 import dataclasses
 import functools
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,19 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from stce_jax.convert.initial import read_weights
 from stce_jax.convert.sources import Source
-from stce_jax.errors import CheckpointError
+from stce_jax.data.decode import decode_image
+from stce_jax.errors import CheckpointError, StceError
 from stce_jax.models.bodies import Body
+from stce_jax.paths import read_bytes
 from stce_jax.recipe import augment
 from stce_jax.training.assemble import Run, build_model
 from stce_jax.workdir.weights import flatten, unflatten
 
+PHOTOGRAPHS = ("china.jpg", "flower.jpg")  # scikit-learn has them, under CC BY 2.0
 COMPARED = (1, 3)  # batch sizes at which the exported model must agree with the live one
 # How far logits may differ, as a share of the greatest. GPUs multiply float32 in TF32, whose step is 2^-10.
 ROUNDING = {"float32": 2**-10, "bfloat16": 2**-5}
@@ -97,7 +102,7 @@ def differences_of(
     differences: list[float] = []
     greatest = 0.0
     for count in batch_sizes:
-        pixels = pictures(count, run.config.image_size)
+        pixels = pictures(count, run.config.image_size, seed=count)
         found, expected = np.asarray(exported(pixels)), np.asarray(live(pixels))
         if found.shape != expected.shape:
             raise CheckpointError(
@@ -119,15 +124,29 @@ def check_difference(what: str, difference: float, greatest: float, share: float
         )
 
 
-def pictures(count: int, size: int) -> UInt8[np.ndarray, "B S S 3"]:
-    """Images drawn by chance, always the same: areas of colours and noise, so that tokens differ as real ones do."""
-    rng = np.random.default_rng(0)
-    areas: Float[np.ndarray, "B S S 3"] = np.zeros((count, size, size, 3))
-    for side in (2, 5, 11):
-        coarse = rng.normal(0.0, 45.0, (count, side, side, 3))
-        places = np.arange(size) * side // size
-        areas += coarse[:, places][:, :, places]
-    return (127.0 + areas + rng.normal(0.0, 12.0, areas.shape)).clip(0, 255).astype(np.uint8)
+def pictures(count: int, size: int, seed: int = 0) -> UInt8[np.ndarray, "B S S 3"]:
+    """Squares of two photographs, cut out by chance; a seed gives the same ones always."""
+    rng, found = np.random.default_rng(seed), []
+    for number in range(count):
+        photograph = _photographs()[number % 2]
+        height, width, _ = photograph.shape
+        side = rng.integers(height // 2, height, endpoint=True)
+        left, top = (rng.integers(length - side, endpoint=True) for length in (width, height))
+        box = (left, top, left + side, top + side)
+        found.append(Image.fromarray(photograph).resize((size, size), Image.Resampling.BICUBIC, box))
+    return np.stack([np.asarray(image) for image in found])
+
+
+@functools.cache
+def _photographs() -> tuple[UInt8[np.ndarray, "H W 3"], ...]:
+    """Two photographs that scikit-learn has; areas of colours where an installation was stripped of them."""
+    spec = importlib.util.find_spec("sklearn")
+    folder = Path(spec.origin if spec and spec.origin else "").parent / "datasets" / "images"
+    try:
+        return tuple(decode_image(read_bytes(folder / name), name) for name in PHOTOGRAPHS)
+    except (OSError, StceError):
+        areas = np.random.default_rng(0).integers(0, 256, (2, 12, 18, 3), np.uint8)
+        return tuple(np.asarray(Image.fromarray(one).resize((640, 427), Image.Resampling.BICUBIC)) for one in areas)
 
 
 def in_float32(run: Run) -> Run:

@@ -12,7 +12,6 @@ from stce_jax.training.assemble import Run
 from stce_jax.training.preprocessing import view_options
 from stce_jax.workdir import parts
 
-IMPORTED = "imported"  # in place of the fingerprint of training images, for weights of `stce import`
 PIXELS = "pixels 0..255, [batch, row, column, (red, green, blue)]; normalised inside the program"
 IMAGES = "images [batch, row, column, (red, green, blue)], normalised as `image` says"
 INSIDE = "inside the program, not to be done again"

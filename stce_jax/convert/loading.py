@@ -26,6 +26,7 @@ class LoadedWeights:
         are not known.
       preprocessing: what the weights' images were; None in it for what is not known.
       said: what was recognised, adapted and left out, in one line.
+      left_out: names of all arrays of the source that are no part of the model, of which `said` has the first few.
     """
 
     model: Body
@@ -34,6 +35,7 @@ class LoadedWeights:
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     said: str
+    left_out: tuple[str, ...] = ()
 
 
 def load_weights(
@@ -78,7 +80,7 @@ def load_weights(
     found, said = fit_all(opened, model, abstract_variables(model, model.image_size[0]), given=options)
     ids, names = (opened.labels.ids, opened.labels.names) if opened.labels is not None else ((), ())
     variables = unflatten({path: np.asarray(array) for path, array in found.items()})
-    return LoadedWeights(model, variables, ids, names, opened.preprocessing, said)
+    return LoadedWeights(model, variables, ids, names, opened.preprocessing, said, opened.left_out)
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

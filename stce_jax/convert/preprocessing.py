@@ -10,6 +10,17 @@ from stce_jax.data.decode import INTERPOLATIONS
 from stce_jax.errors import CheckpointError, shown
 from stce_jax.models.factory import LARGEST_SIDE
 
+# What timm's other ways of cropping do; here the central square is seen.
+CROPS = {
+    "center": "",
+    "squash": "there whole images are squeezed into a square",
+    "border": "there images get borders that make them square",
+}
+HERE = ", here the central square is seen"
+SQUEEZED = CROPS["squash"] + HERE
+CONVNEXT, CONVNEXT_SHARE, CONVNEXT_SQUEEZES = "ConvNext", 224 / 256, 384  # its processor: from so many pixels on
+# Keys of preprocessor_config.json under which pixels become what they are nowhere here.
+NEVER = {"do_flip_channel_order": "channels are blue, green, red", "rescale_offset": "1 is taken off pixels"}
 PILLOW = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by the numbers of Hugging Face's "resample"
 Channels = tuple[float, float, float]
 
@@ -55,16 +66,16 @@ def of_timm(config: Mapping[str, Any]) -> Preprocessing:
         if not isinstance(size, list) or len(size) != 3:
             raise CheckpointError(f"its config.json says input_size={shown(size)}, not channels, height and width")
         image_size = _size(size[1:], "input_size")
-    note = ""
-    if own.get("crop_mode", "center") != "center":
-        note = f"there images are cropped by {shown(own['crop_mode'])}, here the central square is seen"
+    crop = own.get("crop_mode") or "center"
+    if not isinstance(crop, str) or crop not in CROPS:
+        raise CheckpointError(f"its config.json says crop_mode={shown(crop)}; timm has {', '.join(CROPS)}")
     return Preprocessing(
         image_size=image_size,
         mean=_channels(own, "mean", -10.0),
         std=_channels(own, "std", 1e-4),
         interpolation=_interpolation(own.get("interpolation")),
         crop_fraction=_fraction(own.get("crop_pct"), "crop_pct"),
-        note=note,
+        note=CROPS[crop] and CROPS[crop] + HERE,
     )
 
 
@@ -73,16 +84,12 @@ def of_hugging_face(config: Mapping[str, Any], processor: Mapping[str, Any]) -> 
     image_size = _size(config.get("image_size"), "image_size")
     if not processor:
         return Preprocessing(image_size=image_size)
-    resized: Any = processor.get("size")
-    square = _size([resized.get("height"), resized.get("width")], "size") if _is_square(resized) else None
-    short: Any = resized.get("shortest_edge") if isinstance(resized, dict) else resized
-    short = min(square) if square else short
-    crop = _size(processor.get("crop_size"), "crop_size") if processor.get("do_center_crop") else None
-    note, fraction = "", None
-    if isinstance(short, int) and short >= 1:
-        fraction = _fraction(min(crop) / short, "crop_size") if crop else 1.0
-    if square or (isinstance(resized, int) and not crop):
-        note = "there whole images are squeezed into a square, here the central square is seen"
+    for key, what in NEVER.items():
+        if processor.get(key):
+            raise CheckpointError(
+                f"its preprocessor_config.json says {key}={shown(processor[key])}: {what} there, not here"
+            )
+    fraction, note = _cropped(processor)
     number = processor.get("resample")
     if number is not None and (not isinstance(number, int) or number not in range(len(PILLOW))):
         raise CheckpointError(f"its preprocessor_config.json says resample={shown(number)}; Pillow has 0 to 5")
@@ -103,6 +110,29 @@ def of_hugging_face(config: Mapping[str, Any], processor: Mapping[str, Any]) -> 
         crop_fraction=fraction,
         note=note,
     )
+
+
+def _cropped(processor: Mapping[str, Any]) -> tuple[float | None, str]:
+    """(share of the short side that is seen, note) of a preprocessor_config.json."""
+    resized: Any = processor.get("size")
+    if resized is None or (isinstance(resized, dict) and not (_is_square(resized) or "shortest_edge" in resized)):
+        return None, ""
+    squeezed = not isinstance(resized, int | dict) or _is_square(resized)
+    short = min(_size(resized, "size") or (1, 1))
+    share = _fraction(processor.get("crop_pct"), "crop_pct")
+    kind = str(processor.get("image_processor_type") or processor.get("feature_extractor_type"))
+    if kind.startswith(CONVNEXT):
+        return (1.0, SQUEEZED) if short >= CONVNEXT_SQUEEZES else (share or CONVNEXT_SHARE, "")
+    crop = _size(processor.get("crop_size"), "crop_size") if processor.get("do_center_crop") else None
+    if crop is None:
+        return 1.0, SQUEEZED if squeezed or isinstance(resized, int) else ""
+    short = int(short / (share or 1.0))
+    if min(crop) > short:
+        raise CheckpointError(
+            f"its preprocessor_config.json crops {min(crop)} pixels of {short}, which adds borders there; write a "
+            f"crop_size of at most {short}"
+        )
+    return _fraction(min(crop) / short, "crop_size"), SQUEEZED if squeezed else ""
 
 
 def of_description(image: Mapping[str, Any]) -> Preprocessing:
@@ -151,7 +181,9 @@ def _fraction(value: Any, key: str) -> float | None:
     if value is None:
         return None
     if not _is_number(value) or not 0.01 <= value <= 1:
-        raise CheckpointError(f"its config says {key}={shown(value)}, which is no share of an image")
+        raise CheckpointError(
+            f"its config says {key}={shown(value)}, which is no share of an image; write one from 0.01 to 1 there"
+        )
     return float(value)
 
 

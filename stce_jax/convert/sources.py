@@ -124,7 +124,7 @@ def open_source(source: epath.PathLike, known: Mapping[str, Any] | None = None) 
     titles = ", ".join(one.TITLE for one in layouts.LAYOUTS.values())
     raise CheckpointError(
         f"{source} has names of no known layout ({listed(sorted(arrays)) or 'it is empty'}); known are {titles}, "
-        f"{OWN_NAMES}"
+        f"{OWN_NAMES}: take one of those libraries' files of it, or rename its arrays as docs/weights.md says"
     )
 
 

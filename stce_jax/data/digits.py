@@ -22,6 +22,7 @@ from stce_jax.data.locks import locked
 from stce_jax.data.places import VERSION
 from stce_jax.data.records import TfdsSource, damaged
 from stce_jax.errors import DataError
+from stce_jax.paths import first_line, remedy
 
 MEAN, STD = (0.305, 0.305, 0.305), (0.376, 0.376, 0.376)  # of the training images
 
@@ -81,10 +82,9 @@ def prepare_digits(data_dir: Path) -> Path:
         with locked(data_dir / "digits.lock"):
             if not directory.is_dir():
                 _write_digits(data_dir)
-    except OSError as error:
-        raise DataError(
-            f"cannot prepare the digits in {data_dir}: {error.strerror}; give another --data_dir"
-        ) from error
+    except (OSError, RuntimeError) as error:  # array_record has its own for a full disk
+        advice = remedy(error, "give another --data_dir")
+        raise DataError(f"cannot prepare the digits in {data_dir}: {first_line(error)}; {advice}") from error
     return directory
 
 

@@ -16,7 +16,7 @@ from etils import epath
 from stce_jax.data import class_lists, mirror, places
 from stce_jax.data.locks import locked
 from stce_jax.errors import DataError
-from stce_jax.paths import absolute, is_remote, open_path
+from stce_jax.paths import absolute, is_remote, open_path, remedy
 from stce_jax.platform.terminal import say
 from stce_jax.prepare.conversion import convert
 from stce_jax.prepare.messages import size_text
@@ -124,7 +124,8 @@ def _make(
         raise
     except OSError as error:
         where = error.filename or root
-        raise DataError(f"cannot write {where}: {error.strerror or error}; give another --data_dir") from error
+        advice = remedy(error, "give another --data_dir")
+        raise DataError(f"cannot write {where}: {error.strerror or error}; {advice}") from error
     report = dataclasses.replace(report, directory=str((remote or root) / part))
     say(*report.lines())
     say(f"{size_text(taken)} on disk")

@@ -13,7 +13,7 @@ from typing import Any
 
 from stce_jax.analysis.files import IN_RUN, SCORES
 from stce_jax.errors import PreemptedError
-from stce_jax.paths import first_line, read_json, write_text
+from stce_jax.paths import first_line, read_json, remedy, write_text
 from stce_jax.platform import terminal
 from stce_jax.processes.stopping import StopSignals, stopped
 from stce_jax.reproduce.cells import CELL_FILE, Cell
@@ -131,7 +131,8 @@ def _run_cell(cell: Cell, data_dir: str, place: str, stop: StopSignals) -> dict[
             if code:
                 break
     except OSError as error:
-        record |= {"exit_code": 2, "error": f"cannot write to {cell.directory}: {first_line(error)}"}
+        advice = remedy(error, "make it writable")
+        record |= {"exit_code": 2, "error": f"cannot write to {cell.directory}: {first_line(error)}; {advice}"}
     return record
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from etils import epath
 
-from stce_jax.errors import ConfigError
+from stce_jax.errors import ConfigError, StceError
 from stce_jax.paths import absolute, is_remote, named_failures
 
 PREFIX = ".stce-export-"  # of directories that are not finished, whatever verb writes them
@@ -40,6 +40,9 @@ def appearing(output: epath.PathLike, verb: str = "export", option: str = "--out
         try:
             yield partial
             os.rename(partial, path)
+        except StceError as error:  # users know the directory by the name that they gave it
+            error.args = tuple(str(part).replace(str(partial), str(path)) for part in error.args)
+            raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             if lock is not None:

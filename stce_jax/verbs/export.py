@@ -41,7 +41,7 @@ def export(
     - SHA256SUMS: digests of all other files, for `load_exported` and `sha256sum -c`.
 
     For the other formats see the modules of `convert.formats`. The files of each are read back and compared: weights to
-    the bit, logits of random pixels up to rounding, on this machine's platform. The directory appears when all is well;
+    the bit, logits of photographs up to rounding, on this machine's platform. The directory appears when all is well;
     else nothing is left.
 
     Args:

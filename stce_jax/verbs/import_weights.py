@@ -11,7 +11,6 @@ import numpy as np
 from etils import epath
 
 from stce_jax.convert import labels
-from stce_jax.convert.description import IMPORTED
 from stce_jax.convert.initial import fit_all
 from stce_jax.convert.preprocessing import numbers
 from stce_jax.convert.sources import DEFAULT_SIZE, Source, open_source
@@ -26,6 +25,7 @@ from stce_jax.verbs.appearing import appearing
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout, migration, parts
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
+from stce_jax.workdir.meta import IMPORTED
 from stce_jax.workdir.weights import unflatten
 
 

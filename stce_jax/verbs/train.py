@@ -64,6 +64,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals(exit_process))
         watch = stack.enter_context(Watch(config.step_timeout, processes.own_name()))
+        layout.refuse_imported(workdir)
         trial: Any = runs.build_model(config, 1)  # refuses its options before data are prepared
         dataset = runs.open_dataset(config)
         config, dataset, source = _begin_with(config, workdir, dataset, trial.unshaped_options())

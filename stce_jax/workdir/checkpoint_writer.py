@@ -242,7 +242,11 @@ class CheckpointWriter(Checkpoints):
         return self._path(step) if is_remote(self._directory) else self._directory / f"{step}{UNSEALED}"
 
     def _cannot_write(self, error: Exception) -> CheckpointError:
+        kept: list[int] = []
+        with contextlib.suppress(CheckpointError, OSError):
+            kept = self.steps()
+        advice = "the last one stays. Make room" if kept else "make room"
         return CheckpointError(
-            f"cannot write a checkpoint in {self._directory}: {first_line(error)}; the last one stays. Make room, or "
-            "make it writable, and run again"
+            f"cannot write a checkpoint in {self._directory}: {first_line(error)}; {advice}, or make it writable, and "
+            "run again"
         )

@@ -13,7 +13,16 @@ from typing import Any, Self
 
 from stce_jax.data import locks
 from stce_jax.errors import ConfigError
-from stce_jax.paths import first_line, is_remote, open_path, parse_json, read_bytes, remove_partials, write_text
+from stce_jax.paths import (
+    first_line,
+    is_remote,
+    open_path,
+    parse_json,
+    read_bytes,
+    remedy,
+    remove_partials,
+    write_text,
+)
 from stce_jax.platform import terminal
 
 FILE_NAME = "lock"
@@ -75,9 +84,8 @@ class Claim:
         except ConfigError:
             raise
         except Exception as error:  # of a remote storage anything
-            raise ConfigError(
-                f"cannot write to workdir {self._workdir}: {first_line(error)}; give another --workdir"
-            ) from error
+            advice = remedy(error, "give another --workdir")
+            raise ConfigError(f"cannot write to workdir {self._workdir}: {first_line(error)}; {advice}") from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:

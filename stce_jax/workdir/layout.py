@@ -1,15 +1,17 @@
 """A run's workdir: where its config and checkpoints are, and whose workdir it is."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from ml_collections import config_dict
 
 from stce_jax.errors import CheckpointError, ConfigError
-from stce_jax.paths import first_line, open_path, read_bytes, write_text
+from stce_jax.paths import first_line, named_failures, open_path, read_bytes, write_text
 from stce_jax.platform import terminal
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir.checkpoints import Checkpoints
+from stce_jax.workdir.meta import IMPORTED
 from stce_jax.workdir.parts import NotRegisteredError
 
 CONFIG_FILE = "config.json"
@@ -106,9 +108,23 @@ def check_config(workdir: str | Path, config: config_dict.ConfigDict, *, allow_c
         terminal.say(f"continuing with another config: {changed}")
 
 
+def refuse_imported(workdir: str | Path) -> None:
+    """Refuses to train in a workdir of `stce import`: it has no optimizer's state, and no recipe of the user's.
+
+    Raises:
+      ConfigError: it is one.
+    """
+    checkpoints, imported = Checkpoints(checkpoints_in(workdir)), False
+    with contextlib.suppress(CheckpointError, ValueError):  # what cannot be read is refused where a run needs it
+        imported = checkpoints.steps() == [0] and checkpoints.restore_meta(0, "fingerprint")["fingerprint"] == IMPORTED
+    if imported:
+        raise ConfigError(
+            f"{workdir} holds weights of `stce import`, which has no run to resume; begin one with them in another: "
+            f"stce train --config=CONFIG --workdir=DIR --init_from={workdir}"
+        )
+
+
 def write_config(workdir: str | Path, config: config_dict.ConfigDict) -> None:
     """Makes a workdir a config's; raises ConfigError if it cannot be written."""
-    try:
+    with named_failures(f"write to workdir {workdir}", "give another --workdir"):
         write_text(open_path(workdir) / CONFIG_FILE, configuration.to_json(config))
-    except OSError as error:
-        raise ConfigError(f"cannot write to workdir {workdir}: {first_line(error)}; give another --workdir") from error

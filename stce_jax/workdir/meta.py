@@ -10,6 +10,8 @@ from stce_jax.data.dataset import Dataset
 from stce_jax.errors import DataError
 from stce_jax.workdir import config as configuration
 
+IMPORTED = "imported"  # in place of the fingerprint of training images, for weights of `stce import`
+
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)

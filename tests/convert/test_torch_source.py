@@ -14,7 +14,8 @@ import fake_torch
 import jax
 import pytest
 import safetensors.numpy
-from torch_models import PAIRS, REDUCED, VARIANTS, run_of, tiny_model
+from made_runs import run_of
+from torch_models import PAIRS, REDUCED, VARIANTS, tiny_model
 
 from stce_jax.convert.formats import torch as form
 from stce_jax.convert.torch_source import assembly, bodies, embeddings, reductions
@@ -143,7 +144,9 @@ def test_without_pytorch_the_files_are_written_and_this_is_said(tmp_path, monkey
     assert json.loads(header["__metadata__"]["class_names"]) == list(run.class_names)
 
 
-@pytest.mark.parametrize("names", [('it\'s "it"', "a\nb", "\u202e\u2066x", "é\\", ""), ("one",), tuple("abc") * 99])
+@pytest.mark.parametrize(
+    "names", [('it\'s "it"', "a\nb", "\u202e\u2066x", "é\\", "", "half \ud800"), ("one",), tuple("abc") * 99]
+)
 def test_names_of_classes_are_text_and_nothing_else(names):
     text = f"CLASSES = {render(names, '', 10)}"
     assert ast.literal_eval(text.removeprefix("CLASSES = ")) == names

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from golden_files import assert_close
+from made_runs import run_of
 from PIL import Image
-from torch_models import EMBEDDING, REDUCED, VARIANTS, run_of, tiny_model
+from torch_models import EMBEDDING, REDUCED, VARIANTS, tiny_model
 
 from stce_jax.convert.formats import torch as form
 from stce_jax.data import decode

@@ -25,6 +25,7 @@ from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
 from stce_jax.training.state import abstract_variables
 from stce_jax.verbs import export as verb
+from stce_jax.verbs.appearing import PREFIX
 from stce_jax.workdir import weights
 from stce_jax.workdir.digests import write_digests
 
@@ -329,7 +330,8 @@ def test_refusals(capsys, monkeypatch, tiny_run, tmp_path, words, code, named):
 def test_a_full_disk_leaves_nothing(capsys, tiny_run, small_disk):
     (small_disk / "other").write_bytes(bytes(3 * 2**20 - 60_000))
     code, _, error = run_cli(capsys, "export", f"--workdir={tiny_run[0]}", f"--output={small_disk / 'out'}")
-    assert code == 2 and "No space left on device" in error and error.count("\n") == 1, error
+    assert code == 2 and "No space left on device; make room, or give another" in error, error
+    assert PREFIX not in error and error.count("\n") == 1, error
     assert os.listdir(small_disk) == ["other"], "something was left"
 
 

@@ -102,6 +102,26 @@ def fail(*_):
     raise OSError("the disk is full")
 
 
+@pytest.mark.parametrize("room, what", [(0, "write to workdir"), (10_000, "write a checkpoint in")])
+def test_a_full_disk_is_one_line_and_leaves_nothing(capsys, hub, small_disk, room, what):
+    (small_disk / "other").write_bytes(bytes(3 * 2**20 - 4096 - room))
+    code, _, error = run_cli(capsys, "import", hub[0], f"--workdir={small_disk / 'run'}")
+    assert code in (2, 4) and error.startswith(f"stce: cannot {what} {small_disk / 'run'}"), error
+    assert "No space left on device" in error and "; make room, or " in error and error.count("\n") == 1, error
+    assert appearing.PREFIX not in error and "stays" not in error and len(error) < 400, error
+    assert os.listdir(small_disk) == ["other"], "something was left"
+
+
+def test_training_in_its_workdir_is_refused_and_the_way_is_named(capsys, hub, imported, tmp_path):
+    workdir, _ = imported
+    before = sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*"))
+    for more in ((), (f"--init_from={hub[0]}",), ("--allow_config_change",)):
+        code, _, error = run_cli(capsys, "train", "--config=digits", f"--workdir={workdir}", *more)
+        assert code == 2 and error.count("\n") == 1, error
+        assert f"{workdir} holds weights of `stce import`" in error and f"--init_from={workdir}" in error, error
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*"))
+
+
 @pytest.mark.slow
 def test_every_verb_opens_it(hub, imported, tmp_path, stce_here, data_dir):
     workdir, _ = imported

@@ -1,5 +1,6 @@
 """Locks, logs and temporary files: no link is followed, no file of the user's is emptied, no two writers mix."""
 
+import errno
 import os
 import threading
 
@@ -7,6 +8,7 @@ import pytest
 from helpers import TINY, run_cli
 
 from stce_jax import paths
+from stce_jax.commands import common
 from stce_jax.data import locks, mirror
 from stce_jax.errors import ConfigError
 from stce_jax.reproduce.subprocesses import run_command
@@ -139,3 +141,12 @@ def test_a_copy_of_remote_data_follows_no_link(victim, tmp_path):
     with pytest.raises(OSError, match="it is being written"):
         mirror._download(epath.Path(tmp_path / "source"), epath.Path(tmp_path / "other"), 6)
     assert not (tmp_path / "other").exists() and not list(tmp_path.glob(".stce*"))
+
+
+def test_on_a_full_disk_users_are_told_to_make_room():
+    full = r"cannot write /dev/full: No space left on device; make room, or give another file"
+    with pytest.raises(ConfigError, match=full), common.output_file("/dev/full") as file:
+        file.write(b"x")
+    for number, words in ((errno.EDQUOT, "; make room, or go"), (errno.EACCES, "; go")):
+        with pytest.raises(ConfigError, match=words), paths.named_failures("write it", "go"):
+            raise OSError(number, os.strerror(number))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stce_jax.convert.layouts import said
-from stce_jax.convert.layouts.reading import renamed, shape
+from stce_jax.convert.layouts.reading import renamed, replaced, shape
 from stce_jax.convert.layouts.rules import PATCHES, Rule, linear, norm, parameter
 from stce_jax.errors import CheckpointError
 
@@ -39,10 +39,7 @@ HEADS = r"(classifier|cls_classifier|distillation_classifier)\..*"
 
 def _bare(name: str) -> str:
     """A name as in files, without the prefix of the body."""
-    name = re.sub(r"^(vit|deit)\.", "", name)
-    for pattern, replacement in RENAMED.items():
-        name = re.sub(pattern, replacement, name)
-    return name
+    return replaced(re.sub(r"^(vit|deit)\.", "", name), RENAMED)
 
 
 def recognise(names: Set[str]) -> bool:

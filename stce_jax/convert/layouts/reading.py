@@ -1,6 +1,7 @@
 """What layouts read off a stranger's arrays to know a model's options; `said` reads config.json."""
 
 import math
+import re
 from collections.abc import Callable, Container, Mapping, Sequence
 
 import numpy as np
@@ -20,6 +21,13 @@ def shape(arrays: Arrays, name: str, axes: int) -> tuple[int, ...]:
     if len(found) != axes or not all(found):
         raise CheckpointError(f"{shown(name)} has the shape {found}, not {axes} axes of at least 1")
     return found
+
+
+def replaced(name: str, patterns: Mapping[str, str]) -> str:
+    """A name in which each regular expression of `patterns` has become what stands beside it."""
+    for pattern, replacement in patterns.items():
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def renamed(arrays: Arrays, rename: Callable[[str], str]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What the three layouts of Swin share: the same parts, called differently."""
+"""What the layouts of Swin share: the same parts, called differently."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple

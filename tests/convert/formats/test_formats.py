@@ -11,6 +11,7 @@ from stce_jax.commands import export as command
 from stce_jax.convert import formats
 from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.training import assemble as runs
+from stce_jax.verbs import appearing
 from stce_jax.verbs import export as verb
 from stce_jax.workdir import weights
 
@@ -77,6 +78,17 @@ def test_weights_that_are_read_back_otherwise_are_not_exported(deit, tmp_path, m
     with pytest.raises(CheckpointError, match="was read back with another "):
         verb.export("W", tmp_path / "out", format=name)
     assert os.listdir(tmp_path) == [], "something was left"
+
+
+@pytest.mark.parametrize("name", ["jax", "safetensors", "timm", "torch", "huggingface"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(deit, capsys, small_disk, monkeypatch, name):
+    monkeypatch.setattr(verb, "_known", lambda *_: {})
+    (small_disk / "other").write_bytes(bytes(3 * 2**20 - 8192))
+    words = ("export", "--workdir=W", f"--output={small_disk / 'out'}", f"--format={name}")
+    code, _, error = run_cli(capsys, *words, *(("--platforms=cpu", "--batch=1") if name == "jax" else ()))
+    assert code == 2 and error.startswith(f"stce: cannot write {small_disk / 'out'}"), error
+    assert "No space left on device; make room, or give another" in error and error.count("\n") == 1, error
+    assert appearing.PREFIX not in error and os.listdir(small_disk) == ["other"], "something was left"
 
 
 def test_another_normalisation_than_the_runs_is_not_exported(deit, tmp_path, monkeypatch):

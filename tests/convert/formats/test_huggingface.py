@@ -11,10 +11,10 @@ from made_runs import TINY_VIT, logits_of, made_run, random_pixels
 from PIL import Image
 
 from stce_jax.convert import card, formats
-from stce_jax.convert.description import IMPORTED
 from stce_jax.convert.initial import read_weights
 from stce_jax.convert.markdown import code, quoted
 from stce_jax.verbs.export import _evaluation
+from stce_jax.workdir.meta import IMPORTED
 from stce_jax.workdir.weights import flatten
 
 DEIT = {"patch_size": 8, **TINY_VIT}

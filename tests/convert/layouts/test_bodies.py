@@ -56,7 +56,7 @@ def test_the_golden_models(name):
 @pytest.mark.parametrize("name", [*FILES, *OTHERS])
 def test_a_file_is_recognised_by_its_names_and_taken_for_no_other(name):
     expected = {FILES[name][0]} if name in FILES else set()
-    own = {layout for layout, _ in FILES.values()} | {"hf_swin", "hf_swin_v5"}
+    own = {layout for layout, _ in FILES.values()} | {"hf_swin"}
     names = golden_body(name)[2].keys()
     assert {layout for layout in own if layouts.LAYOUTS[layout].recognise(names)} == expected
 
@@ -79,7 +79,7 @@ def test_one_swin_in_every_layout():
     """The same arrays by other names; Hugging Face has queries, keys and values apart."""
     _, _, arrays, options = read(SWIN)
     ours, _ = layouts.to_ours("timm_swin", arrays, options)
-    for layout in ("swin", "hf_swin_v5", "hf_swin"):
+    for layout in ("swin", "hf_swin"):
         theirs = layouts.to_theirs(layout, ours, options)
         assert layouts.recognise(theirs.keys()) == layout
         buffers = {f"{key.removesuffix('_bias_table')}_index": np.zeros(1) for key in theirs if "bias_table" in key}
@@ -89,6 +89,27 @@ def test_one_swin_in_every_layout():
         assert all((again[path] == array).all() for path, array in ours.items())
     key = theirs["swin.encoder.layers.0.blocks.1.attention.self.key.weight"]
     np.testing.assert_array_equal(key, arrays["layers.0.blocks.1.attn.qkv.weight"][16:32])
+
+
+def test_a_swin_by_the_names_that_transformers_5_has_in_memory():
+    """Which its files have not, in any version; tests/interop compares with the library."""
+    _, _, arrays, options = read(SWIN)
+    files = layouts.to_theirs("hf_swin", layouts.to_ours("timm_swin", arrays, options)[0], options)
+    pairs = {"self.query": "q_proj", "self.key": "k_proj", "self.value": "v_proj", "output.dense": "o_proj"}
+    pairs = {f".attention.{old}.": f".attention.{new}." for old, new in pairs.items()}
+    pairs |= {".attention.self.rel": ".attention.relative_position_bias.rel"}
+    pairs |= {".intermediate.dense.": ".mlp.fc1.", ".output.dense.": ".mlp.fc2."}  # behind that of the attention
+
+    def in_memory(name):
+        for old, new in pairs.items():
+            name = name.replace(old, new)
+        return name
+
+    memory = {in_memory(name): array for name, array in files.items()}
+    assert "swin.encoder.layers.0.blocks.1.mlp.fc2.bias" in memory and memory.keys() != files.keys()
+    assert layouts.recognise(memory.keys()) == "hf_swin"
+    back = layouts.LAYOUTS["hf_swin"].normal(memory)
+    assert back.keys() == files.keys() and all(back[name] is array for name, array in files.items())
 
 
 def test_options_are_read_off_shapes():
