@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_reference
 import pytest
+from helpers import initial
 
 from stce_jax.models.factory import create_model
 
@@ -20,7 +21,7 @@ def small(name="vit_ti_stce", **options):
 
 
 def init(model, images=IMAGES):
-    return jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
+    return initial(model, images, train=False)
 
 
 def apply(model, variables, images=IMAGES, **options):
@@ -130,7 +131,7 @@ def test_positions_follow_the_grid_of_other_sizes(position_embedding, size):
     variables = init(model)
     images = np.zeros((1, *size, 3), np.float32)
     rows, columns = model.embedding.grid(*size)
-    tokens = apply(model, variables, images, method="tokens")
+    tokens = jax.eval_shape(lambda v: model.apply(v, images, train=False, method="tokens"), variables)
     assert tokens.shape == (1, 1 + rows * columns, 16)
     assert np.isfinite(apply(model, variables, images)).all()
 
