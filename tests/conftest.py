@@ -101,6 +101,14 @@ def stce_here():
 
 
 @pytest.fixture
+def no_picture(monkeypatch):
+    """Training in this process draws no curves, which takes as long as a tiny run does."""
+    from stce_jax.verbs import train
+
+    monkeypatch.setattr(train, "plot_curves", lambda workdir: workdir)
+
+
+@pytest.fixture
 def small_disk(tmp_path):
     """A file system of three megabytes."""
     directory = tmp_path / "disk"

@@ -54,14 +54,14 @@ def run_cli(capsys, *words):
 
 
 def initial(module, *inputs, seed=0, **words):
-    """Variables as large as those that `module.init` draws, by NumPy, which compiles nothing."""
+    """Variables about as large as those that `module.init` draws, by NumPy, which compiles nothing."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
         name = path[-1].key
         if name in ("bias", "mean", "scale", "var"):
             return np.full(leaf.shape, float(name in ("scale", "var")), leaf.dtype)
-        spread = np.prod(leaf.shape[:-1]) ** -0.5 if name == "kernel" else 0.02
+        spread = (2 / (leaf.shape[0] * leaf.shape[1] * leaf.shape[3])) ** 0.5 if leaf.ndim == 4 else 0.02
         return (spread * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
 
     shapes = jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs, **words), *inputs)

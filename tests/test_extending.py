@@ -53,7 +53,7 @@ def test_the_page_has_a_file_for_each_part():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
-def test_a_file_of_the_page_trains_and_its_run_opens_with_it_alone(name, capsys, tmp_path, data_dir):
+def test_a_file_of_the_page_trains_and_its_run_opens_with_it_alone(name, no_picture, capsys, tmp_path, data_dir):
     (part, module), file, workdir = MODULES[name], write(tmp_path, name), tmp_path / "run"
     data = f"--data_dir={data_dir}"
     code, printed, errors = run_cli(capsys, "train", f"--config={file}", f"--workdir={workdir}", data, *SMALL_FOR[name])

@@ -145,7 +145,7 @@ ENTRIES = {
     **{f"embedding {name}": {"embedding": name} for name in OTHERS if name not in WITH.values()},
     **{f"body {name}": {"body": name, "embedding": own} for name, own in OWN.items() if name != "vit"},
     "toys": {"body": "toy body", "embedding": "toy embedding"},
-    "toy reduction": {"reduction": "toy"},
+    "toy reduction": {"reduction": "toy", "embedding": "patch"},
 }
 
 
@@ -220,7 +220,7 @@ def noise_state(model, image_size):
 
     def draw(path, leaf):
         noise = np.ones(leaf.shape) if path[-1].key in ("scale", "var") else 0.1 * rng.standard_normal(leaf.shape)
-        return jnp.asarray(noise, leaf.dtype)
+        return noise.astype(leaf.dtype)
 
     variables = jax.tree_util.tree_map_with_path(draw, abstract_variables(model, image_size))
     return jax.device_put(TrainState(jnp.int32(0), variables, None, None), replicated(make_mesh()))

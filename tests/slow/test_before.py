@@ -88,7 +88,7 @@ def test_a_run_predicts_and_exports(before, tmp_path, stce_here, digit, name):
     np.testing.assert_allclose(exported.logits(pixels), logits, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "patch"])
 def test_a_run_goes_on_when_its_config_gets_more_epochs(before, tmp_path, stce_here, data_dir, name):
     """The config file is of that version, too: it sets the flat keys that `config.model` had."""
     run = copied(before, name, tmp_path)

@@ -54,7 +54,8 @@ class Watching(EverySecond):
     def __call__(self, tokens, given, *, train):
         assert set(given) == {"key", "weights"}
         chex.assert_shape(given["key"], (2, 17, 2, 8))
-        np.testing.assert_allclose(given["weights"].sum(axis=-1), np.ones((2, 2, 17)), rtol=1e-5)
+        if not isinstance(given["weights"], jax.core.Tracer):
+            np.testing.assert_allclose(given["weights"].sum(axis=-1), np.ones((2, 2, 17)), rtol=1e-5)
         return tokens
 
 
@@ -76,10 +77,11 @@ def table(monkeypatch):
         monkeypatch.setitem(REDUCTIONS, module.__name__.lower(), module)
 
 
-def outputs(reduction, **options):
+def outputs(reduction, compiled=True, **options):
     model = create_model("vit_ti_patch", num_classes=5, image_size=16, reduction=reduction, **SMALL | options)
     variables = initial(model, IMAGES, train=False)
-    return model, variables, jax.jit(functools.partial(model.apply, train=False))(variables, IMAGES)
+    run = functools.partial(model.apply, train=False)
+    return model, variables, (jax.jit(run) if compiled else run)(variables, IMAGES)
 
 
 def tokens_of(model, variables):
@@ -117,8 +119,8 @@ def test_a_token_that_stands_for_two_counts_twice():
 
 @pytest.mark.slow
 def test_a_reduction_is_given_what_it_needs():
-    _, _, logits = outputs("watching")
-    np.testing.assert_allclose(logits, outputs(None)[2], atol=1e-6)
+    _, _, logits = outputs("watching", compiled=False)
+    np.testing.assert_allclose(logits, outputs(None)[2], atol=1e-5)
 
 
 def test_what_cannot_work_is_refused_with_a_reason():

@@ -35,7 +35,7 @@ def test_whole_patch_model_equals_numpy():
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) * 3, variables["params"])
     tokens = numpy_reference.patch_embed(IMAGES.astype(float), params["embedding"], 4)
     expected = numpy_reference.vision_transformer(tokens, params, heads=2)
-    actual = apply(model, {"params": jax.tree.map(jnp.float32, params)}, IMAGES)
+    actual = apply(model, {"params": jax.tree.map(np.float32, params)}, IMAGES)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
