@@ -13,8 +13,10 @@ from stce_jax.analysis.drawing import introspection
 from stce_jax.errors import ConfigError
 from stce_jax.models.embeddings import ConvEmbed, EarlyConvEmbed, PatchEmbed, SuperTokenConvEmbed
 from stce_jax.models.factory import create_model
-from stce_jax.models.ops.supertoken import cluster_super_tokens, grid_shape
+from stce_jax.models.ops.supertoken import cluster_super_tokens as clustering
+from stce_jax.models.ops.supertoken import grid_shape
 
+cluster_super_tokens = jax.jit(clustering, static_argnums=(1, 2), static_argnames="border")
 SMALL = {"width": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
 STEM = {"stem_widths": (6, 8), "stem_strides": (2, 1)}
 IMAGES = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)

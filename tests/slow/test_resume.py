@@ -154,7 +154,7 @@ def test_killed_again_and_again_a_run_ends_where_the_undisturbed_one_does(undist
     assert output.startswith("resuming from step "), output
     assert "damaged" not in errors, f"a kill looks like damage: {errors}"
     steps = [int(line.split()[3]) for line in [*resumed, output.splitlines()[0]]]
-    assert len(steps) > 5 and steps == sorted(steps), f"it went back: {steps}"
+    assert len(steps) > 3 and steps == sorted(steps), f"it went back: {steps}"
     assert_same_run(tmp_path, undisturbed)
 
 
