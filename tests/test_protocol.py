@@ -223,7 +223,9 @@ def noise_state(model, image_size):
         return noise.astype(leaf.dtype)
 
     variables = jax.tree_util.tree_map_with_path(draw, abstract_variables(model, image_size))
-    return jax.device_put(TrainState(jnp.int32(0), variables, None, None), replicated(make_mesh()))
+    # On one device: of arrays that several devices have, each saves a slice, which is compiled for each.
+    alone = replicated(make_mesh(1, jax.devices()[:1]))
+    return jax.device_put(TrainState(np.int32(0), variables, None, None), alone)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "method"))
