@@ -17,7 +17,7 @@ def noise(model, mean=0.0, spread=0.4):
 
     def draw(path, leaf):
         drawn = spread * rng.normal(size=leaf.shape)
-        return jnp.asarray(1 + drawn**2 if path[-1].key in ("scale", "var") else mean + drawn, leaf.dtype)
+        return np.asarray(1 + drawn**2 if path[-1].key in ("scale", "var") else mean + drawn, leaf.dtype)
 
     inputs = jnp.zeros((1, *model.image_size, 3))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs, train=False))
@@ -34,7 +34,7 @@ def first_stage(options):
 
 def images(*size, count=2, seed=0):
     """Noise [count, *size, 3]."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(count, *size, 3)), jnp.float32)
+    return np.random.default_rng(seed).normal(size=(count, *size, 3)).astype(np.float32)
 
 
 def check_training(model, variables, inputs):

@@ -18,13 +18,16 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Compiled code runs once or twice in a test; LLVM without its optimizations compiles it in a third of the time.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # others may not know the flag, and end at once
-    # XLA's older way to compile fused operations takes a quarter of the time; what it computes is the same.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    # XLA's older way to compile fused operations takes a quarter of the time; what it computes is the same. In one
+    # piece, not in up to 32, small programs compile in two thirds of the time.
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 
 import hypothesis
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 from tiers import (  # noqa: F401
     pytest_collection_finish,
@@ -39,6 +42,10 @@ from tiers import (  # noqa: F401
 # The first example of a property compiles; no deadline makes sense. Derandomised: every run tries the same examples.
 hypothesis.settings.register_profile("stce", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("stce")
+
+
+# For each override of a config absl asks for the config as text, which YAML takes 12 ms to write, and nobody reads it.
+ConfigDict.__str__ = object.__repr__
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +98,14 @@ def stce_here():
         return subprocess.CompletedProcess(words, end.value.code, output.getvalue(), errors.getvalue())
 
     return run
+
+
+@pytest.fixture
+def no_picture(monkeypatch):
+    """Training in this process draws no curves, which takes as long as a tiny run does."""
+    from stce_jax.verbs import train
+
+    monkeypatch.setattr(train, "plot_curves", lambda workdir: workdir)
 
 
 @pytest.fixture

@@ -85,9 +85,9 @@ def check_body(arrays, model, variables, gradients, activations):
     """
     assert gradients and activations
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        own = jax.tree.map(lambda array: jnp.asarray(array, jnp.float64), variables)
+        own = jax.tree.map(lambda array: np.asarray(array, np.float64), variables)
         rest = {kind: tree for kind, tree in own.items() if kind != "params"}
-        images, cotangent = (jnp.asarray(arrays[key], jnp.float64) for key in ("x", "cot"))
+        images, cotangent = (np.asarray(arrays[key], np.float64) for key in ("x", "cot"))
 
         @jax.jit
         def run(params, images):

@@ -142,7 +142,7 @@ def vision_transformer(arrays, reduction, dtype, reduction_params=None):
         before = int(getattr(reduction, "before", False))
         for stage, block in enumerate(sorted(reduction.blocks)):
             params[f"blocks_{block - before}"]["reduction"] = reduction_params(weights, stage)
-    return model, {"params": jax.tree.map(lambda array: jnp.asarray(array, dtype), params)}
+    return model, {"params": jax.tree.map(lambda array: np.asarray(array, dtype), params)}
 
 
 def check_vision_transformer(arrays, reduction, dtype, reduction_params=None, *, counts_are_bounds=False):
@@ -196,7 +196,7 @@ def check_block(arrays, reduction, dtype, tokens=None):
     outputs, gradients = (EXACT, EXACT) if dtype == np.float64 else (SINGLE, SINGLE_GRADIENT)
     weights = weights_of(arrays)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        params = jax.tree.map(lambda array: jnp.asarray(array, dtype), block_params(weights))
+        params = jax.tree.map(lambda array: np.asarray(array, dtype), block_params(weights))
         block = Block(
             heads=int(arrays["cfg_heads"]),
             mlp_dim=len(weights["mlp.fc1.bias"]),
@@ -249,7 +249,7 @@ def check_blocks(arrays, reduction, dtype, reduction_params=None):
             return module, cast(block_params(weights, prefix))
 
         def cast(params):
-            return jax.tree.map(lambda array: jnp.asarray(array, dtype), params)
+            return jax.tree.map(lambda array: np.asarray(array, dtype), params)
 
         own = cast(reduction_params(weights)) if reduction_params else {}
 

@@ -65,7 +65,7 @@ def check(function, variables, inputs, cotangent, outputs, gradients, dtype):
     """
     errors = (EXACT, EXACT) if dtype == np.float64 else (SINGLE, SINGLE_GRADIENT)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        variables, inputs = jax.tree.map(lambda array: jnp.asarray(array, dtype), (variables, inputs))
+        variables, inputs = jax.tree.map(lambda array: np.asarray(array, dtype), (variables, inputs))
 
         @jax.jit
         def both(variables, inputs):

@@ -53,6 +53,21 @@ def run_cli(capsys, *words):
     return end.value.code, captured.out, captured.err
 
 
+def initial(module, *inputs, seed=0, **words):
+    """Variables about as large as those that `module.init` draws, by NumPy, which compiles nothing."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name in ("bias", "mean", "scale", "var"):
+            return np.full(leaf.shape, float(name in ("scale", "var")), leaf.dtype)
+        spread = (2 / (leaf.shape[0] * leaf.shape[1] * leaf.shape[3])) ** 0.5 if leaf.ndim == 4 else 0.02
+        return (spread * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
+
+    shapes = jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs, **words), *inputs)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 def wait_for(condition, what, process=None, seconds=80, pause=0.005):
     """Waits until the condition holds; fails after so many seconds, or as soon as the process has ended."""
     deadline = time.monotonic() + seconds

@@ -1,5 +1,6 @@
 """docs/extending.md: its files, copied from the page, train, and their runs open with --config=FILE alone."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -53,7 +54,7 @@ def test_the_page_has_a_file_for_each_part():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
-def test_a_file_of_the_page_trains_and_its_run_opens_with_it_alone(name, capsys, tmp_path, data_dir):
+def test_a_file_of_the_page_trains_and_its_run_opens_with_it_alone(name, no_picture, capsys, tmp_path, data_dir):
     (part, module), file, workdir = MODULES[name], write(tmp_path, name), tmp_path / "run"
     data = f"--data_dir={data_dir}"
     code, printed, errors = run_cli(capsys, "train", f"--config={file}", f"--workdir={workdir}", data, *SMALL_FOR[name])
@@ -72,8 +73,8 @@ def test_a_file_of_the_page_trains_and_its_run_opens_with_it_alone(name, capsys,
     assert code == 0 and " 360 images " in printed, errors
     del TABLES[part][module]
     run = load_run(workdir, config=str(file))
-    logits = run.model.apply(run.variables, np.zeros((1, 16, 16, 3), np.float32), train=False)
-    assert logits.shape == (1, 10)
+    forward = jax.jit(functools.partial(run.model.apply, train=False))
+    assert forward(run.variables, np.zeros((1, 16, 16, 3), np.float32)).shape == (1, 10)
 
 
 @pytest.mark.slow
@@ -82,8 +83,12 @@ def test_the_reduction_of_the_page_keeps_every_second_token(tmp_path):
     options = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 16, "patch_size": 8, "reduction": "every_second"}
     model = create_model("vit_ti_patch", num_classes=3, image_size=32, **options)
     images = np.zeros((1, 32, 32, 3), np.float32)
-    variables = model.init(jax.random.key(0), images, train=False)
-    tokens = model.apply(variables, images, train=False, method="tokens")
+
+    def made(images):
+        variables = model.init(jax.random.key(0), images, train=False)
+        return model.apply(variables, images, train=False, method="tokens")
+
+    tokens = jax.eval_shape(made, images)
     assert tokens.shape == (1, 1 + 8, 16) and tokens.grid is None
 
 

@@ -1,8 +1,10 @@
 """Every verb over every entry of the registries: what is registered works everywhere, by its protocol alone.
 
-One entry a body, an embedding and a reduction, each with the plainest partners; all in one process, on random weights.
+An entry a body with the embedding that it comes with, and one a reduction in the plainest body, with one of the other
+embeddings as long as there are any; all in one process, on random weights.
 """
 
+import functools
 import json
 import math
 
@@ -134,14 +136,16 @@ class ToyBody(nn.Module):
 
 
 TOYS = {"toy body": (BODIES, ToyBody), "toy embedding": (EMBEDDINGS, ToyEmbed), "toy": (REDUCTIONS, ToyReduction)}
-# The embedding that each body comes with is tried with it, every other one with the plain body.
+# The embedding that each body comes with is tried with it, every other one with the plain body and a reduction.
 OWN = {name: getattr(module, "EMBEDDING", "patch") for name, module in BODIES.items()}
+OTHERS = [name for name in EMBEDDINGS if name not in OWN.values()]
+WITH = {"evit": "stce", "topk": "conv", "kmedoids": "conv1x1", "dpcknn": "earlyconv", "dynamicvit": "hcformer"}
 ENTRIES = {
-    **{f"embedding {name}": {"embedding": name} for name in EMBEDDINGS if name == "patch" or name not in OWN.values()},
-    **{f"reduction {name}": {"reduction": name} for name in REDUCTIONS},
+    **{f"reduction {name}": {"reduction": name, "embedding": WITH.get(name, "patch")} for name in REDUCTIONS},
+    **{f"embedding {name}": {"embedding": name} for name in OTHERS if name not in WITH.values()},
     **{f"body {name}": {"body": name, "embedding": own} for name, own in OWN.items() if name != "vit"},
     "toys": {"body": "toy body", "embedding": "toy embedding"},
-    "toy reduction": {"reduction": "toy"},
+    "toy reduction": {"reduction": "toy", "embedding": "patch"},
 }
 
 
@@ -155,20 +159,17 @@ def photos(tmp_path_factory):
 
 
 # What others resemble the quick tier does without; the other tier has every entry.
-SLOW = {f"embedding {name}" for name in EMBEDDINGS if name not in ("patch", "stce")}
-SLOW |= {f"body {name}" for name in BODIES}
-SLOW |= {f"reduction {name}" for name in REDUCTIONS if name not in ("evit", "tome")}
+SLOW = ENTRIES.keys() - {"reduction evit", "reduction tome", "toys", "toy reduction"}
 
 
 def entries(names):
     return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
 
 
-# Of reductions, two that differ in all respects (within and before a block, without and with parameters) stand for the
-# others in what only passes on what the model gives.
-PASSED_ON = [
-    name for name in ENTRIES if not name.startswith("reduction ") or name in ("reduction evit", "reduction sit")
-]
+# What only passes on what the model gives is tried with every body and embedding, and with reductions of all kinds
+# (within and before a block, without and with parameters), not with each.
+PASSED_ON = [name for name, parts in ENTRIES.items() if "reduction" not in parts or parts["embedding"] != "patch"]
+PASSED_ON += ["reduction sit", "toy reduction"]
 of_each_kind = pytest.mark.parametrize("entry", entries(PASSED_ON), indirect=True, scope="module")
 
 
@@ -219,17 +220,23 @@ def noise_state(model, image_size):
 
     def draw(path, leaf):
         noise = np.ones(leaf.shape) if path[-1].key in ("scale", "var") else 0.1 * rng.standard_normal(leaf.shape)
-        return jnp.asarray(noise, leaf.dtype)
+        return noise.astype(leaf.dtype)
 
     variables = jax.tree_util.tree_map_with_path(draw, abstract_variables(model, image_size))
-    return jax.device_put(TrainState(jnp.int32(0), variables, None, None), replicated(make_mesh()))
+    # On one device: of arrays that several devices have, each saves a slice, which is compiled for each.
+    alone = replicated(make_mesh(1, jax.devices()[:1]))
+    return jax.device_put(TrainState(np.int32(0), variables, None, None), alone)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method"))
+def applied(model, variables, images, method):
+    return model.apply(variables, images, train=False, method=method)
 
 
 def apply(run, photos, count, method="__call__"):
     """What the run's model makes of the first photos."""
     images = np.stack([run.preprocess(photos / f"{number}.png") for number in range(count)])
-    variables = jax.device_get(run.variables)
-    return jax.jit(lambda images: run.model.apply(variables, images, train=False, method=method))(images)
+    return applied(run.model, jax.device_get(run.variables), images, method)
 
 
 def test_its_protocol(entry):
@@ -325,6 +332,7 @@ def test_export(entry, photos, tmp_path):
     assert all(described[part] in (None, names[part]) for part in PARTS), described
 
 
+@of_each_kind
 def test_benchmark(entry):
     _, workdir = entry
     rows = benchmark([str(workdir)], batch_sizes=[2], rounds=1, seconds=0)

@@ -5,6 +5,7 @@ that starts one fails. A complete quick run (`pytest -m "not slow"`) fails if no
 """
 
 import ast
+import gc
 import importlib.machinery
 import multiprocessing.process
 import sys
@@ -118,6 +119,8 @@ def pytest_configure(config):
 
 def pytest_collection_finish():
     _called.clear()  # what is called while modules are imported is no test
+    gc.freeze()  # what is there by now stays to the end; looking through it again and again takes time
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.hookimpl(optionalhook=True)

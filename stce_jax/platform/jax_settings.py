@@ -29,7 +29,10 @@ def eval_options(backend: str, *, deterministic: bool, processes: int = 1) -> Op
 
 def options_to_run_once(backend: str) -> Options:
     """Compiler options of a program that runs a single time, such as a model's initialisation."""
-    return dict(_CPU_ONCE) if backend == "cpu" else {}
+    import jax
+
+    fastest = jax.config.read("jax_disable_most_optimizations")  # set by who wants less still; options would undo it
+    return dict(_CPU_ONCE) if backend == "cpu" and not fastest else {}
 
 
 def leave_signals_to_python() -> None:

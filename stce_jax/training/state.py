@@ -1,5 +1,6 @@
 """The train state: everything that a step changes and a checkpoint must hold."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,8 +34,12 @@ class TrainState(struct.PyTreeNode):
 
 
 def abstract_variables(model: Body, image_size: int) -> Any:
-    """Shapes and dtypes of a model's variables, computing nothing."""
-    return jax.eval_shape(lambda: _init_variables(model, jax.random.key(0), image_size))
+    """Shapes and dtypes of a model's variables, computing nothing. Equal models are traced once."""
+    try:
+        shapes = _known_shapes(model, image_size, jax.config.jax_enable_x64)
+    except TypeError:  # an option of somebody's module has no hash
+        shapes = _shapes(model, image_size)
+    return jax.tree.map(lambda leaf: leaf, shapes)  # dicts of the caller's own
 
 
 def init_state(
@@ -67,18 +72,34 @@ def abstract_state(
     model: Body, optimizer: optax.GradientTransformation, *, image_size: int, with_ema: bool
 ) -> TrainState:
     """Shapes and dtypes of what `init_state` makes, computing nothing."""
-    return jax.eval_shape(_init_function(model, optimizer, image_size, with_ema), jax.random.key(0))
+    begin = functools.partial(_begin, optimizer=optimizer, with_ema=with_ema)
+    return jax.eval_shape(begin, abstract_variables(model, image_size))
 
 
 def _init_function(
     model: Body, optimizer: optax.GradientTransformation, image_size: int, with_ema: bool
 ) -> Callable[[jax.Array], TrainState]:
     def init(key: jax.Array) -> TrainState:
-        variables = _init_variables(model, key, image_size)
-        ema = jax.tree.map(jnp.copy, variables) if with_ema else None
-        return TrainState(jnp.zeros((), jnp.int32), variables, optimizer.init(variables["params"]), ema)
+        return _begin(_init_variables(model, key, image_size), optimizer, with_ema)
 
     return init
+
+
+def _begin(variables: Any, optimizer: optax.GradientTransformation, with_ema: bool) -> TrainState:
+    """The state of step 0 with these variables."""
+    ema = jax.tree.map(jnp.copy, variables) if with_ema else None
+    return TrainState(jnp.zeros((), jnp.int32), variables, optimizer.init(variables["params"]), ema)
+
+
+def _shapes(model: Body, image_size: int) -> Any:
+    return jax.eval_shape(lambda: _init_variables(model, jax.random.key(0), image_size))
+
+
+@functools.lru_cache(maxsize=64)
+def _known_shapes(model: Body, image_size: int, double_precision: bool) -> Any:
+    """`_shapes`, remembered; 64-bit types are JAX's setting, which decides what the dtypes are."""
+    del double_precision
+    return _shapes(model, image_size)
 
 
 def _init_variables(model: Body, key: jax.Array, image_size: int) -> dict[str, Any]:

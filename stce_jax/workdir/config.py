@@ -243,6 +243,8 @@ def _unsets(word: str, defaults: Mapping[str, Any]) -> bool:
 
 
 def _override(config: config_dict.ConfigDict, overrides: list[str], keys: list[str]) -> config_dict.ConfigDict:
+    if not overrides:
+        return config
     argv = ["stce", *overrides]
     for word in overrides:
         if word.lstrip("-").partition("=")[0] in ("flagfile", "undefok") and word.startswith("-"):  # absl's own

@@ -11,7 +11,6 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from stce_jax.configs import default
 from stce_jax.configs._flat import FLAT_KEYS
 from stce_jax.errors import ConfigError
 from stce_jax.platform import terminal
@@ -44,7 +43,7 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_sections(model: Mapping[str, Any]) -> None:
     """Lets a config lack the sections of modules that came later, as it cannot use them, and of no others."""
-    own = default.get_config().model
+    own = parts.own_sections()
     missing = [(part, name) for part in parts.TABLES for name in own[part] if name not in model[part]]
     names = parts.chosen(model) if missing else {}
     for part, name in missing:

@@ -3,6 +3,7 @@
 JAX is imported only where a preset or a table of modules has to be looked up.
 """
 
+import functools
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -72,9 +73,16 @@ def place(key: str, model: Mapping[str, Any]) -> str:
     raise ConfigError(f"{model['name']} has no option {key!r}; its options are {known}, dtype")
 
 
+@functools.cache
+def own_sections() -> dict[str, tuple[str, ...]]:
+    """Part -> the entries of its section: its "name", and those of the package's own modules."""
+    model = default.get_config().model
+    return {part: tuple(model[part]) for part in TABLES}
+
+
 def is_registered(part: str, name: str) -> bool:
     """Whether a module has that name: the package's, or another's that a config file has added to the table."""
-    if name in default.get_config().model[part]:
+    if name in own_sections()[part]:
         return True
     module, table = TABLES[part]
     return name in getattr(importlib.import_module(module), table)
@@ -82,7 +90,7 @@ def is_registered(part: str, name: str) -> bool:
 
 def added_sections(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(part, name) of the sections that the package's own modules do not have."""
-    own = default.get_config().model
+    own = own_sections()
     return [(part, name) for part in TABLES for name in model[part] if name not in own[part]]
 
 

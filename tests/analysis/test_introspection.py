@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_reference
 import pytest
+from helpers import initial
 
 from stce_jax.analysis.drawing import introspection
 from stce_jax.errors import ConfigError
 from stce_jax.models.embeddings import ConvEmbed, EarlyConvEmbed, PatchEmbed, SuperTokenConvEmbed
 from stce_jax.models.factory import create_model
-from stce_jax.models.ops.supertoken import cluster_super_tokens, grid_shape
+from stce_jax.models.ops.supertoken import cluster_super_tokens as clustering
+from stce_jax.models.ops.supertoken import grid_shape
 
+cluster_super_tokens = jax.jit(clustering, static_argnums=(1, 2), static_argnames="border")
 SMALL = {"width": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
 STEM = {"stem_widths": (6, 8), "stem_strides": (2, 1)}
 IMAGES = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
@@ -103,7 +106,7 @@ def test_the_super_tokens_of_two_colours_follow_the_edge_between_them(edge):
 def test_affinities_of_each_iteration(iterations, border, cell):
     options = {"iterations": iterations, "border": border, "cell": cell}
     model = create_model("vit_ti_stce", num_classes=0, image_size=12, **{**SMALL, **STEM, "depth": 1}, **options)
-    variables = jax.jit(lambda key: model.init(key, IMAGES, train=False))(jax.random.key(0))
+    variables = initial(model, IMAGES, train=False)
     found = jax.jit(functools.partial(introspection.iterated_affinities, model))(variables, IMAGES)
     assert len(found) == iterations
     params, stats = (jax.tree.map(np.float64, variables[kind]["embedding"]) for kind in ("params", "batch_stats"))
@@ -131,7 +134,7 @@ def test_attention_of_the_class_token(depth, options):  # of 11, "blocks_10" mus
     options = {**SMALL, "depth": depth, "patch_size": 4, **options}
     plain = create_model("vit_ti_patch", num_classes=0, image_size=12, **{**options, "scan_layers": False})
     model = create_model("vit_ti_patch", num_classes=0, image_size=12, **options)
-    params = jax.jit(lambda key: plain.init(key, IMAGES, train=False))(jax.random.key(0))["params"]
+    params = initial(plain, IMAGES, train=False)["params"]
     params = jax.tree.map(lambda leaf: 3 * np.asarray(leaf, np.float64), params)
     scanned = stacked(params, depth) if options.get("scan_layers") else params
     find = jax.jit(lambda variables, images: introspection.class_attention(model, variables, images))

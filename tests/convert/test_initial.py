@@ -407,12 +407,13 @@ def test_a_workdir_without_a_checkpoint_or_with_a_bad_config_is_refused(source, 
 # --- the command line
 
 
-def test_fine_tuning_from_the_command_line(source, stce, data_dir, tmp_path):
+@pytest.mark.slow
+def test_fine_tuning_from_the_command_line(source, stce_here, data_dir, tmp_path):
     """Learns from where the source stood; a resumed run needs the source no more and ends at the same bits."""
     path, workdir = tmp_path / "a.safetensors", tmp_path / "run"
     weights.save_weights(path, weights.unflatten(source[1]), DIGITS)
     words = ("train", *TINY, "--config.seed=1", f"--data_dir={data_dir}", f"--workdir={workdir}", f"--init_from={path}")
-    done = stce(*words)
+    done = stce_here(*words)
     assert done.returncode == 0, done.stderr
     assert f"begins with {len(source[1])} arrays of {path}, head of the same 10 classes\n" in done.stdout
     assert json.loads((workdir / "config.json").read_text())["init_from"] == str(path)
@@ -422,7 +423,7 @@ def test_fine_tuning_from_the_command_line(source, stce, data_dir, tmp_path):
     ends = weights.flatten(runs.load_run(workdir).variables)
     shutil.rmtree(workdir / "checkpoints" / "90")
     path.unlink()
-    done = stce(*words)
+    done = stce_here(*words)
     assert done.returncode == 0, done.stderr
     assert "resuming from step 45 of 90" in done.stdout and "begins with" not in done.stdout
     assert_same_bits(weights.flatten(runs.load_run(workdir).variables), ends)

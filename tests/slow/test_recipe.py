@@ -41,11 +41,11 @@ def test_the_run_knows_ids_names_and_fingerprint(trained):
     assert len(lines) == 8 and all(np.isfinite(line["loss"]) for line in lines)
 
 
-def test_a_run_needs_no_file_of_classes_once_the_data_are_prepared(stce, imagenet, trained, tmp_path):
+def test_a_run_needs_no_file_of_classes_once_the_data_are_prepared(stce_here, imagenet, trained, tmp_path):
     data_dir, classes = imagenet
     moved = classes.rename(tmp_path / "elsewhere.txt")
     try:
-        done = stce("evaluate", f"--workdir={trained}")
+        done = stce_here("evaluate", f"--workdir={trained}")
         assert done.returncode == 0 and "9 images" in done.stdout, done.stderr
     finally:
         moved.rename(classes)
@@ -64,19 +64,21 @@ def test_worker_processes_train_the_same_model(stce, imagenet, trained, tmp_path
     assert losses[0] == losses[1]
 
 
-def test_going_on_with_other_images_is_refused(stce, imagenet, trained, tmp_path):
+def test_going_on_with_other_images_is_refused(stce, stce_here, imagenet, trained, tmp_path):
     """The same classes, the same number of images; one image differs."""
     data_dir, classes = imagenet
     shutil.copytree(data_dir.parent / "tree", tmp_path / "tree")
     file = next((tmp_path / "tree" / "train").rglob("*_0.JPEG"))
     Image.new("RGB", (40, 50), "red").save(file)
     other = tmp_path / "data"
-    done = stce("prepare", "imagenet100", f"--source={tmp_path}/tree", f"--classes={classes}", f"--data_dir={other}")
+    done = stce_here(
+        "prepare", "imagenet100", f"--source={tmp_path}/tree", f"--classes={classes}", f"--data_dir={other}"
+    )
     assert done.returncode == 0, done.stderr
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")  # as if it had been stopped before the last epoch
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    done = train(stce, (other, classes), "stce_vit_s", tmp_path / "run")
+    done = train(stce_here, (other, classes), "stce_vit_s", tmp_path / "run")
     assert done.returncode == 3, done.stderr
     assert "the images are not those the run was trained on" in done.stderr and done.stderr.count("\n") == 1
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before

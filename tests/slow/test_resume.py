@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -135,10 +136,10 @@ class Moments:
         self._until(begun, "evaluation")
 
 
-def test_killed_twenty_times_a_run_ends_where_the_undisturbed_one_does(undisturbed, data_dir, tmp_path):
-    """By SIGKILL, at random moments of starting, compiling, stepping, saving and evaluating, four each."""
+def test_killed_again_and_again_a_run_ends_where_the_undisturbed_one_does(undisturbed, data_dir, tmp_path):
+    """By SIGKILL, at random moments of starting, compiling, stepping, saving and evaluating, two each."""
     rng = np.random.default_rng(7)
-    moments = ["starting", "compiling", "saving", "evaluating", "stepping"] * 4
+    moments = ["starting", "compiling", "saving", "evaluating", "stepping"] * 2
     resumed = []
     for moment in moments:
         process = start(tmp_path, data_dir)
@@ -153,27 +154,39 @@ def test_killed_twenty_times_a_run_ends_where_the_undisturbed_one_does(undisturb
     assert output.startswith("resuming from step "), output
     assert "damaged" not in errors, f"a kill looks like damage: {errors}"
     steps = [int(line.split()[3]) for line in [*resumed, output.splitlines()[0]]]
-    assert len(steps) > 5 and steps == sorted(steps), f"it went back: {steps}"
+    assert len(steps) > 3 and steps == sorted(steps), f"it went back: {steps}"
     assert_same_run(tmp_path, undisturbed)
 
 
 # By SIGTERM between two steps: test_train.py.
-def test_a_stopped_run_saves_and_ends_where_the_undisturbed_one_does(undisturbed, data_dir, tmp_path):
-    number = signal.SIGINT
+def test_stopped_in_evaluations_and_a_save_a_run_ends_where_the_undisturbed_one_does(undisturbed, data_dir, tmp_path):
+    """By SIGINT in an evaluation; by SIGTERM, with twenty more signals while it saves; by SIGTERM in the last one."""
     process = start(tmp_path, data_dir)
     Moments(tmp_path, process, np.random.default_rng(0)).evaluating()
-    process.send_signal(number)
-    output, errors = finish(process, 75)
-    assert errors.count("\n") == 1, errors
-    said = errors.split()
-    assert (
-        said[:6] == ["stce:", "stopped", "by", number.name, "at", "step"]
-        and "which is saved; run again to resume" in errors
-    )
-    step = int(said[6].rstrip(","))
-    assert (tmp_path / "checkpoints" / str(step)).is_dir(), "it says that it saved, and did not"
-    output, _ = finish(start(tmp_path, data_dir))
-    assert output.startswith(f"resuming from step {step} of 90\n"), output
+    process.send_signal(signal.SIGINT)
+    _, errors = finish(process, 75)
+    found = re.fullmatch(r"stce: stopped by SIGINT at step (\d+), which is saved; run again to resume\n", errors)
+    assert found, errors
+    assert (tmp_path / "checkpoints" / found[1]).is_dir(), "it says that it saved, and did not"
+
+    process = start(tmp_path, data_dir)
+    Moments(tmp_path, process, np.random.default_rng(0)).stepping()
+    process.terminate()
+    for number in (signal.SIGTERM, signal.SIGINT) * 10:
+        if process.poll() is None:
+            process.send_signal(number)
+            time.sleep(0.005)
+    output, _ = finish(process, 75)
+    assert output.startswith(f"resuming from step {found[1]} of 90\n"), output
+
+    process = start(tmp_path, data_dir)
+    moments = Moments(tmp_path, process, np.random.default_rng(0))
+    soon(lambda: any(line["step"] == 90 for line in read_metrics(tmp_path)), "step 90", process)
+    process.terminate()
+    process.communicate(timeout=60)
+    if process.returncode == 75:  # else the evaluation, which takes a moment, had ended
+        assert 90 in moments.steps()
+    finish(start(tmp_path, data_dir))
     assert_same_run(tmp_path, undisturbed)
 
 
@@ -219,20 +232,6 @@ def test_a_signal_while_jax_is_imported(data_dir, tmp_path):
     assert errors == "stce: stopped by SIGTERM before its first step; run again to resume\n"
 
 
-def test_more_signals_during_the_save_corrupt_nothing(undisturbed, data_dir, tmp_path):
-    process = start(tmp_path, data_dir)
-    moments = Moments(tmp_path, process, np.random.default_rng(0))
-    moments.stepping()
-    process.terminate()
-    for number in (signal.SIGTERM, signal.SIGINT) * 10:
-        if process.poll() is None:
-            process.send_signal(number)
-            time.sleep(0.005)
-    finish(process, 75)
-    finish(start(tmp_path, data_dir))
-    assert_same_run(tmp_path, undisturbed)
-
-
 def test_a_second_job_on_the_same_workdir_is_refused(data_dir, tmp_path):
     with Claim(tmp_path):  # what a training job holds from before its first step to its end
         _, errors = finish(start(tmp_path, data_dir), 2)
@@ -255,14 +254,15 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_where_it_would_have(
     assert_same_run(workdir, undisturbed)
 
 
-def test_with_no_whole_checkpoint_left_it_is_exit_4(undisturbed, data_dir, tmp_path):
+def test_with_no_whole_checkpoint_left_it_is_exit_4(undisturbed, data_dir, tmp_path, stce_here):
     workdir = shutil.copytree(undisturbed, tmp_path / "copy")
     for step in (workdir / "checkpoints").iterdir():
         (step / "meta.json").unlink()
     before = (workdir / "metrics.jsonl").read_bytes()
     for _ in range(2):
-        _, errors = finish(start(workdir, data_dir), 4)
-        assert "is whole (" in errors and "meta.json is missing" in errors and errors.count("\n") == 1
+        done = stce_here("train", *WORDS, f"--workdir={workdir}", f"--data_dir={data_dir}")
+        assert done.returncode == 4 and done.stderr.count("\n") == 1, done.stderr
+        assert "is whole (" in done.stderr and "meta.json is missing" in done.stderr
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
@@ -279,9 +279,12 @@ def test_another_config_is_refused_unless_told(undisturbed, data_dir, tmp_path, 
     assert stce_here(*words).stdout.startswith("already finished at step 94")
 
 
-def test_a_deeper_model_names_the_first_parameter_that_does_not_fit(undisturbed, data_dir, tmp_path):
+def test_a_wider_model_names_the_first_parameter_that_does_not_fit(undisturbed, data_dir, tmp_path, stce_here):
     workdir = shutil.copytree(undisturbed, tmp_path / "copy")
-    _, errors = finish(start(workdir, data_dir, "--config.model.body.vit.mlp_dim=48", "--allow_config_change"), 4)
+    words = ("train", *WORDS, f"--workdir={workdir}", f"--data_dir={data_dir}", "--config.model.body.vit.mlp_dim=48")
+    done = stce_here(*words, "--allow_config_change")
+    errors = done.stderr
+    assert done.returncode == 4, errors
     assert "params/blocks_0/mlp/in/bias is (32,) in it, the model wants (48,)" in errors and errors.count("\n") == 1
     assert "; give the options it was trained with (model.body.vit.mlp_dim: 32 -> 48), or another --workdir" in errors
 
@@ -300,15 +303,3 @@ def test_a_disk_that_fills_ends_the_run_and_costs_nothing_but_time(undisturbed, 
     output, errors = finish(start(small_disk / "run", data_dir))
     assert output.startswith("resuming from step ") and not errors
     assert_same_run(small_disk / "run", undisturbed)
-
-
-def test_a_signal_in_the_last_evaluation_leaves_that_one_to_be_done(undisturbed, data_dir, tmp_path):
-    process = start(tmp_path, data_dir)
-    moments = Moments(tmp_path, process, np.random.default_rng(0))
-    soon(lambda: any(line["step"] == 90 for line in read_metrics(tmp_path)), "step 90", process)
-    process.terminate()
-    process.communicate(timeout=60)
-    if process.returncode == 75:  # else the evaluation, which takes a moment, had ended
-        assert 90 in moments.steps()
-    finish(start(tmp_path, data_dir))
-    assert_same_run(tmp_path, undisturbed)

@@ -82,9 +82,10 @@ def said_by_us(errors):
 
 
 @pytest.fixture(scope="module")
-def data_dirs(data_dir, stce, tmp_path_factory):
+def data_dirs(data_dir, stce_here, tmp_path_factory):
     """Each process has its own copy of the data."""
-    stce("show-data", "--config=digits", f"--data_dir={data_dir}", f"--output={tmp_path_factory.mktemp('b') / 'b.png'}")
+    sheet = tmp_path_factory.mktemp("b") / "b.png"
+    assert stce_here("show-data", "--config=digits", f"--data_dir={data_dir}", f"--output={sheet}").returncode == 0
     copy = tmp_path_factory.mktemp("other") / "data"
     shutil.copytree(data_dir / "digits", copy / "digits")
     return [data_dir, copy]
@@ -136,9 +137,9 @@ def test_they_write_one_workdir_and_one_output(four_devices, two_processes):
     assert without_gloo(other_output) == [], "the second process talks, too"
 
 
-def test_one_process_reads_what_two_wrote_and_goes_on(two_processes, stce, data_dirs, tmp_path):
+def test_one_process_reads_what_two_wrote_and_goes_on(two_processes, stce_here, data_dirs, tmp_path):
     workdir = shutil.copytree(two_processes[0], tmp_path / "copy")
-    done = stce("evaluate", f"--workdir={workdir}")
+    done = stce_here("evaluate", f"--workdir={workdir}", f"--data_dir={data_dirs[0]}")
     logged = [line for line in read_metrics(workdir) if line["split"] == "eval"][-1]
     assert f"top-1 {100 * logged['top1']:.2f}%" in done.stdout, done.stderr
     shutil.rmtree(workdir / "checkpoints" / "30")

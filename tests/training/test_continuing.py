@@ -19,7 +19,6 @@ from stce_jax.errors import DivergedError, PreemptedError
 from stce_jax.training import assemble as runs
 from stce_jax.training import loop
 from stce_jax.training.timetable import Origin, Timetable
-from stce_jax.verbs import train as train_verb
 from stce_jax.verbs.compare import compare
 from stce_jax.verbs.train import train
 from stce_jax.workdir import layout
@@ -27,6 +26,7 @@ from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.config import load_config
 from stce_jax.workdir.metric_lines import read_metrics
 
+pytestmark = pytest.mark.usefixtures("no_picture")
 IMAGES = 1437  # of the digits
 STOP = 5  # the step at which the first part of a run is stopped, long before its first evaluation
 CLIP = "--config.optimizer.clip_norm=1"
@@ -50,12 +50,6 @@ SMALLEST = (
 
 def config_of(data_dir, *words):
     return load_config("digits:patch", [*SMALLEST, f"--config.data_dir={data_dir}", *words])
-
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """Drawing one takes as long as training does here."""
-    monkeypatch.setattr(train_verb, "plot_curves", lambda workdir: workdir)
 
 
 class Seen:

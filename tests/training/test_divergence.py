@@ -21,7 +21,7 @@ from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.config import load_config
 from stce_jax.workdir.metric_lines import read_metrics
 
-pytestmark = pytest.mark.slow  # each trains
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_picture")]  # each trains
 
 # The evaluations, and with them the checkpoints, are after steps 45 and 90. Every image is shown as it is, so that a
 # batch can be told by its pixels.

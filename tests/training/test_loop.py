@@ -10,7 +10,7 @@ from stce_jax.training import evaluation, loop
 from stce_jax.verbs.train import train
 from stce_jax.workdir import config as configuration
 
-pytestmark = pytest.mark.slow  # each trains
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_picture")]  # each trains
 
 COMPILATIONS = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/backend_compile_duration")
 CONFIG, *SMALL = TINY

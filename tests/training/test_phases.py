@@ -100,10 +100,9 @@ def stop_at(monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_stopped_in_the_middle_of_its_schedule_resumes_to_the_same_bits(
-    monkeypatch, stop_at, data_dir, tmp_path, capfd
+    monkeypatch, no_picture, stop_at, data_dir, tmp_path, capfd
 ):
     monkeypatch.setattr(evit, "MOST_PROGRAMS", 3)
-    monkeypatch.setattr(verb, "plot_curves", lambda workdir: workdir)
     made, make = [], verb.make_train_step
     monkeypatch.setattr(
         verb, "make_train_step", lambda body, **more: made.append(body.reduction.keep_rate[0]) or make(body, **more)

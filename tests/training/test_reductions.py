@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import initial
 
 from stce_jax.models.factory import create_model
 from stce_jax.training.mesh import batch_sharding, make_mesh, state_shardings
-from stce_jax.training.state import init_state
+from stce_jax.training.state import TrainState
 from stce_jax.training.step import make_train_step, run_key
 
 CLASSES, SIZE = 5, 16
@@ -28,7 +29,9 @@ def step_of(method, devices):
     options |= {"blocks": (1,)} if method == "tome" else {"blocks": (1,), "keep_rate": 0.5}
     model = create_model("vit_ti_patch", num_classes=CLASSES, image_size=SIZE, reduction=method, **options, **SMALL)
     mesh, optimizer = make_mesh(1, jax.devices()[:devices]), optax.sgd(0.1)
-    state = init_state(model, optimizer, seed=0, image_size=SIZE, with_ema=False, mesh=mesh)
+    variables = initial(model, np.zeros((1, SIZE, SIZE, 3), np.float32), train=False)
+    state = TrainState(np.int32(0), variables, optimizer.init(variables["params"]), None)
+    state = jax.device_put(state, state_shardings(state, mesh))
     step = make_train_step(model, optimizer, one_hot, ema_decay=0.0, state=state, mesh=mesh)
     images = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), np.uint8)
     batch = {"image": images, "label": np.arange(8, dtype=np.int32) % CLASSES}
@@ -63,9 +66,7 @@ def test_in_bfloat16_every_method_gives_finite_logits_and_gradients():
             **SMALL,
         )
         images = np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
-        variables = jax.jit(lambda key, model=model, images=images: model.init(key, images, train=False))(
-            jax.random.key(0)
-        )
+        variables = initial(model, images, train=False)
 
         def loss(params, model=model, images=images):
             logits, left = model.apply(

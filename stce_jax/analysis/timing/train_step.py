@@ -34,6 +34,7 @@ def timed_train_step(
     optimizer = make_optimizer(
         learning_rate, weight_decay=WEIGHT_DECAY, beta1=0.9, beta2=0.999, epsilon=1e-8, clip_norm=0.0
     )
-    state = TrainState(jnp.zeros((), jnp.int32), variables, optimizer.init(variables["params"]), None)
+    started = jax.jit(optimizer.init)(variables["params"])  # in one program
+    state = TrainState(jnp.zeros((), jnp.int32), variables, started, None)
     step = make_train_step(model, optimizer, augment, ema_decay=0.0, state=state, mesh=mesh, accumulate=accumulate)
     return step, state

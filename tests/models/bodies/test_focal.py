@@ -114,7 +114,8 @@ def tiny(image_size=16, **options):
 @pytest.mark.slow
 def test_without_wrapping_a_border_does_not_see_the_opposite_one():
     """A change at the left border reaches the right one with the authors' rolls, and not without."""
-    changed = images(32, 32).at[:, :, :4].add(1.0)
+    changed = images(32, 32)
+    changed[:, :, :4] += 1.0
     options = {"widths": (8,), "depths": (1,), "heads": (2,), "focal_windows": (1,), "expands": (1,)}
     differs = {}
     for wrap in (True, False):

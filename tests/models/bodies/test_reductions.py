@@ -1,6 +1,7 @@
 """Token reductions inside the vision transformer: where they act, what they are given, what follows."""
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import chex
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from helpers import initial
 
 from stce_jax.errors import ConfigError
 from stce_jax.models.factory import create_model, model_options
@@ -52,7 +54,8 @@ class Watching(EverySecond):
     def __call__(self, tokens, given, *, train):
         assert set(given) == {"key", "weights"}
         chex.assert_shape(given["key"], (2, 17, 2, 8))
-        np.testing.assert_allclose(given["weights"].sum(axis=-1), np.ones((2, 2, 17)), rtol=1e-5)
+        if not isinstance(given["weights"], jax.core.Tracer):
+            np.testing.assert_allclose(given["weights"].sum(axis=-1), np.ones((2, 2, 17)), rtol=1e-5)
         return tokens
 
 
@@ -74,10 +77,16 @@ def table(monkeypatch):
         monkeypatch.setitem(REDUCTIONS, module.__name__.lower(), module)
 
 
-def outputs(reduction, **options):
+def outputs(reduction, compiled=True, **options):
     model = create_model("vit_ti_patch", num_classes=5, image_size=16, reduction=reduction, **SMALL | options)
-    variables = model.init(jax.random.key(0), IMAGES, train=False)
-    return model, variables, model.apply(variables, IMAGES, train=False)
+    variables = initial(model, IMAGES, train=False)
+    run = functools.partial(model.apply, train=False)
+    return model, variables, (jax.jit(run) if compiled else run)(variables, IMAGES)
+
+
+def tokens_of(model, variables):
+    """The shapes of a model's tokens."""
+    return jax.eval_shape(lambda v: model.apply(v, IMAGES, train=False, method="tokens"), variables)
 
 
 @pytest.mark.slow
@@ -85,12 +94,12 @@ def outputs(reduction, **options):
 def test_a_reduction_acts_in_its_blocks_and_has_no_parameters(pooling):
     model, variables, logits = outputs("everysecond", blocks=(0,), pooling=pooling)
     leading = int(pooling == "class")
-    tokens = model.apply(variables, IMAGES, train=False, method="tokens")
+    tokens = tokens_of(model, variables)
     assert tokens.shape == (2, leading + 8, 16) and tokens.leading == leading and tokens.grid is None
     _, plain, unreduced = outputs(None, pooling=pooling)
     chex.assert_trees_all_equal(variables, plain)
     assert np.isfinite(logits).all() and np.abs(logits - unreduced).max() > 1e-6
-    everywhere = outputs("everysecond", pooling=pooling)[0].apply(variables, IMAGES, train=False, method="tokens")
+    everywhere = tokens_of(outputs("everysecond", pooling=pooling)[0], variables)
     assert everywhere.shape == (2, leading + 2, 16)
 
 
@@ -110,8 +119,8 @@ def test_a_token_that_stands_for_two_counts_twice():
 
 @pytest.mark.slow
 def test_a_reduction_is_given_what_it_needs():
-    _, _, logits = outputs("watching")
-    np.testing.assert_allclose(logits, outputs(None)[2], atol=1e-6)
+    _, _, logits = outputs("watching", compiled=False)
+    np.testing.assert_allclose(logits, outputs(None)[2], atol=1e-5)
 
 
 def test_what_cannot_work_is_refused_with_a_reason():

@@ -7,6 +7,7 @@ import numpy as np
 import numpy_reference
 import pytest
 from flax import linen as nn
+from helpers import initial
 
 from stce_jax.errors import ConfigError
 from stce_jax.models.conv_layers import ConvModule
@@ -36,7 +37,7 @@ def count(tree):
 
 
 def init(module, images=IMAGES):
-    return jax.jit(lambda key: module.init(key, images, train=False))(jax.random.key(0))
+    return initial(module, images, train=False)
 
 
 def apply(module, variables, images=IMAGES, train=False, **options):
@@ -63,7 +64,7 @@ def randomized(variables, seed=0):
 )
 def test_defaults_are_the_papers_tables(embedding, parameters):
     images = jnp.zeros((1, 224, 224, 3))
-    variables = jax.eval_shape(lambda: init(embedding, images))
+    variables = jax.eval_shape(lambda: embedding.init(jax.random.key(0), images, train=False))
     tokens = jax.eval_shape(lambda v: embedding.apply(v, images, train=False), variables)
     assert count(variables["params"]) == parameters
     assert tokens.shape == (1, 196, 384) and embedding.grid(224, 224) == (14, 14)
@@ -160,8 +161,8 @@ def test_usable_inside_somebody_elses_model(name):
             return nn.Dense(3)(self.embedding(images, train=train).mean(axis=1))
 
     model, images = Classifier(SMALL[name]), IMAGES[:, :16, :12]
-    variables = model.init(jax.random.key(0), images, False)
-    logits, _ = model.apply(variables, images, True, mutable=["batch_stats"])
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, False))
+    logits, _ = jax.eval_shape(lambda v: model.apply(v, images, True, mutable=["batch_stats"]), variables)
     chex.assert_shape(logits, (2, 3))
 
 

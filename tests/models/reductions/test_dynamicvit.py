@@ -29,7 +29,7 @@ def predictor_params(weights):
 def test_scores_and_the_kept_equal_the_golden_numbers(dtype):
     arrays = golden("reductions", "dynamicvit_core_n16_K8")
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        params = jax.tree.map(lambda array: jnp.asarray(array, dtype), predictor_params(weights_of(arrays)))
+        params = jax.tree.map(lambda array: np.asarray(array, dtype), predictor_params(weights_of(arrays)))
         values, live = (jnp.asarray(arrays[name], dtype) for name in ("in_x", "in_policy"))
         scores = jax.jit(Predictor().apply)({"params": params}, values, live[..., 0])
         module, tokens = DynamicViT(keep_rate=0.5), Tokens(values, initial_grid=(1, 16))
@@ -50,7 +50,7 @@ def test_attention_by_policy_equals_the_golden_numbers(dtype):
     weights = weights_of(arrays)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         params = {"qkv": linear(weights, "attn.qkv"), "out": linear(weights, "attn.proj")}
-        params = jax.tree.map(lambda array: jnp.asarray(array, dtype), params)
+        params = jax.tree.map(lambda array: np.asarray(array, dtype), params)
         attention = Attention(int(arrays["cfg_heads"]), dtype=dtype)
         policy = jnp.asarray(arrays["in_attn_policy"][..., 0], dtype)
 

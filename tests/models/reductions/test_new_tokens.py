@@ -35,7 +35,7 @@ def test_cores_equal_the_golden_numbers(name, dtype):
     arrays, module = golden("reductions", f"{name}_core_n16_K8"), METHODS[name](keep_rate=0.5)
     exact = dtype == np.float64
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        params = jax.tree.map(lambda array: jnp.asarray(array, dtype), params_of(name, weights_of(arrays)))
+        params = jax.tree.map(lambda array: np.asarray(array, dtype), params_of(name, weights_of(arrays)))
 
         def run(values):
             tokens = Tokens(values, initial_grid=(1, 16), grid=(4, 4))
