@@ -29,7 +29,7 @@ def test_workdir_holds_what_is_documented(tiny_run):
         extra = (
             {"learning_rate", "images_per_second", "data_wait", "gradient_norm", "skipped"}
             if line["split"] == "train"
-            else set()
+            else {"affinity_entropy"}  # of super tokens
         )
         assert set(line) == {"step", "epoch", "split", "loss", "top1", "top5"} | extra
         assert 0 <= line["top1"] <= line["top5"] <= 1
