@@ -35,7 +35,9 @@ def made_run(name, *, image_size=32, classes=5, crop_fraction=0.8, class_names=N
             config.model[part].name = options.pop(part)
     for key, value in options.items():
         section, _, last = f"model.{parts.place(key, config.model)}".rpartition(".")
-        functools.reduce(lambda tree, word: tree[word], section.split("."), config)[last] = value
+        tree = functools.reduce(lambda tree, word: tree[word], section.split("."), config)
+        of_one = tree.get_type(last) is tuple and isinstance(value, int | float)  # as on the command line
+        tree[last] = (value,) if of_one else value
     for key, value in (config_values or {}).items():
         config[key] = value
     return run_of(runs.build_model(config, classes), config.lock(), class_names=class_names)

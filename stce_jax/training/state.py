@@ -35,8 +35,10 @@ class TrainState(struct.PyTreeNode):
 
 def abstract_variables(model: Body, image_size: int) -> Any:
     """Shapes and dtypes of a model's variables, computing nothing. Equal models are traced once."""
+    settings: Any = jax.config
+    key: Any = model, image_size, settings.jax_enable_x64
     try:
-        shapes = _known_shapes(model, image_size, jax.config.jax_enable_x64)
+        shapes = _known_shapes(*key)
     except TypeError:  # an option of somebody's module has no hash
         shapes = _shapes(model, image_size)
     return jax.tree.map(lambda leaf: leaf, shapes)  # dicts of the caller's own

@@ -257,8 +257,7 @@ def test_chains_are_pillows_on_made_up_images(what, policy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", [DEIT, "rand-m10-mstd101-inc1-p1"])
-@pytest.mark.parametrize("place", [7, 400])
+@pytest.mark.parametrize("place, policy", [(7, DEIT), (400, "rand-m10-mstd101-inc1-p1")])
 def test_chains_are_pillows_on_photographs(place, policy, test_data):
     with zipfile.ZipFile(test_data / "data" / "imagenet_samples.zip") as archive:
         names = sorted(each for each in archive.namelist() if "one_per_class/" in each and each.endswith(".JPEG"))
