@@ -136,10 +136,10 @@ class Moments:
         self._until(begun, "evaluation")
 
 
-def test_killed_again_and_again_a_run_ends_where_the_undisturbed_one_does(undisturbed, data_dir, tmp_path):
-    """By SIGKILL, at random moments of starting, compiling, stepping, saving and evaluating, two each."""
+def test_killed_twenty_times_a_run_ends_where_the_undisturbed_one_does(undisturbed, data_dir, tmp_path):
+    """By SIGKILL, at random moments of starting, compiling, stepping, saving and evaluating, four each."""
     rng = np.random.default_rng(7)
-    moments = ["starting", "compiling", "saving", "evaluating", "stepping"] * 2
+    moments = ["starting", "compiling", "saving", "evaluating", "stepping"] * 4
     resumed = []
     for moment in moments:
         process = start(tmp_path, data_dir)
@@ -154,7 +154,7 @@ def test_killed_again_and_again_a_run_ends_where_the_undisturbed_one_does(undist
     assert output.startswith("resuming from step "), output
     assert "damaged" not in errors, f"a kill looks like damage: {errors}"
     steps = [int(line.split()[3]) for line in [*resumed, output.splitlines()[0]]]
-    assert len(steps) > 3 and steps == sorted(steps), f"it went back: {steps}"
+    assert len(steps) > 5 and steps == sorted(steps), f"it went back: {steps}"
     assert_same_run(tmp_path, undisturbed)
 
 
