@@ -110,7 +110,10 @@ def test_values(offered, start, between, expected):
         ("stce compare runs runs/", ["runs/digits"]),
         ("stce compare --output=a.png ru", ["runs"]),
         ("stce predict --workdir=runs n", ["notes.txt"]),
-        ("stce reproduce ", ["all", "bodies", "readings", "reductions", "table1", "table6", "table7", "table8"]),
+        (
+            "stce reproduce ",
+            ["all", "bodies", "clustering", "readings", "reductions", "table1", "table6", "table7", "table8"],
+        ),
         ("stce completion z", ["zsh"]),
         ("stce models ", []),
     ],
