@@ -30,7 +30,7 @@ EQUAL = {
 # The stack's strides for a quarter of the tokens, as many as elsewhere, four times as many: the same modules, so the
 # same parameters.
 _FEWER, _MORE = 1 / 4, 4
-_STRIDES = {
+_STRIDES: dict[int, dict[float, tuple[int, ...]]] = {
     6: {_FEWER: (2, 2, 2, 1, 2, 1), 1: (2, 1, 2, 1, 2, 1), _MORE: (2, 1, 2, 1, 1, 1)},
     4: {_FEWER: (2, 2, 2, 1), 1: (2, 1, 2, 1), _MORE: (2, 1, 1, 1)},
 }
