@@ -20,7 +20,7 @@ from . import scales
 VARIANTS = scales.VARIANTS
 _VIT_S = {"parameters": (8, 16, 28, 34, 384), "multiply_adds": (30, 60, 118, 118, 384)}
 # Stems whose inner widths are narrowed, or widened, alike until they have what the super tokens have, within 1%.
-EQUAL = {
+EQUAL: dict[str, dict[str, tuple[int, ...]]] = {
     "paper": _VIT_S,
     "medium_128": _VIT_S,
     "medium": {"parameters": (8, 18, 30, 128), "multiply_adds": (24, 50, 100, 128)},
