@@ -18,7 +18,7 @@ from ml_collections import config_dict
 from . import scales
 
 VARIANTS = scales.VARIANTS
-_VIT_S = {"parameters": (8, 16, 28, 34, 384), "multiply_adds": (30, 60, 118, 118, 384)}
+_VIT_S: dict[str, tuple[int, ...]] = {"parameters": (8, 16, 28, 34, 384), "multiply_adds": (30, 60, 118, 118, 384)}
 # Stems whose inner widths are narrowed, or widened, alike until they have what the super tokens have, within 1%.
 EQUAL: dict[str, dict[str, tuple[int, ...]]] = {
     "paper": _VIT_S,
