@@ -150,9 +150,12 @@ def test_evaluate_and_predict_take_it(tiny_run, stce_here, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3)).astype(np.uint8)).save(tmp_path / "a.png")
     word = "--reduction=ats:keep_rate=0.5,blocks=0"
     done = stce_here("evaluate", f"--workdir={tiny_run[0]}", word, f"--output={tmp_path / 'evaluation'}")
-    assert done.returncode == 0 and "\ntokens_block_0 " in done.stdout, done.stderr
+    assert done.returncode == 0 and "tokens_block_0 " in done.stdout, done.stderr
     saved = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
-    assert saved["reduction"] == "ats:keep_rate=0.5,blocks=0" and saved["metrics"].keys() == {"tokens_block_0"}
+    assert saved["reduction"] == "ats:keep_rate=0.5,blocks=0" and saved["metrics"].keys() == {
+        "affinity_entropy",
+        "tokens_block_0",
+    }
     probabilities = []
     for words in ((), (word,), ("--reduction=none",)):
         output = (f"--json={tmp_path / 'a.json'}", "--topk=10")

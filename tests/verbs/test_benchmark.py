@@ -299,10 +299,10 @@ def test_a_workdir_is_a_model(tiny_run):
 @pytest.mark.slow
 def test_patterns_configs_and_options():
     specs = read_specs(["vit_ti_*,depth=2", "digits:patch", "digits,depth=1"], num_classes=7)
-    assert [spec.label for spec in specs[-3:]] == ["vit_ti_hcformer,depth=2", "digits:patch", "digits,depth=1"]
-    assert len(specs) == 8 and [spec.build().depth for spec in specs] == [2] * 6 + [3, 1]
-    assert [(spec.image_size, spec.batch_sizes) for spec in specs[5:7]] == [(224, (1, 8, 32)), (32, (64,))]
-    assert specs[0].build(dtype="bfloat16").dtype == jnp.bfloat16 and specs[6].build(dtype="bfloat16").num_classes == 7
+    assert [spec.label for spec in specs[-3:]] == ["vit_ti_max_pool,depth=2", "digits:patch", "digits,depth=1"]
+    assert len(specs) == 9 and [spec.build().depth for spec in specs] == [2] * 7 + [3, 1]
+    assert [(spec.image_size, spec.batch_sizes) for spec in specs[6:8]] == [(224, (1, 8, 32)), (32, (64,))]
+    assert specs[0].build(dtype="bfloat16").dtype == jnp.bfloat16 and specs[7].build(dtype="bfloat16").num_classes == 7
     model = read_specs("vit_ti_stce,depth=1,stem_widths=4,8,stem_strides=(2, 2),pooling=mean", image_size=32)[0].build()
     assert (model.embedding.stem_widths, model.embedding.stem_strides, model.pooling) == ((4, 8), (2, 2), "mean")
     assert abstract_variables(model, 32)["params"]["head"]["bias"].shape == (100,)
