@@ -12,13 +12,14 @@ from stce_jax.workdir.config import SHIPPED
 
 PAPERS = ["stce_vit_s", "conv_vit_s", "patch_vit_s"]
 BODIES = ["cmt_s", "cvt_13", "dat_t", "deit_s", "focal_t", "mobilevit_s", "swin_t"]
-STUDIES = ("readings", "reductions", "bodies")
+STUDIES = ("readings", "reductions", "bodies", "clustering")
 TABLES = [f"tables/{table}" for table in ("scales", "table1", "table6", "table7", "table8", *STUDIES)]
 NAMES = [
     *("default", "digits", "digits:patch", "digits:conv", "small_folder", "small_folder:patch", "small_folder:conv"),
     *PAPERS,
     *BODIES,
     *(f"{table}{scale}" for table in TABLES for scale in ("", ":small", ":smoke")),
+    *(f"tables/clustering:{scale}" for scale in ("medium", "medium_128")),
 ]
 
 
@@ -100,7 +101,7 @@ def test_overrides(words, key, value):
         ("/no/where.py", [], "there is no config '/no/where.py'"),
         ("digits:pach", [], "no variant 'pach'; it has stce, conv, patch"),
         ("default:x", [], "takes no argument"),
-        ("tables/table6:big", [], "no variant 'big'; it has paper, small, smoke"),
+        ("tables/table6:big", [], "no variant 'big'; it has paper, medium_128, medium, small, smoke"),
         ("digits", ["--config.seed=None"], "bad value in '--config.seed=None'"),
         ("digits", ["--config.model.embedding.stce.cel=None"], "did you mean 'model.embedding.stce.cell'?"),
         ("digits", ["--config.model.cel=None"], "did you mean 'model.embedding.stce.cell'?"),
