@@ -162,7 +162,8 @@ def test_calls_are_written_as_people_would():
 
 
 def test_an_installation_that_is_not_whole_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "torch" or found(name))
     monkeypatch.setitem(sys.modules, "torch", None)
     done = form.compare(tmp_path, run_of(tiny_model()))
     assert done["batch_sizes"] == [] and "torch cannot be imported (" in done["notes"][0]
@@ -173,7 +174,8 @@ def test_what_does_not_run_is_refused(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     torch = sys.modules["torch"]
     torch.inference_mode, torch.from_numpy = contextlib.nullcontext, lambda array: array
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "torch" or found(name))
     (tmp_path / "model.py").write_text("def load():\n    raise RuntimeError('size mismatch')\n")
     with pytest.raises(CheckpointError, match=r"model\.py does not run: size mismatch; nothing was exported"):
         form.compare(tmp_path, run_of(tiny_model()))
