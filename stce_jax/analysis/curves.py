@@ -57,11 +57,7 @@ def curves(groups: Mapping[str, Sequence[Lines]], path: epath.PathLike) -> epath
                     axes.fill_between(epochs, *band, color=style["color"], alpha=0.2, linewidth=0)
         axes.set(xlabel="epoch", title=title)
         axes.grid(alpha=0.3)
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
-    picture = io.BytesIO()
-    figure.savefig(picture, format=PurePath(path).suffix[1:] or "png", dpi=120)
-    write_bytes(path, picture.getvalue())
-    return path
+    return save_figure(figure, path, handles=handles, columns=columns)
 
 
 def over_epochs(groups: Mapping[str, Sequence[Lines]], name: str, title: str, path: epath.PathLike) -> epath.PathLike:
@@ -77,9 +73,21 @@ def over_epochs(groups: Mapping[str, Sequence[Lines]], name: str, title: str, pa
         axes.plot(epochs, values.mean(0), **_style(place, "eval", len(epochs)))
     axes.set(xlabel="epoch", title=title)
     axes.grid(alpha=0.3)
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
+    return save_figure(figure, path, handles=handles, columns=columns)
+
+
+def save_figure(
+    figure: Any, path: epath.PathLike, *, handles: Sequence[Any] = (), columns: int = 1, dpi: int = 120
+) -> epath.PathLike:
+    """Writes a figure of matplotlib's, with a legend of `handles` below it if there are any; returns `path`.
+
+    The path, local or remote, gives the format by its suffix. Raises OSError if it cannot be written, ValueError if
+    there is no such format.
+    """
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
     picture = io.BytesIO()
-    figure.savefig(picture, format=PurePath(path).suffix[1:] or "png", dpi=120)
+    figure.savefig(picture, format=PurePath(path).suffix[1:] or "png", dpi=dpi)
     write_bytes(path, picture.getvalue())
     return path
 

@@ -1,14 +1,11 @@
 """Differences with their intervals, one below the other."""
 
-import io
 from collections.abc import Sequence
-from pathlib import PurePath
 from typing import NamedTuple
 
 from etils import epath
 
-from stce_jax.analysis.curves import COLOURS
-from stce_jax.paths import write_bytes
+from stce_jax.analysis.curves import COLOURS, save_figure
 from stce_jax.platform import terminal
 
 
@@ -59,7 +56,4 @@ def forest(lines: Sequence[Line], axis: str, path: epath.PathLike, *, margin: fl
     axes.invert_yaxis()
     axes.set_xlabel(axis)
     axes.grid(alpha=0.3, axis="x")
-    picture = io.BytesIO()
-    figure.savefig(picture, format=PurePath(path).suffix[1:] or "png", dpi=110)
-    write_bytes(path, picture.getvalue())
-    return path
+    return save_figure(figure, path, dpi=110)

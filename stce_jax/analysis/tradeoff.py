@@ -1,14 +1,11 @@
 """Accuracy over cost: a line for each method through its settings, with the interval of every accuracy."""
 
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from stce_jax.analysis.curves import COLOURS, MARKERS
-from stce_jax.paths import write_bytes
+from stce_jax.analysis.curves import COLOURS, MARKERS, save_figure
 from stce_jax.platform import terminal
 
 
@@ -72,9 +69,4 @@ def tradeoff(
         axes.grid(alpha=0.3)
     for name, handle in handles.items():
         handle.set_label(" " + name.replace("$", r"\$"))
-    drawn = list(handles.values())
-    figure.legend(handles=drawn, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
-    picture = io.BytesIO()
-    figure.savefig(picture, format=PurePath(path).suffix[1:] or "png", dpi=120)
-    write_bytes(path, picture.getvalue())
-    return path
+    return save_figure(figure, path, handles=list(handles.values()), columns=4)
