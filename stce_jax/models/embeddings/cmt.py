@@ -14,9 +14,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.errors import ConfigError
-from stce_jax.models.conv_layers import ConvModule
 from stce_jax.models.embeddings.patch import cut_patches
-from stce_jax.models.embeddings.stem import check_stem, halvings, stem_places, strided_grid
+from stce_jax.models.embeddings.stem import check_stem, conv_stack, halvings, stem_places, strided_grid
 from stce_jax.models.layers import linear
 from stce_jax.models.tokens import Tokens
 
@@ -91,10 +90,7 @@ class CMTEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
-        features = images
-        for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True), start=1):
-            module = ConvModule(width, stride, dtype=self.dtype, axis_name=self.axis_name, name=f"module_{index}")
-            features = module(features, train=train)
+        features = conv_stack(images, self.stem_widths, self.stem_strides, self.dtype, self.axis_name, train)
         features = HalvingPatches(self.width, self.dtype, name="halving")(features)
         batch, rows, columns, width = features.shape  # [B, h, w, D]
         return Tokens(features.reshape(batch, rows * columns, width), grid=(rows, columns))

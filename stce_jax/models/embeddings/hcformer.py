@@ -13,7 +13,14 @@ from jaxtyping import Array, Float
 from stce_jax.errors import check_whole
 from stce_jax.models.attentions.clustering import ClusteringAttention
 from stce_jax.models.conv_layers import ConvModule
-from stce_jax.models.embeddings.stem import LARGEST_WIDTH, check_stem, narrow_stem, stem_places, strided_grid
+from stce_jax.models.embeddings.stem import (
+    LARGEST_WIDTH,
+    check_stem,
+    conv_stack,
+    narrow_stem,
+    stem_places,
+    strided_grid,
+)
 from stce_jax.models.layers import linear
 from stce_jax.models.ops.clustering import cluster_means
 from stce_jax.models.tokens import Tokens
@@ -62,10 +69,7 @@ class HCFormerEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
-        features = images
-        for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
-            module = ConvModule(width, stride, dtype=self.dtype, axis_name=self.axis_name, name=f"module_{index + 1}")
-            features = module(features, train=train)
+        features = conv_stack(images, self.stem_widths, self.stem_strides, self.dtype, self.axis_name, train)
         channels = features.shape[-1]
         halving = ConvModule(channels, 2, dtype=self.dtype, axis_name=self.axis_name, name="coarse")
         coarse = halving(features, train=train)  # [B, h, w, C]

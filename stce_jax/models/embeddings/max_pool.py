@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.models.conv_layers import ConvModule
-from stce_jax.models.embeddings.stem import check_stem, narrow_stem, stem_places, strided_grid
+from stce_jax.models.embeddings.stem import check_stem, conv_stack, narrow_stem, stem_places, strided_grid
 from stce_jax.models.layers import linear
 from stce_jax.models.ops.supertoken import cell_shape, grid_shape
 from stce_jax.models.tokens import Tokens
@@ -60,10 +59,7 @@ class MaxPoolConvEmbed(nn.Module):
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         chex.assert_rank(images, 4)
         self.check()
-        features = images
-        for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
-            module = ConvModule(width, stride, dtype=self.dtype, axis_name=self.axis_name, name=f"module_{index + 1}")
-            features = module(features, train=train)
+        features = conv_stack(images, self.stem_widths, self.stem_strides, self.dtype, self.axis_name, train)
         (cell_rows, cell_columns), (batch, height, width, channels) = cell_shape(self.cell), features.shape
         rows, columns = grid_shape(height, width, self.cell)
         beyond = ((0, 0), (0, rows * cell_rows - height), (0, columns * cell_columns - width), (0, 0))

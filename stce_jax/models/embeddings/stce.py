@@ -13,8 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.errors import check_choice, check_whole
-from stce_jax.models.conv_layers import ConvModule
-from stce_jax.models.embeddings.stem import check_stem, narrow_stem, stem_places, strided_grid
+from stce_jax.models.embeddings.stem import check_stem, conv_stack, narrow_stem, stem_places, strided_grid
 from stce_jax.models.layers import is_training, linear, sow_scalar
 from stce_jax.models.ops.supertoken import (
     BORDERS,
@@ -83,10 +82,7 @@ class SuperTokenConvEmbed(nn.Module):
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         chex.assert_rank(images, 4)
         self.check()
-        features = images
-        for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
-            module = ConvModule(width, stride, dtype=self.dtype, axis_name=self.axis_name, name=f"module_{index + 1}")
-            features = module(features, train=train)
+        features = conv_stack(images, self.stem_widths, self.stem_strides, self.dtype, self.axis_name, train)
         self.sow("intermediates", "features", features)
         if self.iterations:
             super_tokens, affinity = cluster_super_tokens(

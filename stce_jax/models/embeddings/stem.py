@@ -1,10 +1,16 @@
-"""What embeddings with a stack of strided convolutions have in common."""
+"""What embeddings with a stack of strided convolutions have in common.
+
+Shape letters: B batch, H W image height and width, h w those of the stack's output, C channels.
+"""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from jaxtyping import Array, Float
+
 from stce_jax.errors import ConfigError, check_whole, shown
+from stce_jax.models.conv_layers import ConvModule
 
 MOST_MODULES = 64
 LARGEST_WIDTH = 16_384  # channels
@@ -22,6 +28,22 @@ def check_stem(widths: Sequence[int], strides: Sequence[int]) -> None:
         raise ConfigError(
             f"stem_widths {shown(widths)} and stem_strides {shown(strides)} need one positive entry a module each"
         )
+
+
+def conv_stack(
+    images: Float[Array, "B H W 3"],
+    widths: Sequence[int],
+    strides: Sequence[int],
+    dtype: Any,
+    axis_name: Any,
+    train: bool | None,
+) -> Float[Array, "B h w C"]:
+    """A `ConvModule` for each width and stride, one after the other: module_1, module_2, ... of the calling module."""
+    features = images
+    for number, (width, stride) in enumerate(zip(widths, strides, strict=True), start=1):
+        module = ConvModule(width, stride, dtype=dtype, axis_name=axis_name, name=f"module_{number}")
+        features = module(features, train=train)
+    return features
 
 
 def strided_grid(height: int, width: int, strides: Sequence[int]) -> tuple[int, int]:
