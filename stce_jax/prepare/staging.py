@@ -52,25 +52,36 @@ def ends_cleanly(exit_process: Exit | None = None) -> Iterator[None]:
         yield  # signals reach the main thread alone
         return
     before = {number: signal.getsignal(number) for number in NUMBERS}
-
     heard = threading.Event()
+    name = ""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal name
+        name = signal.Signals(number).name
         heard.set()
         for each in before:
             signal.signal(each, signal.SIG_IGN)  # cleaning up takes a moment
-        raise _StoppedError(signal.Signals(number).name)
+        raise _StoppedError
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     with _impatient(heard, exit_process):
-        for number in before:
-            signal.signal(number, stop)
         try:
-            yield
-        except _StoppedError as error:
-            raise PreemptedError(f"stopped by {error}; nothing is left half-written, run again to start over") from None
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            try:
+                for number in before:
+                    signal.signal(number, stop)
+                yield
+            finally:
+                restore()
+        except BaseException:
+            # Once a signal came, whatever arrives here is due to it: code that it cuts in two may raise errors of its
+            # own, as a lock does that was about to be taken, and others on the way may pass these on in their words.
+            if not heard.is_set():
+                raise
+            restore()  # it may have come in the middle of that
+            raise PreemptedError(f"stopped by {name}; nothing is left half-written, run again to start over") from None
 
 
 @contextlib.contextmanager
