@@ -27,7 +27,7 @@ from stce_jax.commands import (
     visualize,
 )
 from stce_jax.errors import ConfigError, PreemptedError, StceError
-from stce_jax.platform import compile_cache, freed_memory, terminal
+from stce_jax.platform import compile_cache, freed_memory, garbage, terminal
 from stce_jax.processes import peers as processes
 
 EXIT_CODES = """exit codes:
@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             os.environ["PYTHONSAFEPATH"] = "1"  # loader processes import nothing that lies in the current directory
             compile_cache.turn_on()
             freed_memory.keep()
+            garbage.collect_rarely()
         arguments.run(arguments, rest)
     except StceError as error:
         if debug:
