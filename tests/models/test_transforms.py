@@ -122,6 +122,12 @@ def variables_of(module, inputs):
     return jax.eval_shape(lambda key, x: module.init(key, x, **words(module, False)), jax.random.key(0), inputs)
 
 
+@functools.cache
+def variables(name):
+    """Those of `made(name)`, which many tests want: traced once."""
+    return variables_of(*made(name))
+
+
 def outputs(module, variables, inputs, *positional, **keywords):
     """(the outputs' floats, what changed in training)."""
     rngs = {"dropout": jax.random.key(0)}
@@ -154,7 +160,7 @@ def test_every_layer_is_here():
 def test_forward_mode_and_strict_promotion(name):
     """jacfwd, and a Hessian-vector product by jvp of grad with a checkpoint policy; JAX promotes nothing by itself."""
     module, inputs = made(name)
-    total, (params, rest) = sum_of(module), split(variables_of(module, inputs))
+    total, (params, rest) = sum_of(module), split(variables(name))
     tangent = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), params)
 
     def derivatives(params, rest, inputs):
@@ -176,15 +182,16 @@ def test_lifted_by_flax(name):
     module, inputs = made(name)
     if not words(module, True) or name == "layer Attention":  # whose context comes before
         return
-    variables, kind = variables_of(module, inputs), type(module)
+    expected_variables, kind = variables(name), type(module)
     fields = {field.name for field in dataclasses.fields(module)} - {"parent", "name"}
     options = {field: getattr(module, field) for field in fields}
-    expected = shapes(jax.eval_shape(lambda v, x: outputs(module, v, x, train=True), variables, inputs))
+    expected = shapes(jax.eval_shape(lambda v, x: outputs(module, v, x, train=True), expected_variables, inputs))
 
     def lifted(transform, inputs):
         own = transform(**options)
-        assert shapes(jax.eval_shape(lambda x: own.init(jax.random.key(0), x, False), inputs)) == shapes(variables)
-        return jax.eval_shape(lambda v, x: outputs(own, v, x, True), variables, inputs)
+        found = jax.eval_shape(lambda x: own.init(jax.random.key(0), x, False), inputs)
+        assert shapes(found) == shapes(expected_variables)
+        return jax.eval_shape(lambda v, x: outputs(own, v, x, True), expected_variables, inputs)
 
     assert shapes(lifted(nn.remat(kind, static_argnums=(2,)), inputs)) == expected
     assert shapes(lifted(nn.jit(kind, static_argnums=(2,)), inputs)) == expected
@@ -205,26 +212,26 @@ def test_a_missing_or_traced_train_is_one_line(name):
     plain = {f"embedding {kind}" for kind in ("patch", "linear_patch", "overlap_patch", "datpp")}
     if not words(module, True) or name in plain:  # nothing in it depends on `train`
         return
-    variables = shapes(variables_of(module, inputs))
-    assert shapes(jax.eval_shape(lambda x: module.init(jax.random.key(0), x), inputs)) == variables
-    assert shapes(jax.eval_shape(lambda x, t: module.init(jax.random.key(0), x, train=t), inputs, True)) == variables
+    expected = shapes(variables(name))
+    assert shapes(jax.eval_shape(lambda x: module.init(jax.random.key(0), x), inputs)) == expected
+    assert shapes(jax.eval_shape(lambda x, t: module.init(jax.random.key(0), x, train=t), inputs, True)) == expected
     for call, cause in (
         (lambda v, x, t: outputs(module, v, x), "by position in nn.vmap"),
         (lambda v, x, t: outputs(module, v, x, train=t), "static_argnums"),
     ):
         with pytest.raises(TypeError, match=cause) as refusal:
-            jax.eval_shape(call, variables_of(module, inputs), inputs, True)
+            jax.eval_shape(call, variables(name), inputs, True)
         assert "\n" not in str(refusal.value)
 
 
 @each
 def test_an_empty_batch(name):
     module, inputs = made(name)
-    variables = variables_of(module, inputs)
     none = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((0, *leaf.shape[1:]), leaf.dtype), inputs)
-    assert shapes(variables_of(module, none)) == shapes(variables)
-    for train in (False, True):
-        _, (given, _) = jax.eval_shape(jax.grad(sum_of(module, train), has_aux=True), *split(variables), none)
+    assert shapes(variables_of(module, none)) == shapes(variables(name))
+    of_training = jax.grad(sum_of(module), has_aux=True)
+    for function in (sum_of(module, train=False), of_training):
+        _, (given, _) = jax.eval_shape(function, *split(variables(name)), none)
         assert all(leaf.shape[0] == 0 for leaf in jax.tree.leaves(given))
 
 
@@ -235,19 +242,19 @@ def test_other_dtypes_of_inputs_and_64_bits(name):
     Gradients are those of the widest inputs; of the others it is the results alone.
     """
     module, inputs = made(name)
-    variables, total = variables_of(module, inputs), sum_of(module)
+    total, parts = sum_of(module), split(variables(name))
     gradients = jax.grad(total, has_aux=True)
-    expected = shapes(jax.eval_shape(gradients, *split(variables), inputs))
+    expected = shapes(jax.eval_shape(gradients, *parts, inputs))
     with jax.enable_x64(True):
         for dtype in ("bfloat16", "float64", "uint8"):
             if "layer" in name and dtype == "uint8":
                 continue
             typed = jax.tree.map(lambda leaf, dtype=dtype: jax.ShapeDtypeStruct(leaf.shape, dtype), inputs)
             if dtype == "float64":
-                assert shapes(variables_of(module, typed)) == shapes(variables)
-                assert shapes(jax.eval_shape(gradients, *split(variables), typed)) == expected
+                assert shapes(variables_of(module, typed)) == shapes(variables(name))
+                assert shapes(jax.eval_shape(gradients, *parts, typed)) == expected
             else:
-                assert shapes(jax.eval_shape(total, *split(variables), typed)[1]) == expected[1], dtype
+                assert shapes(jax.eval_shape(total, *parts, typed)[1]) == expected[1], dtype
 
 
 @each
@@ -256,8 +263,8 @@ def test_a_named_axis_of_devices(name):
     module, inputs = made(name)
     own, _ = made(name, axis_name="devices") if "axis_name" in has_axis(module) else (module, inputs)
     whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((8, *leaf.shape[1:]), leaf.dtype), inputs)
-    params, rest = split(variables_of(own, inputs))
-    assert shapes((params, rest)) == shapes(split(variables_of(module, inputs)))
+    params, rest = split(variables_of(own, inputs) if own is not module else variables(name))
+    assert shapes((params, rest)) == shapes(split(variables(name)))
 
     def gradients(params, rest, inputs):
         def mean(params):
