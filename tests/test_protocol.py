@@ -63,6 +63,7 @@ TINY = {
     ),
 }
 TINY["body mobilevit"] |= {"strides": (2, 1), "expansion": 2, "head_width": 16}
+TINY["embedding mobilevit"] = {"stem_blocks": 1}
 
 
 class ToyEmbed(nn.Module):
@@ -191,10 +192,10 @@ def config_of(names, data_dir):
         config.image_size, config.model.name = SIZE, "vit_ti_patch"
         for part in PARTS:
             config.model[part].name = names[part]
-            if part == "embedding" and names["embedding"] == OWN.get(names["body"]) != "patch":
-                continue  # its options follow the body
+            follows_body = part == "embedding" and names["embedding"] == OWN.get(names["body"]) != "patch"
             section = config.model[part].get(names[part] or "", {})  # a section is there for the package's own alone
-            for option, value in {**TINY[part], **TINY.get(f"{part} {names[part]}", {})}.items():
+            given = {} if follows_body else TINY[part]
+            for option, value in {**given, **TINY.get(f"{part} {names[part]}", {})}.items():
                 if option in section:
                     section[option] = value
         if names["reduction"] in REDUCTIONS and not acts_before(REDUCTIONS[names["reduction"]]):
@@ -228,15 +229,17 @@ def noise_state(model, image_size):
     return jax.device_put(TrainState(np.int32(0), variables, None, None), alone)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "method"))
-def applied(model, variables, images, method):
-    return model.apply(variables, images, train=False, method=method)
+@functools.cache
+def applied(workdir, photos):
+    """(logits, tokens) that the run's model makes of the photos: one program for the tests of an entry."""
+    run = stce_jax.load_run(workdir)
+    images = np.stack([run.preprocess(photos / f"{number}.png") for number in range(3)])
 
+    @jax.jit
+    def both(variables):
+        return tuple(run.model.apply(variables, images, train=False, method=name) for name in ("__call__", "tokens"))
 
-def apply(run, photos, count, method="__call__"):
-    """What the run's model makes of the first photos."""
-    images = np.stack([run.preprocess(photos / f"{number}.png") for number in range(count)])
-    return applied(run.model, jax.device_get(run.variables), images, method)
+    return both(jax.device_get(run.variables))
 
 
 def test_its_protocol(entry):
@@ -280,9 +283,8 @@ def test_evaluate_predict_and_compare(entry, photos, data_dir):
 @of_each_kind
 def test_features(entry, photos):
     _, workdir = entry
-    run = stce_jax.load_run(workdir)
     pooled, tokens = features(photos, workdir), features(photos, workdir, kind="tokens")
-    expected = apply(run, photos, 3, method="tokens")
+    _, expected = applied(workdir, photos)
     np.testing.assert_allclose(tokens["features"], expected.image_values(), atol=1e-4)
     assert pooled["features"].shape == (3, tokens["features"].shape[2])
     assert ("grid" in tokens) == (expected.grid is not None) and ("sizes" in tokens) == (expected.sizes is not None)
@@ -325,9 +327,9 @@ def test_export(entry, photos, tmp_path):
     names, workdir = entry
     done = export(workdir, tmp_path / "out", platforms=("cpu",), batch=2)
     assert done["greatest_logit"] > 0
-    model, run = stce_jax.load_exported(tmp_path / "out"), stce_jax.load_run(workdir)
+    model, (expected, _) = stce_jax.load_exported(tmp_path / "out"), applied(workdir, photos)
     pixels = np.stack([model.preprocess(photos / f"{number}.png") for number in range(2)])
-    np.testing.assert_allclose(model.logits(pixels), apply(run, photos, 2), atol=1e-4)
+    np.testing.assert_allclose(model.logits(pixels), expected[:2], atol=1e-4)
     described = {part: model.description["model"].get(part) for part in PARTS}
     assert all(described[part] in (None, names[part]) for part in PARTS), described
 

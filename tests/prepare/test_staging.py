@@ -40,37 +40,35 @@ class HalfTaken:
 
 @each_signal
 def test_a_signal_in_a_lock_is_a_signal(number, tmp_path):
-    with pytest.raises(PreemptedError, match=f"stopped by {number.name}; nothing is left half-written"):
-        with ends_cleanly(), staging(tmp_path, "data"), HalfTaken(number):
-            pass
+    message = f"stopped by {number.name}; nothing is left half-written"
+    with pytest.raises(PreemptedError, match=message), ends_cleanly(), staging(tmp_path, "data"), HalfTaken(number):
+        pass
     assert not list(tmp_path.iterdir())
 
 
 @each_signal
 def test_a_signal_that_is_taken_for_an_error_is_a_signal(number):
-    with pytest.raises(PreemptedError, match=number.name):
-        with ends_cleanly():
-            try:
-                with HalfTaken(number):
-                    pass
-            except RuntimeError as error:
-                raise DataError(f"cannot write: {error}") from error
+    with pytest.raises(PreemptedError, match=number.name), ends_cleanly():
+        try:
+            with HalfTaken(number):
+                pass
+        except RuntimeError as error:
+            raise DataError(f"cannot write: {error}") from error
 
 
 @each_signal
 def test_a_signal_at_the_first_and_the_last_moment_is_heard(number, monkeypatch):
     true_signal = signal.signal
     for moment in range(4):  # between the handlers that are set, and between those that are set back
-        calls = []
+        calls, handlers_before = [], {each: signal.getsignal(each) for each in NUMBERS}
 
-        def at_the_moment(*arguments, moment=moment, calls=calls):
+        def at_the_moment(*arguments, moment=moment, calls=calls, unheard=(signal.SIG_IGN, handlers_before[number])):
             before = true_signal(*arguments)
             calls.append(arguments)
-            if len(calls) == moment + 1 and signal.getsignal(number) not in (signal.SIG_IGN, handlers_before[number]):
+            if len(calls) == moment + 1 and signal.getsignal(number) not in unheard:
                 signal.raise_signal(number)
             return before
 
-        handlers_before = {each: signal.getsignal(each) for each in NUMBERS}
         with monkeypatch.context() as patched:
             patched.setattr(signal, "signal", at_the_moment)
             try:

@@ -1,7 +1,10 @@
 """Runs that meet batches without a finite loss, and losses that jump: whole runs in this process."""
 
+import contextlib
+import io
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -40,30 +43,29 @@ def config_of(data_dir, *words):
     return load_config("digits:conv", [*OPTIONS, f"--config.data_dir={data_dir}", *words])
 
 
+def poisoned(data_dir, steps, factor):
+    """`build_augment` with the losses of these steps of the first order of images multiplied by a factor."""
+    build, config = runs.build_augment, config_of(data_dir)
+    with runs.train_batches(config, runs.open_dataset(config), 0) as batches:
+        known = [int(next(batches)["image"].astype(np.int64).sum()) for _ in range(max(steps))]
+    bad = jnp.array([known[step - 1] for step in steps])
+
+    def build_poisoned(config, dataset, **options):
+        augment = build(config, dataset, **options)
+
+        def augment_poisoned(key, step, images, labels):
+            changed, targets = augment(key, step, images, labels)
+            return changed, jnp.where((images.astype(jnp.int32).sum() == bad).any(), factor, 1.0) * targets
+
+        return augment_poisoned
+
+    return build_poisoned
+
+
 @pytest.fixture
 def poison(monkeypatch, data_dir):
-    """poison(steps, factor): the losses of these steps of the first order of images are multiplied by a factor."""
-    build = runs.build_augment
-
-    def install(steps, factor):
-        config = config_of(data_dir)
-        dataset = runs.open_dataset(config)
-        with runs.train_batches(config, dataset, 0) as batches:
-            known = [int(next(batches)["image"].astype(np.int64).sum()) for _ in range(max(steps))]
-        bad = jnp.array([known[step - 1] for step in steps])
-
-        def build_poisoned(config, dataset, **options):
-            augment = build(config, dataset, **options)
-
-            def augment_poisoned(key, step, images, labels):
-                changed, targets = augment(key, step, images, labels)
-                return changed, jnp.where((images.astype(jnp.int32).sum() == bad).any(), factor, 1.0) * targets
-
-            return augment_poisoned
-
-        monkeypatch.setattr(runs, "build_augment", build_poisoned)
-
-    return install
+    """poison(steps, factor): the losses of these steps are multiplied by a factor, see `poisoned`."""
+    return lambda steps, factor: monkeypatch.setattr(runs, "build_augment", poisoned(data_dir, steps, factor))
 
 
 def test_a_batch_without_a_finite_loss_is_not_applied_but_written_down(poison, data_dir, tmp_path, capfd):
@@ -90,27 +92,37 @@ def final_state(workdir):
     return checkpoints.restore_meta(step), jax.tree.leaves(stce_jax.load_run(workdir).variables)
 
 
-def test_after_five_in_a_row_the_run_goes_back_and_on_with_other_images(poison, data_dir, tmp_path, capfd):
-    poison([50, 51, 52, 53, 54], np.nan)
-    train(config_of(data_dir), tmp_path / "a")
-    lines = capfd.readouterr().err.splitlines()
-    assert lines[-1] == (
+FIVE_IN_A_ROW = [50, 51, 52, 53, 54]
+
+
+@pytest.fixture(scope="module")
+def gone_back(data_dir, tmp_path_factory):
+    """(workdir, lines of stderr) of an undisturbed run with five bad steps in a row."""
+    workdir, errors = tmp_path_factory.mktemp("gone_back") / "run", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(errors):
+        patch.setattr(runs, "build_augment", poisoned(data_dir, FIVE_IN_A_ROW, np.nan))
+        train(config_of(data_dir), workdir)
+    return workdir, errors.getvalue().splitlines()
+
+
+def test_after_five_in_a_row_the_run_goes_back_and_on_with_other_images(gone_back, poison, data_dir, tmp_path, capfd):
+    """That it is the same every time is tested with a stop, below."""
+    undisturbed, errors = gone_back
+    assert errors[-1] == (
         "stce: at step 54 5 steps in a row had no finite loss and gradient; went back to step 45, continuing with "
         "other images (1 of 3)"
     )
-    lines = [(line["step"], line["split"]) for line in read_metrics(tmp_path / "a")]
+    lines = [(line["step"], line["split"]) for line in read_metrics(undisturbed)]
     assert len(lines) == len(set(lines)) and lines[-1] == (90, "eval"), lines
-    meta, leaves = final_state(tmp_path / "a")
+    meta, _ = final_state(undisturbed)
     assert meta["salt"] == 1 and meta["guard"]["skipped"] == 0
-    train(config_of(data_dir), tmp_path / "b")
-    for again, leaf in zip(final_state(tmp_path / "b")[1], leaves, strict=True):
-        np.testing.assert_array_equal(again, leaf, err_msg="going back is not the same every time")
-    records = [json.loads(line) for line in (tmp_path / "a" / "skipped.jsonl").read_text().splitlines()]
-    assert [(record["salt"], record["step"]) for record in records] == [(0, step) for step in range(50, 55)]
+    records = [json.loads(line) for line in (undisturbed / "skipped.jsonl").read_text().splitlines()]
+    assert [(record["salt"], record["step"]) for record in records] == [(0, step) for step in FIVE_IN_A_ROW]
     # The count stays with the run: it resumes with an order of images in which the bad batches do not come.
-    capfd.readouterr()
-    train(config_of(data_dir, "--config.epochs=2.2"), tmp_path / "a", allow_config_change=True)
-    assert final_state(tmp_path / "a")[0]["salt"] == 1
+    workdir = shutil.copytree(undisturbed, tmp_path / "run")
+    poison(FIVE_IN_A_ROW, np.nan)
+    train(config_of(data_dir, "--config.epochs=2.2"), workdir, allow_config_change=True)
+    assert final_state(workdir)[0]["salt"] == 1
     assert "continuing with another config: epochs: 2.0 -> 2.2" in capfd.readouterr().out
 
 
@@ -124,11 +136,10 @@ def test_a_loss_that_jumps_is_gone_back_from_if_the_config_says_so(poison, data_
 
 
 def test_a_stop_before_the_divergence_does_not_change_where_the_run_goes_back_to(
-    poison, data_dir, tmp_path, monkeypatch
+    gone_back, poison, data_dir, tmp_path, monkeypatch
 ):
     """To the checkpoint after step 45, not to that which the stop made in the midst of the bad steps."""
-    poison([50, 51, 52, 53, 54], np.nan)
-    train(config_of(data_dir), tmp_path / "undisturbed")
+    poison(FIVE_IN_A_ROW, np.nan)
     write, stopped = loop.log_skipped, []
 
     def write_and_stop(workdir, *, step, **record):
@@ -142,7 +153,7 @@ def test_a_stop_before_the_divergence_does_not_change_where_the_run_goes_back_to
         train(config_of(data_dir), tmp_path / "stopped")
     assert 45 < max(Checkpoints(layout.checkpoints_in(tmp_path / "stopped")).steps()) < 60
     train(config_of(data_dir), tmp_path / "stopped")
-    leaves = [final_state(tmp_path / name)[1] for name in ("undisturbed", "stopped")]
+    leaves = [final_state(workdir)[1] for workdir in (gone_back[0], tmp_path / "stopped")]
     for left, right in zip(*leaves, strict=True):
         np.testing.assert_array_equal(left, right)
 
