@@ -287,12 +287,12 @@ def get_config() -> config_dict.ConfigDict:
     optimizer.learning_rate = 1e-3  # peak (Table 2)
     optimizer.learning_rate_scaling = "none"  # "linear": the peak times batch_size / 512 (DeiT)
     optimizer.warmup_epochs = 5.0  # epochs from warmup_learning_rate up to the peak, in a straight line
-    optimizer.warmup_learning_rate = 1e-6
+    optimizer.warmup_learning_rate = 1e-6  # where the warm-up begins
     optimizer.final_learning_rate = 1e-5  # where the cosine ends with the last epoch
     optimizer.weight_decay = 0.05  # AdamW's (Table 2), on kernels alone
-    optimizer.beta1 = 0.9
-    optimizer.beta2 = 0.999
-    optimizer.epsilon = 1e-8
+    optimizer.beta1 = 0.9  # of AdamW's mean of the gradients
+    optimizer.beta2 = 0.999  # of AdamW's mean of their squares
+    optimizer.epsilon = 1e-8  # added to that mean's root, by which AdamW divides
     optimizer.clip_norm = 0.0  # maximum of the gradient's global norm; 0: no clipping (DeiT)
     optimizer.ema_decay = 0.99996  # of the weights' moving average (DeiT), kept beside the weights; 0: keep none
 

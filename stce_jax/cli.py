@@ -14,6 +14,7 @@ from stce_jax.commands import (
     benchmark,
     compare,
     completion,
+    config,
     evaluate,
     export,
     features,
@@ -24,6 +25,7 @@ from stce_jax.commands import (
     reproduce,
     show_data,
     train,
+    unknown,
     visualize,
 )
 from stce_jax.errors import ConfigError, PreemptedError, StceError
@@ -42,6 +44,7 @@ VERBS = {  # in the order of `stce --help`
     "features": features,
     "compare": compare,
     "models": models,
+    "config": config,
     "reproduce": reproduce,
     "benchmark": benchmark,
     "import": import_weights,
@@ -61,9 +64,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     words = sys.argv[1:] if argv is None else argv
     debug = "--debug" in words
     try:
-        arguments, rest = make_parser().parse_known_args([word for word in words if word != "--debug"])
-        if rest and not arguments.takes_overrides:
-            raise ConfigError(f"unknown argument {rest[0]!r}; see stce {arguments.verb} --help")
+        parser, words = make_parser(), unknown.with_todays_names(words)
+        arguments, rest = parser.parse_known_args([word for word in words if word != "--debug"])
+        if rest:
+            unknown.refuse(rest, arguments)
         arguments.own_process, arguments.exit_process = own_process, _exit_at_once
         arguments.make_parser = make_parser
         if own_process:
@@ -138,4 +142,5 @@ def make_parser() -> argparse.ArgumentParser:
         verb.set_defaults(run=module.run, takes_overrides=False)
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(verb)
+        verb.set_defaults(options=[name for action in verb._actions for name in action.option_strings])
     return parser

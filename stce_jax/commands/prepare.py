@@ -9,8 +9,8 @@ HELP = "make a data set of images in class folders, archives or parquet shards"
 EXAMPLES = """
   stce prepare imagenet100 --source=~/ILSVRC2012 --classes=kaggle
   stce prepare imagenet100 --source=~/imagenet100.zip --data_dir=~/data
-  stce prepare imagenet2012 --source=~/ILSVRC2012 --val-labels=LOC_val_solution.csv
-  stce prepare folder --source=~/flowers --data_dir=~/data --on-bad=skip
+  stce prepare imagenet2012 --source=~/ILSVRC2012 --val_labels=LOC_val_solution.csv
+  stce prepare folder --source=~/flowers --data_dir=~/data --on_bad=skip
   stce prepare imagenet100 --source=~/ILSVRC2012 --raw_short_side=256"""
 
 
@@ -24,8 +24,8 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--classes", default="", help="imagenet100: kaggle (default), cmc, podnet, or a file of ids")
     common.add_data_dir(verb, "directory of prepared data sets (the user's data directory)")
-    verb.add_argument("--on-bad", default="error", help="images that cannot be decoded: error (default) or skip")
-    verb.add_argument("--val-labels", default="", help="labels of the validation images, if not beside them")
+    verb.add_argument("--on_bad", default="error", help="images that cannot be decoded: error (default) or skip")
+    verb.add_argument("--val_labels", default="", help="labels of the validation images, if not beside them")
     verb.add_argument(
         "--raw_short_side",
         type=int,

@@ -101,7 +101,7 @@ def _check_bad(tally: Tally, on_bad: str) -> None:
     if tally.bad and on_bad == "error":
         raise DataError(
             f"{len(tally.bad)} images cannot be used: {_names(tally.bad)}; nothing is written. Repair them, or leave "
-            "them out with --on-bad=skip"
+            "them out with --on_bad=skip"
         )
     for split in SPLITS:
         for class_id, count in zip(tally.class_ids, tally.counts[split], strict=True):

@@ -63,7 +63,7 @@ def prepare(
     if classes and dataset != "imagenet100":
         raise ConfigError(f"--classes={classes} is for imagenet100; {dataset} takes all classes that there are")
     if on_bad not in ON_BAD:
-        raise ConfigError(f"--on-bad={on_bad} is none of {', '.join(ON_BAD)}")
+        raise ConfigError(f"--on_bad={on_bad} is none of {', '.join(ON_BAD)}")
     check_whole("--workers", workers, 0, _MOST_WORKERS)
     check_whole("--raw_short_side", raw_short_side, _MIN_RAW, catalog.LARGEST_RAW, or_zero=True)
     return make(

@@ -4,11 +4,11 @@ Keys and types are checked here; each value is checked by the function that uses
 """
 
 import contextlib
-import difflib
 import importlib.util
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +24,7 @@ from stce_jax.errors import ConfigError, PreemptedError
 from stce_jax.paths import parse_json
 from stce_jax.platform import terminal
 from stce_jax.workdir import migration, parts
+from stce_jax.workdir.spelling import meant
 from stce_jax.workdir.values import check_kinds, leaves
 
 SHIPPED = Path(str(configs.__file__)).parent
@@ -62,6 +63,11 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> config_dict.ConfigD
         config = _with_sections(config)
         check_kinds(config)
         return _overridden(config, name, overrides)
+
+
+def known_keys() -> list[str]:
+    """Every key of the package's own configs, such as "optimizer.learning_rate"."""
+    return list(flatten(default.get_config()))
 
 
 def override(config: config_dict.ConfigDict, overrides: Sequence[str]) -> config_dict.ConfigDict:
@@ -140,6 +146,9 @@ def _refusing(what: str) -> Iterator[None]:
     except SystemExit as error:
         raise ConfigError(f"{what} calls exit(); it must return a config and nothing else") from error
     except BaseException as error:
+        if unknown := re.match(r"""["']*Key "(\w+)" does not exist""", str(error)):  # of ml_collections, much longer
+            key = unknown[1]
+            raise ConfigError(f"{what} sets an unknown key {key!r}{_nearest(key, known_keys())}") from error
         reason = terminal.one_line(error)
         raise ConfigError(f"{what} fails with {type(error).__name__}: {reason}") from error
 
@@ -270,9 +279,6 @@ def _tuples(value: Any) -> Any:
 
 
 def _nearest(key: str, keys: Iterable[str]) -> str:
-    """A suggestion: of the keys whose last word is nearest, the one that is nearest as a whole."""
-    last_words = {known.rpartition(".")[2] for known in keys}
-    words = difflib.get_close_matches(key.rpartition(".")[2], last_words, 1)
-    alike = [known for known in keys if known.rpartition(".")[2] in words]
-    near = difflib.get_close_matches(key, alike, 1, cutoff=0.0) or difflib.get_close_matches(key, keys, 1)
-    return f"; did you mean {near[0]!r}?" if near else "; configs/default.py lists every key"
+    """A suggestion, see `spelling.meant`."""
+    near = meant(key, keys)
+    return f"; did you mean {near!r}?" if near else "; `stce config` lists every key"

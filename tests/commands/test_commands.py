@@ -23,6 +23,7 @@ EXAMPLES = [
 ]
 FUNCTIONS = {
     "models": ("summary", "summarize"),
+    "config": ("describe_config", "describe_config"),
     "import": ("import_weights", "import_weights"),
 }  # where the module or the function is not called as the verb is
 

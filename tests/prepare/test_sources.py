@@ -168,7 +168,7 @@ def test_an_empty_class_folder_is_refused(tmp_path):
 def test_flat_validation_images_need_labels(tmp_path):
     root = flat_tree(tmp_path / "data", IMAGES)
     (root / "LOC_val_solution.csv").rename(tmp_path / "labels.csv")
-    assert "--val-labels" in refusal(root, WNIDS)
+    assert "--val_labels" in refusal(root, WNIDS)
     source = open_all(root, tmp_path, val_labels=str(tmp_path / "labels.csv"))
     assert contents(source) == by_stem(WANTED) and "labels.csv" in source.note
 
@@ -390,7 +390,7 @@ def test_a_missing_tar_is_named(tmp_path, missing):
 
 def test_missing_labels_say_what_to_give(tmp_path):
     message = refusal(tars(tmp_path, IMAGES, devkit=False), WNIDS)
-    assert "ILSVRC2012_devkit_t12.tar.gz" in message and "--val-labels" in message
+    assert "ILSVRC2012_devkit_t12.tar.gz" in message and "--val_labels" in message
 
 
 @pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"])

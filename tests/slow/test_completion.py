@@ -80,7 +80,7 @@ def test_options_after_others(offered):
         ("stce evaluate --split{}v", ["val"]),
         ("stce features --kind{}", ["pooled", "tokens"]),
         ("stce evaluate --checkpoint{}", ["best", "last"]),
-        ("stce prepare folder --on-bad{}s", ["skip"]),
+        ("stce prepare folder --on_bad{}s", ["skip"]),
         ("stce reproduce all --scale{}sm", ["small", "smoke"]),
         ("stce reproduce all --submit{}", ["local", "slurm"]),
         ("stce reproduce all --cell{}", []),

@@ -153,7 +153,7 @@ def test_bombs_are_refused_with_bounded_memory(tmp_path, classes):
             for _ in range(300):
                 member.write(bytes(2**20))
     words = ("prepare", "imagenet100", f"--source={path}", f"--classes={classes}", f"--data_dir={tmp_path / 'out'}")
-    done, grown = memory_of(*words, "--on-bad=skip")
+    done, grown = memory_of(*words, "--on_bad=skip")
     assert done.returncode == 0, done.stderr
     for name in ("png", "jpeg", "jpeg10", "long"):
         assert f"{WNIDS[0]}/{name}.JPEG" in done.stdout, name
@@ -198,7 +198,7 @@ def test_the_command(tmp_path, stce, classes):
     assert missing.stderr.startswith("stce: ") and missing.stderr.count("\n") == 1
     assert "of the 100 classes" in missing.stderr and left_in(out) == []
     described = stce("prepare", "--help")
-    assert described.returncode == 0 and "examples" in described.stdout and "--on-bad" in described.stdout
+    assert described.returncode == 0 and "examples" in described.stdout and "--on_bad" in described.stdout
     usage = stce("prepare", "imagenet100")
     assert usage.returncode == 2 and "--source" in usage.stderr
 

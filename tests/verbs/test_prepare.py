@@ -317,7 +317,7 @@ def test_bad_images_are_refused_by_name_all_of_them_and_nothing_is_left(tmp_path
     for k, name in enumerate(bad):
         write(root / "train" / WNIDS[0] / name, picture(k)[: 20 * k])
     message = refusal("imagenet100", str(root), classes=classes, data_dir=str(tmp_path / "out"))
-    assert message.startswith("5 images cannot be used") and "--on-bad=skip" in message
+    assert message.startswith("5 images cannot be used") and "--on_bad=skip" in message
     assert sum(name in message for name in bad) == 3, "the first few are named"
     said = capsys.readouterr().out
     assert all(said.count(name) == 1 for name in bad), "the complete list is printed"

@@ -219,7 +219,7 @@ class _Gathered:
         labels = self._find_val_labels()
         if not labels:
             raise DataError(
-                f"the validation images of {where} are in no class folders; give their labels with --val-labels=FILE "
+                f"the validation images of {where} are in no class folders; give their labels with --val_labels=FILE "
                 "(the devkit's .tar.gz, LOC_val_solution.csv, or lines of file name and WordNet id)"
             )
         label, labels_from = labels

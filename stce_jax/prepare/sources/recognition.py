@@ -27,7 +27,7 @@ def open_source(path: str | Path, class_ids: Sequence[str] | None = None, val_la
     """
     root = absolute(path)
     if val_labels and not absolute(val_labels).exists():
-        raise DataError(f"--val-labels={val_labels}: there is nothing; give the devkit or a file of labels")
+        raise DataError(f"--val_labels={val_labels}: there is nothing; give the devkit or a file of labels")
     try:
         if root.is_dir():
             source: Source | None = _open_directory(root, class_ids, val_labels)

@@ -41,7 +41,7 @@ def open_tars(directory: Path, selected: Sequence[str] | None, val_labels: str) 
     if not labels_from:
         raise DataError(
             f"{directory} has no labels of the validation images; put {DEVKIT}.tar.gz or {SOLUTION} there, "
-            "or give --val-labels=FILE"
+            "or give --val_labels=FILE"
         )
     label = read_labels(labels_from)
     passed_over = PassedOver()

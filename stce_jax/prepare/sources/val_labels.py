@@ -75,7 +75,7 @@ def _one_line(path: str | Path) -> Iterator[None]:
         raise
     except Exception as error:  # whatever tarfile, gzip and the file system make of damaged files
         raise DataError(
-            f"cannot read validation labels from {path}: {first_line(error)}; give --val-labels=FILE"
+            f"cannot read validation labels from {path}: {first_line(error)}; give --val_labels=FILE"
         ) from error
 
 
@@ -88,7 +88,7 @@ def _by_name(by_number: Sequence[str], by_stem: dict[str, str], path: str | Path
         if found is None and number and 1 <= int(number[1]) <= len(by_number):
             found = by_number[int(number[1]) - 1]
         if found is None:
-            raise DataError(f"{path} has no label for the validation image {name}; give another --val-labels=FILE")
+            raise DataError(f"{path} has no label for the validation image {name}; give another --val_labels=FILE")
         return found
 
     return label
@@ -100,7 +100,7 @@ def _unpack(content: bytes, path: str | Path) -> bytes:
         with gzip.open(io.BytesIO(content)) as file:
             content = file.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
-        raise DataError(f"{path} holds more than {_MAX_BYTES:,} bytes: no validation labels; give --val-labels=FILE")
+        raise DataError(f"{path} holds more than {_MAX_BYTES:,} bytes: no validation labels; give --val_labels=FILE")
     return content
 
 
@@ -156,10 +156,10 @@ def _from_lines(lines: Sequence[str], path: str | Path) -> tuple[list[str], dict
         if len(words) == 1 or is_wordnet_id(words[0]) or not is_wordnet_id(words[1]):
             raise DataError(
                 f"{path}, line {number}: {line[:60]!r} is neither a file name and a WordNet id nor such an id; "
-                "give another --val-labels=FILE"
+                "give another --val_labels=FILE"
             )
         if by_stem.setdefault(stem(words[0]), words[1]) != words[1]:
-            raise DataError(f"{path}, line {number}: {words[0]} has two labels; give another --val-labels=FILE")
+            raise DataError(f"{path}, line {number}: {words[0]} has two labels; give another --val_labels=FILE")
     if bool(by_number) == bool(by_stem):
         raise DataError(f"{path} must hold either file names with WordNet ids or ids alone; give another file")
     return by_number, by_stem
