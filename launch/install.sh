@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: `install_stce EXTRAS...` makes a virtual environment, installs this checkout into it,
 # and leaves its interpreter in $python. Environment: VENV, where it goes (default .venv here); PYTHON, the
-# interpreter to make it with (default: the newest of 3.13, 3.12, 3.11 on the PATH).
+# interpreter to make it with (default: the newest of 3.13, 3.12, 3.11 on the PATH); LOCKED=1 for exactly the versions
+# that were tested, those of requirements.lock, instead of the newest that fit.
 # After `dry_run=yes` nothing is made: what would be run is printed.
 
 # Prints a command so that it can be pasted into a shell.
@@ -19,13 +20,21 @@ run() {
 }
 
 find_python() {
-  local candidate
+  local candidate said version shim=''
   for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3}; do
-    if "$candidate" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+    if said=$("$candidate" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>&1); then
       echo "$candidate"
       return
     fi
+    # What pyenv has installed and not activated is on the PATH all the same, and lists the versions that have it.
+    if [ -z "$shim" ] && [[ $said == "pyenv: "*" exists in these Python versions:"* ]]; then
+      version=$(grep -oE '^ +3\.1[123]\.[0-9]+$' <<< "$said" | tail -n 1 | tr -d ' ') && shim=$candidate
+    fi
   done
+  if [ -n "$shim" ]; then
+    echo "$shim is a shim of pyenv that is not active here; choose it: PYENV_VERSION=$version bash $0" >&2
+    return 2
+  fi
   echo "needs Python 3.11, 3.12 or 3.13 with venv; install one, or name it: PYTHON=/path/to/python3.13 bash $0" >&2
   return 2
 }
@@ -52,13 +61,15 @@ storage_extra() {
 }
 
 install_stce() {
-  local root extras venv_root wanted
+  local root extras venv_root wanted lock
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   venv_root=${VENV:-$root/.venv}
   python=$venv_root/bin/python
   extras=$(IFS=,; echo "$*")
   # Installed once for each content of these files; the package itself is linked, not copied.
-  wanted="$extras $(cat "$root/pyproject.toml" "$root/requirements.txt" | cksum)"
+  lock=()
+  if [ -n "${LOCKED:-}" ]; then lock=(--constraint "$root/requirements.lock"); fi
+  wanted="$extras ${LOCKED:+locked }$(cat "$root/pyproject.toml" "$root/requirements.txt" "${lock[@]:1}" | cksum)"
   if [ "$(cat "$venv_root/installed" 2>/dev/null)" = "$wanted" ]; then
     return
   fi
@@ -84,5 +95,21 @@ make_environment() {
     interpreter=$(find_python)
     run "$interpreter" -P -m venv "$1"
   fi
-  run "$python" -P -m pip install --quiet --disable-pip-version-check --editable "$2"
+  # pip shows its own progress on a terminal; elsewhere a line for each package, and the seconds so far.
+  if [ -n "${dry_run:-}" ] || [ -t 1 ]; then
+    run "$python" -P -m pip install --disable-pip-version-check "${lock[@]}" --editable "$2"
+  else
+    "$python" -P -m pip install --disable-pip-version-check --progress-bar=off "${lock[@]}" --editable "$2" | timed
+  fi
+}
+
+# Of pip's lines those that say what it does, and when.
+timed() {
+  local line
+  while IFS= read -r line; do
+    case $line in
+      Collecting* | Obtaining* | Building* | "  Building"* | Installing* | Successfully*)
+        printf '%4d s  %.150s\n' "$SECONDS" "${line#  }" ;;
+    esac
+  done
 }

@@ -124,6 +124,49 @@ def test_a_missing_python_is_said(tmp_path):
     assert done.returncode != 0 and "needs Python 3.11, 3.12 or 3.13" in done.stderr
 
 
+@pytest.fixture
+def only_shims(tmp_path):
+    """A PATH whose Pythons are shims of pyenv for versions that are not active; only 3.12 is installed."""
+    for name, versions in (("python3.13", "3.9.1"), ("python3.12", "3.12.1"), ("python3.11", ""), ("python3", "")):
+        listed = f"\n\nThe '{name}' command exists in these Python versions:\n  {versions}\n\nNote: ..." * bool(
+            versions
+        )
+        stand_in(tmp_path / "bin" / name, f'printf "pyenv: {name}: command not found{listed}\n" >&2; exit 127')
+    return tmp_path
+
+
+def test_a_shim_of_pyenv_is_told_apart_from_a_missing_python(only_shims):
+    done = launch(only_shims, LAUNCH / "local.sh")
+    assert done.returncode == 2 and not (only_shims / "venv" / "bin").exists()
+    said = (
+        f"python3.12 is a shim of pyenv that is not active here; choose it: PYENV_VERSION=3.12.1 bash {LAUNCH}/local.sh"
+    )
+    assert done.stderr == f"{said}\n"
+
+
+def test_locked_installs_what_was_tested_and_lines_say_what_is_done(tmp_path):
+    said = "Collecting jax\\n  Downloading jax\\nRequirement already\\nInstalling collected packages: jax\\n"
+    stand_in(tmp_path / "bin" / "nvidia-smi", "exit 1")
+    stand_in(tmp_path / "venv" / "bin" / "python", f'echo "$@" >> {tmp_path}/calls; [ "$3" != pip ] || printf "{said}"')
+    done = launch(tmp_path, LAUNCH / "local.sh", LOCKED="1")
+    install, train = (tmp_path / "calls").read_text().splitlines()
+    assert f"--constraint {ROOT}/requirements.lock" in install and "train" in train
+    assert re.findall(r"^ +\d+ s  (.*)$", done.stdout, re.MULTILINE) == [
+        "Collecting jax",
+        "Installing collected packages: jax",
+    ]
+    launch(tmp_path, LAUNCH / "local.sh", LOCKED="")
+    assert len((tmp_path / "calls").read_text().splitlines()) == 4, "what is not locked is another environment"
+
+
+def test_an_installation_that_fails_ends_the_script(tmp_path):
+    stand_in(tmp_path / "bin" / "nvidia-smi", "exit 1")
+    stand_in(tmp_path / "venv" / "bin" / "python", '[ "$3" != pip ] || { echo "ERROR: no network" >&2; exit 1; }')
+    done = launch(tmp_path, LAUNCH / "local.sh")
+    assert done.returncode == 1 and "ERROR: no network" in done.stderr
+    assert not (tmp_path / "venv" / "installed").exists()
+
+
 def recorder(path, calls, then=""):
     """A stand-in that adds its words, quoted, as a line to the file `calls`, then does `then`."""
     stand_in(path, f'{{ printf "%s" {path.name}; printf " %q" "$@"; echo; }} >> {calls}\n{then}')
