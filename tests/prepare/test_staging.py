@@ -48,13 +48,12 @@ def test_a_signal_in_a_lock_is_a_signal(number, tmp_path):
 
 @each_signal
 def test_a_signal_that_is_taken_for_an_error_is_a_signal(number):
-    with pytest.raises(PreemptedError, match=number.name):
-        with ends_cleanly():
-            try:
-                with HalfTaken(number):
-                    pass
-            except RuntimeError as error:
-                raise DataError(f"cannot write: {error}") from error
+    with pytest.raises(PreemptedError, match=number.name), ends_cleanly():
+        try:
+            with HalfTaken(number):
+                pass
+        except RuntimeError as error:
+            raise DataError(f"cannot write: {error}") from error
 
 
 @each_signal
