@@ -149,7 +149,7 @@ class TrainLoop:
             if step >= setup.timetable.total:
                 continue
             phase, rows = setup.phases.at_epoch(setup.timetable.epoch_after(step), step), setup.config.batch_size
-            shapes = {"image": ((rows, phase.side, phase.side, 3), np.uint8)}
+            shapes: dict[str, Any] = {"image": ((rows, phase.side, phase.side, 3), np.uint8)}
             shapes |= dict.fromkeys(("label", FLAG), ((rows,), np.int32))
             batch = {name: jax.ShapeDtypeStruct(*shape, sharding=sharding) for name, shape in shapes.items()}
             seconds = setup.phases.compile(phase, setup.state_shapes, batch, setup.key)

@@ -36,7 +36,8 @@ class TrainProgress:
             speed_estimate_period=3600,  # seconds; must span two lines, or no time left can be estimated
         )
         self._work: Callable[[int], float] = work or float
-        total, done = self._work(total_steps), self._work(step)
+        total: Any = self._work(total_steps)
+        done: Any = self._work(step)  # may be fractions, whatever rich declares
         self._task = self._bar.add_task("", total=total, completed=done, epoch=0.0, text="compiling")
         self._total = total_steps
 

@@ -21,6 +21,7 @@ from stce_jax.errors import CheckpointError, ConfigError, DivergedError
 from stce_jax.models.bodies import Body
 from stce_jax.paths import first_line
 from stce_jax.platform import terminal
+from stce_jax.platform.life import seconds_of_life
 from stce_jax.processes import peers as processes
 from stce_jax.processes.stopping import Exit, StopSignals, exit_on_signal
 from stce_jax.processes.watch import Watch
@@ -37,6 +38,7 @@ from stce_jax.training.sizes import check_model
 from stce_jax.training.state import abstract_state, abstract_variables, init_state
 from stce_jax.training.step import check_accumulation, make_train_step, run_key
 from stce_jax.training.timetable import Timetable
+from stce_jax.verbs.planning import planned
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
@@ -54,7 +56,8 @@ def train(
       config: a ConfigDict of `load_config`.
       workdir: directory for config, metrics, checkpoints and plots, local or remote.
       allow_config_change: resume with this config even if the workdir began with another.
-      exit_process: ends the process, see `StopSignals`; None if this function may not end it.
+      exit_process: ends the process, see `StopSignals`; None if this function may not end it. With it, `config.minutes`
+        count from the process's start.
 
     Returns:
       The last evaluation: {"loss", "top1", "top5"}, means over the validation images.
@@ -70,6 +73,7 @@ def train(
         trial: Any = runs.build_model(config, 1)  # refuses its options before data are prepared
         check_model(trial, tuple(config.progressive_sizes))
         dataset = runs.open_dataset(config)
+        config = planned(config, workdir, dataset, seconds_of_life() if exit_process else 0.0)
         config, dataset, source = _begin_with(config, workdir, dataset, trial.unshaped_options())
         mesh = make_mesh(config.fsdp_devices)
         check_batch_size(config.batch_size, mesh)
