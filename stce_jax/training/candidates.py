@@ -41,7 +41,6 @@ def _stce(side: int, sides: tuple[int, ...], width: int, depth: int, heads: int,
 CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     "class_folders": (
         Candidate(0, _stce(32, (), width=128, depth=4, heads=4, stem=32)),
-        Candidate(20, _stce(32, (), width=192, depth=6, heads=6, stem=32)),
         Candidate(30, _stce(64, (32, 48, 64), width=192, depth=6, heads=6, stem=24)),
         Candidate(60, _stce(64, (32, 48, 64), width=256, depth=8, heads=8, stem=32)),
     ),

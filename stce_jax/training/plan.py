@@ -62,7 +62,8 @@ class Plan(NamedTuple):
 def check_options(*, minutes: Any, plan: Any) -> None:
     """Raises ConfigError if `config.minutes` or `config.plan` cannot work."""
     check_range("config.minutes", minutes, SHORTEST, LONGEST, or_zero=True)
-    check_choice("config.plan", plan or "none", ("none", *CANDIDATES))
+    if plan != "":
+        check_choice("config.plan", plan, tuple(CANDIDATES))
 
 
 def make_plan(minutes: float, costs: Costs, *, steps_per_epoch: float, eval_every: float) -> Plan:
