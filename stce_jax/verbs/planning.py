@@ -14,6 +14,7 @@ import jax
 from stce_jax.analysis.costs import count_model
 from stce_jax.errors import ConfigError
 from stce_jax.platform import terminal
+from stce_jax.processes import peers as processes
 from stce_jax.training import assemble as runs
 from stce_jax.training.candidates import CANDIDATES
 from stce_jax.training.plan import Costs, Plan, adopt, apply, chosen, make_plan, with_keys
@@ -58,7 +59,7 @@ def planned(config: Any, workdir: str | Path, dataset: Any, passed: float, *, cl
         per_epoch = len(dataset.train) / config.batch_size
         return make_plan(config.minutes, costs, steps_per_epoch=per_epoch, eval_every=config.eval_every)
 
-    def epochs(place: int, like: int) -> float:
+    def epochs(place: int, like: int | None) -> float:
         try:
             return plan(place, like).epochs
         except ConfigError:  # there is no time for a step
@@ -69,9 +70,7 @@ def planned(config: Any, workdir: str | Path, dataset: Any, passed: float, *, cl
     if len(options) > 1:
         place = chosen(candidates, [first.epochs, *(epochs(other, 0) for other in range(1, len(options)))])
         while place and place not in timings:  # what multiply-adds promise may not hold
-            made = plan(place)
-            if made.epochs < candidates[place].epochs:
-                place -= 1
+            place -= epochs(place, None) < candidates[place].epochs
     made = plan(place)
     config = apply(made, options[place])
     end = datetime.now() + timedelta(seconds=began + made.seconds - clock())
@@ -129,4 +128,5 @@ def _in_words(config: Any, timing: Timing) -> str:
 
 
 def _say(text: str) -> None:
-    terminal.say(text)
+    if processes.is_main():
+        terminal.say(text)
