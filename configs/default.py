@@ -22,9 +22,7 @@ def get_config() -> config_dict.ConfigDict:
     config.batch_size = 128  # images of a global batch, over all devices
     config.eval_batch_size = 256  # images of a batch in evaluation; rounded up to what the devices can divide
     config.epochs = 300.0  # passes over the training images; a fraction is allowed
-    config.minutes = (
-        0.0  # as --minutes: epochs, and keys in epochs, are planned so that a new run takes so long; 0: off
-    )
+    config.minutes = 0.0  # as --minutes: what is given in epochs is planned so that a new run takes so long; 0: off
     config.plan = ""  # and of which list in training/candidates.py image size and model are chosen; "": as they are
     config.log_every = 50  # steps between two lines of training metrics
     config.eval_every = 1.0  # epochs between two evaluations; each is followed by a checkpoint
