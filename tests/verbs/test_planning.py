@@ -11,7 +11,7 @@ from stce_jax.errors import ConfigError
 from stce_jax.training import assemble as runs
 from stce_jax.training.candidates import CANDIDATES
 from stce_jax.training.plan import Costs
-from stce_jax.training.rehearsal import Timing
+from stce_jax.training.rehearsal import Timing, between
 from stce_jax.verbs import planning
 from stce_jax.workdir import layout
 from stce_jax.workdir.config import load_config
@@ -152,6 +152,11 @@ def test_a_run_of_so_many_minutes(stce_here, data_dir, tmp_path):
     assert 10 < seconds < 5 * 45, f"{seconds:.0f} s"
     done = stce_here(*words)
     assert done.returncode == 0 and "timed" not in done.stdout and "already finished" in done.stdout, done.stderr
+
+
+def test_sizes_between_the_timed_ones_are_on_a_line_over_their_pixels():
+    assert between((10, 20, 20, 30), {10: 1.0, 30: 5.0}) == pytest.approx((1.0, 2.5, 2.5, 5.0))
+    assert between((32,), {32: 0.5}) == (0.5,) == between((32, 32), {32: 0.5})[:1]
 
 
 @pytest.mark.slow
