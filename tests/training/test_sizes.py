@@ -242,9 +242,13 @@ def test_a_run_stopped_in_either_size_resumes_to_the_same_bits(seen, data_dir, t
     assert told == ["8 pixels from step 1 on", "16 pixels from step 10 on", off]
     built = [record for record in caplog.records if "Compiling jit(train_step)" in record.getMessage()]
     assert len(built) == 2, "each size is compiled once"
-    for batches in (4, 11):
+    for batches in (4, 11, None):
         workdir = tmp_path / f"stopped_{batches}"
-        stop(seen, config, workdir, batches)
+        if batches:
+            stop(seen, config, workdir, batches)
+        else:  # as one that was killed after it had saved the last step of the first size
+            shutil.copytree(tmp_path / "whole", workdir)
+            shutil.rmtree(workdir / "checkpoints" / "18")
         capfd.readouterr()
         seen.sides.clear()
         verb.train(config, workdir)
