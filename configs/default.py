@@ -18,9 +18,12 @@ def get_config() -> config_dict.ConfigDict:
     config.raw_short_side = 0  # pixels: takes what `stce prepare --raw_short_side` made of that size; 0: files
     config.data_dir = ""  # as --data_dir; "" is the user's data directory. Where, not what: never compared on resuming
     config.image_size = 224  # pixels, side of the square that the model sees
+    config.progressive_sizes = ()  # pixels, rising to image_size, for equal shares of the epochs: (32, 48, 64); (): off
     config.batch_size = 128  # images of a global batch, over all devices
     config.eval_batch_size = 256  # images of a batch in evaluation; rounded up to what the devices can divide
     config.epochs = 300.0  # passes over the training images; a fraction is allowed
+    config.minutes = 0.0  # as --minutes: what is given in epochs is planned so that a new run takes so long; 0: off
+    config.plan = ""  # and of which list in training/candidates.py image size and model are chosen; "": as they are
     config.log_every = 50  # steps between two lines of training metrics
     config.eval_every = 1.0  # epochs between two evaluations; each is followed by a checkpoint
     config.keep_checkpoints = 2  # number of the newest checkpoints that are kept, beside the best
@@ -323,6 +326,7 @@ def get_config() -> config_dict.ConfigDict:
     augment.mixup = 1.0  # alpha of mixup (Table 2); 0: off
     augment.cutmix = 0.8  # alpha of CutMix (Table 2); 0: off
     augment.switch_probability = 0.5  # of CutMix rather than mixup where both are on
+    augment.mixing_off_epochs = 0.0  # epochs at the end without mixup and CutMix; 0: none
     augment.label_smoothing = 0.1  # share of the target spread over all classes (DeiT)
 
     return config.lock()

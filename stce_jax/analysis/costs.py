@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from stce_jax.models.bodies import Body
+from stce_jax.training.sizes import Sizes
 from stce_jax.training.state import abstract_variables
 
 
@@ -26,6 +27,14 @@ def count_model(model: Body, image_size: int) -> dict[str, int]:
         "embedding_parameters": count_parameters(variables["params"].get("embedding", {})),
         "multiply_adds": count_multiply_adds(functools.partial(model.apply, train=False), variables, images),
     }
+
+
+def work_of_sizes(model: Body, sizes: Sizes | None) -> Callable[[int], float] | None:
+    """Steps of a run whose images grow -> multiply-adds of one image of each, forward; None: all steps cost alike."""
+    if sizes is None:
+        return None
+    costs = tuple(float(count_model(model, side)["multiply_adds"]) for side in sizes.sides)
+    return lambda steps: sizes.work(steps, costs)
 
 
 def count_reduction(model: Body, image_size: int) -> dict[str, int]:

@@ -41,6 +41,7 @@ def train_batches(
     workers: int,
     timeout: float,
     stop: Callable[[], bool] | None = None,
+    size_of: Callable[[int], int] | None = None,
 ) -> Feeder:
     """This process's share of every global batch from a position of the stream on, without end.
 
@@ -55,13 +56,15 @@ def train_batches(
       threads: that decode in this process; 0: the feeder's own.
       workers: processes that decode instead, each in one thread; 0: none.
       timeout, stop: see `Feeder`.
+      size_of: see `Stream`; picklable if there are workers.
 
     Returns:
       An iterator over {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes]}; to be closed.
     """
     rows = batch_size // jax.process_count()
     first = position + jax.process_index() * rows
-    stream = Stream(views, seed=seed, salt=salt, repeats=repeats, first=first, rows=rows, batch_size=batch_size)
+    order: dict[str, Any] = {"seed": seed, "salt": salt, "repeats": repeats, "first": first}
+    stream = Stream(views, **order, rows=rows, batch_size=batch_size, size_of=size_of)
     examples = grain.MapDataset.range(sys.maxsize).map(stream.example)
     if workers:
         _check_semaphores()

@@ -31,7 +31,7 @@ def slowest() -> tuple[str, float] | None:
 
 
 class Views:
-    """The views of a source's images, all of one size.
+    """The views of a source's images, of one size unless another is asked for.
 
     A view is drawn in two steps: pixels that are the same every time, which small sources keep in memory, and a random
     crop of them. Safe to use from several threads; a copy in another process starts with an empty cache.
@@ -60,15 +60,15 @@ class Views:
     ) -> None:
         self.size = size
         self._source = source
-        self._pixels: Callable[[UInt8[np.ndarray, "H W 3"]], View] | None
-        self._cut: Callable[[np.random.Generator, UInt8[np.ndarray, "H W 3"]], View] | None
+        self._pixels: Callable[..., View] | None  # (pixels, size=)
+        self._cut: Callable[..., View] | None  # (generator, pixels, size=)
         if crop == "center":
-            view = functools.partial(center_crop, size=size, fraction=fraction, interpolation=interpolation)
-            self._pixels, self._cut = view, None
+            crop_center = functools.partial(center_crop, fraction=fraction, interpolation=interpolation)
+            self._pixels, self._cut = crop_center, None
         else:
             if resize == "simd":
                 simd_resize()  # fails at once if it is not installed
-            cut = functools.partial(random_resized_crop, size=size, area=area, ratio=ratio, resize=resize)
+            cut = functools.partial(random_resized_crop, area=area, ratio=ratio, resize=resize)
             self._pixels, self._cut = None, cut
         self._cache_bytes = cache_bytes
         self._start()
@@ -90,19 +90,27 @@ class Views:
     def __len__(self) -> int:
         return len(self._source)
 
-    def view(self, index: int, rng: np.random.Generator | None = None) -> tuple[View, np.int32]:
-        """The view of image `index` and its label; a random crop takes its draws from `rng`.
+    def view(
+        self, index: int, rng: np.random.Generator | None = None, size: int | None = None
+    ) -> tuple[View, np.int32]:
+        """The view of image `index` and its label; a random crop takes its draws from `rng`, whatever its size.
+
+        Args:
+          index: 0 to the number of images, less one.
+          rng: only for random crops.
+          size: side in pixels; None: the views' own.
 
         Raises:
           DataError: the image cannot be read; it is named.
         """
-        pixels, label = self._kept(index)
+        size = size or self.size
+        pixels, label = self._kept(index, size)
         if self._cut is None:
             return pixels, label
         assert rng is not None, "a random crop needs a source of draws"
-        return self._cut(rng, pixels), label
+        return self._cut(rng, pixels, size=size), label
 
-    def _kept(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], np.int32]:
+    def _kept(self, index: int, size: int) -> tuple[UInt8[np.ndarray, "H W 3"], np.int32]:
         if self._fits is None:
             with self._lock:
                 if self._fits is None:
@@ -110,14 +118,15 @@ class Views:
                     self._cache = [None] * len(self) if fits else []
                     self._fits = fits
         if not self._fits:
-            return self._decoded(index)
+            return self._decoded(index, size)
         kept = self._cache[index]
-        if kept is None:
-            kept = self._decoded(index)
+        if kept is None or (self._pixels and len(kept[0]) != size):  # what is kept of a random crop has all sizes
+            kept = self._decoded(index, size)
             with self._lock:  # the estimate may have been wrong
-                if self._cache[index] is None and kept[0].nbytes <= self._room:
-                    self._room -= kept[0].nbytes
-                    self._cache[index] = kept
+                before = self._cache[index]
+                room = self._room + (before[0].nbytes if before else 0)
+                if kept[0].nbytes <= room:
+                    self._room, self._cache[index] = room - kept[0].nbytes, kept
         return kept
 
     def _all_fit(self) -> bool:
@@ -125,16 +134,16 @@ class Views:
         if not self._cache_bytes:
             return False
         places = np.linspace(0, len(self) - 1, min(SAMPLES, len(self))).astype(int)
-        sizes = [self._decoded(int(place))[0].nbytes for place in places]
+        sizes = [self._decoded(int(place), self.size)[0].nbytes for place in places]
         return float(np.mean(sizes)) * len(self) <= self._cache_bytes
 
-    def _decoded(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], np.int32]:
+    def _decoded(self, index: int, size: int) -> tuple[UInt8[np.ndarray, "H W 3"], np.int32]:
         thread = threading.get_ident()
         _at_work[thread] = (self._source.name(index), time.monotonic())
         try:
             record = self._source[index]
             pixels = decode_image(record["image"], record["name"])
-            return (pixels if self._pixels is None else self._pixels(pixels)), np.int32(record["label"])
+            return (pixels if self._pixels is None else self._pixels(pixels, size=size)), np.int32(record["label"])
         finally:
             del _at_work[thread]
 
@@ -156,21 +165,32 @@ class Stream:
       repeats: how often in a row an image comes.
       first: position of this process's first row of its first batch.
       rows, batch_size: of this process's part of a batch, of the whole.
+      size_of: number of a batch, from 0 -> side of its views in pixels; None: the views' own.
     """
 
     def __init__(
-        self, views: Views, *, seed: int, salt: int, repeats: int, first: int, rows: int, batch_size: int
+        self,
+        views: Views,
+        *,
+        seed: int,
+        salt: int,
+        repeats: int,
+        first: int,
+        rows: int,
+        batch_size: int,
+        size_of: Callable[[int], int] | None = None,
     ) -> None:
         self._views, self._seed = views, seed
         self._index = functools.partial(image_index, count=len(views), seed=seed, salt=salt, repeats=repeats)
-        self._first, self._rows, self._batch_size = first, rows, batch_size
+        self._first, self._rows, self._batch_size, self._size_of = first, rows, batch_size, size_of
 
     def example(self, number: int) -> Example:
         """Example `number`, 0 or more; its crop depends on its position in the shared stream alone."""
         step, row = divmod(number, self._rows)
         position = self._first + step * self._batch_size + row
         draws = np.random.Generator(np.random.Philox(key=(self._seed, position)))
-        image, label = self._views.view(self._index(position), draws)
+        size = self._size_of(step) if self._size_of else None
+        image, label = self._views.view(self._index(position), draws, size)
         return {"image": image, "label": label}
 
 

@@ -174,7 +174,19 @@ def compile_together(step: Callable[..., Any]) -> Callable[..., Any]:
             compiled = True
         return jitted(*arguments, **options)
 
+    first_compiled.jitted = jitted  # type: ignore[attr-defined]
     return first_compiled
+
+
+def compile_now(step: Any, *arguments: Any) -> None:
+    """Compiles a function of `compile_together` before its first call, and meets the others.
+
+    Args:
+      step: jitted, or what `compile_together` made of it.
+      arguments: of its calls, or their shapes, dtypes and shardings.
+    """
+    getattr(step, "jitted", step).lower(*arguments).compile()  # the call finds it
+    meet()
 
 
 def _gather(heartbeat: "Heartbeat", folder: str) -> list[str]:

@@ -130,6 +130,7 @@ def make_augment(
     std: Sequence[float],
     label_smoothing: float,
     offset: int = 0,
+    mixed_steps: int | None = None,
     **options: Any,
 ) -> Augment:
     """The training augmentation: (key, step, images, labels) -> (normalised images, targets).
@@ -141,6 +142,7 @@ def make_augment(
       mean, std: for each channel, of values scaled to 0..1.
       label_smoothing: 0..1, see `soft_targets`.
       offset: images by which step x batch is ahead of the position in the stream, in a run whose batch has changed.
+      mixed_steps: how many steps of the run mix their batches, of the part "mix"; None: all. No other draw changes.
       options: all options of the parts and no other, see `option_names`.
 
     Raises:
@@ -181,7 +183,11 @@ def make_augment(
         for name, function in active["batch"].items():
             # Version 0.1.0 mixed with the step's own key.
             own = step_key if name == "mix" else jax.random.fold_in(step_key, stream(name))
-            normalized, targets = function(own, normalized, targets)
+            changed = function(own, normalized, targets)
+            if name == "mix" and mixed_steps is not None:  # drawn all the same: GPUs would ask the host for a branch
+                mixes = jnp.asarray(step) < mixed_steps
+                changed = [jnp.where(mixes, new, old) for new, old in zip(changed, (normalized, targets), strict=True)]
+            normalized, targets = changed
         return normalized, targets
 
     return augment

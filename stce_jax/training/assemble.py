@@ -171,10 +171,10 @@ def report_passed_over(dataset: Dataset) -> None:
         terminal.warn(dataset.passed_over)
 
 
-def build_augment(config: config_dict.ConfigDict, dataset: Dataset, *, offset: int = 0) -> Callable[..., Any]:
-    """The augmentation that the train step runs on the devices; for `offset` see `augment.make_augment`."""
+def build_augment(config: config_dict.ConfigDict, dataset: Dataset, **of_run: Any) -> Callable[..., Any]:
+    """The augmentation that the train step runs on the devices, see `augment.make_augment`."""
     classes = len(dataset.class_names)
-    return augment.make_augment(classes, mean=dataset.mean, std=dataset.std, offset=offset, **on_devices(config))
+    return augment.make_augment(classes, mean=dataset.mean, std=dataset.std, **of_run, **on_devices(config))
 
 
 def build_timetable(config: config_dict.ConfigDict, dataset: Dataset) -> Timetable:
@@ -230,22 +230,16 @@ def train_batches(
     position: int,
     salt: int = 0,
     stop: Callable[[], bool] | None = None,
+    size_of: Callable[[int], int] | None = None,
+    views: Views | None = None,
 ) -> Feeder:
     """The training batches of a config from a position of the stream on, on the host; to be closed.
 
-    For `position` see `Timetable.position`, for `stop` see `Feeder`.
+    For `position` see `Timetable.position`, for `stop` see `Feeder`, for `size_of` see `Stream`. `views` are those of
+    `train_views`, if some of their images are in memory already.
     """
-    of_train = Views(
-        _train(dataset),
-        crop=config.augment.crop,
-        **view_options(config),
-        area=config.augment.crop_area,
-        ratio=config.augment.crop_ratio,
-        resize=config.augment.resize,
-        cache_bytes=config.cache_megabytes * 2**20 // max(1, config.loader_workers),
-    )
     return loader.train_batches(
-        of_train,
+        views or train_views(config, dataset),
         batch_size=config.batch_size,
         repeats=config.augment.repeats,
         seed=config.seed,
@@ -255,6 +249,20 @@ def train_batches(
         workers=config.loader_workers,
         timeout=config.loader_timeout,
         stop=stop,
+        size_of=size_of,
+    )
+
+
+def train_views(config: config_dict.ConfigDict, dataset: Dataset) -> Views:
+    """The training images as a run sees them before the devices change them."""
+    return Views(
+        _train(dataset),
+        crop=config.augment.crop,
+        **view_options(config),
+        area=config.augment.crop_area,
+        ratio=config.augment.crop_ratio,
+        resize=config.augment.resize,
+        cache_bytes=config.cache_megabytes * 2**20 // max(1, config.loader_workers),
     )
 
 

@@ -41,6 +41,8 @@ class Setup:
     Attributes:
       state_shapes: a TrainState of shapes and shardings.
       phases: the training step of each epoch.
+      work: of so many steps, for the time left, see `TrainProgress`.
+      mixed_steps: how many steps mix their batches; None: all, or none.
       key: of the run's draws, on the devices.
       check_claim: raises if the workdir belongs to another job by now.
       meta: what each checkpoint's meta.json holds of the run.
@@ -54,6 +56,8 @@ class Setup:
     schedule: optax.Schedule
     state_shapes: TrainState
     phases: Phases
+    work: Callable[[int], float] | None
+    mixed_steps: int | None
     key: jax.Array
     eval_step: Any
     val_views: Views
@@ -96,6 +100,7 @@ class TrainLoop:
         self._saved = int(start.state.step)
         self._window = Window(setup.config.batch_size)
         self._phase: Phase | None = None
+        self._said_mixing = False
         self._learning_rate = jax.jit(setup.schedule).lower(jax.ShapeDtypeStruct((), np.int32)).compile()
 
     def run(self) -> tuple[dict[str, float], float]:
@@ -111,11 +116,16 @@ class TrainLoop:
         # A single process need not wait for data before it stops; of several, none may miss a step of the others.
         stop_waiting = self._stop_requested if self._alone else None
         position = setup.timetable.position(start)
-        loading = runs.train_batches(config, setup.dataset, position, self._rollbacks, stop=stop_waiting)
+        sizes = setup.phases.sizes
+        size_of = sizes.seen_from(start).after if sizes else None
+        loading = runs.train_batches(
+            config, setup.dataset, position, self._rollbacks, stop=stop_waiting, size_of=size_of
+        )
         with loading as host_batches, jax.transfer_guard("disallow"):  # every transfer is explicit
             batches = to_devices(flagged(host_batches, self._stop_requested), batch_sharding(setup.mesh))
             self._evaluate_if_missing(start)
             setup.watch.pause()  # the first step compiles
+            self._compile_sizes(start)
             for step in range(start + 1, setup.timetable.total + 1):
                 batch = self._next_batch(batches, step)
                 setup.check_claim()
@@ -131,10 +141,28 @@ class TrainLoop:
         assert self._metrics, "the last step is always evaluated"
         return self._metrics, self._window.data_wait()
 
+    def _compile_sizes(self, start: int) -> None:
+        """Compiles the step of every size of images that is still to come, so that no change is waited for or fails."""
+        setup, sizes = self._setup, self._setup.phases.sizes
+        sharding = batch_sharding(setup.mesh)
+        for step in sizes.starts_from(start) if sizes else ():
+            if step >= setup.timetable.total:
+                continue
+            phase, rows = setup.phases.at_epoch(setup.timetable.epoch_after(step), step), setup.config.batch_size
+            shapes: dict[str, Any] = {"image": ((rows, phase.side, phase.side, 3), np.uint8)}
+            shapes |= dict.fromkeys(("label", FLAG), ((rows,), np.int32))
+            batch = {name: jax.ShapeDtypeStruct(*shape, sharding=sharding) for name, shape in shapes.items()}
+            seconds = setup.phases.compile(phase, setup.state_shapes, batch, setup.key)
+            if seconds is not None:
+                self._progress.print(f"compiled the step for {setup.phases.says(phase)} in {seconds:.0f} s")
+
     def _train_step(self, step: int) -> Any:
         """The program of a step. Where another one begins, says so, and stops the clocks, for it may compile."""
         setup = self._setup
-        phase = setup.phases.at_epoch(setup.timetable.epoch_after(step - 1))
+        if setup.mixed_steps is not None and step > setup.mixed_steps and not self._said_mixing:
+            self._said_mixing = True
+            self._progress.print(f"mixup and CutMix are off from step {step} on")
+        phase = setup.phases.at_epoch(setup.timetable.epoch_after(step - 1), step - 1)
         if phase is not self._phase:
             self._phase = phase
             if words := setup.phases.says(phase):

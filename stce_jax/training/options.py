@@ -10,7 +10,8 @@ from stce_jax.errors import ConfigError, check_range, check_text, check_whole
 from stce_jax.models.factory import LARGEST_SIDE
 from stce_jax.paths import first_line
 from stce_jax.recipe import augment, optimizers
-from stce_jax.training import guard
+from stce_jax.training import guard, plan
+from stce_jax.training.sizes import check_sizes
 from stce_jax.workdir.values import check_kinds
 
 # Key -> smallest and largest value. What a run holds in memory or on disk has a bound that a slip of the finger passes.
@@ -36,6 +37,7 @@ def check_options(config: config_dict.ConfigDict) -> None:
         check_range(f"config.{key}", config[key], 0, 1_000_000, above=True)
     check_range("config.step_timeout", config.step_timeout, 1, LONGEST_WAIT)
     check_text("config.init_from", config.init_from)
+    plan.check_options(minutes=config.minutes, plan=config.plan)
     catalog.check_options(
         dataset=config.dataset,
         raw_short_side=config.raw_short_side,
@@ -53,13 +55,17 @@ def check_options(config: config_dict.ConfigDict) -> None:
     drawn = on_devices(config)
     statistics = {key: config.augment[key] for key in ("mean", "std")}
     augment.check_normalization(**statistics)
-    views.check_options(**{key: value for key, value in config.augment.items() if key not in {*drawn, *statistics}})
+    check_range("config.augment.mixing_off_epochs", config.augment.mixing_off_epochs, 0, 1_000_000)
+    others = {*drawn, *statistics, "mixing_off_epochs"}
+    views.check_options(**{key: value for key, value in config.augment.items() if key not in others})
     augment.make_augment(1, mean=catalog.IMAGENET_MEAN, std=catalog.IMAGENET_STD, **drawn)
     optimizers.check_options(**config.optimizer)
     guard.check_options(**config.divergence)
-    if config.augment.shift > config.image_size:
+    check_sizes(config.progressive_sizes, config.image_size)
+    smallest = min([config.image_size, *config.progressive_sizes])
+    if config.augment.shift > smallest:
         raise ConfigError(
-            f"config.augment.shift is {config.augment.shift}, which is more than the image's {config.image_size} "
+            f"config.augment.shift is {config.augment.shift}, which is more than the image's {smallest} "
             "pixels; an image would be moved out of sight"
         )
 

@@ -1,6 +1,7 @@
 """What a run prints while it trains: a live line on a terminal, plain lines elsewhere."""
 
 import sys
+from collections.abc import Callable
 from typing import Any, Self
 
 from rich.console import Console
@@ -16,9 +17,12 @@ class TrainProgress:
       total_steps: steps of the whole run.
       step: the step it starts from.
       quiet: print nothing, as one of several processes.
+      work: steps -> work of so many, where later steps take longer; None: all take the same.
     """
 
-    def __init__(self, total_steps: int, step: int, *, quiet: bool = False) -> None:
+    def __init__(
+        self, total_steps: int, step: int, *, quiet: bool = False, work: Callable[[int], float] | None = None
+    ) -> None:
         self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False, quiet=quiet)
         self._live = self._console.is_terminal and self._console.is_interactive  # a dumb terminal is not
         self._bar = Progress(
@@ -31,7 +35,10 @@ class TrainProgress:
             disable=not self._live,
             speed_estimate_period=3600,  # seconds; must span two lines, or no time left can be estimated
         )
-        self._task = self._bar.add_task("", total=total_steps, completed=step, epoch=0.0, text="compiling")
+        self._work: Callable[[int], float] = work or float
+        total: Any = self._work(total_steps)
+        done: Any = self._work(step)  # may be fractions, whatever rich declares
+        self._task = self._bar.add_task("", total=total, completed=done, epoch=0.0, text="compiling")
         self._total = total_steps
 
     def __enter__(self) -> Self:
@@ -49,7 +56,7 @@ class TrainProgress:
         """Reports a window of training steps."""
         speed = f"top-1 {100 * metrics['top1']:.1f}%  {metrics['images_per_second']:,.0f} images/s"
         text = f"loss {metrics['loss']:.3f}  {speed}  waiting {100 * metrics['data_wait']:.0f}%"
-        self._bar.update(self._task, completed=step, epoch=epoch, text=text)
+        self._bar.update(self._task, completed=self._work(step), epoch=epoch, text=text)
         if not self._live:
             self.print(f"step {step}/{self._total}  epoch {epoch:.2f}  train  {text}{self._time_left()}")
 

@@ -5,6 +5,7 @@ another batch size, or another number of epochs, continues with the next image o
 """
 
 import dataclasses
+import math
 
 from stce_jax.errors import ConfigError
 
@@ -62,6 +63,13 @@ class Timetable:
     def epoch_after(self, step: int) -> float:
         """Passes over the training images after `step` steps; at or after the origin."""
         return (step - self.shift) / self.epoch
+
+    def first_step(self, epoch: float) -> int:
+        """The fewest steps after which `epoch` passes are over, up to rounding; what begins then begins with the next.
+
+        At or after the origin; an epoch before it gives what the present batch would have made.
+        """
+        return math.ceil(round(epoch * self.epoch + self.shift, 6))
 
     def evaluates(self, step: int) -> bool:
         """Whether the state after `step` steps is evaluated and saved."""

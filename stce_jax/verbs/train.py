@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from stce_jax.analysis.costs import work_of_sizes
 from stce_jax.analysis.curves import plot_curves
 from stce_jax.convert.following import follow, keep
 from stce_jax.convert.initial import initialize, read_weights
@@ -20,6 +21,7 @@ from stce_jax.errors import CheckpointError, ConfigError, DivergedError
 from stce_jax.models.bodies import Body
 from stce_jax.paths import first_line
 from stce_jax.platform import terminal
+from stce_jax.platform.life import seconds_of_life
 from stce_jax.processes import peers as processes
 from stce_jax.processes.stopping import Exit, StopSignals, exit_on_signal
 from stce_jax.processes.watch import Watch
@@ -29,12 +31,14 @@ from stce_jax.training.loop import ADVICE, RunDivergedError, Setup, StartingPoin
 from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import check_batch_size, connect, make_mesh, sharded_shapes
 from stce_jax.training.options import check_saved
-from stce_jax.training.phases import Phases
+from stce_jax.training.phases import Phases, build_sizes, mixed_steps
 from stce_jax.training.preprocessing import with_normalization
 from stce_jax.training.progress import TrainProgress
+from stce_jax.training.sizes import check_model
 from stce_jax.training.state import abstract_state, abstract_variables, init_state
 from stce_jax.training.step import check_accumulation, make_train_step, run_key
 from stce_jax.training.timetable import Timetable
+from stce_jax.verbs.planning import planned
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
@@ -52,7 +56,8 @@ def train(
       config: a ConfigDict of `load_config`.
       workdir: directory for config, metrics, checkpoints and plots, local or remote.
       allow_config_change: resume with this config even if the workdir began with another.
-      exit_process: ends the process, see `StopSignals`; None if this function may not end it.
+      exit_process: ends the process, see `StopSignals`; None if this function may not end it. With it, `config.minutes`
+        count from the process's start.
 
     Returns:
       The last evaluation: {"loss", "top1", "top5"}, means over the validation images.
@@ -66,7 +71,9 @@ def train(
         watch = stack.enter_context(Watch(config.step_timeout, processes.own_name()))
         layout.refuse_imported(workdir)
         trial: Any = runs.build_model(config, 1)  # refuses its options before data are prepared
+        check_model(trial, tuple(config.progressive_sizes))
         dataset = runs.open_dataset(config)
+        config = planned(config, workdir, dataset, seconds_of_life() if exit_process else 0.0)
         config, dataset, source = _begin_with(config, workdir, dataset, trial.unshaped_options())
         mesh = make_mesh(config.fsdp_devices)
         check_batch_size(config.batch_size, mesh)
@@ -98,7 +105,8 @@ def train(
             timetable = _continue(config, dataset, *found)
         checkpoints.scheduled = timetable.saves
         schedule, optimizer = runs.build_optimizer(config, timetable)
-        augment = runs.build_augment(config, dataset, offset=timetable.offset)
+        mixed, sizes = mixed_steps(config, timetable), build_sizes(config, timetable)
+        augment = runs.build_augment(config, dataset, offset=timetable.offset, mixed_steps=mixed)
         shape: Any = {"image_size": config.image_size, "with_ema": config.optimizer.ema_decay > 0}
         state_shapes = sharded_shapes(abstract_state(model, optimizer, **shape), mesh)
         check_memory(config, state_shapes, mesh)
@@ -120,7 +128,9 @@ def train(
             timetable=timetable,
             schedule=schedule,
             state_shapes=state_shapes,
-            phases=Phases(model, make_step),
+            phases=Phases(model, make_step, sizes),
+            work=work_of_sizes(model, sizes),
+            mixed_steps=mixed,
             key=run_key(config.seed, mesh),
             eval_step=eval_step(model, dataset, deterministic=config.deterministic),
             val_views=runs.eval_views(config, dataset),
@@ -230,7 +240,7 @@ def _train_to_the_end(setup: Setup, start: StartingPoint) -> dict[str, float]:
     first, main = int(start.state.step), processes.is_main()
     with (
         MetricsLog(setup.workdir, after_step=first, evaluated=bool(start.metrics), writes=main) as log,
-        TrainProgress(setup.timetable.total, first, quiet=not main) as progress,
+        TrainProgress(setup.timetable.total, first, quiet=not main, work=setup.work) as progress,
     ):
         while True:
             loop = TrainLoop(setup, start, log, progress)

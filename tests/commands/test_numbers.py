@@ -38,6 +38,7 @@ def test_numbers_out_of_range_are_refused(verb, option, place, tiny_run, data_di
     """An option that fails here has no range: give it one in the verb's function."""
     run, image = f"--workdir={tiny_run[0]}", place / "one.png"
     others = {
+        "train": ("--config=digits", f"--data_dir={data_dir}", f"--workdir={place}/run"),
         "show-data": ("--config=digits", f"--data_dir={data_dir}", f"--output={place}/out.png"),
         "prepare": ("folder", f"--source={place}", f"--data_dir={place}/data"),
         "predict": (image, run),

@@ -704,3 +704,19 @@ def test_a_user_may_have_jax_refuse_to_add_axes(options):
     with jax.numpy_rank_promotion("raise"):
         given = jax.eval_shape(augmented, jax.random.key(0), 0, images, labels)
     assert [leaf.shape for leaf in given] == [(4, 12, 12, 3), (4, 5)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step, mixes", [(4, True), (5, False)])
+def test_the_last_steps_may_be_left_unmixed(step, mixes):
+    """To the bit what there is without mixing, and before that what there is with it; other draws stay."""
+    images, labels = noise(4, 8, 8, 3, seed=3), np.arange(4) % 5
+    rest = {"flip": 0.5, "label_smoothing": 0.1}
+
+    def made(**options):
+        return jax.device_get(augmentation(**rest, **options)(jax.random.key(1), step, images, labels))
+
+    found = made(mixup=1.0, cutmix=1.0, mixed_steps=5)
+    expected = made(mixup=1.0, cutmix=1.0) if mixes else made()
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
