@@ -165,7 +165,9 @@ class Checkpoints:
             named.
         """
         if state.ema is not None and not (self._path(step) / "ema").exists():
-            raise self._no_average(step, f"give --config.optimizer.ema_decay=0, or {self._begin_anew()}")
+            raise self._no_average(
+                step, f"give --config.optimizer.ema_decay=0 (and ema_share=0), or {self._begin_anew()}"
+            )
         restored = self._restore_arrays(step, items_of(state), changed=changed)
         return state.replace(
             step=restored["optimizer"]["step"],

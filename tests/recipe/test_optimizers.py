@@ -15,9 +15,9 @@ from stce_jax.recipe.optimizers import (
     decay_mask,
     group_parameters,
     make_optimizer,
-    make_schedule,
     peak_learning_rate,
 )
+from stce_jax.recipe.schedules import make_schedule
 
 PEAK, WARMUP_FROM, FINAL, WARMUP, TOTAL = 1e-3, 1e-6, 1e-5, 5, 20
 SCHEDULE = {"peak": PEAK, "warmup_from": WARMUP_FROM, "final": FINAL, "warmup_steps": WARMUP, "total_steps": TOTAL}

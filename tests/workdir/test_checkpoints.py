@@ -17,7 +17,8 @@ from etils import epath
 from flax import linen as nn
 
 from stce_jax.errors import CheckpointError
-from stce_jax.recipe.optimizers import make_optimizer, make_schedule
+from stce_jax.recipe.optimizers import make_optimizer
+from stce_jax.recipe.schedules import make_schedule
 from stce_jax.training.mesh import batch_sharding, make_mesh, sharded_shapes, state_shardings
 from stce_jax.training.state import TrainState, init_state
 from stce_jax.training.step import make_train_step, run_key
