@@ -1,4 +1,4 @@
-"""Whole runs with other optimizers, frozen parts and layer-wise rates: stopped, resumed, evaluated, changed, refused."""
+"""Whole runs with other optimizers, frozen parts and layer rates: stopped, resumed, evaluated, changed, refused."""
 
 import os
 import shutil
