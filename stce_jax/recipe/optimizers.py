@@ -73,8 +73,8 @@ def adamw(
 def lion(schedule: Schedule, *, weight_decay: float, beta1: float, beta2: float) -> optax.GradientTransformation:
     """Lion: updates are the sign of a momentum.
 
-    Source: Chen et al. 2023, "Symbolic discovery of optimization algorithms", arXiv 2302.06675. Theirs are beta2 0.99, a
-    learning rate 3 to 10 times smaller than AdamW's, and a weight decay as much larger.
+    Source: Chen et al. 2023, "Symbolic discovery of optimization algorithms", arXiv 2302.06675. They have beta2 0.99,
+    a learning rate 3 to 10 times smaller than AdamW's, and a weight decay as much larger.
     """
     return optax.lion(schedule, beta1, beta2, weight_decay=weight_decay, mask=decay_mask)
 

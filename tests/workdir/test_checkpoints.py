@@ -496,7 +496,9 @@ def test_an_optimizer_whose_parts_have_another_state_is_refused_by_its_options(c
 
 
 def test_an_average_that_was_not_kept_is_refused_by_its_option(clipped):
-    with pytest.raises(CheckpointError, match=r"give --config\.optimizer\.ema_decay=0 --config\.optimizer\.ema_share=0, or begin"):
+    with pytest.raises(
+        CheckpointError, match=r"--config\.optimizer\.ema_decay=0 --config\.optimizer\.ema_share=0, or begin"
+    ):
         Checkpoints(clipped).restore(4, sharded_shapes(make_state(4), mesh_of(*ONE)))
 
 
