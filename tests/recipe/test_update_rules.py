@@ -252,3 +252,17 @@ def test_layer_wise_rates_multiply_the_learning_rate_of_every_optimizer(name):
     stacked = factors(("blocks", "mlp", "in", "kernel"), (3, 4, 6))
     np.testing.assert_allclose(stacked.ravel(), [0.125, 0.25, 0.5])
     assert factors(("head", "kernel"), (4, 7)) == 1
+
+
+# --- memory
+
+
+@pytest.mark.parametrize("name, kept", [("adamw", 2), ("lion", 1), ("schedule_free_adamw", 2), ("muon", None)])
+def test_numbers_kept_for_each_parameter(name, kept):
+    """Those that docs/training.md gives; a few numbers of all parameters together come on top."""
+    params = random_tree(0)
+    sizes = {path: leaf.size for path, leaf in named(params).items()}
+    matrices = sum(sizes[path] for path in MATRICES)
+    expected = kept * sum(sizes.values()) if kept else 2 * sum(sizes.values()) - matrices
+    state = jax.eval_shape(make_optimizer(schedule, name=name, **OPTIONS).init, params)
+    assert 0 < sum(leaf.size for leaf in jax.tree.leaves(state)) - expected < 10
