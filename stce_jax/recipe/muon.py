@@ -60,7 +60,8 @@ def hidden_matrices(
 def scale_by_muon(matrices: Matrices, *, momentum: float) -> optax.GradientTransformation:
     """Nesterov momentum, five steps of Newton-Schulz for each matrix, times 0.2 sqrt(max(I, O)).
 
-    The state keeps one array of a parameter's size, as [L, I, P, O].
+    The state keeps one array for each parameter, of its shape: it is split over devices as the parameter is, and stays
+    what it is where matrices are cut in another way.
 
     Args:
       matrices: gives every parameter's cut; none is None.
@@ -77,17 +78,17 @@ def scale_by_muon(matrices: Matrices, *, momentum: float) -> optax.GradientTrans
             lambda path, leaf: leaf.reshape(matrices(tuple(key.key for key in path), leaf.shape)), tree
         )
 
-    def init(params: Any) -> Any:
-        return inner.init(cut(params))
+    def put_together(tree: Any, like: Any) -> Any:
+        return jax.tree.map(lambda leaf, whole: leaf.reshape(whole.shape), tree, like)
+
+    def scaled(change: jax.Array) -> jax.Array:
+        _, rows, _, columns = change.shape
+        return UPDATE_RMS * math.sqrt(max(rows, columns)) * change
 
     def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        changes, state = inner.update(cut(gradients), state)
+        changes, new = inner.update(cut(gradients), state._replace(mu=cut(state.mu)))
+        new = new._replace(mu=put_together(new.mu, state.mu))
+        return put_together(jax.tree.map(scaled, changes), gradients), new
 
-        def scaled(change: jax.Array, gradient: jax.Array) -> jax.Array:
-            _, rows, _, columns = change.shape
-            return (UPDATE_RMS * math.sqrt(max(rows, columns)) * change).reshape(gradient.shape)
-
-        return jax.tree.map(scaled, changes, gradients), state
-
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(inner.init, update)

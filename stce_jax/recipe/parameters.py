@@ -35,7 +35,7 @@ def is_frozen(patterns: Sequence[str]) -> Frozen:
 
 def check_patterns(patterns: Any) -> None:
     """Raises ConfigError unless `config.optimizer.freeze` is a tuple of patterns of `is_frozen`."""
-    entries = patterns if isinstance(patterns, tuple | list) else [None]
+    entries: list[Any] = list(patterns) if isinstance(patterns, tuple | list) else [None]
     texts = all(isinstance(entry, str) and len(entry) <= LONGEST for entry in entries)
     if not texts or len(entries) > MOST_PATTERNS or not all(map(_PATTERN.fullmatch, _patterns(entries))):
         raise ConfigError(

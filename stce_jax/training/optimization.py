@@ -28,11 +28,13 @@ class ParameterRules:
       frozen: whether it stays as it is; None: no parameter does.
       rates: what its learning rate is multiplied by; None: 1.
       matrices: how Muon cuts it.
+      note: what is frozen, for people.
     """
 
     frozen: Frozen | None = None
     rates: Rates | None = None
     matrices: Matrices = hidden_matrices
+    note: str = ""
 
 
 def parameter_rules(config: config_dict.ConfigDict, model: Body) -> ParameterRules:
@@ -49,14 +51,18 @@ def parameter_rules(config: config_dict.ConfigDict, model: Body) -> ParameterRul
         matrices = functools.partial(hidden_matrices, fused=fused)
     if not options.freeze and options.layer_decay == 1:
         return ParameterRules(matrices=matrices)
-    paths = list(traverse_util.flatten_dict(abstract_variables(model, config.image_size)["params"]))
-    frozen, rates = None, None
+    flat = traverse_util.flatten_dict(abstract_variables(model, config.image_size)["params"])
+    paths, frozen, rates, note = list(flat), None, None, ""
     if options.freeze:
         check_frozen(options.freeze, paths)
         frozen = is_frozen(options.freeze)
+        trained, total = (
+            sum(leaf.size for path, leaf in flat.items() if whole or not frozen(path)) for whole in (0, 1)
+        )
+        note = f"trains {trained:,} of {total:,} parameters, frozen: {', '.join(options.freeze)}"
     if options.layer_decay != 1:
         rates = layer_rates(options.layer_decay, *layers_of(model, paths))
-    return ParameterRules(frozen, rates, matrices)
+    return ParameterRules(frozen, rates, matrices, note)
 
 
 def build_schedule(config: config_dict.ConfigDict, timetable: Timetable) -> optax.Schedule:

@@ -141,6 +141,8 @@ def train(
             start = StartingPoint(initialize(state, initial_weights, optimizer) if initial_weights else state)
         if processes.is_main():
             layout.write_config(workdir, config)
+        if rules.note:
+            _print(rules.note)
         step, final = int(start.state.step), start.metrics
         if step >= timetable.total and final:
             _print(f"already finished at step {step}: top-1 {100 * final['top1']:.2f}%; nothing to do")

@@ -10,6 +10,7 @@ import pytest
 
 from stce_jax.models.bodies import BODIES
 from stce_jax.models.factory import create_model, list_models, model_options
+from stce_jax.recipe.muon import hidden_matrices
 from stce_jax.recipe.optimizers import (
     OPTIMIZERS,
     decay_mask,
@@ -147,6 +148,15 @@ def test_decay_is_for_kernels_and_nothing_else(name, scan_layers):
     tables |= {f"position_bias_{stage}" for stage in range(4)}
     known = {"bias", "scale", "temperature", *tables}
     assert {"bias", "scale"} <= spared <= known, f"new kinds of parameters: {spared - known}"
+    for path, leaf in shapes.items():
+        cut, (top, *_) = hidden_matrices(tuple(path.split("/")), leaf.shape), path.split("/")
+        axes = leaf.shape[1:] if top == "blocks" else leaf.shape
+        mixes = path in decayed and min(axes[-2:]) > 1  # a depthwise kernel, or one of a single output, does not
+        assert (cut is not None) == (mixes and top not in ("embedding", "head", "distillation_head")), path
+        if cut is not None:
+            layers, rows, parts, columns = cut
+            assert math.prod(cut) == leaf.size and rows * parts * columns * layers == leaf.size
+            assert parts == (3 if path.endswith("qkv/kernel") else 1) and layers == (2 if top == "blocks" else 1)
     if not scan_layers:  # DeiT's rule, which goes by rank: a scan stacks even biases into matrices
         by_rank = {path for path, leaf in shapes.items() if leaf.ndim > 1}
         assert decayed == {path for path in by_rank if path.rpartition("/")[2] not in tables}
