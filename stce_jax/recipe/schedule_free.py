@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 
 class Averaging(NamedTuple):
@@ -33,9 +34,9 @@ class Averaging(NamedTuple):
 class ScheduleFreeState(NamedTuple):
     """State of `schedule_free`: as many numbers as the base optimizer's, and z, one for each parameter."""
 
-    steps: jax.Array
-    largest_rate: jax.Array
-    weight_sum: jax.Array
+    steps: Int[Array, ""]
+    largest_rate: Float[Array, ""]
+    weight_sum: Float[Array, ""]
     base: Any
     z: Any
 

@@ -127,7 +127,7 @@ def test_parts_without_a_state_may_change_and_others_are_refused(stce_here, fini
     words = ["train", "--config=digits:patch", f"--workdir={run}", f"--config.data_dir={data_dir}", *SMALLEST]
     words.append("--allow_config_change")
     own = {option.partition("=")[0]: option for option in OWN["muon"]}
-    for option in ("name=adamw", "freeze=()", "freeze=embedding", "name=lion"):
+    for option in ("name=adamw", "freeze=embedding"):
         changed = own | {option.partition("=")[0]: option}
         done = stce_here(*words, "--config.epochs=0.6", *words_of(*changed.values()))
         assert done.returncode == 4 and done.stderr.count("\n") == 1, done.stderr
@@ -135,10 +135,8 @@ def test_parts_without_a_state_may_change_and_others_are_refused(stce_here, fini
     stateless = words_of(
         *OWN["muon"], "clip_norm=0", "sam_rho=0", "layer_decay=1", "schedule=linear", "weight_decay=0.1"
     )
-    done = stce_here(*words, "--config.epochs=0.6", *stateless, *words_of("ema_share=0.2", "muon_momentum=0.9"))
+    done = stce_here(*words, "--config.epochs=0.6", *stateless, *words_of("ema_share=0", "muon_momentum=0.9"))
     assert done.returncode == 0 and "finished" in done.stdout, done.stderr
-    done = stce_here(*words, "--config.epochs=0.7", *stateless, *words_of("ema_share=0"))
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
