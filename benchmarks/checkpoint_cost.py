@@ -26,6 +26,7 @@ from stce_jax.analysis.costs import count_parameters
 from stce_jax.data.catalog import IMAGENET_MEAN, IMAGENET_STD
 from stce_jax.training import assemble as runs
 from stce_jax.training.mesh import batch_sharding, make_mesh, sharded_shapes
+from stce_jax.training.optimization import build_optimizer
 from stce_jax.training.state import abstract_state, init_state
 from stce_jax.training.step import make_train_step, run_key
 from stce_jax.workdir import config as configuration
@@ -74,7 +75,7 @@ def measure(config, batch_size, rounds, folder):
     dataset = SimpleNamespace(train=range(IMAGES), class_names=range(CLASSES), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     timetable = runs.build_timetable(config, dataset)
     model = runs.build_model(config, CLASSES)
-    _, optimizer = runs.build_optimizer(config, timetable)
+    _, optimizer = build_optimizer(config, timetable)
     mesh = make_mesh()
     shapes = {"image_size": config.image_size, "with_ema": True}
     blank = abstract_state(model, optimizer, **shapes)

@@ -25,7 +25,8 @@ from measure import machine, markdown_table
 
 from stce_jax.models.factory import create_model
 from stce_jax.recipe.augment import make_augment
-from stce_jax.recipe.optimizers import make_optimizer, make_schedule
+from stce_jax.recipe.optimizers import make_optimizer
+from stce_jax.recipe.schedules import make_schedule
 from stce_jax.training.mesh import batch_sharding, check_batch_size, make_mesh
 from stce_jax.training.state import init_state
 from stce_jax.training.step import check_accumulation, make_train_step, run_key

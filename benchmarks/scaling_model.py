@@ -24,6 +24,7 @@ from stce_jax.models.factory import model_options
 from stce_jax.recipe.optimizers import peak_learning_rate
 from stce_jax.training import assemble as runs
 from stce_jax.training.mesh import batch_sharding, check_batch_size, make_mesh, state_shardings
+from stce_jax.training.optimization import build_optimizer
 from stce_jax.training.state import abstract_state
 from stce_jax.training.step import make_train_step, run_key
 from stce_jax.verbs.summary import summarize
@@ -163,7 +164,7 @@ def collective_rows(fsdp_devices):
     config = configuration.load_config("stce_vit_s", ["--config.augment.rand_augment=", "--config.augment.erase=0"])
     dataset = SimpleNamespace(train=range(IMAGES), class_names=range(100), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     model = runs.build_model(config, 100)
-    _, optimizer = runs.build_optimizer(config, runs.build_timetable(config, dataset))
+    _, optimizer = build_optimizer(config, runs.build_timetable(config, dataset))
     mesh = make_mesh(fsdp_devices)
     state = abstract_state(model, optimizer, image_size=config.image_size, with_ema=True)
     own = {"ema_decay": EMA_DECAY, "state": state, "mesh": mesh}

@@ -286,18 +286,25 @@ def get_config() -> config_dict.ConfigDict:
     ats.keep_rate = config_dict.placeholder(tuple)  # of the samples, a bound on the tokens: r, or each block's share
 
     config.optimizer = optimizer = config_dict.ConfigDict()
-    optimizer.name = "adamw"  # the one there is; see recipe/optimizers.py
+    optimizer.name = "adamw"  # or "muon", "lion", "schedule_free_adamw", see docs/training.md
     optimizer.learning_rate = 1e-3  # peak (Table 2)
     optimizer.learning_rate_scaling = "none"  # "linear": the peak times batch_size / 512 (DeiT)
+    optimizer.schedule = "cosine"  # after the warm-up: or "linear", "wsd", "constant"
+    optimizer.decay_share = 0.2  # of "wsd": the last share of the epochs, in which the rate falls
     optimizer.warmup_epochs = 5.0  # epochs from warmup_learning_rate up to the peak, in a straight line
     optimizer.warmup_learning_rate = 1e-6  # where the warm-up begins
-    optimizer.final_learning_rate = 1e-5  # where the cosine ends with the last epoch
-    optimizer.weight_decay = 0.05  # AdamW's (Table 2), on kernels alone
-    optimizer.beta1 = 0.9  # of AdamW's mean of the gradients
-    optimizer.beta2 = 0.999  # of AdamW's mean of their squares
-    optimizer.epsilon = 1e-8  # added to that mean's root, by which AdamW divides
+    optimizer.final_learning_rate = 1e-5  # where the schedule ends with the last epoch; not of "constant"
+    optimizer.weight_decay = 0.05  # times the learning rate (Table 2, AdamW), on kernels alone
+    optimizer.beta1 = 0.9  # of the mean of the gradients
+    optimizer.beta2 = 0.999  # of the mean of their squares; of Lion: of the momentum
+    optimizer.epsilon = 1e-8  # added to that mean's root, which divides
+    optimizer.muon_momentum = 0.95  # of "muon" on matrices, where beta1 and beta2 are of the rest
     optimizer.clip_norm = 0.0  # maximum of the gradient's global norm; 0: no clipping (DeiT)
+    optimizer.sam_rho = 0.0  # sharpness-aware: gradients are taken this far up the slope, in two passes; 0: off
+    optimizer.layer_decay = 1.0  # learning rate of a block over that of the next one (BEiT: 0.65); 1: the same for all
+    optimizer.freeze = ()  # parts that stay as they are, such as ("embedding", "blocks"); (): none
     optimizer.ema_decay = 0.99996  # of the weights' moving average (DeiT), kept beside the weights; 0: keep none
+    optimizer.ema_share = 0.0  # instead of ema_decay: width of the average as a share of the run so far; 0: off
 
     config.divergence = divergence = config_dict.ConfigDict()
     # A step whose loss or gradient is not finite changes nothing but the step's number.

@@ -12,6 +12,8 @@ from flax import traverse_util
 from stce_jax.convert.sources import Source, listed, open_source
 from stce_jax.errors import CheckpointError, StceError
 from stce_jax.models.bodies import Body
+from stce_jax.recipe.optimizers import Optimizer
+from stce_jax.recipe.schedule_free import Averaging
 from stce_jax.training.state import TrainState, abstract_variables
 from stce_jax.workdir.mismatch import first_mismatch
 from stce_jax.workdir.weights import unflatten
@@ -126,14 +128,15 @@ def _check_options(opened: Source, model: Body) -> list[str]:
     return notes + list(opened.notes)
 
 
-def initialize(state: TrainState, arrays: Mapping[str, np.ndarray]) -> TrainState:
-    """A state of step 0 with other weights; the optimizer's state stays, a moving average begins at the weights.
+def initialize(state: TrainState, arrays: Mapping[str, np.ndarray], optimizer: Optimizer | None = None) -> TrainState:
+    """A state of step 0 with other weights, at which a moving average begins; the optimizer's state stays.
 
     Works when the state is spread over several processes: each of them calls it with the same arrays.
 
     Args:
       state: of step 0.
       arrays: of `read_weights`; what is not among them keeps its value.
+      optimizer: if its state holds weights, they begin there, too.
 
     Returns:
       A TrainState whose arrays have the shapes, dtypes and shardings of `state`.
@@ -147,6 +150,10 @@ def initialize(state: TrainState, arrays: Mapping[str, np.ndarray]) -> TrainStat
 
     flat = traverse_util.flatten_dict(state.variables, sep="/")
     variables = unflatten({path: put(path, leaf) for path, leaf in flat.items()})
+    if isinstance(optimizer, Averaging):
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state.optimizer)
+        begin = jax.jit(optimizer.init, out_shardings=shardings)
+        state = dataclasses.replace(state, optimizer=begin(variables["params"]))
     if state.ema is None:
         return dataclasses.replace(state, variables=variables)
     # Arrays of its own: a step donates the state, and no buffer can be donated twice.

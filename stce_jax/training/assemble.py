@@ -26,7 +26,6 @@ from stce_jax.paths import first_line
 from stce_jax.platform import terminal
 from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
-from stce_jax.recipe import optimizers as optim
 from stce_jax.training.mesh import connect, make_mesh, sharded_shapes
 from stce_jax.training.options import check_options, check_saved, on_devices
 from stce_jax.training.other_reduction import only, with_reduction
@@ -194,34 +193,6 @@ def saved_timetable(meta: dict[str, Any], dataset: Dataset) -> Timetable:
     own = meta["config"]
     origin = Origin(**meta["origin"]) if "origin" in meta else Origin()
     return Timetable(len(_train(dataset)), own["batch_size"], own["epochs"], own["eval_every"], origin)
-
-
-def build_schedule(config: config_dict.ConfigDict, timetable: Timetable) -> Any:
-    """Steps that were applied -> learning rate, of a config or of a checkpoint's."""
-    options = config.optimizer
-    return optim.make_schedule(
-        peak=optim.peak_learning_rate(options.learning_rate, options.learning_rate_scaling, config.batch_size),
-        warmup_from=options.warmup_learning_rate,
-        final=options.final_learning_rate,
-        warmup_steps=round(options.warmup_epochs * timetable.epoch),
-        total_steps=round(config.epochs * timetable.epoch),
-        shift=timetable.shift,
-    )
-
-
-def build_optimizer(config: config_dict.ConfigDict, timetable: Timetable) -> tuple[Any, Any]:
-    """(schedule, optimizer) of a config."""
-    options, schedule = config.optimizer, build_schedule(config, timetable)
-    optimizer = optim.make_optimizer(
-        schedule,
-        name=options.name,
-        weight_decay=options.weight_decay,
-        beta1=options.beta1,
-        beta2=options.beta2,
-        epsilon=options.epsilon,
-        clip_norm=options.clip_norm,
-    )
-    return schedule, optimizer
 
 
 def train_batches(

@@ -21,7 +21,11 @@ from stce_jax.models.bodies import Body
 from stce_jax.platform import jax_settings
 from stce_jax.processes import peers as processes
 from stce_jax.processes.stop_flag import carries_flag
+from stce_jax.recipe.averages import Decay
 from stce_jax.recipe.losses import cross_entropy, soft_target_cross_entropy, top_hits
+from stce_jax.recipe.optimizers import Optimizer
+from stce_jax.recipe.parameters import Frozen, merge, split
+from stce_jax.training.frozen import apply_with, average_unless
 from stce_jax.training.left import LOSSES, METRICS, added_loss, left_metrics
 from stce_jax.training.mesh import batch_sharding, replicated, state_shardings
 from stce_jax.training.state import TrainState
@@ -30,19 +34,23 @@ Metrics = dict[str, Float[Array, ""]]
 Images = Float[Array, "B H W 3"]
 Targets = Float[Array, "B K"]
 Augment = Callable[[Key[Array, ""], Int[Array, ""], UInt8[Array, "B H W 3"], Int[Array, "B"]], tuple[Images, Targets]]
+Apply = Callable[..., Any]  # as the model's
+Gradients = tuple[Any, Any, Metrics, Metrics]
 Normalize = Callable[[UInt8[Array, "B H W 3"]], Images]
 
 
 def make_train_step(
     model: Body,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     augment: Augment,
     *,
-    ema_decay: float,
+    ema_decay: Decay,
     state: TrainState,
     mesh: Mesh,
     accumulate: int = 1,
     deterministic: bool = False,
+    sam_rho: float = 0.0,
+    frozen: Frozen | None = None,
 ) -> Any:
     """Compiles (state, batch, key) -> (state, metrics). The old state is donated.
 
@@ -59,15 +67,23 @@ def make_train_step(
     they are, to the bit; only `state.step`, the position in the data, advances. The optimizer's own counts stay too, so
     a learning rate schedule lags behind `state.step` by the number of steps skipped since step 0.
 
+    With `sam_rho` > 0 a step is sharpness-aware (Foret et al. 2021, arXiv 2010.01412): the update's gradient is taken
+    at parameters that lie `sam_rho` further along the gradient of the whole batch. Both passes see the same images,
+    draws and micro-batches. Loss, hits and BatchNorm's running statistics are the first pass's; `gradient_norm` is the
+    second's. Neither gradient may be infinite or NaN.
+
     Args:
       model: called as model(images, train=True) with an rng "dropout".
-      optimizer: updates the parameters.
+      optimizer: updates the parameters that are trained; of `frozen` ones it has no state, see `frozen.train_only`.
       augment: (key, step, images, labels) -> (images, targets).
-      ema_decay: of the moving average of parameters and statistics, if the state keeps one.
+      ema_decay: of the moving average of parameters and statistics, if the state keeps one: a number, or a function of
+        the steps made so far.
       state: a TrainState or its shapes, for its shardings.
       mesh: see `make_mesh`.
       accumulate: micro-batches in a batch, see `check_accumulation`.
       deterministic: on GPUs, use only operations that give the same bits every time.
+      sam_rho: >= 0; 0: one pass.
+      frozen: path of a parameter -> whether it stays as it is, to the bit; see `frozen.apply_with`. None: none does.
 
     Returns:
       A jitted function; its batch is {"image": uint8 [B, H, W, 3], "label": int32 [B]}, its metrics are float32 scalars
@@ -80,16 +96,18 @@ def make_train_step(
         augment_key, dropout_key = step_keys(key)
         images, targets = augment(augment_key, state.step, batch["image"], batch["label"])
         dropout_key = jax.random.fold_in(dropout_key, state.step)
-        if accumulate == 1:
-            gradients, statistics, metrics, left = _forward_backward(
-                model, state.variables, images, targets, dropout_key
-            )
-        else:
-            micro_batches = _split((images, targets), accumulate, mesh)
-            gradients, statistics, metrics, left = _accumulate(model, state.variables, micro_batches, dropout_key)
+        batches = (images, targets) if accumulate == 1 else _split((images, targets), accumulate, mesh)
+        apply, variables = _trained(model, optimizer, state, frozen)
+        backward = _forward_backward if accumulate == 1 else _accumulate
+        gradients, statistics, metrics, left = backward(apply, variables, batches, dropout_key)
+        finite = jnp.isfinite(metrics["loss"])
+        if sam_rho:
+            finite &= jnp.isfinite(optax.tree.norm(gradients))
+            climbed = {**variables, "params": _climbed(variables["params"], gradients, sam_rho)}
+            gradients = backward(apply, climbed, batches, dropout_key)[0]
         norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        update = functools.partial(_update, optimizer, gradients, statistics, ema_decay)
+        finite &= jnp.isfinite(norm)
+        update = functools.partial(_update, optimizer, gradients, statistics, ema_decay, frozen)
         updated = _update_if(finite, update, state)
         metrics |= {"gradient_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32), **left}
         return updated.replace(step=state.step + 1), metrics
@@ -163,18 +181,36 @@ def step_keys(key: Key[Array, ""]) -> Key[Array, "2"]:
     return jax.random.split(key)
 
 
-def _forward_backward(
-    model: Body, variables: Any, images: Images, targets: Targets, key: Key[Array, ""]
-) -> tuple[Any, Any, Metrics, Metrics]:
+def _trained(model: Body, optimizer: Optimizer, state: TrainState, frozen: Frozen | None) -> tuple[Apply, Any]:
+    """(the model as a function, the variables that its gradients are taken at, without frozen parameters)."""
+    apply, params = model.apply, state.variables["params"]
+    if frozen is not None:
+        params, rest = split(params, frozen)
+        apply = apply_with(model, rest, frozen)
+    gradient_point = getattr(optimizer, "gradient_point", None)
+    if gradient_point is not None:
+        params = gradient_point(params, state.optimizer)
+    return apply, {**state.variables, "params": params}
+
+
+def _climbed(params: Any, gradients: Any, rho: float) -> Any:
+    """The parameters `rho` further along their gradients, in the norm of all of them; those without stay."""
+    norm = optax.tree.norm(gradients)
+    scale = rho / jnp.where(norm > 0, norm, 1.0)
+    return jax.tree.map(lambda param, gradient: param + scale * gradient, params, gradients)
+
+
+def _forward_backward(apply: Apply, variables: Any, batch: tuple[Images, Targets], key: Key[Array, ""]) -> Gradients:
     """(gradients, {"batch_stats": updated} or {}, metrics, metrics that modules leave) of the loss over these images.
 
     The loss is the mean cross entropy, and what modules add to it.
     """
+    images, targets = batch
     mutable = ["batch_stats", LOSSES, METRICS]
 
     def loss_and_outputs(params: Any) -> tuple[Float[Array, ""], tuple[Float[Array, "B K"], Any]]:
         merged = {**variables, "params": params}
-        logits, left = model.apply(merged, images, train=True, rngs={"dropout": key}, mutable=mutable)
+        logits, left = apply(merged, images, train=True, rngs={"dropout": key}, mutable=mutable)
         return added_loss(left, soft_target_cross_entropy(logits, targets).mean()), (logits, left)
 
     (loss, (logits, left)), gradients = jax.value_and_grad(loss_and_outputs, has_aux=True)(variables["params"])
@@ -199,19 +235,17 @@ def _split(batch: Any, count: int, mesh: Mesh) -> Any:
     return jax.tree.map(split, batch)
 
 
-def _accumulate(
-    model: Body, variables: Any, micro_batches: tuple[Array, Array], key: Key[Array, ""]
-) -> tuple[Any, Any, Metrics, Metrics]:
+def _accumulate(apply: Apply, variables: Any, micro_batches: tuple[Array, Array], key: Key[Array, ""]) -> Gradients:
     """As `_forward_backward`, over micro-batches in turn: mean gradients and metrics, the last one's statistics."""
     params = variables["params"]
     count = len(micro_batches[0])
 
     def accumulate(carry: tuple[Any, Any], numbered: tuple[Int[Array, ""], tuple[Images, Targets]]) -> Any:
         statistics, sums = carry
-        number, (images, targets) = numbered
+        number, batch = numbered
         merged = {"params": params, **statistics}
         step_key = jax.random.fold_in(key, number)
-        gradients, statistics, metrics, left = _forward_backward(model, merged, images, targets, step_key)
+        gradients, statistics, metrics, left = _forward_backward(apply, merged, batch, step_key)
         return (statistics, jax.tree.map(jnp.add, sums, (gradients, metrics))), left
 
     statistics = {name: variables[name] for name in variables if name != "params"}
@@ -238,13 +272,15 @@ def _update_if(finite: Bool[Array, ""], update: Callable[[TrainState], TrainStat
 
 
 def _update(
-    optimizer: optax.GradientTransformation, gradients: Any, statistics: Any, ema_decay: float, state: TrainState
+    optimizer: Optimizer, gradients: Any, statistics: Any, ema_decay: Decay, frozen: Frozen | None, state: TrainState
 ) -> TrainState:
     """The state after an update with these gradients and BatchNorm statistics, its step unchanged."""
-    params = state.variables["params"]
+    params, rest = (state.variables["params"], None) if frozen is None else split(state.variables["params"], frozen)
     changes, optimizer_state = optimizer.update(gradients, state.optimizer, params)
-    variables = {"params": optax.apply_updates(params, changes), **statistics}
+    params = optax.apply_updates(params, changes)
+    variables = {"params": params if rest is None else merge(params, rest), **statistics}
     ema = state.ema
     if ema is not None:
-        ema = jax.tree.map(lambda mean, new: ema_decay * mean + (1.0 - ema_decay) * new, ema, variables)
+        decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
+        ema = average_unless(frozen, decay, ema, variables)
     return state.replace(variables=variables, optimizer=optimizer_state, ema=ema)

@@ -26,6 +26,7 @@ from stce_jax.processes import peers as processes
 from stce_jax.processes.stopping import Exit, StopSignals, exit_on_signal
 from stce_jax.processes.watch import Watch
 from stce_jax.training import assemble as runs
+from stce_jax.training import optimization
 from stce_jax.training.evaluation import eval_step
 from stce_jax.training.loop import ADVICE, RunDivergedError, Setup, StartingPoint, TrainLoop
 from stce_jax.training.memory import check_memory
@@ -80,6 +81,7 @@ def train(
         check_accumulation(config.batch_size, config.accumulate, mesh)
         model = runs.build_model(config, len(dataset.class_names))
         runs.check_options(config)
+        rules = optimization.parameter_rules(config, model)
         timetable = runs.build_timetable(config, dataset)
         meta = checkpoint_meta(config, dataset)
         processes.agree(
@@ -104,21 +106,23 @@ def train(
         if found:
             timetable = _continue(config, dataset, *found)
         checkpoints.scheduled = timetable.saves
-        schedule, optimizer = runs.build_optimizer(config, timetable)
+        schedule, optimizer = optimization.build_optimizer(config, timetable, rules)
         mixed, sizes = mixed_steps(config, timetable), build_sizes(config, timetable)
         augment = runs.build_augment(config, dataset, offset=timetable.offset, mixed_steps=mixed)
-        shape: Any = {"image_size": config.image_size, "with_ema": config.optimizer.ema_decay > 0}
+        shape: Any = {"image_size": config.image_size, "with_ema": optimization.keeps_average(config)}
         state_shapes = sharded_shapes(abstract_state(model, optimizer, **shape), mesh)
         check_memory(config, state_shapes, mesh)
         make_step = functools.partial(
             make_train_step,
             optimizer=optimizer,
             augment=augment,
-            ema_decay=config.optimizer.ema_decay,
+            ema_decay=optimization.average_decay(config, timetable),
             state=state_shapes,
             mesh=mesh,
             accumulate=config.accumulate,
             deterministic=config.deterministic,
+            sam_rho=config.optimizer.sam_rho,
+            frozen=rules.frozen,
         )
         setup = Setup(
             config=config,
@@ -144,9 +148,11 @@ def train(
             start = _restore(setup, *found)
         else:
             state = init_state(model, optimizer, seed=config.seed, mesh=mesh, **shape)
-            start = StartingPoint(initialize(state, initial_weights) if initial_weights else state)
+            start = StartingPoint(initialize(state, initial_weights, optimizer) if initial_weights else state)
         if processes.is_main():
             layout.write_config(workdir, config)
+        if rules.note:
+            _print(rules.note)
         step, final = int(start.state.step), start.metrics
         if step >= timetable.total and final:
             _print(f"already finished at step {step}: top-1 {100 * final['top1']:.2f}%; nothing to do")
@@ -221,7 +227,10 @@ def _continue(config: Any, dataset: Any, step: int, meta: dict[str, Any]) -> Tim
     timetable = before.resumed(step, batch_size=config.batch_size, epochs=config.epochs, eval_every=config.eval_every)
     if timetable != before and step < timetable.total:
         applied = step - meta["guard"]["skipped_in_all"]
-        rate, old = runs.build_schedule(config, timetable)(applied), runs.build_schedule(own, before)(applied)
+        rate, old = (
+            optimization.build_schedule(config, timetable)(applied),
+            optimization.build_schedule(own, before)(applied),
+        )
         _print(
             f"continuing at epoch {timetable.epoch_after(step):.2f} of {config.epochs:g}; the learning rate there is "
             f"{float(rate):.3g} by this config, it was {float(old):.3g}"

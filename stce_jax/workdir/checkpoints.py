@@ -165,7 +165,8 @@ class Checkpoints:
             named.
         """
         if state.ema is not None and not (self._path(step) / "ema").exists():
-            raise self._no_average(step, f"give --config.optimizer.ema_decay=0, or {self._begin_anew()}")
+            without = "--config.optimizer.ema_decay=0 --config.optimizer.ema_share=0"
+            raise self._no_average(step, f"give {without}, or {self._begin_anew()}")
         restored = self._restore_arrays(step, items_of(state), changed=changed)
         return state.replace(
             step=restored["optimizer"]["step"],

@@ -1,4 +1,4 @@
-"""AdamW, its mask, its schedule and its clipping, against formulas in plain NumPy, float64."""
+"""AdamW, its mask, its clipping, and the schedules, against formulas in plain NumPy, float64."""
 
 import math
 
@@ -10,14 +10,15 @@ import pytest
 
 from stce_jax.models.bodies import BODIES
 from stce_jax.models.factory import create_model, list_models, model_options
+from stce_jax.recipe.muon import hidden_matrices
 from stce_jax.recipe.optimizers import (
     OPTIMIZERS,
     decay_mask,
     group_parameters,
     make_optimizer,
-    make_schedule,
     peak_learning_rate,
 )
+from stce_jax.recipe.schedules import make_schedule
 
 PEAK, WARMUP_FROM, FINAL, WARMUP, TOTAL = 1e-3, 1e-6, 1e-5, 5, 20
 SCHEDULE = {"peak": PEAK, "warmup_from": WARMUP_FROM, "final": FINAL, "warmup_steps": WARMUP, "total_steps": TOTAL}
@@ -147,6 +148,15 @@ def test_decay_is_for_kernels_and_nothing_else(name, scan_layers):
     tables |= {f"position_bias_{stage}" for stage in range(4)}
     known = {"bias", "scale", "temperature", *tables}
     assert {"bias", "scale"} <= spared <= known, f"new kinds of parameters: {spared - known}"
+    for path, leaf in shapes.items():
+        cut, (top, *_) = hidden_matrices(tuple(path.split("/")), leaf.shape), path.split("/")
+        axes = leaf.shape[1:] if top == "blocks" else leaf.shape
+        mixes = path in decayed and min(axes[-2:]) > 1  # a depthwise kernel, or one of a single output, does not
+        assert (cut is not None) == (mixes and top not in ("embedding", "head", "distillation_head")), path
+        if cut is not None:
+            layers, rows, parts, columns = cut
+            assert math.prod(cut) == leaf.size and rows * parts * columns * layers == leaf.size
+            assert parts == (3 if path.endswith("qkv/kernel") else 1) and layers == (2 if top == "blocks" else 1)
     if not scan_layers:  # DeiT's rule, which goes by rank: a scan stacks even biases into matrices
         by_rank = {path for path, leaf in shapes.items() if leaf.ndim > 1}
         assert decayed == {path for path in by_rank if path.rpartition("/")[2] not in tables}
@@ -186,6 +196,49 @@ def test_no_warmup_starts_at_the_peak():
 def test_a_run_shorter_than_its_warmup_only_warms_up():
     schedule = make_schedule(peak=1.0, warmup_from=0.0, final=0.5, warmup_steps=10, total_steps=4)
     np.testing.assert_allclose([float(schedule(step)) for step in range(5)], [0.0, 0.1, 0.2, 0.3, 0.4], atol=1e-6)
+
+
+KNOTS = {"peak": 1.0, "warmup_from": 0.1, "final": 0.2, "warmup_steps": 10, "total_steps": 50}
+
+
+@pytest.mark.parametrize(
+    "name, options, knots",
+    [
+        ("linear", {}, {10: 1.0, 20: 0.8, 30: 0.6, 50: 0.2, 60: 0.2}),
+        ("constant", {}, {10: 1.0, 30: 1.0, 50: 1.0, 999: 1.0}),
+        # The last half of 50 steps: from 25 on, 1 - sqrt of what is over of it.
+        (
+            "wsd",
+            {"decay_share": 0.5},
+            {10: 1.0, 25: 1.0, 26: 1 - 0.8 * 0.2, 34: 1 - 0.8 * 0.6, 41: 0.36, 50: 0.2, 51: 0.2},
+        ),
+        ("wsd", {"decay_share": 1.0}, {9: 0.91, 10: 1.0, 20: 0.6, 50: 0.2}),  # all that follows the warm-up
+    ],
+)
+def test_other_schedules_at_their_knots(name, options, knots):
+    """After a warm-up that all have, also when all of it comes later, and of a traced step."""
+    knots = {0: 0.1, 5: 0.55} | knots
+    for shift in (0, 2.5, -3):
+        schedule = make_schedule(**KNOTS, name=name, shift=shift, **options)
+        for step, expected in knots.items():
+            assert float(schedule(step + shift)) == pytest.approx(expected, rel=1e-5), f"{name}, {shift}: step {step}"
+    traced = jax.jit(jax.vmap(make_schedule(**KNOTS, name=name, **options)))(jnp.array(list(knots)))
+    np.testing.assert_allclose(traced, list(knots.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "constant"])
+def test_schedules_are_given_in_epochs(name):
+    """Twice the batch, half the steps: the same rate at the same epoch."""
+    half = {option: KNOTS[option] // 2 for option in ("warmup_steps", "total_steps")}
+    whole, shorter = make_schedule(**KNOTS, name=name), make_schedule(**KNOTS | half, name=name)
+    for step in range(26):
+        assert float(shorter(step)) == pytest.approx(float(whole(2 * step)), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["linear", "wsd", "constant"])
+def test_a_run_as_short_as_its_warmup_has_no_rate_that_is_no_number(name):
+    schedule = make_schedule(**KNOTS | {"total_steps": 10}, name=name)
+    assert all(math.isfinite(float(schedule(step))) for step in range(13))
 
 
 def test_linear_scaling_is_by_batches_of_512():

@@ -17,6 +17,7 @@ from helpers import TINY, wait_for
 
 from stce_jax.training import assemble as runs
 from stce_jax.training.mesh import make_mesh, sharded_shapes
+from stce_jax.training.optimization import build_optimizer
 from stce_jax.training.state import abstract_state
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoints import Checkpoints
@@ -54,7 +55,7 @@ def final_state(workdir, *words):
     """Every array of the last checkpoint: parameters, statistics, optimizer, average, step."""
     config = load_config("digits:conv", [*WORDS[1:], *words])
     model = runs.build_model(config, 10)
-    _, optimizer = runs.build_optimizer(config, runs.Timetable(1437, 32, 2, 0.2))
+    _, optimizer = build_optimizer(config, runs.Timetable(1437, 32, 2, 0.2))
     blank = abstract_state(model, optimizer, image_size=16, with_ema=True)
     checkpoints = Checkpoints(layout.checkpoints_in(workdir))
     return checkpoints.restore(checkpoints.find("last"), sharded_shapes(blank, make_mesh(1, jax.devices()[:1])))

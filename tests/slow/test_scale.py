@@ -11,7 +11,8 @@ import pytest
 
 from stce_jax.models.factory import create_model
 from stce_jax.recipe.augment import make_augment
-from stce_jax.recipe.optimizers import make_optimizer, make_schedule
+from stce_jax.recipe.optimizers import make_optimizer
+from stce_jax.recipe.schedules import make_schedule
 from stce_jax.training import mesh as mesh_module
 from stce_jax.training.mesh import batch_sharding, make_mesh, state_shardings
 from stce_jax.training.state import abstract_variables, init_state

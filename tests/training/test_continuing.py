@@ -227,9 +227,7 @@ def test_an_average_that_the_run_did_not_keep_is_refused_by_its_option(stce_here
     sums = checkpoint / "SHA256SUMS"
     sums.write_text("".join(line for line in sums.read_text().splitlines(True) if "  ema/" not in line))
     done = go_on(stce_here, run, data_dir, "--config.epochs=2.1")
-    assert done.returncode == 4 and "give --config.optimizer.ema_decay=0, or begin a new run" in done.stderr, (
-        done.stderr
-    )
+    assert done.returncode == 4 and "--config.optimizer.ema_share=0, or begin a new run" in done.stderr, done.stderr
 
 
 def test_a_checkpoint_of_version_0_1_has_its_position_by_its_batch_size():

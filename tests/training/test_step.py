@@ -14,7 +14,8 @@ from flax import linen as nn
 from stce_jax.errors import ConfigError
 from stce_jax.models.factory import create_model
 from stce_jax.recipe.augment import make_augment
-from stce_jax.recipe.optimizers import make_optimizer, make_schedule
+from stce_jax.recipe.optimizers import make_optimizer
+from stce_jax.recipe.schedules import make_schedule
 from stce_jax.training.mesh import batch_sharding, make_mesh, state_shardings
 from stce_jax.training.state import TrainState, abstract_variables, init_state
 from stce_jax.training.step import check_accumulation, make_eval_step, make_train_step, run_key

@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from stce_jax.errors import ConfigError
-from stce_jax.recipe.optimizers import make_schedule
+from stce_jax.recipe.schedules import make_schedule
 from stce_jax.training.timetable import Origin, Timetable, is_last
 
 images = st.integers(1, 5000)

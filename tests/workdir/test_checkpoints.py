@@ -17,7 +17,8 @@ from etils import epath
 from flax import linen as nn
 
 from stce_jax.errors import CheckpointError
-from stce_jax.recipe.optimizers import make_optimizer, make_schedule
+from stce_jax.recipe.optimizers import make_optimizer
+from stce_jax.recipe.schedules import make_schedule
 from stce_jax.training.mesh import batch_sharding, make_mesh, sharded_shapes, state_shardings
 from stce_jax.training.state import TrainState, init_state
 from stce_jax.training.step import make_train_step, run_key
@@ -495,7 +496,9 @@ def test_an_optimizer_whose_parts_have_another_state_is_refused_by_its_options(c
 
 
 def test_an_average_that_was_not_kept_is_refused_by_its_option(clipped):
-    with pytest.raises(CheckpointError, match=r"\(ema_decay was 0\); give --config\.optimizer\.ema_decay=0, or begin"):
+    with pytest.raises(
+        CheckpointError, match=r"--config\.optimizer\.ema_decay=0 --config\.optimizer\.ema_share=0, or begin"
+    ):
         Checkpoints(clipped).restore(4, sharded_shapes(make_state(4), mesh_of(*ONE)))
 
 

@@ -39,6 +39,7 @@ HOSTILE = {
 # What is hostile to other keys, and has a meaning for these.
 MEANT = {f"model.reduction.{name}.blocks": (0, 1) for name, module in REDUCTIONS.items() if not acts_before(module)}
 MEANT |= {"model.reduction.tome.r": (0, 1), "model.reduction.tome.inflection": -1}
+MEANT |= {"optimizer.freeze": ("a", "b")}  # names of parts, of whatever model
 
 
 def parent(config, key):
@@ -123,9 +124,11 @@ def test_every_option_of_every_table_has_a_key():
             assert set(config.model[kind][name]) == options, f"{kind} {name}"
     assert set(augment.option_names()) <= set(config.augment)
     own = {"name", "learning_rate", "learning_rate_scaling", "clip_norm", "ema_decay"}
-    own |= {"warmup_epochs", "warmup_learning_rate", "final_learning_rate"}
+    own |= {"warmup_epochs", "warmup_learning_rate", "final_learning_rate", "schedule", "decay_share"}
+    own |= {"sam_rho", "layer_decay", "freeze", "ema_share"}
     for function in optimizers.OPTIMIZERS.values():
-        assert set(inspect.signature(function).parameters) - {"schedule"} <= set(config.optimizer) - own
+        given = {"schedule", "matrices"}  # the latter is of the model
+        assert set(inspect.signature(function).parameters) - given <= set(config.optimizer) - own
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ A body is a linen module from images to logits. What every verb knows of a model
                                    named BODY_SIZE, too, and no body's models are named by that embedding
   STRIDE                           optional class attribute: pixels between two tokens of the embeddings that it is made
                                    for, a power of two, 16 if missing; other embeddings' options follow it
+  FUSED                            optional class attribute: {name of a linear layer: how many matrices lie side by side
+                                   in its kernel}, which Muon treats each by itself; query, key and value of "qkv" if
+                                   missing
   __call__(images, *, train)       -> logits [B, classes] float32; with 0 classes the pooled features
   features(images, *, train)       -> what the head reads, pooled [B, D] float32
   tokens(images, *, train)         -> `Tokens` after the last norm, leading tokens (a class token) first
@@ -22,6 +25,8 @@ A body is a linen module from images to logits. What every verb knows of a model
   fit_weights(found, expected, old_grid)
                                    -> (arrays, note): weights of the same body in another form brought to this one's
 
+Parameters lie under names that optimizers go by (`recipe.muon`, `depths`): "embedding", "blocks_I" or, stacked,
+"blocks", "downsampling_S", "halving_S" or "merging_S" behind stage S, "norm", "head".
 Blocks sow their attention weights [B, A, N, keys] as "attention", which `stce visualize` draws where there are any.
 Every field but those above is an option, set by `create_model`, or in a config in the section `model.body.NAME`.
 The embedding's tokens are as wide as the option `width` says, or the first of `widths`, if there are stages.
