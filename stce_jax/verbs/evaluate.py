@@ -41,9 +41,9 @@ def evaluate(
 
     Returns:
       {"step", "epoch", "checkpoint", "ema", "reduction", "dataset", "split", "holdout", "class_ids", "class_names",
-      "images", "loss", "top1", "top5", "metrics", "calibration_error", "reliability", "per_class", "confusion"}: holdout
-      is the run's config.holdout; loss, top1, top5 and metrics, {name: value} of what the model's modules leave for the
-      log, are means over the images, per_class is {class id: {"images", "top1"}}, the others are those of
+      "images", "loss", "top1", "top5", "metrics", "calibration_error", "reliability", "per_class", "confusion"}, where
+      holdout is the run's config.holdout; loss, top1, top5 and metrics, {name: value} of what the model's modules leave
+      for the log, are means over the images, per_class is {class id: {"images", "top1"}}, the others are those of
       `scores.summary`.
 
     Raises:

@@ -65,7 +65,7 @@ def reproduce(
 
     Args:
       table: "table1", "table6", "table7", "table8", "readings", or "all" of them; or a study, "reductions",
-        "bodies" or "clustering".
+        "bodies", "clustering", "recipe" or "recipe_test".
       workdir: local directory, see `stce_jax.reproduce.cells`; several machines may work on one that they share.
       scale: such as "paper", "small" or "smoke", see `configs/tables/scales.py`.
       seeds: of the runs.
