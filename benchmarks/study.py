@@ -44,7 +44,7 @@ class Page(NamedTuple):
     figures: tuple[str, ...]
 
 
-_RECIPE = {"small": "32 pixels", "medium": "64 pixels"}
+_RECIPE = {"small": "32 pixels", "medium": "64 pixels", "medium_128": "On a GPU: ViT-S, 128 pixels"}
 _SEEDS = dict.fromkeys(_RECIPE, range(3))
 PAGES = {
     CLUSTERING: Page(

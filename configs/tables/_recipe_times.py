@@ -23,7 +23,7 @@ def ratio(scale: str, run: str, parts: Sequence[str]) -> float:
       parts: its ingredients. Of a row that is not measured, their ratios are multiplied; an ingredient that is not
         measured counts as 1.
     """
-    measured = MS[scale]
+    measured = MS.get(scale, {})
     if run in measured:
         return measured[run] / measured["base"]
     product = 1.0

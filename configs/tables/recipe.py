@@ -112,6 +112,7 @@ def get_config(scale: str = "small") -> config_dict.ConfigDict:
         config = digits.get_config()
         body = config.model.body.vit
         body.width, body.depth, body.mlp_dim = 32, 2, 64
+        config.model.embedding.conv.stem_widths = (8, 16, 32)
         config.optimizer.warmup_epochs = 0.2
     else:
         config = small_folder.get_config()

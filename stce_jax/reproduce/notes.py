@@ -25,6 +25,7 @@ SCALES = {
     # Of these studies, whose scales are other ones.
     **{f"{table} small": "`small_folder` for any class folders at 32 pixels" for table in _RECIPE},
     **{f"{table} medium": "`small_folder` for any class folders at 64 pixels" for table in _RECIPE},
+    "recipe_test medium_128": "`modern_vit_s` for any class folders at 128 pixels, on an accelerator",
 }
 NOTES = {
     "table1": [

@@ -79,7 +79,7 @@ def test_blocks(
     by_run = {result.row.run: result for result in results if result.seeds}
     if not by_run:
         return blocks
-    found = outcomes(by_run)
+    found = outcomes(by_run) if scale in _recipe_times.MS else []
     lines = [
         {
             "": own.name,
@@ -92,7 +92,8 @@ def test_blocks(
         }
         for own in found
     ]
-    blocks += [bullets(sentence(own) for own in found[:1]), table(lines)]
+    said = [sentence(own) for own in found[:1]] or [_beside_record(result) for result in by_run.values()]
+    blocks += [bullets(said), *([table(lines)] if lines else [])]
     blocks.append(table([_accuracy(result, None) for result in by_run.values()]))
     groups = {result.row.label: result.curves for result in by_run.values() if result.row.decides}
     if groups:
@@ -136,6 +137,17 @@ def sentence(outcome: Outcome) -> str:
     )
 
 
+def _beside_record(result: Result) -> str:
+    """A row that has a published figure beside it, as a sentence."""
+    mean, low, high = (100 * value for value in result.over_images())
+    seeds = f"{len(result.seeds)} seed{'s' * (len(result.seeds) != 1)}"
+    return (
+        f"{result.row.label}: top-1 {mean:.2f}% [{low:.2f}, {high:.2f}] of {result.hits.shape[1]:,} test images, "
+        f"{seeds}; the record of fastai's table for as many epochs is {result.row.paper['top1']:.2f}%, of its own "
+        "3,925 images."
+    )
+
+
 def _results(name: str, runs: Sequence[Mapping[str, Any]], scale: str, seeds: Sequence[int]) -> list[Result]:
     planned = sorted({*seeds, *(run["seed"] for run in runs)})
     return to_results(runs, load_rows(name, scale), planned)
@@ -147,6 +159,8 @@ def _progress(results: Sequence[Result]) -> str:
 
 
 def _timed(scale: str) -> str:
+    if scale not in _recipe_times.MS:
+        return "No row is compared with another; each is trained for its epochs."
     if _recipe_times.MS[scale]:
         return "Every row trains for as long as the base, by times that were measured in turn."
     return "Times of this scale are not measured: every row has the base's epochs."
