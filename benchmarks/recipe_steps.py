@@ -54,11 +54,11 @@ def main():
     step = select(results, options.scale).next
     if not step or options.dry_run:
         return
-    if step in _recipe_steps.STEPS[options.scale]:
-        terminal.say("that step is in the table; train it")
-        return
-    write_text(DATA, with_step(DATA.read_text(), options.scale, step))
-    terminal.say(f"added to {DATA}")
+    steps = _recipe_steps.STEPS[options.scale]
+    if step not in steps:
+        write_text(DATA, with_step(DATA.read_text(), options.scale, step))
+    number = steps.index(step) + 1 if step in steps else len(steps) + 1
+    terminal.say(f"train it: stce reproduce recipe --scale={options.scale} --runs=step_{number}")
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def main():
     base = times["base"]
     terminal.say(machine())
     rows = [{"row": run, "ms an image": f"{own:.2f}", "of the base": f"{own / base:.2f}"} for run, own in times.items()]
-    terminal.say(markdown_table(rows))
+    terminal.say(*markdown_table(rows).splitlines())
     if options.write:
         times = merged(_recipe_times.MS[options.scale], times)
         write_text(DATA, with_times(DATA.read_text(), options.scale, times))

@@ -64,7 +64,7 @@ def hold_out(dataset: Dataset, share: float) -> Dataset:
         return dataset
     source = dataset.train
     assert source is not None, "the training images were not asked for"
-    held = _held_out(labels_of(dataset), dataset.class_ids, share)
+    held = held_out(labels_of(dataset), dataset.class_ids, share)
 
     def find_fingerprint() -> str:
         return hash_of([dataset.fingerprint, f"held out: {share!r}, {int(held.sum())} of {len(held)}"])
@@ -77,15 +77,15 @@ def hold_out(dataset: Dataset, share: float) -> Dataset:
     )
 
 
-def _held_out(labels: Int[np.ndarray, "n"], class_ids: Sequence[str], share: float) -> Bool[np.ndarray, "n"]:
-    """Whether each image is held out. By hashes, which no version of NumPy changes."""
+def held_out(labels: Int[np.ndarray, "n"], class_ids: Sequence[str], share: float) -> Bool[np.ndarray, "n"]:
+    """Whether each training image is held out, see `hold_out`. By hashes, which no version of NumPy changes."""
     held = np.zeros(len(labels), bool)
     for label, class_id in enumerate(class_ids):
         own = np.flatnonzero(labels == label)
         if len(own) < 2:
             raise DataError(
                 f"class {shown(class_id)} has {len(own)} training image{'s' * (len(own) != 1)}, of which none can be "
-                "held out; add some, or set --config.holdout=0"
+                "held out; add some, or leave the class away"
             )
         name = class_id.encode(errors="surrogateescape")
         keys = [hashlib.sha256(b"%s\n%s\n%d" % (_SEED.encode(), name, place)).digest() for place in range(len(own))]

@@ -58,13 +58,13 @@ def test_the_same_images_are_held_out_always_and_more_of_them_include_fewer(fold
 
 def test_a_part_is_that_of_another_process_and_of_another_version_of_numpy():
     labels = np.arange(40) % 4
-    held = np.flatnonzero(holdout._held_out(labels, ("a", "b", "c", "d"), 0.2))
+    held = np.flatnonzero(holdout.held_out(labels, ("a", "b", "c", "d"), 0.2))
     assert held.tolist() == [2, 4, 13, 16, 25, 30, 35, 39]
 
 
 def test_a_class_with_one_image_is_refused_by_name():
     with pytest.raises(DataError, match=r"class 'b' has 1 training image, of which none"):
-        holdout._held_out(np.array([0, 0, 1]), ("a", "b"), 0.5)
+        holdout.held_out(np.array([0, 0, 1]), ("a", "b"), 0.5)
 
 
 def test_a_part_goes_to_loader_processes(folders):
