@@ -41,4 +41,4 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     terminal.say(f"{test} test images  top-1 {100 * found['top1']:.2f}% [{low:.2f}, {high:.2f}]")
     if arguments.output:
         with common.output_file(arguments.output) as file:
-            np.savez(file, **{name: np.array(found[name]) for name in ("kernel", "bias", "class_ids")})
+            np.savez(file, kernel=found["kernel"], bias=found["bias"], class_ids=np.array(found["class_ids"]))

@@ -24,8 +24,11 @@ MOST_REFUSED = 2  # candidates in a row; then the selection ends
 ALPHA = 0.05  # of the final comparison at a scale, which has one look
 TARGETS = (0.25, 0.40)  # share of the base's errors that the result is to avoid: the target, and what would be more
 _CLAIM = "modern makes fewer errors than small_folder as shipped"
-_PAIRS = (("", "modern", BASE), (", both with patches", "modern_patch", "base_patch"))
-_PAIRS += ((", both with a convolution stem", "modern_conv", "base_conv"),)
+_PAIRS = (
+    ("", "modern", BASE),
+    (", both with patches", "modern_patch", "base_patch"),
+    (", both with a convolution stem", "modern_conv", "base_conv"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
