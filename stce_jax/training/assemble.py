@@ -157,15 +157,20 @@ def build_model(config: config_dict.ConfigDict, num_classes: int) -> Body:
 def open_dataset(config: config_dict.ConfigDict, data_dir: str = "") -> Dataset:
     """The dataset that a config names, in `data_dir` or where the config says, with the config's normalisation.
 
-    With `config.holdout`, its `val` is the part that is held out, and no test image is read. Reports which files were
-    passed over.
+    With `config.holdout`, its `val` is the part that is held out, and no test image is read. Reports that, and which
+    files were passed over.
     """
     splits = ("train",) if config.holdout else catalog.SPLITS  # val/ need not be there
     place = data_dir or config.data_dir
     raw = config.raw_short_side
     dataset = catalog.open_dataset(config.dataset, place, config.classes, splits, raw_short_side=raw)
     report_passed_over(dataset)
-    return with_normalization(hold_out(dataset, config.holdout), config)
+    if config.holdout:
+        dataset = hold_out(dataset, config.holdout)
+        held: Any = dataset.val
+        if processes.is_main():
+            terminal.say(f"training on {len(_train(dataset)):,} images, evaluating on {len(held):,} held out of them")
+    return with_normalization(dataset, config)
 
 
 def report_passed_over(dataset: Dataset) -> None:

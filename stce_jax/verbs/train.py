@@ -67,8 +67,6 @@ def train(
         layout.refuse_imported(workdir)
         trial: Any = runs.build_model(config, 1)  # refuses its options before data are prepared
         dataset = runs.open_dataset(config)
-        if config.holdout:
-            _print(f"training on {len(dataset.train):,} images, evaluating on {len(dataset.val):,} held out of them")
         config, dataset, source = _begin_with(config, workdir, dataset, trial.unshaped_options())
         mesh = make_mesh(config.fsdp_devices)
         check_batch_size(config.batch_size, mesh)
