@@ -71,6 +71,7 @@ LIGHT = {"augment.mixup": 0.2, "augment.cutmix": 0.2}  # Beta(0.2, 0.2): most im
 # A tenth of the rate, ten times the decay: within the ranges of Lion's authors.
 LION = {"optimizer.name": "lion", "optimizer.learning_rate": 1e-4, "optimizer.weight_decay": 0.5}
 LION |= {"optimizer.beta2": 0.99}
+SCHEDULE_FREE = {"optimizer.name": "schedule_free_adamw", "optimizer.schedule": "constant"}
 # In the order in which they are trained and, of equal gains, taken.
 INGREDIENTS: dict[str, Ingredient] = {
     "muon": Ingredient("Muon", ("optimizer",), {"optimizer.name": "muon"}, True),
@@ -79,9 +80,7 @@ INGREDIENTS: dict[str, Ingredient] = {
     "conv": Ingredient("convolution stem", ("embedding",), {"model.name": "vit_ti_conv"}, True),
     "light_mixing": Ingredient("mixup 0.2, CutMix 0.2", ("mixing",), LIGHT, True),
     "three_augment": Ingredient("3-Augment", ("policy",), {"augment.three_augment": True}, True),
-    "schedule_free": Ingredient(
-        "schedule-free AdamW", ("optimizer", "schedule", "average"), {"optimizer.name": "schedule_free_adamw"}, True
-    ),
+    "schedule_free": Ingredient("schedule-free AdamW", ("optimizer", "schedule", "average"), SCHEDULE_FREE, True),
     "progressive": Ingredient("progressive resizing", ("sizes",), _sizes, True),
     "swiglu": Ingredient("SwiGLU", ("mlp",), {f"{_VIT}.mlp": "swiglu"}, True),
     "patch_dropout": Ingredient("patch dropout 0.25", ("tokens",), {f"{_VIT}.patch_dropout": 0.25}, True),
