@@ -72,7 +72,7 @@ def test_every_row_trains_for_as_long_as_the_base(monkeypatch, steps):
     monkeypatch.setitem(_recipe_times.MS["small"], "step_1", 8.0)
     assert {row.run: row for row in load_rows("recipe", "small")}["step_1"].overrides["epochs"] == whole / 2
     (modern,) = (row for row in load_rows("recipe_test", "small") if row.run == "modern")
-    assert modern.overrides["epochs"] == 16.0
+    assert modern.overrides["epochs"] == 20.0
 
 
 @pytest.mark.parametrize("scale", recipe.VARIANTS)
