@@ -1,4 +1,4 @@
-"""The three ways to use weights on other images, end to end on real photos: layer-wise rates, a frozen body, a probe."""
+"""Ways to use weights on other images, end to end on real photos: layer-wise rates, and a frozen body."""
 
 import os
 import zipfile
