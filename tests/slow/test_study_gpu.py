@@ -1,4 +1,4 @@
-"""launch/study_gpu.sh and recipe_gpu.sh with a stand-in for Python: what it asks for, in which order, within which time."""
+"""launch/study_gpu.sh, and recipe_gpu.sh, with a stand-in for Python: what they ask for, in which order and time."""
 
 import os
 import subprocess
