@@ -37,7 +37,10 @@ def sweep(scale: str = "small") -> Iterator[scales.Row]:
         decides = {"decides": not ending}
         yield scales.row(f"base{ending}", f"small_folder as shipped{words}", _differences(whole, base)) | decides
         time = _recipe_times.ratio(scale, f"modern{ending}", ()) / _recipe_times.ratio(scale, f"base{ending}", ())
-        overrides = _differences(whole, own) | {"epochs": round(EPOCHS[scale] / time, 2)}
+        # A command line may not set options of embeddings that the model does not have.
+        others = tuple(f"model.embedding.{name}." for name in own.model.embedding if name != embedding)
+        overrides = {key: value for key, value in _differences(whole, own).items() if not key.startswith(others)}
+        overrides |= {"epochs": round(EPOCHS[scale] / time, 2)}
         ema = own.optimizer.ema_decay > 0 or own.optimizer.get("ema_share", 0.0) > 0
         yield scales.row(f"modern{ending}", f"modern{words}", overrides, (f"base{ending}",)) | decides | {"ema": ema}
 
