@@ -46,7 +46,8 @@ def milliseconds(row, data_dir, steps):
     sizes = max(1, len(config.get("progressive_sizes", ())))
     with config.unlocked():
         config.data_dir = str(data_dir)
-        images = len(open_dataset(config).train)
+        with contextlib.redirect_stdout(io.StringIO()):
+            images = len(open_dataset(config).train)
         config.epochs = config.eval_every = sizes * steps * config.batch_size / images
         if "mixing_off_epochs" in config.augment:
             config.augment.mixing_off_epochs = 0.0  # of a run that is as short
