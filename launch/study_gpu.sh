@@ -9,14 +9,14 @@
 # A later `run` with that BAG, on the same machine or another, goes on with what is missing. Variables:
 #   LIMIT=540        seconds of `run`, all in all          RESERVE=60      of these, to collect results
 #   PARALLEL=5       runs at a time on the GPU             SEEDS=0,1,2,3,4
-#   ROWS=patch,conv,stce,pooling,strided                   SCALE=medium_128
+#   ROWS=patch,conv,stce,pooling,strided                   SCALE=medium_128       TABLE=clustering
 #   QUALITY=45       of the JPEGs, 128 pixels              PYTHON=python3  with jax, flax, optax, orbax-checkpoint
 #   WHEELS="..."     packages that machine lacks           FOR_PYTHON=3.12 there
 #   WORK=/tmp/stce_study    workdir of the runs there
 # To try it out anywhere in a minute: SCALE=smoke SEEDS=0 PARALLEL=2 LIMIT=120, with any images in the bag.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-PYTHON=${PYTHON:-python3} SCALE=${SCALE:-medium_128} SEEDS=${SEEDS:-0,1,2,3,4}
+PYTHON=${PYTHON:-python3} TABLE=${TABLE:-clustering} SCALE=${SCALE:-medium_128} SEEDS=${SEEDS:-0,1,2,3,4}
 ROWS=${ROWS:-patch,conv,stce,pooling,strided} LIMIT=${LIMIT:-540} RESERVE=${RESERVE:-60} PARALLEL=${PARALLEL:-5}
 QUALITY=${QUALITY:-45} WORK=${WORK:-${TMPDIR:-/tmp}/stce_study} FOR_PYTHON=${FOR_PYTHON:-3.12}
 WHEELS=${WHEELS-ml_collections grain simplejpeg tensorboardX array_record portpicker importlib_resources}
@@ -50,7 +50,7 @@ cell() { # NAME: one run, in the time that is left
   local name=$1 left=$((END - $(date +%s)))
   if [ "$left" -lt 5 ]; then return 0; fi
   local run=${name%_seed*} status=0
-  timeout --signal=TERM --kill-after=30 "$left" "$PYTHON" -P -m stce_jax reproduce clustering --scale="$SCALE" \
+  timeout --signal=TERM --kill-after=30 "$left" "$PYTHON" -P -m stce_jax reproduce "$TABLE" --scale="$SCALE" \
     --seeds="${name##*_seed}" --runs="$run" --data_dir="$DATA" --workdir="$WORK" --cell="$name" || status=$?
   # 75 and 124: the time was used, the run is saved. Anything else is in OUT/logs.
   say "$name: exit code $status"
@@ -58,7 +58,7 @@ cell() { # NAME: one run, in the time that is left
 
 run() { # BAG OUT
   local bag=$1 out=$2 name status=0
-  export END=$(($(date +%s) + LIMIT - RESERVE)) DATA=$WORK/images PYTHON SCALE WORK
+  export END=$(($(date +%s) + LIMIT - RESERVE)) DATA=$WORK/images PYTHON TABLE SCALE WORK
   mkdir -p "$out" "$WORK" "$bag/results/$SCALE"
   if compgen -G "$bag/wheels/*.whl" > /dev/null; then
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$WORK/site" \
@@ -73,7 +73,7 @@ run() { # BAG OUT
     mv "$DATA.partial" "$DATA"
   fi
   # In the order of the protocol: all rows of a seed before the next.
-  "$PYTHON" -P -m stce_jax reproduce clustering --scale="$SCALE" --seeds="$SEEDS" --runs="$ROWS" --data_dir="$DATA" \
+  "$PYTHON" -P -m stce_jax reproduce "$TABLE" --scale="$SCALE" --seeds="$SEEDS" --runs="$ROWS" --data_dir="$DATA" \
     --workdir="$WORK" --list=planned,stopped,failed > "$out/planned.txt"
   while read -r name; do
     [ -e "$bag/results/$SCALE/$name.json" ] || echo "$name"
@@ -82,8 +82,8 @@ run() { # BAG OUT
   export -f cell say
   xargs -r -P "$PARALLEL" -I NAME bash -c 'cell NAME' < "$out/missing.txt"
   say "collecting"
-  "$PYTHON" -P "$root/benchmarks/study.py" --collect "$WORK" --data_dir "$DATA" --results "$bag/results" --no_document \
-    > "$out/collect.txt" 2>&1 || status=$?
+  "$PYTHON" -P "$root/benchmarks/study.py" --table="$TABLE" --collect "$WORK" --data_dir "$DATA" \
+    --results "$bag/results" --no_document > "$out/collect.txt" 2>&1 || status=$?
   [ "$status" -eq 0 ] || say "not collected: $(tail -n 1 "$out/collect.txt")"
   tar -czf "$out/results.tgz" -C "$bag/results" .
   (cd "$WORK" && find . -path './cells/*' \( -name log.txt -o -name cell.json -o -name metrics.jsonl \)) |

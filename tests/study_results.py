@@ -13,9 +13,10 @@ _configs = {}
 
 def made(row, seed, hits, *, clusters=False, **changes):
     """The entries of a run whose last epoch has right what `hits` [images] says."""
-    if (row.scale, row.run) not in _configs:
-        _configs[row.scale, row.run] = config_of(row.config())
-    config = _configs[row.scale, row.run]
+    key = row.table, row.scale, row.run
+    if key not in _configs:
+        _configs[key] = config_of(row.config())
+    config = _configs[key]
     found = {
         "protocol": VERSION,
         "scale": row.scale,

@@ -24,7 +24,7 @@ ARROWS = {
     "prepare": {"data", "processes"},
     "analysis": {*GROUND, *RUN},
     "convert": {*GROUND, *RUN},
-    "reproduce": {*GROUND, *RUN, "analysis"},
+    "reproduce": {*GROUND, *RUN, "analysis", "configs"},
     "verbs": {*GROUND, *RUN, *USE, "configs"},
     "commands": {*GROUND, *RUN, *USE, "verbs"},
     "cli": {"commands", "processes"},

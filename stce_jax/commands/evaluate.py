@@ -15,6 +15,12 @@ EXAMPLES = """
   stce evaluate --workdir=runs/digits --output=runs/digits/evaluation
   stce evaluate --workdir=runs/pets --dataset=folder --data_dir=other_pets
   stce evaluate --workdir=runs/pets --reduction=topk:keep_rate=0.7"""
+SPLIT = "the images (default: val); holdout: the part that a run with config.holdout was evaluated on in training"
+SAID = {  # what a split is of a run with config.holdout
+    "val": "the test images; in training the run was evaluated on --split=holdout",
+    "train": "the training images, without those that were held out",
+    "holdout": "the training images that were held out, on which the run was evaluated in training",
+}
 WIDEST = 20  # max number of classes whose whole matrix is printed; of more classes, this many pairs
 
 
@@ -24,7 +30,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     common.add_data_dir(verb, "where the images are, if not where the run was trained from")
     verb.add_argument("--dataset", default="", help="another dataset with the same classes: folder, imagenet100, ...")
     verb.add_argument("--classes", default="", help="that dataset's list of classes, or name")
-    verb.add_argument("--split", default="val", choices=("val", "train"), help="the images (default: val)")
+    verb.add_argument("--split", default="val", choices=("val", "train", "holdout"), help=SPLIT)
     verb.add_argument("--output", default="", metavar="DIR", help="write scores, logits of every image, and pictures")
     verb.add_argument("--per_class", action="store_true", help="print the accuracy of each class")
     verb.add_argument("--confusion", action="store_true", help="print which classes are taken for which")
@@ -51,6 +57,8 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         f"step {result['step']}  epoch {result['epoch']:.2f}  {result['images']} images  loss {result['loss']:.4f}  "
         f"top-1 {100 * result['top1']:.2f}%  top-5 {100 * result['top5']:.2f}%"
     )
+    if result["holdout"]:
+        terminal.say(f"split {result['split']}: {SAID[result['split']]}")
     terminal.say(f"calibration error {100 * result['calibration_error']:.2f}%, in {len(result['reliability'])} bins")
     if result["metrics"]:
         terminal.say("  ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items()))

@@ -32,7 +32,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "table",
         help="table1, table6, table7, table8, readings (what the paper leaves open), or all; or a study: reductions, "
-        "bodies, clustering",
+        "bodies, clustering, recipe, recipe_test",
     )
     verb.add_argument("--workdir", required=True, help="directory of the runs and the report; finished runs are kept")
     verb.add_argument(

@@ -70,6 +70,10 @@ class FolderSource:
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
 
+    def labels(self) -> list[int]:
+        """The label of each image; nothing is read for them."""
+        return [label for _, label in self._files]
+
     def listing(self) -> Iterator[str]:
         """Yields label, path and size of each file: enough to notice that something has changed."""
         for path, label in self._files:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from stce_jax.analysis.files import IN_RUN, PREDICTIONS, SCORES
+from stce_jax.data.holdout import HOLDOUT
 from stce_jax.errors import ConfigError
 from stce_jax.paths import read_json
 from stce_jax.training.assemble import load_config
 from stce_jax.training.timetable import is_last
 
 TABLES = ("table1", "table6", "table7", "table8", "readings")  # of the paper
-STUDIES = ("reductions", "bodies", "clustering")  # what it prints no figures for
+STUDIES = ("reductions", "bodies", "clustering", "recipe", "recipe_test")  # what it prints no figures for
 TRAINED = (*TABLES[1:], *STUDIES)  # of the others no row needs a run
 CELL_FILE = "cell.json"
 
@@ -26,9 +27,10 @@ class Row:
     """A row of a table.
 
     Attributes:
-      table, run, label, overrides, against, paper, decides: see `configs/tables/__init__.py`.
+      table, run, label, overrides, against, paper, decides, ema: see `configs/tables/__init__.py`.
       scale: one of `configs/tables/scales.py`, such as "paper" or "small".
       more: words such as "--config.image_size=128", for every row alike.
+      ema: whether the weights' moving average is what is evaluated.
     """
 
     table: str
@@ -40,6 +42,7 @@ class Row:
     scale: str
     more: tuple[str, ...] = ()
     decides: bool = False
+    ema: bool = False
 
     def words(self) -> list[str]:
         """The words of `stce train` that give the row's config."""
@@ -73,21 +76,26 @@ class Cell:
     claim: Path
 
     def commands(self, data_dir: str) -> tuple[list[str], list[str]]:
-        """The words of the two `stce` commands that make the cell: training, evaluating."""
+        """The words of the two `stce` commands that make the cell: training, evaluating.
+
+        Rows with `config.holdout` are evaluated on what is held out, the others on the test images.
+        """
         data = [f"--data_dir={data_dir}"] if data_dir else []
         workdir = f"--workdir={self.directory}"
         train = ["train", *self.row.words(), f"--config.seed={self.seed}", *data, workdir]
-        return train, ["evaluate", workdir, *data, f"--output={self.directory / IN_RUN}"]
+        images = [f"--split={HOLDOUT}"] * bool(self.row.config().holdout) + ["--ema"] * self.row.ema
+        return train, ["evaluate", workdir, *data, *images, f"--output={self.directory / IN_RUN}"]
 
     def finished(self) -> bool:
-        """Whether it is trained to the end, and the last epoch's raw weights are evaluated on the test images."""
+        """Whether it is trained to the end, and the last epoch's weights are evaluated on the images of its row."""
         kinds = {"checkpoint": str, "ema": bool, "split": str, "step": float, "epoch": float, "top1": float}
         found = _read_json(self.directory / IN_RUN / SCORES, kinds)
         if not found or not found["epoch"] > 0 or not (self.directory / IN_RUN / PREDICTIONS).exists():
             return False
         kind = found["checkpoint"], found["ema"], found["split"], found.get("reduction", "")
-        of_last_epoch = kind == ("last", False, "val", "")
-        return of_last_epoch and is_last(found["step"], found["epoch"], self.row.config().epochs)
+        config = self.row.config()
+        of_last_epoch = kind == ("last", self.row.ema, HOLDOUT if config.holdout else "val", "")
+        return of_last_epoch and is_last(found["step"], found["epoch"], config.epochs)
 
     def record(self) -> dict[str, Any]:
         """What `reproduce` has written about it, {} if nothing."""

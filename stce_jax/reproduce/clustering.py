@@ -180,8 +180,7 @@ def _clusters(runs: Sequence[Mapping[str, Any]], by_run: Mapping[str, Result], f
 
 def _errors(by_run: Mapping[str, Result], images: TestImages) -> list[Block]:
     """Where super tokens are right and something plain is not, by the edges of an image and by its class."""
-    super_tokens = by_run.get("stce")
-    if super_tokens is None:
+    if "stce" not in by_run or images.edges is None:
         return []
     order = np.argsort(images.edges, kind="stable")
     groups = dict(zip(THIRDS, np.array_split(order, len(THIRDS)), strict=True))

@@ -1,8 +1,8 @@
-"""From the workdir of a sweep of the study "clustering" to the small files that are kept of it."""
+"""From the workdir of a sweep of a study with a protocol to the small files that are kept of it, and its report."""
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,34 @@ from stce_jax.analysis.drawing import pictures
 from stce_jax.analysis.files import IN_RUN, SCORES, read_predictions
 from stce_jax.errors import ConfigError, DataError, StceError
 from stce_jax.paths import read_json, write_bytes
-from stce_jax.reproduce import clusters
+from stce_jax.reproduce import clusters, recipe, recipe_protocol
 from stce_jax.reproduce.cells import Cell, Row, cell_of, load_rows
 from stce_jax.reproduce.clustering import study_blocks
 from stce_jax.reproduce.documents import Block, figure, heading, paragraph
-from stce_jax.reproduce.kept import config_of, curves_of, digest, expected_config, pack, pack_shares, write_run
+from stce_jax.reproduce.kept import (
+    VERSIONS,
+    config_of,
+    curves_of,
+    digest,
+    expected_config,
+    pack,
+    pack_shares,
+    write_run,
+)
 from stce_jax.reproduce.kept_folders import IMAGES, TestImages, read_folder, read_images, write_images
-from stce_jax.reproduce.protocol import TABLE, VERSION
+from stce_jax.reproduce.protocol import TABLE
 from stce_jax.reproduce.sweep import SWEEP_FILE
 from stce_jax.workdir.layout import read_config
 from stce_jax.workdir.metric_lines import read_metrics, training_speed
 
-RESULTS = "results"  # folder of a sweep in which they are kept first
+RESULTS = "results"  # folder of a sweep in which they are kept first; those of the tables of a recipe have one below it
+# Table -> its report, a function (runs, images, scale, seeds, folder of figures) -> blocks: the progress first, then,
+# if a run is finished, what can be quoted.
+BLOCKS: Mapping[str, Callable[..., list[Block]]] = {
+    TABLE: study_blocks,
+    recipe_protocol.SEARCH: recipe.search_blocks,
+    recipe_protocol.TEST: recipe.test_blocks,
+}
 _NAME = re.compile(r"([a-z0-9_]+)_seed([0-9]{1,9})")
 
 
@@ -41,12 +57,13 @@ def scale_of(workdir: Path) -> str:
     return str(scale)
 
 
-def collect(workdir: Path, dataset: Any) -> Path:
+def collect(workdir: Path, dataset: Any, table: str = TABLE) -> Path:
     """Writes the results of each finished cell to workdir/results, unless it is there and newer than the cell.
 
     Args:
-      workdir: absolute path, of a sweep of this study.
+      workdir: absolute path, of a sweep of this table.
       dataset: that it is trained on.
+      table: one of BLOCKS.
 
     Returns:
       That folder.
@@ -56,14 +73,16 @@ def collect(workdir: Path, dataset: Any) -> Path:
       DataError: a cell was trained with another config than the protocol's, or its files are damaged.
     """
     scale, folder = scale_of(workdir), workdir / RESULTS
-    folder.mkdir(exist_ok=True)
-    rows = {row.run: row for row in load_rows(TABLE, scale)}
+    if table != TABLE:
+        folder = folder / table
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {row.run: row for row in load_rows(table, scale)}
     known = read_images(folder) if (folder / IMAGES).exists() else None
     if not known or known.fingerprint != dataset.fingerprint:
         config = next(iter(rows.values())).config()
         labels = np.array([int(dataset.val[place]["label"]) for place in range(len(dataset.val))])
-        edges = clusters.edges_of_images(config, dataset)
-        write_images(folder, TestImages(dataset.fingerprint, tuple(dataset.class_ids), labels, edges))
+        edges = clusters.edges_of_images(config, dataset) if table == TABLE else None
+        write_images(folder, TestImages(dataset.fingerprint, tuple(dataset.class_ids), labels, edges), table)
     for cell in finished_cells(workdir, rows):
         kept = folder / f"{cell.row.run}_seed{cell.seed}.json"
         evaluated = cell.directory / IN_RUN / SCORES
@@ -84,7 +103,7 @@ def finished_cells(workdir: Path, rows: dict[str, Row]) -> list[Cell]:
 def _result(cell: Cell, dataset: Any) -> dict[str, Any]:
     """What is kept of a finished cell."""
     config, row = read_config(cell.directory), cell.row
-    own, expected = config_of(config), expected_config(row.scale, row.run)
+    own, expected = config_of(config), expected_config(row)
     if own != expected or config.seed != cell.seed:
         keys = [key for key in sorted({**own, **expected}) if own.get(key) != expected.get(key)] or ["seed"]
         raise DataError(f"{cell.directory} was trained with another config.{keys[0]}; move it out of the sweep")
@@ -94,7 +113,8 @@ def _result(cell: Cell, dataset: Any) -> dict[str, Any]:
     if len(predictions["hits"]) != len(dataset.val):
         raise DataError(f"{cell.directory} was tested on other images than {len(dataset.val)}; evaluate it again")
     found: dict[str, Any] = {
-        "protocol": VERSION,
+        "table": row.table,
+        "protocol": VERSIONS[row.table],
         "scale": row.scale,
         "run": row.run,
         "seed": cell.seed,
@@ -109,7 +129,7 @@ def _result(cell: Cell, dataset: Any) -> dict[str, Any]:
         "place": _without_names(record.get("place", "")),
         "version": stce_jax.__version__,
     }
-    if clusters.has_clusters(config):
+    if row.table == TABLE and clusters.has_clusters(config):
         seen = clusters.look(cell.directory, dataset)
         found["clusters"] = {name: pack_shares(values) for name, values in seen.items()}
     return found
@@ -120,17 +140,17 @@ def _without_names(place: str) -> str:
     return "; ".join(dict.fromkeys(part.partition(", ")[2] for part in place.split("; ")))
 
 
-def sweep_blocks(workdir: Path, dataset: Any, seeds: Sequence[int]) -> list[Block]:
+def sweep_blocks(workdir: Path, dataset: Any, seeds: Sequence[int], table: str = TABLE) -> list[Block]:
     """The study's report of a sweep, with pictures of clusters, which show test images; what is wrong, if it has none.
 
     Args:
-      workdir, dataset: see `collect`.
+      workdir, dataset, table: see `collect`.
       seeds: that are planned.
     """
     try:
-        scale, folder = scale_of(workdir), collect(workdir, dataset)
-        blocks = study_blocks(read_folder(folder, scale), read_images(folder), scale, seeds, workdir)
-        picture = cluster_picture(workdir, dataset)
+        scale, folder = scale_of(workdir), collect(workdir, dataset, table)
+        blocks = BLOCKS[table](read_folder(folder, scale, table), read_images(folder), scale, seeds, workdir)
+        picture = cluster_picture(workdir, dataset) if table == TABLE else None
     except StceError as error:
         return [paragraph(f"There is no report by the protocol: {error}.")]
     if picture:

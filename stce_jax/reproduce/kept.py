@@ -1,4 +1,4 @@
-"""What is kept of a run of the study "clustering": a small JSON file, from which every table and figure is drawn again.
+"""What is kept of a run of a study with a protocol: a small JSON file, from which tables and figures are drawn again.
 
 It may be anybody's: its size is bounded, and what does not fit the protocol of this version is refused. `kept_folders`
 has folders of them.
@@ -19,20 +19,22 @@ from jaxtyping import Bool, Float
 
 from stce_jax.errors import DataError, shown
 from stce_jax.paths import first_line, parse_json, read_regular, write_text
+from stce_jax.reproduce import protocol, recipe_protocol
 from stce_jax.reproduce.cells import Row, load_rows
-from stce_jax.reproduce.protocol import TABLE, VERSION
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import parts
 
 MOST_BYTES = 50_000  # of a run
 MOST_IMAGES = 100_000
 MOST_POINTS = 200  # of a curve
+# Table -> version of its protocol: docs/study.md, docs/recipe.md.
+VERSIONS = {protocol.TABLE: protocol.VERSION, **dict.fromkeys(recipe_protocol.TABLES, recipe_protocol.VERSION)}
 CURVES = ("loss", "top1", "affinity_entropy")
 CLUSTERS = ("own", "other", "grid", "covered")  # see `analysis.edges.agreements`
 _PLAIN = re.compile(r"[\w .,;:()+/@-]*")
 _NEEDED = {
     **dict.fromkeys(("protocol", "seed", "test_images"), int),
-    **dict.fromkeys(("scale", "run", "config_digest", "images", "hits", "place", "version"), str),
+    **dict.fromkeys(("table", "scale", "run", "config_digest", "images", "hits", "place", "version"), str),
     **dict.fromkeys(("config", "curves"), dict),
 }
 
@@ -49,10 +51,14 @@ def config_of(config: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def expected_config(scale: str, run: str) -> dict[str, Any]:
-    """`config_of` a row of this version."""
-    (row,) = (row for row in load_rows(TABLE, scale) if row.run == run)
+def _expected_config(table: str, scale: str, run: str) -> dict[str, Any]:
+    (row,) = (row for row in load_rows(table, scale) if row.run == run)
     return config_of(row.config())
+
+
+def expected_config(row: Row) -> dict[str, Any]:
+    """`config_of` a row of this version."""
+    return _expected_config(row.table, row.scale, row.run)
 
 
 @functools.cache
@@ -125,7 +131,7 @@ def read_run(path: Path, rows: Mapping[str, Row]) -> dict[str, Any]:
       rows: {run: row} of the scale that is read.
 
     Raises:
-      DataError: it is damaged, of another version of the protocol, another scale or another config.
+      DataError: it is damaged, of another table, version of its protocol, scale or config.
     """
     try:
         found = parse_json(read_regular(path, MOST_BYTES).decode())
@@ -133,8 +139,12 @@ def read_run(path: Path, rows: Mapping[str, Row]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} holds no results: {first_line(error)}; take it out, and collect again") from error
     name = f"{found['run']}_seed{found['seed']}"
-    if found["protocol"] != VERSION:
-        raise DataError(f"{path} is of version {found['protocol']} of the protocol, not {VERSION}; keep it elsewhere")
+    table = next((row.table for row in rows.values()), protocol.TABLE)
+    if found["table"] != table:
+        raise DataError(f"{path} is of the table {shown(found['table'])}, not {table}; keep it elsewhere")
+    if found["protocol"] != VERSIONS[table]:
+        version = f"version {found['protocol']} of the protocol, not {VERSIONS[table]}"
+        raise DataError(f"{path} is of {version}; keep it elsewhere")
     if path.stem != name or found["run"] not in rows:
         raise DataError(
             f"{path} holds {shown(name)}, which is not what it is called or no row; rename it, or take it out"
@@ -161,6 +171,7 @@ def _check_kinds(found: Any) -> None:
     """Raises ValueError unless a run's file has what it must, each of its type, and curves that can be drawn."""
     if not isinstance(found, dict):
         raise ValueError("it is no object")
+    found.setdefault("table", protocol.TABLE)  # which its first files do not say
     for key, kind in _NEEDED.items():
         if not isinstance(found.get(key), kind) or isinstance(found[key], bool):
             raise ValueError(f"{key} is missing or of another type")
@@ -195,7 +206,7 @@ def _other_key(own: Mapping[str, Any], row: Row) -> str:
 
     A key that came with a later version and has its default counts as the same: until then it did not exist.
     """
-    expected = expected_config(row.scale, row.run)
+    expected = expected_config(row)
     for key in sorted({**own, **expected}):
         if key not in own and expected[key] == _defaults().get(key):
             continue

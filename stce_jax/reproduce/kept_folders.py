@@ -1,4 +1,4 @@
-"""Folders of the kept results of the study "clustering": read, merged, and turned into what reports are made of.
+"""Folders of the kept results of a study: read, merged, and turned into what reports are made of.
 
 A folder has a file for each run, RUN_seedN.json, see `kept`, and images.json about the test images.
 """
@@ -16,8 +16,16 @@ from jaxtyping import Float, Int
 from stce_jax.errors import DataError
 from stce_jax.paths import first_line, parse_json, read_regular, write_text
 from stce_jax.reproduce.cells import Row, load_rows
-from stce_jax.reproduce.kept import CURVES, MOST_BYTES, MOST_IMAGES, pack_shares, read_run, unpack_shares
-from stce_jax.reproduce.protocol import TABLE, VERSION
+from stce_jax.reproduce.kept import (
+    CURVES,
+    MOST_BYTES,
+    MOST_IMAGES,
+    VERSIONS,
+    pack_shares,
+    read_run,
+    unpack_shares,
+)
+from stce_jax.reproduce.protocol import TABLE
 from stce_jax.reproduce.results import NOT_FINISHED, Result
 
 IMAGES = "images.json"
@@ -26,33 +34,34 @@ MOST_BYTES_OF_IMAGES = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class TestImages:
-    """What the study keeps of the test images.
+    """What a study keeps of its test images, or of those held out.
 
     Attributes:
       fingerprint: of the whole data set, see `data.catalog`.
       class_ids: of the classes.
       labels: of the images, in the order of all hits.
-      edges: the mean gradient of each image, 0..1 of the largest, in 255 steps.
+      edges: the mean gradient of each image, 0..1 of the largest, in 255 steps; None where no report asks for it.
     """
 
     fingerprint: str
     class_ids: tuple[str, ...]
     labels: Int[np.ndarray, "n"]
-    edges: Float[np.ndarray, "n"]
+    edges: Float[np.ndarray, "n"] | None = None
 
 
-def write_images(folder: Path, images: TestImages) -> None:
-    """Writes images.json."""
+def write_images(folder: Path, images: TestImages, table: str = TABLE) -> None:
+    """Writes images.json of a table's results."""
     changes = np.flatnonzero(np.diff(images.labels)) + 1
     starts = [0, *changes.tolist()]
     lengths = np.diff([*starts, len(images.labels)])
-    entry = {
-        "protocol": VERSION,
+    entry: dict[str, Any] = {
+        "protocol": VERSIONS[table],
         "images": images.fingerprint,
         "class_ids": list(images.class_ids),
         "labels": [[int(images.labels[start]), int(length)] for start, length in zip(starts, lengths, strict=True)],
-        "edges": pack_shares(images.edges),
     }
+    if images.edges is not None:
+        entry["edges"] = pack_shares(images.edges)
     write_text(folder / IMAGES, json.dumps(entry) + "\n")
 
 
@@ -69,21 +78,21 @@ def read_images(folder: Path) -> TestImages | None:
         if sum(count for _, count in runs) > MOST_IMAGES:
             raise ValueError(f"there are more than {MOST_IMAGES:,} images")
         labels = np.repeat([label for label, _ in runs], [count for _, count in runs])
-        edges = unpack_shares(found["edges"])
-        if len(edges) != len(labels):
+        edges = unpack_shares(found["edges"]) if "edges" in found else None
+        if edges is not None and len(edges) != len(labels):
             raise ValueError(f"there are {len(edges)} images with edges and {len(labels)} with labels")
         return TestImages(str(found["images"]), tuple(map(str, found["class_ids"])), labels, edges)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path} is damaged: {first_line(error)}; take it out, and collect again") from error
 
 
-def read_folder(folder: Path, scale: str) -> list[dict[str, Any]]:
-    """All runs of a folder, see `read_run`, in the order of their names.
+def read_folder(folder: Path, scale: str, table: str = TABLE) -> list[dict[str, Any]]:
+    """All runs of a table's folder, see `read_run`, in the order of their names.
 
     Raises:
       DataError: a file is refused, or runs were tested on different images.
     """
-    rows = {row.run: row for row in load_rows(TABLE, scale)}
+    rows = {row.run: row for row in load_rows(table, scale)}
     images = read_images(folder)
     runs = [read_run(path, rows) for path in sorted(folder.glob("*.json")) if path.name != IMAGES]
     first = images.fingerprint if images else runs[0]["images"] if runs else ""
@@ -95,13 +104,13 @@ def read_folder(folder: Path, scale: str) -> list[dict[str, Any]]:
     return runs
 
 
-def merge(source: Path, target: Path, scale: str) -> tuple[list[str], list[str]]:
+def merge(source: Path, target: Path, scale: str, table: str = TABLE) -> tuple[list[str], list[str]]:
     """Adds the runs of a folder to another one's; returns the names of (those added, those that were there already).
 
     Raises:
       DataError: either folder has what is refused, or they are of different images. Nothing is added then.
     """
-    new, old = read_folder(source, scale), read_folder(target, scale)
+    new, old = read_folder(source, scale, table), read_folder(target, scale, table)
     images, known = read_images(source), read_images(target)
     prints = {run["images"] for run in (*new, *old)} | {own.fingerprint for own in (images, known) if own}
     if len(prints) > 1:

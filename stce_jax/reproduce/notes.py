@@ -12,13 +12,20 @@ TITLES = {
     "reductions": "Token reductions in two bodies",
     "bodies": "Super tokens before other bodies",
     "clustering": "Does clustering help?",
+    "recipe": "A recipe for small data: the search",
+    "recipe_test": "A recipe for small data: the final comparison",
 }
+_RECIPE = ("recipe", "recipe_test")
 SCALES = {
     "paper": "the paper's recipe on ImageNet100 at 224 pixels",
     "medium_128": "the paper's ViT-S and recipe for any class folders at 128 pixels, 64 tokens, 100 epochs",
     "medium": "any class folders at 64 pixels, 64 tokens, the paper's modules 1-4",
     "small": "a ladder of the same shape, scaled down for any class folders",
     "smoke": "the digits and a tiny model, to prove the machinery; it says nothing about embeddings",
+    # Of these studies, whose scales are other ones.
+    **{f"{table} small": "`small_folder` for any class folders at 32 pixels" for table in _RECIPE},
+    **{f"{table} medium": "`small_folder` for any class folders at 64 pixels" for table in _RECIPE},
+    "recipe_test medium_128": "`modern_vit_s` for any class folders at 128 pixels, on an accelerator",
 }
 NOTES = {
     "table1": [
@@ -70,6 +77,14 @@ NOTES = {
         "The protocol is docs/study.md of the source; it was there before the runs. Rows have the same body, recipe "
         "and number of tokens unless their name says otherwise.",
         "Average and max pooling have exactly the super tokens' parameters; a strided convolution has one module more.",
+    ],
+    "recipe": [
+        "The protocol is docs/recipe.md of the source; it was there before the runs. Each row is the base with one "
+        "change, or with those of a step of the forward selection, and trains for as long as the base.",
+        "Accuracies are of images held out of the training images; no test image is read.",
+    ],
+    "recipe_test": [
+        "The protocol is docs/recipe.md of the source. Both of a pair train on all training images for the same time.",
     ],
     "decisions": [
         "Clustering: SViT's local form, each token against the 3x3 super tokens around its cell, logits divided by "

@@ -13,10 +13,10 @@ from stce_jax.analysis.curves import curves
 from stce_jax.analysis.intervals import Interval
 from stce_jax.data import catalog
 from stce_jax.paths import write_text
-from stce_jax.reproduce import documents, protocol
+from stce_jax.reproduce import documents
 from stce_jax.reproduce.bodies import body_blocks, embedding_blocks
 from stce_jax.reproduce.cells import TRAINED, Row, load_rows
-from stce_jax.reproduce.collecting import sweep_blocks
+from stce_jax.reproduce.collecting import BLOCKS, sweep_blocks
 from stce_jax.reproduce.costs import NONE, Count, cost_rows, count_row, how_timed, parameters
 from stce_jax.reproduce.documents import Block, bullets, commands, figure, heading, paragraph, table
 from stce_jax.reproduce.notes import NOTES, SCALES, TITLES
@@ -77,8 +77,8 @@ def write_report(
             blocks += _embeddings(of_table)
         else:
             own = [dataclasses.replace(results[row.run], row=row) for row in of_table]
-            if name == protocol.TABLE:
-                blocks += sweep_blocks(workdir, dataset, seeds)
+            if name in BLOCKS:
+                blocks += sweep_blocks(workdir, dataset, seeds, name)
             blocks += _table(name, own, speed.get(name, []), workdir, count)
     blocks += _closing(rows, results)
     report = workdir / "report.md"
@@ -101,9 +101,10 @@ def _opening(
     blocks.append(
         bullets(
             [
-                f"Scale `{scale}`: {SCALES[scale]}{_changed(rows[0])}.",
+                f"Scale `{scale}`: {_scale(rows[0])}{_changed(rows[0])}.",
                 f"Images: `{config.dataset}`, {len(dataset.class_names)} classes, {counts['train']:,} for training, "
-                f"{counts['val']:,} for testing, {config.image_size} pixels; fingerprint {dataset.fingerprint[:12]}.",
+                f"{counts['val']:,} {'held out of them' if config.holdout else 'for testing'}, {config.image_size} "
+                f"pixels; fingerprint {dataset.fingerprint[:12]}.",
                 f"Seeds {', '.join(map(str, seeds))}: {done} of {planned} runs are finished.",
                 f"Computed on: {'; '.join(places) or 'nothing yet'}.",
                 "Every accuracy is the last epoch's, of the raw weights, as DeiT's code has it (the paper does not "
@@ -122,6 +123,10 @@ def _opening(
         if why != NOT_FINISHED
     ]
     return [*blocks, paragraph("Failed:"), bullets(failed)] if failed else blocks
+
+
+def _scale(row: Row) -> str:
+    return SCALES.get(f"{row.table} {row.scale}", SCALES[row.scale])
 
 
 def _changed(row: Row) -> str:
@@ -224,7 +229,9 @@ def _closing(rows: Sequence[Row], results: Mapping[str, Result]) -> list[Block]:
     """What differs from the paper, what cannot be reconciled, and the commands."""
     blocks = [heading("What differs from the paper")]
     row = rows[0]
-    if row.scale != "paper":
+    if f"{row.table} {row.scale}" in SCALES:
+        blocks.append(paragraph("This is no experiment of the paper; it has another question and other recipes."))
+    elif row.scale != "paper":
         papers = next(iter(load_rows("table6", "paper"))).config()
         own = next(iter(load_rows("table6", row.scale, row.more))).config()
         blocks += [

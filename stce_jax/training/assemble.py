@@ -18,6 +18,7 @@ from ml_collections import config_dict
 from stce_jax.data import catalog, loader
 from stce_jax.data.catalog import Dataset
 from stce_jax.data.feeder import Feeder
+from stce_jax.data.holdout import hold_out
 from stce_jax.data.views import Views, image_index
 from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.models import factory
@@ -155,12 +156,19 @@ def build_model(config: config_dict.ConfigDict, num_classes: int) -> Body:
 def open_dataset(config: config_dict.ConfigDict, data_dir: str = "") -> Dataset:
     """The dataset that a config names, in `data_dir` or where the config says, with the config's normalisation.
 
-    Reports which files were passed over.
+    With `config.holdout`, its `val` is the part that is held out, and no test image is read. Reports that, and which
+    files were passed over.
     """
-    dataset = catalog.open_dataset(
-        config.dataset, data_dir or config.data_dir, config.classes, raw_short_side=config.raw_short_side
-    )
+    splits = ("train",) if config.holdout else catalog.SPLITS  # val/ need not be there
+    place = data_dir or config.data_dir
+    raw = config.raw_short_side
+    dataset = catalog.open_dataset(config.dataset, place, config.classes, splits, raw_short_side=raw)
     report_passed_over(dataset)
+    if config.holdout:
+        dataset = hold_out(dataset, config.holdout)
+        held: Any = dataset.val
+        if processes.is_main():
+            terminal.say(f"training on {len(_train(dataset)):,} images, evaluating on {len(held):,} held out of them")
     return with_normalization(dataset, config)
 
 

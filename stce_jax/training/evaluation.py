@@ -73,7 +73,7 @@ def mean_metrics(
 
 
 def predict_split(
-    run: runs.Run, dataset: Any, split: str = "val"
+    run: runs.Run, dataset: Any, split: str = "val", *, method: str = "__call__"
 ) -> Iterator[tuple[Float[np.ndarray, "b K"], Int[np.ndarray, "b"], dict[str, Float[np.ndarray, "b"]]]]:
     """Yields (logits, labels, metrics that modules leave, see `left`) of a split's images, batch by batch in order.
 
@@ -81,7 +81,7 @@ def predict_split(
     """
     mesh = make_mesh()  # there may be fewer devices than in training
     normalize = functools.partial(augment.normalize, mean=run.mean, std=run.std)
-    step = make_predict_step(run.model, normalize, mesh)
+    step = make_predict_step(run.model, normalize, mesh, method=method)
     count = jax.process_count()
     with _eval_batches(runs.eval_views(run.config, dataset, split), run.config, mesh) as batches:
         for batch in predictions(step, run.variables, loader.to_devices(batches, batch_sharding(mesh))):

@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from stce_jax.data import catalog, loader, views
+from stce_jax.data import catalog, holdout, loader, views
 from stce_jax.data.loader import LONGEST_WAIT
 from stce_jax.errors import ConfigError, check_range, check_text, check_whole
 from stce_jax.models.factory import LARGEST_SIDE
@@ -44,6 +44,7 @@ def check_options(config: config_dict.ConfigDict) -> None:
         data_dir=config.data_dir,
         classes=config.classes,
     )
+    holdout.check_options(holdout=config.holdout)
     loader.check_options(
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,

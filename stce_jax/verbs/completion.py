@@ -19,7 +19,10 @@ WORDS = {
     "on_bad": ("error", "skip"),
     "scale": ("paper", "medium_128", "medium", "small", "smoke"),
     "submit": ("slurm", "local"),
-    "table": ("table1", "table6", "table7", "table8", "readings", "all", "reductions", "bodies", "clustering"),
+    "table": (
+        *("table1", "table6", "table7", "table8", "readings", "all"),
+        *("reductions", "bodies", "clustering", "recipe", "recipe_test"),
+    ),
 }
 DIRECTORIES = ("workdir", "workdirs", "data_dir")
 NOTHING = ("pattern", "model", "seeds", "runs", "cell", "partition", "time", "sbatch")

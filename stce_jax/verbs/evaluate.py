@@ -7,10 +7,13 @@ from etils import epath
 
 from stce_jax.analysis import files, scores
 from stce_jax.data import catalog
+from stce_jax.data.holdout import HOLDOUT, hold_out
 from stce_jax.errors import ConfigError
 from stce_jax.processes import peers as processes
 from stce_jax.training import assemble as runs
 from stce_jax.training.evaluation import predict_split
+
+SPLITS = (*catalog.SPLITS, HOLDOUT)
 
 
 def evaluate(
@@ -31,30 +34,33 @@ def evaluate(
       workdir, checkpoint, ema: see `load_run`.
       data_dir: where the images are, if not where the run was trained from; needed for another dataset of folders.
       dataset, classes: another dataset with the same classes, see `catalog.open_dataset`; by default the run's own.
-      split: "val" or "train"; the other one need not be there.
+      split: "val" or "train"; the other one need not be there. Of a run with `config.holdout`, "holdout" is the part
+        that it was evaluated on in training, "train" what it was trained on, and "val" the test images.
       output: a directory for the results and the logits of every image, see `files.write`; "": none.
       reduction: another token reduction than the run's, see `load_run`.
 
     Returns:
-      {"step", "epoch", "checkpoint", "ema", "reduction", "dataset", "split", "class_ids", "class_names", "images",
-      "loss", "top1", "top5", "metrics", "calibration_error", "reliability", "per_class", "confusion"}: loss, top1, top5
-      and metrics, {name: value} of what the model's modules leave for the log, are means over the images, per_class is
-      {class id: {"images", "top1"}}, the others are those of `scores.summary`.
+      {"step", "epoch", "checkpoint", "ema", "reduction", "dataset", "split", "holdout", "class_ids", "class_names",
+      "images", "loss", "top1", "top5", "metrics", "calibration_error", "reliability", "per_class", "confusion"}, where
+      holdout is the run's config.holdout; loss, top1, top5 and metrics, {name: value} of what the model's modules leave
+      for the log, are means over the images, per_class is {class id: {"images", "top1"}}, the others are those of
+      `scores.summary`.
 
     Raises:
       StceError: the run or its data cannot be read, or the output not be written.
     """
-    if split not in catalog.SPLITS:
-        raise ConfigError(f"there is no split {split!r}; the splits are {', '.join(catalog.SPLITS)}")
+    if split not in SPLITS:
+        raise ConfigError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")
     run = runs.load_run(workdir, checkpoint, ema, reduction=reduction)
     images = _open_dataset(run.config, dataset, data_dir, classes, split)
+    place = "val" if split == HOLDOUT else split
     runs.report_passed_over(images)
     catalog.check_class_names(images, run.class_ids)
     writes = bool(output) and processes.is_main()
     if writes:
         files.begin(output)
     parts, left, logits = [], [], []
-    for outputs, labels, left_by_modules in predict_split(run, images, split):
+    for outputs, labels, left_by_modules in predict_split(run, images, place):
         parts.append(scores.of_images(outputs, labels))
         left.append(left_by_modules)
         if writes:
@@ -69,6 +75,7 @@ def evaluate(
         "reduction": reduction,
         "dataset": dataset or run.config.dataset,
         "split": split,
+        "holdout": run.config.holdout,
         "class_ids": list(run.class_ids),
         "class_names": list(run.class_names),
         "metrics": metrics,
@@ -76,16 +83,23 @@ def evaluate(
     }
     result["per_class"] = dict(zip(run.class_ids, result["per_class"], strict=True))
     if writes:
-        source = getattr(images, split)
+        source = getattr(images, place)
         names = [source.name(index) for index in range(len(source))]
         files.write(output, result, names, by_image["label"], np.concatenate(logits))
     return result
 
 
 def _open_dataset(config: Any, dataset: str, data_dir: str, classes: str, split: str) -> Any:
-    """The run's own dataset, or another one, with the split that is needed."""
+    """The run's own dataset, or another one, with the split that is needed; what is held out stands as `val`."""
+    if split == HOLDOUT and (dataset or not config.holdout):
+        reason = f"and not of dataset {dataset!r}" if dataset else "and this one was trained on all of them"
+        raise ConfigError(
+            f"split 'holdout' is a part of a run's own training images, {reason}; give --split=val or train"
+        )
     if dataset in ("", config.dataset):
         raw = 0 if dataset else config.raw_short_side  # a dataset that is named means its images as they were
         places = {"data_dir": data_dir or config.data_dir, "classes": classes or config.classes}
-        return catalog.open_dataset(config.dataset, **places, splits=(split,), raw_short_side=raw, of_run=True)
+        opened = ("train",) if split == HOLDOUT else (split,)
+        found = catalog.open_dataset(config.dataset, **places, splits=opened, raw_short_side=raw, of_run=True)
+        return found if dataset or split == "val" else hold_out(found, config.holdout)
     return catalog.open_dataset(dataset, data_dir, classes, splits=(split,), of_run=True)

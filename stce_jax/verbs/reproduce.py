@@ -17,7 +17,7 @@ from stce_jax.errors import ConfigError, StceError
 from stce_jax.paths import named_failures, read_json, write_text
 from stce_jax.platform import terminal
 from stce_jax.processes.stopping import StopSignals, stopped
-from stce_jax.reproduce import jobs
+from stce_jax.reproduce import jobs, recipe_protocol
 from stce_jax.reproduce.cells import TRAINED, Row, cell_of, load_rows
 from stce_jax.reproduce.costs import read_speed, speed_file
 from stce_jax.reproduce.report import write_report
@@ -65,7 +65,7 @@ def reproduce(
 
     Args:
       table: "table1", "table6", "table7", "table8", "readings", or "all" of them; or a study, "reductions",
-        "bodies" or "clustering".
+        "bodies", "clustering", "recipe" or "recipe_test".
       workdir: local directory, see `stce_jax.reproduce.cells`; several machines may work on one that they share.
       scale: such as "paper", "small" or "smoke", see `configs/tables/scales.py`.
       seeds: of the runs.
@@ -225,7 +225,7 @@ def _report(sweep: Sweep, rows: Sequence[Row], dataset: Any, stop: StopSignals, 
     directory = sweep.directory
     with one_at_a_time(directory, stop):
         for name in sweep.tables if timed else ():
-            if name in TRAINED:
+            if name in TRAINED and name not in recipe_protocol.TABLES:  # whose times are data of their protocol
                 every = load_rows(name, sweep.scale, sweep.overrides)
                 _measure_speed(name, every, sweep.seeds, directory, stop)
         speed = read_speed(directory, sweep.tables)

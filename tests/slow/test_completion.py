@@ -112,7 +112,10 @@ def test_values(offered, start, between, expected):
         ("stce predict --workdir=runs n", ["notes.txt"]),
         (
             "stce reproduce ",
-            ["all", "bodies", "clustering", "readings", "reductions", "table1", "table6", "table7", "table8"],
+            [
+                *("all", "bodies", "clustering", "readings", "recipe", "recipe_test", "reductions"),
+                *("table1", "table6", "table7", "table8"),
+            ],
         ),
         ("stce completion z", ["zsh"]),
         ("stce models ", []),

@@ -1,4 +1,4 @@
-"""launch/study_gpu.sh with a stand-in for Python: what it asks for, in which order, within which time."""
+"""launch/study_gpu.sh, and recipe_gpu.sh, with a stand-in for Python: what they ask for, in which order and time."""
 
 import os
 import subprocess
@@ -12,6 +12,7 @@ SCRIPT = Path(__file__).parents[2] / "launch" / "study_gpu.sh"
 # Prints what it is asked for into a log; knows the cells of two seeds; "trains" by a file; "collects" what is trained.
 PYTHON = """#!/usr/bin/env bash
 words="$*"
+echo "$words" >> "$LOG.words"
 case "$words" in
   *zipfile*) mkdir -p "${@: -1}" ;;
   *--list*) printf '%s\\n' patch_seed0 stce_seed0 patch_seed1 stce_seed1 ;;
@@ -33,12 +34,12 @@ def start(tmp_path):
     with zipfile.ZipFile(tmp_path / "bag" / "images.zip", "w") as archive:
         archive.writestr("train/a/0.jpg", b"")
 
-    def run(*words, **variables):
+    def run(*words, script=SCRIPT, **variables):
         log = tmp_path / "log"
         log.write_text("")
         own = {"PYTHON": str(python), "WORK": str(tmp_path / "work"), "LOG": str(log), "PARALLEL": "1"}
         done = subprocess.run(
-            ["bash", str(SCRIPT), *words],
+            ["bash", str(script), *words],
             capture_output=True,
             text=True,
             timeout=60,
@@ -61,6 +62,15 @@ def test_all_cells_are_trained_seed_by_seed_and_brought_back(tmp_path, start):
     assert cells == ["patch_seed0", "stce_seed0", "patch_seed1", "stce_seed1"]
     assert kept(tmp_path) == sorted(f"{name}.json" for name in cells)
     assert "4 of 4 runs to do" in done.stderr and "4 runs are kept" in done.stderr
+
+
+def test_the_recipe_is_the_same_with_another_table(tmp_path, start):
+    done, cells = start("run", "bag", "out", script=SCRIPT.with_name("recipe_gpu.sh"))
+    assert done.returncode == 0 and len(cells) == 4, done.stderr
+    words = (tmp_path / "log.words").read_text()
+    rows = "--seeds=0,1,2 --runs=modern_20,modern_80"
+    assert f"stce_jax reproduce recipe_test --scale=medium_128 {rows}" in words
+    assert "study.py --table=recipe_test --collect" in words and "clustering" not in words
 
 
 def test_what_is_kept_is_not_trained_again_and_what_fails_stops_nothing(tmp_path, start):

@@ -9,7 +9,7 @@ from stce_jax.data.catalog import DATASETS
 from stce_jax.verbs import completion
 from stce_jax.workdir import config as configuration
 
-CONFIGS = {"default", "digits", "patch_vit_s", "conv_vit_s", "stce_vit_s", "small_folder"}
+CONFIGS = {"default", "digits", "patch_vit_s", "conv_vit_s", "stce_vit_s", "small_folder", "modern", "modern_vit_s"}
 CONFIGS |= {"cmt_s", "cvt_13", "dat_t", "deit_s", "focal_t", "mobilevit_s", "swin_t"}
 
 

@@ -11,15 +11,18 @@ from stce_jax.workdir import config as configuration
 from stce_jax.workdir.config import SHIPPED
 
 PAPERS = ["stce_vit_s", "conv_vit_s", "patch_vit_s"]
+MODERN = ["modern", "modern:patch", "modern:conv", "modern_vit_s"]
 BODIES = ["cmt_s", "cvt_13", "dat_t", "deit_s", "focal_t", "mobilevit_s", "swin_t"]
-STUDIES = ("readings", "reductions", "bodies", "clustering")
+STUDIES = ("readings", "reductions", "bodies", "clustering", "recipe", "recipe_test")
 TABLES = [f"tables/{table}" for table in ("scales", "table1", "table6", "table7", "table8", *STUDIES)]
 NAMES = [
     *("default", "digits", "digits:patch", "digits:conv", "small_folder", "small_folder:patch", "small_folder:conv"),
     *PAPERS,
     *BODIES,
+    *MODERN,
     *(f"{table}{scale}" for table in TABLES for scale in ("", ":small", ":smoke")),
     *(f"tables/clustering:{scale}" for scale in ("medium", "medium_128")),
+    *(f"tables/{table}:medium" for table in ("recipe", "recipe_test")),
 ]
 
 

@@ -1,0 +1,10 @@
+"""The steps of the forward selection so far: `python benchmarks/recipe_steps.py --scale=SCALE` adds the next one.
+
+Each step is a recipe: names of `recipe.INGREDIENTS`, first those that are kept, then the candidate.
+"""
+
+STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "smoke": (("mean_pooling", "conv"),),  # to prove the machinery
+    "small": (),
+    "medium": (),
+}

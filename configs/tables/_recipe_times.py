@@ -1,0 +1,32 @@
+"""Milliseconds that a training image takes, of each row of `recipe`: `benchmarks/recipe_times.py --write` writes them.
+
+They are measured in turn on one machine and give every row the epochs that take as long as the base's. They are data of
+the protocol: measured once, before the first run of a scale, and no run measures its own.
+"""
+
+from collections.abc import Sequence
+
+# Scale -> run -> ms an image. Where a row is missing, see `ratio`.
+MS: dict[str, dict[str, float]] = {
+    "smoke": {},
+    "small": {},
+    "medium": {},
+}
+
+
+def ratio(scale: str, run: str, parts: Sequence[str]) -> float:
+    """How long an image of a row takes, over one of the base.
+
+    Args:
+      scale: one of `recipe.VARIANTS`.
+      run: name of a row.
+      parts: its ingredients. Of a row that is not measured, their ratios are multiplied; an ingredient that is not
+        measured counts as 1.
+    """
+    measured = MS.get(scale, {})
+    if run in measured:
+        return measured[run] / measured["base"]
+    product = 1.0
+    for part in parts:
+        product *= measured[part] / measured["base"] if part in measured else 1.0
+    return product
