@@ -14,13 +14,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.models.bodies.block import Block
+from stce_jax.models.bodies.patch_dropout import PatchDropout
 from stce_jax.models.bodies.vit_options import check_options, reducing_blocks
 from stce_jax.models.bodies.vit_weights import fit_weights
 from stce_jax.models.layers import NORMS, drop_path_scales, is_training, linear, truncated_normal
 from stce_jax.models.ops import rotary
 from stce_jax.models.ops.norms import LAYER_NORM_EPSILON
 from stce_jax.models.ops.positions import resize_position_embedding, sincos_position_embedding
-from stce_jax.models.patch_dropout import PatchDropout
 from stce_jax.models.reductions import Reduction, acts_before, counts_of
 from stce_jax.models.tokens import Tokens, check_tokens
 

@@ -84,8 +84,8 @@ def _silu_gate_forward(gate: Array, values: Array) -> tuple[Array, tuple[Array, 
 
 
 def _silu_gate_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    (gate, values), cotangent = recompute_from(saved, cotangent)
-    wide, cotangent = widened(gate), widened(cotangent)
+    gate, values = saved
+    wide, cotangent = map(widened, recompute_from(gate, cotangent))
     share = jax.nn.sigmoid(wide)
     dgate = cotangent * widened(values) * share * (1.0 + wide * (1.0 - share))
     return dgate.astype(gate.dtype), (cotangent * wide * share).astype(values.dtype)

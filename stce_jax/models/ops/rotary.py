@@ -53,7 +53,7 @@ def mixed_frequencies(
     turned = jax.random.uniform(key, (heads, 1), jnp.float32, 0.0, 2.0 * math.pi)
     parts = [jnp.broadcast_to(turned + quarter, (heads, pairs // 2)) for quarter in (0.0, math.pi / 2)]
     angle = jnp.concatenate(parts, axis=1)  # [A, F]
-    return (jnp.stack([jnp.cos(angle), jnp.sin(angle)]) * of_rank(3, np.tile(magnitude, 2))).astype(dtype)
+    return (jnp.stack([jnp.cos(angle), jnp.sin(angle)]) * of_rank(3, jnp.tile(magnitude, 2))).astype(dtype)
 
 
 def _magnitudes(width: int, theta: float) -> Float[np.ndarray, "E/4"]:
@@ -69,7 +69,7 @@ def rotation_angles(places: Float[Array, "B N 2"], frequencies: Float[Array, "2 
 
 def rotate(values: Float[Array, "B N A E"], angles: Float[Array, "#B N #A F"]) -> Float[Array, "B N A E"]:
     """Turns each pair of neighbouring channels by its angle, in float32 at least; keeps the dtype."""
-    pairs = widened(values).reshape(*values.shape[:-1], -1, 2)  # [B, N, A, F, 2]
+    pairs = widened(values).reshape(*values.shape[:-1], values.shape[-1] // 2, 2)  # [B, N, A, F, 2]
     cosine, sine = jnp.cos(angles), jnp.sin(angles)
     first, second = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([first * cosine - second * sine, first * sine + second * cosine], axis=-1)

@@ -14,9 +14,9 @@ from flax import linen as nn
 from stce_jax.analysis.costs import count_model, count_parameters
 from stce_jax.analysis.drawing.introspection import class_attention
 from stce_jax.errors import ConfigError
+from stce_jax.models.bodies.patch_dropout import PatchDropout, kept_count
 from stce_jax.models.factory import create_model, model_options
 from stce_jax.models.layers import MLP, SwiGLU, gated_width
-from stce_jax.models.patch_dropout import PatchDropout, kept_count
 from stce_jax.models.reductions import REDUCTIONS
 from stce_jax.models.tokens import Tokens
 from stce_jax.training.state import abstract_variables
