@@ -1,6 +1,8 @@
 """The options of plain blocks that the original ViT has not: equal to NumPy, alone and together; refused in words."""
 
 import functools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,9 @@ from stce_jax.models.layers import MLP, SwiGLU, gated_width
 from stce_jax.models.reductions import REDUCTIONS
 from stce_jax.models.tokens import Tokens
 from stce_jax.training.state import abstract_variables
+from stce_jax.verbs.summary import summarize
 
+DOCUMENT = Path(__file__).parents[3] / "docs" / "models.md"
 TINY = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "patch_size": 4}
 ALL = {
     "position_embedding": "rope_mixed",
@@ -112,6 +116,7 @@ def test_all_of_them_in_bfloat16():
     np.testing.assert_allclose(found, expected, atol=0.1 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_they_stand_in_the_parameters_and_nothing_else_moves():
     def shapes(name="vit_ti_patch", **options):
         params = abstract_variables(tiny(name, image_size=16, **options), 16)["params"]
@@ -156,6 +161,7 @@ def test_the_gated_mlp_has_the_parameters_of_a_plain_one():
     assert abs(count(SwiGLU(1152)) - count(MLP(1152))) == 2 * 768 - 1152  # biases
 
 
+@pytest.mark.slow
 def test_multiply_adds_with_and_without_a_scan():
     plain, scanned, registers = (
         count_model(tiny(image_size=16, pooling=pooling, **options), 16)["multiply_adds"]
@@ -167,6 +173,37 @@ def test_multiply_adds_with_and_without_a_scan():
         for options in ({"mlp": "swiglu"}, {"position_embedding": "rope_mixed"})
     )
     assert swiglu == plain == rotary
+
+
+@pytest.mark.slow
+def test_stce_models_counts_with_options():
+    plain, registers, both = (
+        summarize("vit_ti_patch", image_size=32, options=options)[0]["parameters"]
+        for options in ("", "registers=2", "registers=2,norm=rmsnorm")
+    )
+    assert registers == plain + 2 * 192 and both == registers - (2 * 12 + 1) * 192
+    for options, message in {
+        "registers": "give OPTION=VALUE",
+        "=4": "give OPTION=VALUE",
+        "image_size=32": "image_size is no option",
+        "cell=2": "vit_ti_patch has no option 'cell'",
+    }.items():
+        with pytest.raises(ConfigError, match=message) as refused:
+            summarize("vit_ti_patch", options=options)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.slow
+def test_the_documents_say_what_each_costs():
+    rows = re.findall(
+        r"^\| `([a-z_]+=[^`]*)` \|.*\| ([-+][\d,]+|0) \| ([-+][\d,]+|0) \|$", DOCUMENT.read_text("utf-8"), re.M
+    )
+    (plain,) = summarize("vit_s_patch")
+    assert len(rows) >= 7
+    for options, *costs in rows:
+        (row,) = summarize("vit_s_patch", options=options)
+        found = [row[name] - plain[name] for name in ("parameters", "multiply_adds")]
+        assert found == [int(cost.replace(",", "")) for cost in costs], options
 
 
 KEPT = ("topk", "evit", "dynamicvit", "pattern", "ats")
