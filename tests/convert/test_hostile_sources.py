@@ -162,6 +162,7 @@ CONFIGS = {
     "another size": ({"model_args": {"img_size": 64, "num_heads": 2}}, "64x64 pixels, 64 patches of 8"),
     "a size without end": ({"model_args": {"img_size": 10**12, "num_heads": 2}}, "img_size=1000000000000"),
     "a size that is none": ({"model_args": {"img_size": "large", "num_heads": 2}}, "img_size='large'"),
+    "a norm without biases": ({"model_args": {"norm_layer": "rmsnorm"}}, "norm_layer='rmsnorm', which has no blocks.0"),
     "heads that are none": ({"model_args": {"num_heads": -1}}, "num_heads=-1"),
     "heads that do not divide": ({"model_args": {"num_heads": 3}}, "cannot be divided among 3 heads"),
     "heads without end": ({"model_args": {"num_heads": 10**30}}, "num_heads="),

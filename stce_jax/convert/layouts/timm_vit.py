@@ -100,9 +100,11 @@ def options(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict
 
 def block_options(arrays: Mapping[str, np.ndarray], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What shapes and timm's arguments tell of its blocks beside sizes."""
-    norm = arguments.get("norm_layer")
+    norm = "rmsnorm" if arguments.get("norm_layer") == "rmsnorm" else "layernorm"
+    if norm == "rmsnorm" and "blocks.0.norm1.bias" in arrays:
+        raise CheckpointError("its config.json says norm_layer='rmsnorm', which has no blocks.0.norm1.bias")
     return {
-        "norm": norm if norm == "rmsnorm" else "layernorm",
+        "norm": norm,
         "qk_norm": any(re.search(r"\.attn\.[qk]_norm\.", name) for name in arrays),
         "layer_scale": SCALE if any(re.search(r"\.ls[12]\.gamma$", name) for name in arrays) else 0.0,
     }

@@ -68,9 +68,11 @@ def rotation_angles(places: Float[Array, "B N 2"], frequencies: Float[Array, "2 
 
 
 def rotate(values: Float[Array, "B N A E"], angles: Float[Array, "#B N #A F"]) -> Float[Array, "B N A E"]:
-    """Turns each pair of neighbouring channels by its angle, in float32 at least; keeps the dtype."""
-    pairs = widened(values).reshape(*values.shape[:-1], values.shape[-1] // 2, 2)  # [B, N, A, F, 2]
-    cosine, sine = jnp.cos(angles), jnp.sin(angles)
-    first, second = pairs[..., 0], pairs[..., 1]
-    turned = jnp.stack([first * cosine - second * sine, first * sine + second * cosine], axis=-1)
-    return turned.reshape(values.shape).astype(values.dtype)
+    """Turns each pair of neighbouring channels by its angle, in float32 at least; keeps the dtype.
+
+    As sums of whole arrays: CPUs take a third longer for two arrays of every second channel.
+    """
+    wide = widened(values)
+    swapped = wide.reshape(*values.shape[:-1], values.shape[-1] // 2, 2)[..., ::-1].reshape(values.shape)
+    sine = jnp.stack([-jnp.sin(angles), jnp.sin(angles)], axis=-1).reshape(*angles.shape[:-1], values.shape[-1])
+    return (wide * jnp.repeat(jnp.cos(angles), 2, axis=-1) + swapped * sine).astype(values.dtype)
