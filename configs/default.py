@@ -54,10 +54,16 @@ def get_config() -> config_dict.ConfigDict:
     vit.heads = config_dict.placeholder(int)  # attention heads; must divide the width
     vit.mlp_dim = config_dict.placeholder(int)  # hidden width of the MLPs
     vit.pooling = config_dict.placeholder(str)  # "class" token, or "mean" of the tokens
-    vit.position_embedding = config_dict.placeholder(str)  # "learned" or "sincos2d"
-    vit.norm_epsilon = config_dict.placeholder(float)  # of the LayerNorms: 1e-6
+    vit.position_embedding = config_dict.placeholder(str)  # "learned", "sincos2d", "rope_axial" or "rope_mixed"
+    vit.registers = config_dict.placeholder(int)  # learned tokens that no head reads: 0
+    vit.layer_scale = config_dict.placeholder(float)  # what branches are first multiplied by, learned; 0: none
+    vit.norm = config_dict.placeholder(str)  # "layernorm" or "rmsnorm"
+    vit.qk_norm = config_dict.placeholder(bool)  # norm queries and keys of each head
+    vit.mlp = config_dict.placeholder(str)  # "gelu", or "swiglu" with as many parameters
+    vit.norm_epsilon = config_dict.placeholder(float)  # of the norms: 1e-6
     vit.drop_path = 0.1  # stochastic depth of the last block, growing from 0 (DeiT)
     vit.dropout = 0.0  # rate in attention outputs and MLPs (DeiT: none)
+    vit.patch_dropout = config_dict.placeholder(float)  # share of image tokens that training leaves out: 0
     vit.remat = config_dict.placeholder(bool)  # recompute blocks in the backward pass: less memory, a third slower
     vit.scan_layers = config_dict.placeholder(bool)  # compile one block instead of all; stacks the parameters
     body.svit = svit = config_dict.ConfigDict()
@@ -100,10 +106,16 @@ def get_config() -> config_dict.ConfigDict:
     deit.heads = config_dict.placeholder(int)  # attention heads; must divide the width
     deit.mlp_dim = config_dict.placeholder(int)  # hidden width of the MLPs
     deit.pooling = config_dict.placeholder(str)  # "class" token, or "mean" of the tokens
-    deit.position_embedding = config_dict.placeholder(str)  # "learned" or "sincos2d"
+    deit.position_embedding = config_dict.placeholder(str)  # as vit.position_embedding
+    deit.registers = config_dict.placeholder(int)  # as vit.registers
+    deit.layer_scale = config_dict.placeholder(float)  # as vit.layer_scale
+    deit.norm = config_dict.placeholder(str)  # as vit.norm
+    deit.qk_norm = config_dict.placeholder(bool)  # as vit.qk_norm
+    deit.mlp = config_dict.placeholder(str)  # as vit.mlp
     deit.norm_epsilon = config_dict.placeholder(float)  # as vit.norm_epsilon
     deit.drop_path = config_dict.placeholder(float)  # stochastic depth of the last block; None: the size's, 0.1
     deit.dropout = config_dict.placeholder(float)  # rate in attention outputs and MLPs
+    deit.patch_dropout = config_dict.placeholder(float)  # as vit.patch_dropout
     deit.remat = config_dict.placeholder(bool)  # as vit.remat
     deit.scan_layers = config_dict.placeholder(bool)  # as vit.scan_layers
     body.cmt = cmt = config_dict.ConfigDict()

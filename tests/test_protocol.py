@@ -141,10 +141,14 @@ TOYS = {"toy body": (BODIES, ToyBody), "toy embedding": (EMBEDDINGS, ToyEmbed), 
 OWN = {name: getattr(module, "EMBEDDING", "patch") for name, module in BODIES.items()}
 OTHERS = [name for name in EMBEDDINGS if name not in OWN.values()]
 WITH = {"evit": "stce", "topk": "conv", "kmedoids": "conv1x1", "dpcknn": "earlyconv", "dynamicvit": "hcformer"}
+# All options of plain blocks that the original ViT has not, together.
+INGREDIENTS = {"position_embedding": "rope_mixed", "registers": 2, "layer_scale": 0.1, "norm": "rmsnorm"}
+INGREDIENTS |= {"qk_norm": True, "mlp": "swiglu", "patch_dropout": 0.25}
 ENTRIES = {
     **{f"reduction {name}": {"reduction": name, "embedding": WITH.get(name, "patch")} for name in REDUCTIONS},
     **{f"embedding {name}": {"embedding": name} for name in OTHERS if name not in WITH.values()},
     **{f"body {name}": {"body": name, "embedding": own} for name, own in OWN.items() if name != "vit"},
+    "ingredients": {"embedding": "stce", "options": INGREDIENTS},
     "toys": {"body": "toy body", "embedding": "toy embedding"},
     "toy reduction": {"reduction": "toy", "embedding": "patch"},
 }
@@ -198,6 +202,7 @@ def config_of(names, data_dir):
             for option, value in {**given, **TINY.get(f"{part} {names[part]}", {})}.items():
                 if option in section:
                     section[option] = value
+        config.model.body.get(names["body"], {}).update(names.get("options", {}))
         if names["reduction"] in REDUCTIONS and not acts_before(REDUCTIONS[names["reduction"]]):
             config.model.body.vit.depth = 1  # which is enough, and compiled in half the time
             config.model.reduction.get(names["reduction"], {})["blocks"] = (0,)

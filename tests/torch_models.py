@@ -102,6 +102,18 @@ VARIANTS = {
     "sincos": ("vit", "patch", {"position_embedding": "sincos2d"}),
     "scan": ("vit", "linear_patch", {"scan_layers": True}),
     "distilled": ("deit", "linear_patch", {"distilled": True}),
+    "ingredients": (
+        "vit",
+        "patch",
+        {"position_embedding": "rope_mixed", "registers": 2, "layer_scale": 0.1, "qk_norm": True}
+        | {"norm": "rmsnorm", "mlp": "swiglu"},
+    ),
+    "axial, normed, mean": (
+        "vit",
+        "stce",
+        {"position_embedding": "rope_axial", "registers": 1, "qk_norm": True, "pooling": "mean", "scan_layers": True},
+    ),
+    "distilled with registers": ("deit", "linear_patch", {"distilled": True, "registers": 2, "layer_scale": 0.1}),
     "distilled and reduced": ("deit", "linear_patch", {"distilled": True, "reduction": {"name": "tome", "r": 9}}),
     "cells": ("vit", "stce", {"iterations": 0}),
     "cells of 2x3, masked": ("vit", "stce", {"border": "mask", "cell": (2, 3)}),

@@ -77,6 +77,8 @@ def _count(jaxpr: Jaxpr, scope: str) -> int:
     """Those within a scope; what an equation within it contains is within it, too."""
     total = 0
     for equation in jaxpr.eqns:
+        if not equation.outvars:  # a branch of nothing, which transformations leave behind
+            continue
         inner_scope = "" if scope and scope in str(equation.source_info.name_stack).split("/") else scope
         output: Any = equation.outvars[0].aval
         inputs: list[Any] = [variable.aval for variable in equation.invars]

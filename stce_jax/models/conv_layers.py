@@ -293,6 +293,6 @@ class LayerScale(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, inputs: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    def __call__(self, inputs: Float[Array, "... C"]) -> Float[Array, "... C"]:
         scale = self.param("scale", nn.initializers.constant(self.initial), (inputs.shape[-1],), jnp.float32)
-        return inputs.astype(self.dtype) * of_rank(4, scale.astype(self.dtype))
+        return inputs.astype(self.dtype) * of_rank(inputs.ndim, scale.astype(self.dtype))

@@ -13,13 +13,11 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
-from stce_jax.models.ops.activations import gelu
+from stce_jax.models.ops import rotary
+from stce_jax.models.ops.activations import gelu, silu_gate
 from stce_jax.models.ops.attention import attention_weights, dot_product_attention, policy_weights, weighted_sum
 from stce_jax.models.ops.linear import product
-from stce_jax.models.ops.norms import (
-    LAYER_NORM_EPSILON,
-    layer_norm,
-)
+from stce_jax.models.ops.norms import LAYER_NORM_EPSILON, layer_norm, rms_norm
 from stce_jax.models.tokens import Tokens
 
 # DeiT's initialisation: a normal of standard deviation 0.02 cut at +-2, which is at 100 standard deviations.
@@ -80,6 +78,25 @@ class LayerNorm(nn.Module):
         return layer_norm(inputs.reshape(-1, width), scale, bias, self.dtype, self.epsilon).reshape(inputs.shape)
 
 
+class RMSNorm(nn.Module):
+    """RMSNorm over the last axis (Zhang and Sennrich 2019, arXiv 1910.07467): a scale, no mean and no bias.
+
+    Attributes: those of `LayerNorm`; the epsilon is added to the mean of squares.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+    epsilon: float = LAYER_NORM_EPSILON
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        width = inputs.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
+        return rms_norm(inputs.reshape(-1, width), scale, self.dtype, self.epsilon).reshape(inputs.shape)
+
+
+NORMS: dict[str, Any] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}  # of plain blocks, by the option `norm`
+
+
 class MLP(nn.Module):
     """Two linear layers with a GELU between.
 
@@ -105,6 +122,36 @@ class MLP(nn.Module):
         return nn.Dropout(self.dropout)(outputs, deterministic=deterministic).reshape(values.shape)
 
 
+class SwiGLU(nn.Module):
+    """A gated MLP, SiLU(x W + b) * (x V + c) and a linear layer (Shazeer 2020, arXiv 2002.05202).
+
+    It has as many parameters as an `MLP` of this `hidden`, but for rounding, as in DINOv2 (Oquab et al. 2023): see
+    `gated_width`. "in" holds W and V, one behind the other, as DINOv2's w12.
+
+    Attributes: those of `MLP`.
+    """
+
+    hidden: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, values: Float[Array, "B N D"], train: bool | None = None) -> Float[Array, "B N D"]:
+        width, deterministic = values.shape[-1], not is_training(self, train)
+        both = linear(2 * gated_width(self.hidden), self.dtype, "in")(values.reshape(-1, width))
+        hidden = nn.Dropout(self.dropout)(silu_gate(*jnp.split(both, 2, axis=-1)), deterministic=deterministic)
+        outputs = linear(width, self.dtype, "out")(hidden)
+        return nn.Dropout(self.dropout)(outputs, deterministic=deterministic).reshape(values.shape)
+
+
+def gated_width(hidden: int) -> int:
+    """The width of a gated MLP in place of a plain one: two thirds, rounded up to a multiple of 8 (DINOv2's rule)."""
+    return -(-max(1, 2 * hidden // 3) // 8) * 8
+
+
+MLPS: dict[str, Any] = {"gelu": MLP, "swiglu": SwiGLU}  # of plain blocks, by the option `mlp`
+
+
 class Attention(nn.Module):
     """Multi-head attention; sows its weights [B, A, M, N] as "attention".
 
@@ -112,11 +159,19 @@ class Attention(nn.Module):
       heads: number of heads; must divide D.
       dropout: rate on the output, 0..1.
       dtype: dtype of the computation; parameters are float32.
+      qk_norm: a name of `NORMS`: queries and keys of each head are normed, with a learned scale that all heads share
+        (Dehghani et al. 2023, ViT-22B, as timm has it); "": they are not.
+      rotary: a name of `ops.rotary.ROTARY`: queries and keys, normed or not, are then turned by the tokens' `places`,
+        with the learned "frequencies" [2, A, E / 2] of "rope_mixed" or fixed ones; "": they are not.
+      epsilon: of the norms of queries and keys.
     """
 
     heads: int
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    qk_norm: str = ""
+    rotary: str = ""
+    epsilon: float = LAYER_NORM_EPSILON
 
     @nn.compact
     def __call__(
@@ -143,6 +198,13 @@ class Attention(nn.Module):
             context = tokens
         else:
             _, key, value = self._heads(qkv, context.values)
+        if self.qk_norm:
+            query = NORMS[self.qk_norm](self.dtype, self.epsilon, name="query_norm")(query)
+            key = NORMS[self.qk_norm](self.dtype, self.epsilon, name="key_norm")(key)
+        if self.rotary:
+            frequencies = self._frequencies(query.shape[-1])
+            query = rotary.rotate(query, rotary.rotation_angles(_places(tokens), frequencies))
+            key = rotary.rotate(key, rotary.rotation_angles(_places(context), frequencies))
         bias = None
         if context.sizes is not None and context.proportional:
             bias = jnp.log(context.sizes)[:, None, None, :]  # [B, 1, 1, N]
@@ -161,6 +223,12 @@ class Attention(nn.Module):
         outputs = nn.Dropout(self.dropout)(rows, deterministic=not is_training(self, train)).reshape(tokens.shape)
         return outputs, {name: given[name] for name in give}
 
+    def _frequencies(self, width: int) -> Any:
+        """Those of the rotary positions of heads of this width, [2, A or 1, E / 2]."""
+        if self.rotary == "rope_mixed":
+            return self.param("frequencies", rotary.mixed_frequencies, (2, self.heads, width // 2), jnp.float32)
+        return rotary.axial_frequencies(width)
+
     def _heads(self, qkv: nn.Dense, values: Float[Array, "B N D"]) -> list[Float[Array, "B N A E"]]:
         """Query, key and value of tokens."""
         batch, count, width = values.shape
@@ -168,6 +236,11 @@ class Attention(nn.Module):
         rows = qkv(values.reshape(-1, width))  # [B N, 3 D]
         # Split first: the gradient of a split is one concatenation, that of indexing three padded arrays and their sum.
         return [part.reshape(batch, count, self.heads, width // self.heads) for part in jnp.split(rows, 3, axis=-1)]
+
+
+def _places(tokens: Tokens) -> Float[Array, "B N 2"]:
+    assert tokens.places is not None, "rotary positions need tokens that know their places; see Tokens"
+    return tokens.places
 
 
 def drop_path_scales(key: Key[Array, ""], rate: float, depth: int, batch: int) -> Float[Array, "depth 2 B 1 1"]:

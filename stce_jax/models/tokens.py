@@ -32,6 +32,9 @@ class Tokens:
       policy: how far each token is live, in training with decisions that a gradient flows through: 1 live, 0 dropped;
         None: all are. Others attend to a token as far as it is live, see `ops.attention.policy_attention`.
       initial_grid: (h, w) in which the image tokens lay before any reduction; None: outside a body that takes them.
+      places: (column, row) of each token in the grid, (0, 0) for leading ones and those without a place; the first axis
+        may be 1: alike for all images. Only within blocks with rotary positions; else None.
+      registers: how many of the leading tokens, the last of them, no head reads.
     """
 
     values: Float[Array, "B N D"]
@@ -42,6 +45,8 @@ class Tokens:
     proportional: bool = struct.field(pytree_node=False, default=True)
     policy: Float[Array, "B N"] | None = None
     initial_grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
+    places: Float[Array, "#B N 2"] | None = None
+    registers: int = struct.field(pytree_node=False, default=0)
 
     def __getattr__(self, name: str) -> Any:
         """Whatever an array has (shape, dtype, mean, ...) is that of the values: tokens may stand for an array."""
@@ -76,7 +81,7 @@ class Tokens:
         return self.values[:, self.leading :]
 
     def prepend(self, values: Float[Array, "B n D"]) -> Tokens:
-        """Puts leading tokens in front; each stands for one and is real."""
+        """Puts leading tokens in front; each stands for one, is real and has no place."""
         batch, count, _ = values.shape
         sizes, mask, policy = self.sizes, self.mask, self.policy
         if sizes is not None:
@@ -87,14 +92,17 @@ class Tokens:
             policy = jnp.concatenate([jnp.ones((batch, count), policy.dtype), policy], axis=1)  # [B, n + N]
         joined = jnp.concatenate([values, self.values], axis=1)  # [B, n + N, D]
         parts: dict[str, Any] = {"values": joined, "sizes": sizes, "mask": mask, "policy": policy}
+        if self.places is not None:
+            parts["places"] = jnp.pad(self.places, ((0, 0), (count, 0), (0, 0)))  # [#B, n + N, 2]
         return dataclasses.replace(self, **parts, leading=self.leading + count)
 
     def first(self, count: int) -> Tokens:
         """The first `count` tokens alone; they lie in no grid."""
-        return dataclasses.replace(self.select(slice(count)), leading=min(self.leading, count))
+        registers = max(0, self.registers - max(0, self.leading - count))
+        return dataclasses.replace(self.select(slice(count)), leading=min(self.leading, count), registers=registers)
 
     def select(self, places: Any) -> Tokens:
-        """The tokens at these places of N, their sizes, masks and policy with them; they lie in no grid.
+        """The tokens at these places of N, all that is known of each with them; they lie in no grid.
 
         Args:
           places: an index of the second axis alike for all images, or int [B, M], for each image its own.
@@ -107,7 +115,7 @@ class Tokens:
                 return part[:, places]
             return jnp.take_along_axis(part, places.reshape(*places.shape, *[1] * (part.ndim - 2)), axis=1)
 
-        parts = {name: chosen(getattr(self, name)) for name in ("values", "sizes", "mask", "policy")}
+        parts = {name: chosen(getattr(self, name)) for name in ("values", "sizes", "mask", "policy", "places")}
         return dataclasses.replace(self, **parts, grid=None)
 
     def pooled_mean(self) -> Float[Array, "B D"]:

@@ -79,15 +79,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
       ConfigError: it is nothing of that kind.
     """
     name, colon, rest = text.partition(":")
-    values: dict[str, list[Any]] = {}
-    wrong = not name or bool(colon and (not rest or name == NONE))
-    for word in rest.split(",") if rest else ():
-        option, equals, value = word.rpartition("=")
-        wrong = wrong or not value or option in values or bool(equals and not option) or not (equals or values)
-        if wrong:
-            break
-        values.setdefault(option if equals else list(values)[-1], []).append(_value(value))
-    if wrong:
+    values = _values(rest)
+    if not name or values is None or bool(colon and (not rest or name == NONE)):
         raise ConfigError(
             f"the reduction is {shown(text)}; give a name, a name with options such as topk:keep_rate=0.5,blocks=3,6, "
             f"or {NONE}"
@@ -95,6 +88,29 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     options = {option: found[0] if len(found) == 1 else tuple(found) for option, found in values.items()}
     options = {option: _fitting(REDUCTIONS.get(name), option, value) for option, value in options.items()}
     return ("" if name == NONE else name), options
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """{option: value} of a model's options in one word, as those of a reduction: "registers=4,norm=rmsnorm".
+
+    Raises:
+      ConfigError: it is nothing of that kind.
+    """
+    values = _values(text)
+    if values is None:
+        raise ConfigError(f"the options are {shown(text)}; give OPTION=VALUE, or several with commas between")
+    return {option: found[0] if len(found) == 1 else tuple(found) for option, found in values.items()}
+
+
+def _values(text: str) -> dict[str, list[Any]] | None:
+    """{option: its values} of OPTION=VALUE,OPTION=VALUE,VALUE; None: it is something else."""
+    values: dict[str, list[Any]] = {}
+    for word in text.split(",") if text else ():
+        option, equals, value = word.rpartition("=")
+        if not value or option in values or bool(equals and not option) or not (equals or values):
+            return None
+        values.setdefault(option if equals else list(values)[-1], []).append(_value(value))
+    return values
 
 
 def _value(text: str) -> Any:

@@ -39,8 +39,9 @@ def features(
     Returns:
       {"names": str [n], the files' paths, "features": float32 [n, D]}; of tokens "features": float32 [n, N, D], and
       where there is such a thing "grid": int32 [2], the rows and columns in which they lie, row by row,
-      "class_token": float32 [n, D], or "leading_tokens": float32 [n, L, D] if there are several, "sizes": float32
-      [n, N], how many original tokens each stands for, and "mask": bool [n, N], False for those that are not real.
+      "class_token": float32 [n, D], or "leading_tokens": float32 [n, L, D] if there are others (a distillation token,
+      registers), "sizes": float32 [n, N], how many original tokens each stands for, and "mask": bool [n, N], False for
+      those that are not real.
 
     Raises:
       StceError: options or paths are wrong, the run cannot be read, or none of the images can.
@@ -76,7 +77,7 @@ def _of_tokens(tokens: Any) -> dict[str, np.ndarray]:
     arrays = {"features": tokens.values[:, leading:]}
     if tokens.grid is not None:
         arrays["grid"] = np.array(tokens.grid, np.int32)
-    if leading == 1:
+    if leading == 1 and not tokens.registers:
         arrays["class_token"] = tokens.values[:, 0]
     elif leading:
         arrays["leading_tokens"] = tokens.values[:, :leading]

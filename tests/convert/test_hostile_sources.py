@@ -17,7 +17,7 @@ from stce_jax.convert import files, formats, layouts
 from stce_jax.convert.card import write_card
 from stce_jax.convert.formats import safetensors as own_format
 from stce_jax.convert.sources import open_source
-from stce_jax.errors import ConfigError, StceError
+from stce_jax.errors import CheckpointError, ConfigError, StceError
 from stce_jax.paths import encoded
 from stce_jax.verbs.appearing import appearing
 from stce_jax.verbs.import_weights import import_weights
@@ -122,10 +122,8 @@ def test_timm_has_one_epsilon(tmp_path):
 @pytest.mark.parametrize(
     "name, what",
     [
-        ("blocks.0.ls1.gamma", "layer scale"),
-        ("reg_token", "register tokens"),
+        ("blocks.0.gamma_1", "layer scale of another form"),
         ("norm_pre.weight", "a norm before the blocks"),
-        ("blocks.1.attn.q_norm.weight", "norms of queries and keys"),
         ("blocks.0.mlp.fc1_g.weight", "gated MLPs"),
         ("fc_norm.weight", "a norm behind the pooling (fc_norm)"),
         ("attn_pool.q.weight", "attention pooling"),
@@ -138,6 +136,24 @@ def test_what_the_model_lacks_is_named(tmp_path, name, what):
     refuse(folder, f"it has {what}")
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "what"),
+    [
+        ("blocks.0.ls1.gamma", (16,), "blocks.0.ls2.gamma is missing"),
+        ("blocks.1.attn.q_norm.weight", (8,), "blocks.0.attn.q_norm.weight' is missing"),
+        ("reg_token", (16,), "'reg_token' has the shape (16,), not 3 axes"),
+        ("reg_token", (1, 2, 16), "its 17 positions are of no square image"),
+        ("reg_token", (1, 1, 8), "params/registers"),
+    ],
+)
+def test_half_of_a_part_is_refused(tmp_path, name, shape, what):
+    theirs, _, _ = noise()
+    folder = write_folder(tmp_path / "a", theirs | {name: np.ones(shape, np.float32)}, TIMM)
+    with pytest.raises(CheckpointError) as caught:
+        stce_jax.load_weights(folder)
+    assert what.replace("'", "") in str(caught.value).replace("'", "") and "\n" not in str(caught.value)
+
+
 CONFIGS = {
     "a class too many": ({"num_classes": CLASSES + 1}, "its head is of 5 classes"),
     "a million classes": ({"num_classes": 1_000_000}, "num_classes 1000000"),
@@ -146,6 +162,7 @@ CONFIGS = {
     "another size": ({"model_args": {"img_size": 64, "num_heads": 2}}, "64x64 pixels, 64 patches of 8"),
     "a size without end": ({"model_args": {"img_size": 10**12, "num_heads": 2}}, "img_size=1000000000000"),
     "a size that is none": ({"model_args": {"img_size": "large", "num_heads": 2}}, "img_size='large'"),
+    "a norm without biases": ({"model_args": {"norm_layer": "rmsnorm"}}, "norm_layer='rmsnorm', which has no blocks.0"),
     "heads that are none": ({"model_args": {"num_heads": -1}}, "num_heads=-1"),
     "heads that do not divide": ({"model_args": {"num_heads": 3}}, "cannot be divided among 3 heads"),
     "heads without end": ({"model_args": {"num_heads": 10**30}}, "num_heads="),

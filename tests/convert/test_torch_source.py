@@ -127,6 +127,14 @@ def test_a_part_of_ones_own_is_refused():
         bodies.call_of(OwnBody(embedding=model.embedding, num_classes=2))
 
 
+def test_a_reduction_beside_newer_ingredients_is_refused():
+    for name, option in {"registers": 2, "layer_scale": 0.1, "norm": "rmsnorm", "qk_norm": True}.items():
+        model = tiny_model(reduction={"name": "topk", "blocks": (1,)}, **{name: option})
+        with pytest.raises(ConfigError, match="no PyTorch form of a token reduction beside ") as refused:
+            bodies.call_of(model)
+        assert "\n" not in str(refused.value)
+
+
 def test_without_pytorch_the_files_are_written_and_this_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     run = run_of(tiny_model())

@@ -19,6 +19,11 @@ MODELS = {
     "stce": ("vit_ti_stce", STCE),
     "stce, positions fixed, bfloat16": ("vit_ti_stce", {**STCE, "position_embedding": "sincos2d", "dtype": "bfloat16"}),
     "deit": ("deit_ti", {"patch_size": 8, **TINY_VIT}),
+    "ingredients": (
+        "vit_ti_patch",
+        {"patch_size": 8, "position_embedding": "rope_mixed", "registers": 2, "layer_scale": 0.1, "qk_norm": True}
+        | {"norm": "rmsnorm", "mlp": "swiglu", **TINY_VIT},
+    ),
     "topk": ("vit_ti_patch", {"patch_size": 8, **TINY_VIT, "reduction": "topk", "blocks": (0,)}),
 }
 

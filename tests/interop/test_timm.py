@@ -23,6 +23,11 @@ MODELS = {
         {"embedding": "linear_patch", "patch_size": 4, **TINY_VIT, "mlp_dim": 41},
     ),
     "scan_layers": ("deit_ti", {"patch_size": 8, "scan_layers": True, **TINY_VIT}),
+    "registers, scales and normed queries": (
+        "deit_ti",
+        {"patch_size": 8, "registers": 2, "layer_scale": 0.1, "qk_norm": True, **TINY_VIT},
+    ),
+    "RMSNorm": ("deit_ti", {"patch_size": 8, "norm": "rmsnorm", "qk_norm": True, **TINY_VIT}),
     "swin": ("swin_t", SWIN),
     "mobilevit": ("mobilevit_xxs", {}),
 }

@@ -55,6 +55,23 @@ def test_pooling_the_mean_without_a_class_token(tmp_path):
     check(stce_jax.load_weights(tmp_path / "a.npz", heads=3), images, logits)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reg_tokens": 3, "no_embed_class": True, "init_values": 0.1},
+        {"reg_tokens": 3, "qk_norm": True},
+        {"class_token": False, "global_pool": "avg", "fc_norm": False, "reg_tokens": 1, "init_values": 0.1},
+    ],
+    ids=["no positions in front", "positions of all", "mean"],
+)
+def test_registers_layer_scale_and_normed_queries(tmp_path, options):
+    model, images, logits = made(**options)
+    np.savez(tmp_path / "a.npz", **{name: array.numpy() for name, array in model.state_dict().items()})
+    loaded = stce_jax.load_weights(tmp_path / "a.npz", heads=3)
+    check(loaded, images, logits)
+    assert loaded.model.registers == options["reg_tokens"]
+
+
 @pytest.mark.parametrize("big_vision", [False, True])
 def test_an_npz_of_augreg_is_read_as_timm_reads_it(tmp_path, big_vision):
     """timm's own loader of that format is the judge."""

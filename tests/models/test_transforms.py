@@ -39,7 +39,9 @@ FEATURES = jax.ShapeDtypeStruct((2, 5, 4, 3), jnp.float32)
 VALUES = jax.ShapeDtypeStruct((2, 5, 16), jnp.float32)
 LAYERS = {  # name -> (options, inputs)
     "LayerNorm": ({}, VALUES),
+    "RMSNorm": ({}, VALUES),
     "MLP": ({"hidden": 24}, VALUES),
+    "SwiGLU": ({"hidden": 24}, VALUES),
     "Attention": ({"heads": 2}, Tokens(VALUES)),
     "GeluBatchNorm": ({}, FEATURES),
     "ConvModule": ({"features": 6, "stride": 2}, FEATURES),
@@ -77,6 +79,8 @@ def model(name, **options):
     return stce_jax.create_model(name, num_classes=3, image_size=SIZE, **options)
 
 
+INGREDIENTS = {"position_embedding": "rope_mixed", "registers": 2, "layer_scale": 0.1, "norm": "rmsnorm"}
+INGREDIENTS |= {"qk_norm": True, "mlp": "swiglu", "patch_dropout": 0.25}
 # Each entry makes the module that has some options (such as axis_name), if it has them.
 MODULES = {
     **{
@@ -88,10 +92,18 @@ MODULES = {
         f"body {name}": (functools.partial(model, next(one for one in presets() if one.startswith(f"{name}_"))), IMAGES)
         for name in BODIES
     },
+    "options of blocks": (functools.partial(model, "vit_ti_patch", depth=1, **INGREDIENTS), IMAGES),
     **{f"reduction {name}": (functools.partial(model, "vit_ti_patch", reduction=name), IMAGES) for name in REDUCTIONS},
 }
 # Convolution stems are all alike: the quick tier does with one.
-SLOW = {"embedding conv1x1", "embedding earlyconv", "layer ConvModule", "layer EarlyConvModule", "body vit"}
+SLOW = {
+    "options of blocks",
+    "embedding conv1x1",
+    "embedding earlyconv",
+    "layer ConvModule",
+    "layer EarlyConvModule",
+    "body vit",
+}
 SLOW |= {*(f"body {name}" for name in BODIES), "embedding hcformer"}
 SLOW |= {f"embedding {name}" for name in ("cmt", "datpp", "mobilevit", "svit")}
 each = pytest.mark.parametrize(

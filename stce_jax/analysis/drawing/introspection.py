@@ -104,7 +104,7 @@ def class_attention(model: Body, variables: Variables, images: Float[Array, "B S
       ConfigError: the model has no class token, or no block with attention over the whole grid.
     """
     tokens, sown = model.apply(variables, images, train=False, mutable="intermediates", method="tokens")
-    if not tokens.leading:
+    if tokens.leading == tokens.registers:
         raise ConfigError(NO_CLASS_TOKEN)
     (rows, columns), _ = attention_grid(model, images.shape[1])
     drawn = []

@@ -143,6 +143,10 @@ def _vit(options: Options, size: int) -> Architecture:
         raise _no_module(f"positions of the kind {options['position_embedding']}")
     if options["norm_epsilon"] > MOST_EPSILON:
         raise _no_module(f"LayerNorms with the epsilon {options['norm_epsilon']:g}, which timm has fixed")
+    if options["mlp"] != "gelu":
+        raise _no_module(f"MLPs of the kind {options['mlp']}, which it cannot be told in {CONFIG}")
+    if options["registers"] and options["distilled"]:
+        raise _no_module("registers beside a distillation token")
     width, distilled, mean = options["width"], options["distilled"], options["pooling"] == "mean"
     arguments = {
         "img_size": [size, size],
@@ -155,6 +159,14 @@ def _vit(options: Options, size: int) -> Architecture:
         "class_token": not mean,
         "fc_norm": False,  # the norm comes before the pooling; timm's default for "avg" has it behind
     }
+    if options["registers"]:
+        arguments["reg_tokens"] = options["registers"]
+    if options["layer_scale"]:
+        arguments["init_values"] = options["layer_scale"]
+    if options["qk_norm"]:
+        arguments["qk_norm"] = True
+    if options["norm"] == "rmsnorm":
+        arguments["norm_layer"] = "rmsnorm"
     of_width = {192: "tiny", 768: "base"}.get(width, "small")
     name = f"deit_{of_width}_distilled_patch16_224" if distilled else f"deit_{of_width}_patch16_224"
     classifier: str | list[str] = ["head", "head_dist"] if distilled else "head"

@@ -103,10 +103,11 @@ def linear(ours: str, *theirs: str, bias: bool = True, form: Form = LINEAR, opti
         yield Rule(f"params/{ours}/bias", tuple(f"{name}.bias" for name in theirs), SAME, optional)
 
 
-def norm(ours: str, theirs: str) -> Iterable[Rule]:
-    """The rules of a LayerNorm."""
+def norm(ours: str, theirs: str, bias: bool = True) -> Iterable[Rule]:
+    """The rules of a LayerNorm, or without a bias of an RMSNorm."""
     yield Rule(f"params/{ours}/scale", (f"{theirs}.weight",), SAME)
-    yield Rule(f"params/{ours}/bias", (f"{theirs}.bias",), SAME)
+    if bias:
+        yield Rule(f"params/{ours}/bias", (f"{theirs}.bias",), SAME)
 
 
 def batch_norm(ours: str, theirs: str) -> Iterable[Rule]:

@@ -42,6 +42,7 @@ def options(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict
         "heads": said.whole(arguments, "num_heads", said.heads_of(config, width)),
         "mlp_dim": shape(arrays, "blocks.0.mlp.fc1.weight", 2)[0],
         "pooling": "class" if "embeds.cls_token" in arrays else "mean",
+        **timm_vit.block_options(arrays, arguments),
     }
 
 

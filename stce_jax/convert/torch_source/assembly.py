@@ -21,6 +21,7 @@ PIECES = (
     "windows",
     "halving",
     "vit",
+    "ingredients",
     "reducing",
     "selecting",
     "merging",

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from stce_jax.convert.torch_source import reductions
+from stce_jax.convert.torch_source import ingredients, reductions
 from stce_jax.convert.torch_source.call import Call
 from stce_jax.convert.torch_source.embeddings import embedding, taken
 from stce_jax.errors import ConfigError
@@ -48,21 +48,23 @@ def _vit(model: Any) -> Call:
     else:
         leading, head = Call("ClassToken", {"width": width}), "ClassHead"
     grid = model.embedding.grid(*model.image_size)
+    positions = Call("nn.Identity")
     if model.position_embedding == "learned":
-        positions = Call("LearnedPositions", {"count": math.prod(grid) + model.leading, "width": width})
-    else:
-        positions = Call("SinCosPositions", {"grid": grid, "width": width, "leading": model.leading})
-    return Call(
-        f"Sized{'Mean' if mean else ''}VisionTransformer" if sized else "VisionTransformer",
-        {
-            "width": width,
-            "embedding": embedding(model.embedding),
-            "leading": leading,
-            "positions": positions,
-            "blocks": reductions.blocks(model),
-            "reader": Call(head, {"width": width, "classes": classes}),
-        },
-    )
+        positions = Call("LearnedPositions", {"count": math.prod(grid) + model.heads_read, "width": width})
+    elif model.position_embedding == "sincos2d":
+        positions = Call("SinCosPositions", {"grid": grid, "width": width, "leading": model.heads_read})
+    options = {
+        "width": width,
+        "embedding": embedding(model.embedding),
+        "leading": leading,
+        "positions": positions,
+        "blocks": [],
+        "reader": Call(head, {"width": width, "classes": classes}),
+    }
+    if not ingredients.is_plain(model):
+        return ingredients.composed(model, options)
+    name = f"Sized{'Mean' if mean else ''}VisionTransformer" if sized else "VisionTransformer"
+    return Call(name, {**options, "blocks": reductions.blocks(model)})
 
 
 def _swin(model: Swin) -> Call:

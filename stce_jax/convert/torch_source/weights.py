@@ -75,6 +75,8 @@ def _renamed(model: Body, path: str) -> str:
         path = re.sub(r"/attention/(weight|bias)$", r"/attention/pooling/\1", path)
     if isinstance(model, VisionTransformer):
         path = re.sub(r"^(class_token|distillation_token)$", r"leading/\1", path)
+        path = re.sub(r"^registers$", "registers/registers", path)
+        path = re.sub(r"/attention/frequencies$", "/attention/rotation/frequencies", path)
         path = re.sub(r"^position_embedding$", r"positions/position_embedding", path)
         path = re.sub(r"^(head|distillation_head)/", r"reader/\1/", path)
     path = re.sub(rf"(^|/)({LISTS})_(\d+)(?=/|$)", r"\1\2.\3", path)

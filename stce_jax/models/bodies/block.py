@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.models.layers import MLP, Attention, LayerNorm
+from stce_jax.errors import ConfigError
+from stce_jax.models.conv_layers import LayerScale
+from stce_jax.models.layers import MLPS, NORMS, Attention
 from stce_jax.models.ops.norms import LAYER_NORM_EPSILON
 from stce_jax.models.reductions import Reduction, acts_before
 from stce_jax.models.tokens import Tokens, check_tokens
@@ -22,7 +24,11 @@ class Block(nn.Module):
     Attributes:
       heads, mlp_dim, dropout, dtype: see `VisionTransformer`.
       reduction: a module of `reductions` that acts within this block, or one that acts before the next, or None.
-      epsilon: of both LayerNorms.
+      epsilon: of all norms.
+      norm_kind, mlp_kind: names in `layers.NORMS` and `layers.MLPS`.
+      layer_scale: what both branches are first multiplied by, each channel with a learned factor of its own; 0: none.
+      qk_norm: whether queries and keys are normed, as the block's tokens are.
+      rotary: see `layers.Attention`.
     """
 
     heads: int
@@ -31,6 +37,11 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
     reduction: Reduction | None = None
     epsilon: float = LAYER_NORM_EPSILON
+    norm_kind: str = "layernorm"
+    mlp_kind: str = "gelu"
+    layer_scale: float = 0.0
+    qk_norm: bool = False
+    rotary: str = ""
 
     @nn.compact
     def __call__(
@@ -48,27 +59,40 @@ class Block(nn.Module):
           scales: what multiplies the two residual branches (stochastic depth); None leaves them as they are.
           train: whether dropout acts.
         """
-        norm = LayerNorm(self.dtype, self.epsilon, name="attention_norm")
+        norm = NORMS[self.norm_kind](self.dtype, self.epsilon, name="attention_norm")
         if context is not None:
             context = context.with_values(norm(context.values))
-        attention = Attention(self.heads, self.dropout, self.dtype, name="attention")
+        attention = Attention(
+            self.heads,
+            self.dropout,
+            self.dtype,
+            qk_norm=self.norm_kind if self.qk_norm else "",
+            rotary=self.rotary,
+            epsilon=self.epsilon,
+            name="attention",
+        )
         needs = () if self.reduction is None else self.reduction.needs
         branch, given = attention(tokens.with_values(norm(tokens.values)), context, train=train, give=needs)
-        tokens = _add_branch(tokens, branch, scales, 0)
+        tokens = _add_branch(tokens, self._scaled(branch, "attention_scale"), scales, 0)
         before_next = acts_before(self.reduction)
         if not before_next:
             tokens = self._reduce(tokens, given, train)
-        normed = LayerNorm(self.dtype, self.epsilon, name="mlp_norm")(tokens.values)
-        branch = MLP(self.mlp_dim, self.dropout, self.dtype, name="mlp")(normed, train=train)
-        tokens = _add_branch(tokens, branch, scales, 1)
+        normed = NORMS[self.norm_kind](self.dtype, self.epsilon, name="mlp_norm")(tokens.values)
+        branch = MLPS[self.mlp_kind](self.mlp_dim, self.dropout, self.dtype, name="mlp")(normed, train=train)
+        tokens = _add_branch(tokens, self._scaled(branch, "mlp_scale"), scales, 1)
         return self._reduce(tokens, given, train) if before_next else tokens
+
+    def _scaled(self, branch: jax.Array, name: str) -> jax.Array:
+        return LayerScale(self.layer_scale, self.dtype, name=name)(branch) if self.layer_scale else branch
 
     def _reduce(self, tokens: Tokens, given: dict[str, jax.Array], train: bool) -> Tokens:
         if self.reduction is None:
             return tokens
         reduced = self.reduction(tokens, given, train=train)
         check_tokens("reduction", reduced, (tokens.shape[0], None, tokens.shape[2]), leading=tokens.leading)
-        return dataclasses.replace(reduced, initial_grid=tokens.initial_grid)
+        if tokens.places is not None and (reduced.places is None or reduced.places.shape[1] != reduced.shape[1]):
+            raise ConfigError("the reduction gives no place for each token, which rotary positions need; see Tokens")
+        return dataclasses.replace(reduced, initial_grid=tokens.initial_grid, registers=tokens.registers)
 
 
 def _add_branch(tokens: Tokens, branch: Float[Array, "B N D"], scales: jax.Array | None, index: int) -> Tokens:

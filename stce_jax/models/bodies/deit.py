@@ -63,8 +63,8 @@ class DeiT(VisionTransformer):
                 self.distillation_head = linear(self.num_classes, self.dtype)
 
     @property
-    def leading(self) -> int:
-        return super().leading + self.distilled
+    def heads_read(self) -> int:
+        return super().heads_read + self.distilled
 
     def leading_tokens(self) -> Float[Array, "1 n D"]:
         if not self.distilled:

@@ -9,22 +9,20 @@ from typing import Any, ClassVar
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.errors import ConfigError, check_choice, check_range, check_whole
 from stce_jax.models.bodies.block import Block
+from stce_jax.models.bodies.patch_dropout import PatchDropout
+from stce_jax.models.bodies.vit_options import check_options, reducing_blocks
 from stce_jax.models.bodies.vit_weights import fit_weights
-from stce_jax.models.layers import LayerNorm, drop_path_scales, is_training, linear, truncated_normal
+from stce_jax.models.layers import NORMS, drop_path_scales, is_training, linear, truncated_normal
+from stce_jax.models.ops import rotary
 from stce_jax.models.ops.norms import LAYER_NORM_EPSILON
 from stce_jax.models.ops.positions import resize_position_embedding, sincos_position_embedding
 from stce_jax.models.reductions import Reduction, acts_before, counts_of
 from stce_jax.models.tokens import Tokens, check_tokens
-
-POOLINGS = ("class", "mean")
-POSITION_EMBEDDINGS = ("learned", "sincos2d")
-# Of the options that the memory grows with: above the largest published transformers of images, below slips of a digit.
-LARGEST = {"width": 16_384, "depth": 1024, "heads": 1024, "mlp_dim": 65_536}
 
 
 class VisionTransformer(nn.Module):
@@ -38,10 +36,21 @@ class VisionTransformer(nn.Module):
       image_size: (height, width) in pixels for which the learned position embedding is made.
       width, depth, heads, mlp_dim: D, number of blocks, attention heads, hidden width of the MLPs.
       pooling: "class" reads a class token; "mean" averages the tokens and has no class token.
-      position_embedding: "learned", or the fixed "sincos2d".
-      norm_epsilon: of the LayerNorms of blocks and tokens; Hugging Face's ViT has 1e-12.
+      position_embedding: "learned", or the fixed "sincos2d", which are added to the tokens; or "rope_axial" or
+        "rope_mixed", by which each block turns queries and keys instead, see `ops.rotary`. As RoPE-ViT's they count
+        places of the grid, at any image size, and leading tokens are not turned.
+      registers: learned tokens behind those that heads read, without positions (Darcet et al. 2024, arXiv 2309.16588);
+        0: none. They begin as the class token does.
+      layer_scale: what each branch of a block is first multiplied by, 0..1, with a learned factor for each channel
+        (Touvron et al. 2021, CaiT, arXiv 2103.17239); 0: there are none.
+      norm: "layernorm" or "rmsnorm", of blocks and tokens, see `layers.NORMS`; an embedding's stay.
+      qk_norm: norm queries and keys of each head, too, see `layers.Attention`.
+      mlp: "gelu", or "swiglu" with as many parameters, see `layers.SwiGLU`.
+      norm_epsilon: of the norms of blocks and tokens; Hugging Face's ViT has 1e-12.
       drop_path: stochastic depth rate of the last block, 0 <= rate < 1; needs the rng "dropout" in training.
       dropout: rate in attention outputs and MLPs, 0 <= rate < 1.
+      patch_dropout: share of the image tokens that no block sees in training, 0 <= rate < 1, see `PatchDropout`. Not
+        with a reduction.
       dtype: dtype of the computation; parameters are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
       scan_layers: one compiled block run `depth` times over stacked parameters [depth, ...]; compiles faster, but the
@@ -58,9 +67,15 @@ class VisionTransformer(nn.Module):
     mlp_dim: int = 1152
     pooling: str = "class"
     position_embedding: str = "learned"
+    registers: int = 0
+    layer_scale: float = 0.0
+    norm: str = "layernorm"
+    qk_norm: bool = False
+    mlp: str = "gelu"
     norm_epsilon: float = LAYER_NORM_EPSILON
     drop_path: float = 0.0
     dropout: float = 0.0
+    patch_dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
     scan_layers: bool = False
@@ -76,35 +91,23 @@ class VisionTransformer(nn.Module):
 
     def check(self) -> None:
         """Raises ConfigError if the options cannot work."""
-        for option, choices in (("pooling", POOLINGS), ("position_embedding", POSITION_EMBEDDINGS)):
-            check_choice(f"model option {option}", getattr(self, option), choices)
-        for option, largest in LARGEST.items():
-            check_whole(f"model option {option}", getattr(self, option), 1, largest)
-        for option in ("drop_path", "dropout"):
-            check_range(f"model option {option}", getattr(self, option), 0, 1, below=True)
-        check_range("model option norm_epsilon", self.norm_epsilon, 0, 0.1, above=True)
-        if self.width % self.heads:
-            raise ConfigError(f"width {self.width} cannot be divided among {self.heads} heads")
-        if self.position_embedding == "sincos2d" and self.width % 4:
-            raise ConfigError(f"width {self.width} is no multiple of 4, which sincos2d positions need")
-        if self.reduction is not None:
-            self._check_reduction(self.reduction)
-
-    def _check_reduction(self, reduction: Reduction) -> None:
-        if self.scan_layers:
-            raise ConfigError("scan_layers needs blocks of one shape, a token reduction changes it; leave one of them")
-        if reduction.needs_class_token and self.pooling != "class":
-            raise ConfigError("the reduction reads the class token's attention; with pooling=mean there is none")
-        for block in reduction.blocks or ():
-            check_whole("each of the reduction's blocks", block, int(acts_before(reduction)), self.depth - 1)
-        if len(blocks := self._reducing_blocks()) != len(set(blocks)):
-            raise ConfigError(f"the reduction's blocks are {', '.join(map(str, blocks))}; name each once")
+        check_options(self)
 
     def setup(self) -> None:
         self.check()
         block: Any = nn.remat(Block, static_argnums=(4,), prevent_cse=not self.scan_layers) if self.remat else Block
-        options = {"heads": self.heads, "mlp_dim": self.mlp_dim, "dropout": self.dropout, "dtype": self.dtype}
-        options["epsilon"] = self.norm_epsilon
+        options: dict[str, Any] = {
+            "heads": self.heads,
+            "mlp_dim": self.mlp_dim,
+            "dropout": self.dropout,
+            "dtype": self.dtype,
+            "epsilon": self.norm_epsilon,
+            "norm_kind": self.norm,
+            "mlp_kind": self.mlp,
+            "layer_scale": self.layer_scale,
+            "qk_norm": self.qk_norm,
+            "rotary": self.position_embedding if self.position_embedding in rotary.ROTARY else "",
+        }
         if self.scan_layers:
             self.blocks = block(**options)
         else:
@@ -113,11 +116,16 @@ class VisionTransformer(nn.Module):
             self.class_token = self.param("class_token", truncated_normal, (1, 1, self.width), jnp.float32)
         if self.position_embedding == "learned":
             rows, columns = self.embedding.grid(*self.image_size)
-            count = rows * columns + self.leading
+            count = rows * columns + self.heads_read
             self.learned_positions = self.param(
                 "position_embedding", truncated_normal, (1, count, self.width), jnp.float32
             )
-        self.norm = LayerNorm(self.dtype, self.norm_epsilon)
+        if self.registers:
+            shape = (1, self.registers, self.width)
+            self.register_tokens = self.param("registers", truncated_normal, shape, jnp.float32)
+        if self.patch_dropout:
+            self.dropping = PatchDropout(self.patch_dropout, name="patch_dropout")
+        self.last_norm = NORMS[self.norm](self.dtype, self.norm_epsilon, name="norm")
         if self.num_classes:
             self.head = linear(self.num_classes, self.dtype)
 
@@ -138,11 +146,16 @@ class VisionTransformer(nn.Module):
 
     @property
     def leading(self) -> int:
-        """How many leading tokens there are, which the heads read."""
+        """How many leading tokens there are: those that heads read, and registers behind them."""
+        return self.heads_read + self.registers
+
+    @property
+    def heads_read(self) -> int:
+        """How many leading tokens the heads read."""
         return int(self.pooling == "class")
 
     def leading_tokens(self) -> Float[Array, "1 n D"]:
-        """The learned tokens that go in front of the image's; only where there are any."""
+        """The learned tokens that heads read; only where there are any."""
         return self.class_token
 
     def pool(self, tokens: Tokens) -> Float[Array, "B D"]:
@@ -164,13 +177,14 @@ class VisionTransformer(nn.Module):
           ConfigError: the reduction would leave none.
         """
         rows, columns = self.grid(height, width)
-        count, blocks = rows * columns, self._reducing_blocks()
+        count, blocks = rows * columns, reducing_blocks(self.reduction, self.depth)
         left = dict(zip(blocks, counts_of(self.reduction, (rows, columns), len(blocks)), strict=True))
         return [count := left.get(index, count) for index in range(self.depth)]
 
     def unshaped_options(self) -> dict[str, Any]:
         """Options that change the logits and show in no parameter's shape: all heads lie in one matrix."""
-        return {"heads": self.heads}
+        fixed = self.position_embedding in ("sincos2d", "rope_axial")
+        return {"heads": self.heads, **({"position_embedding": self.position_embedding} if fixed else {})}
 
     def fit_weights(
         self, found: dict[str, Any], expected: dict[str, Any], old_grid: tuple[int, int] | None
@@ -180,10 +194,10 @@ class VisionTransformer(nn.Module):
 
     def _tokens_to_read(self, images: jax.Array, train: bool | None) -> Tokens:
         """The last block's tokens after LayerNorm, without those that no head reads, if that spares work."""
-        return self._normed(self._run_blocks(self._embed(images, train), train, leading_alone=self.leading > 0))
+        return self._normed(self._run_blocks(self._embed(images, train), train, leading_alone=self.heads_read > 0))
 
     def _normed(self, tokens: Tokens) -> Tokens:
-        return tokens.with_values(self.norm(tokens.values))
+        return dataclasses.replace(tokens, values=self.last_norm(tokens.values), places=None)
 
     def _embed(self, images: jax.Array, train: bool | None) -> Tokens:
         """Images -> the first block's tokens."""
@@ -192,38 +206,37 @@ class VisionTransformer(nn.Module):
         rows, columns = self.embedding.grid(height, width)
         tokens = self.embedding(images.astype(self.dtype), train=train)
         check_tokens("embedding", tokens, (batch, rows * columns, self.width), leading=0)
-        if self.leading:
-            leading = jnp.broadcast_to(self.leading_tokens(), (batch, self.leading, self.width)).astype(self.dtype)
-            tokens = tokens.prepend(leading)  # [B, leading + N, D]
-        values = tokens.values + self._positions((rows, columns)).astype(self.dtype)
-        return dataclasses.replace(tokens, values=values, initial_grid=(rows, columns))
+        front = [self.leading_tokens()] if self.heads_read else []
+        front += [self.register_tokens] if self.registers else []
+        if front:
+            leading = jnp.broadcast_to(jnp.concatenate(front, axis=1), (batch, self.leading, self.width))
+            tokens = tokens.prepend(leading.astype(self.dtype))  # [B, leading + N, D]
+        tokens = dataclasses.replace(tokens, initial_grid=(rows, columns), registers=self.registers)
+        if self.position_embedding in rotary.ROTARY:
+            places = np.pad(rotary.grid_places((rows, columns)), ((0, 0), (self.leading, 0), (0, 0)))
+            tokens = dataclasses.replace(tokens, places=jnp.asarray(places))
+        else:
+            tokens = tokens.with_values(tokens.values + self._positions((rows, columns)).astype(self.dtype))
+        return self.dropping(tokens, train) if self.patch_dropout else tokens
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "1 N D"]:
-        """The position embedding of a grid; those of leading tokens come first."""
-        leading = self.leading
+        """The position embedding of a grid; those of leading tokens come first, which registers have none of."""
         if self.position_embedding == "sincos2d":
             positions = sincos_position_embedding(grid, self.width)
-            return jnp.pad(positions, ((0, 0), (leading, 0), (0, 0)))
-        first, rest = self.learned_positions[:, :leading], self.learned_positions[:, leading:]
+            return jnp.pad(positions, ((0, 0), (self.leading, 0), (0, 0)))
+        first, rest = self.learned_positions[:, : self.heads_read], self.learned_positions[:, self.heads_read :]
         rest = resize_position_embedding(rest, self.embedding.grid(*self.image_size), grid)
-        return jnp.concatenate([first, rest], axis=1)
-
-    def _reducing_blocks(self) -> tuple[int, ...]:
-        """The blocks within which, or before which, the reduction acts, in order."""
-        if self.reduction is None:
-            return ()
-        if self.reduction.blocks is None:
-            return tuple(range(int(acts_before(self.reduction)), self.depth))
-        return tuple(sorted(self.reduction.blocks))
+        none = [jnp.zeros((1, self.registers, self.width), rest.dtype)] if self.registers else []
+        return jnp.concatenate([first, *none, rest], axis=1)
 
     def _reduction_of(self, index: int) -> Reduction | None:
         """The reduction's module that is part of a block: it acts within it, or before the next."""
-        reducing = index + acts_before(self.reduction)
-        if reducing not in self._reducing_blocks():
+        reducing, acting = index + acts_before(self.reduction), reducing_blocks(self.reduction, self.depth)
+        if reducing not in acting:
             return None
         reduction: Any = self.reduction
-        blocks, fields = self._reducing_blocks(), {field.name for field in dataclasses.fields(reduction)}
-        places = {"stage": blocks.index(reducing), "stages": len(blocks)}
+        fields = {field.name for field in dataclasses.fields(reduction)}
+        places = {"stage": acting.index(reducing), "stages": len(acting)}
         places = {name: place for name, place in places.items() if name in fields}
         return reduction.clone(parent=None, name=None, **places)
 
@@ -238,7 +251,7 @@ class VisionTransformer(nn.Module):
         for index, (block, block_scales) in enumerate(zip(self.blocks, scales, strict=True)):
             last_alone = leading_alone and index == self.depth - 1 and self._reduction_of(index) is None
             if last_alone:
-                tokens = block(tokens.first(self.leading), tokens, block_scales, train)
+                tokens = block(tokens.first(self.heads_read), tokens, block_scales, train)
             else:
                 tokens = block(tokens, None, block_scales, train)
         return tokens

@@ -1,4 +1,4 @@
-"""The exact GELU and its derivative, and QuickGELU."""
+"""The exact GELU and its derivative, QuickGELU, and the gate of SwiGLU."""
 
 import jax
 import jax.numpy as jnp
@@ -72,3 +72,29 @@ def quick_gelu(inputs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     Gradient: for every backend; saves memory, as that of `gelu`.
     """
     return quick_gelu_plain(inputs)
+
+
+def silu_gate_plain(gate: Float[Array, "*shape"], values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """SiLU(gate) * values in float32 at least, in the values' dtype; the plain form of `silu_gate`."""
+    return (jax.nn.silu(widened(gate)) * widened(values)).astype(values.dtype)
+
+
+def _silu_gate_forward(gate: Array, values: Array) -> tuple[Array, tuple[Array, Array]]:
+    return silu_gate_plain(gate, values), (gate, values)
+
+
+def _silu_gate_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    gate, values = saved
+    wide, cotangent = map(widened, recompute_from(gate, cotangent))
+    share = jax.nn.sigmoid(wide)
+    dgate = cotangent * widened(values) * share * (1.0 + wide * (1.0 - share))
+    return dgate.astype(gate.dtype), (cotangent * wide * share).astype(values.dtype)
+
+
+@own_gradient(_silu_gate_forward, _silu_gate_backward)
+def silu_gate(gate: Float[Array, "*shape"], values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """SiLU(gate) * values, with SiLU(x) = x * sigmoid(x): the gate of SwiGLU (Shazeer 2020, arXiv 2002.05202).
+
+    Gradient: for every backend; saves memory, for it keeps the two inputs alone and recomputes the sigmoid.
+    """
+    return silu_gate_plain(gate, values)

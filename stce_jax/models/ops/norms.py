@@ -1,4 +1,4 @@
-"""LayerNorm, and GELU with BatchNorm as one operation.
+"""LayerNorm, RMSNorm, and GELU with BatchNorm as one operation.
 
 Shape letters: B batch, H W feature height and width, C channels, D model width.
 """
@@ -76,6 +76,49 @@ def layer_norm(
     every digit on a patch of one colour.
     """
     return layer_norm_plain(inputs, scale, bias, dtype, epsilon)
+
+
+def rms_norm_plain(
+    inputs: Float[Array, "*rows D"], scale: Float[Array, "D"], dtype: DTypeLike, epsilon: float
+) -> Float[Array, "*rows D"]:
+    """The plain form of `rms_norm`."""
+    wide = widened(inputs)
+    inverse = jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)
+    return (wide * inverse * of_rank(wide.ndim, scale)).astype(dtype)
+
+
+def _rms_norm_forward(
+    inputs: Array, scale: Array, dtype: DTypeLike, epsilon: float
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    wide = widened(inputs)
+    inverse = jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)  # [..., 1]
+    return (wide * inverse * of_rank(wide.ndim, scale)).astype(dtype), (inputs, scale, inverse)
+
+
+def _rms_norm_backward(
+    dtype: DTypeLike, epsilon: float, saved: tuple[Array, Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    del dtype, epsilon
+    inputs, scale, inverse = saved
+    wide, cotangent = map(widened, recompute_from(inputs, cotangent))
+    normalized = wide * inverse
+    dscale = (cotangent * normalized).sum(axis=tuple(range(inputs.ndim - 1)))
+    cotangent *= of_rank(inputs.ndim, scale)
+    dinputs = inverse * (cotangent - normalized * (cotangent * normalized).mean(axis=-1, keepdims=True))
+    return dinputs.astype(inputs.dtype), dscale
+
+
+@own_gradient(_rms_norm_forward, _rms_norm_backward, nondiff_argnums=(2, 3))
+def rms_norm(
+    inputs: Float[Array, "*rows D"], scale: Float[Array, "D"], dtype: DTypeLike, epsilon: float
+) -> Float[Array, "*rows D"]:
+    """RMSNorm over the last axis (Zhang and Sennrich 2019): no mean is taken off and there is no bias.
+
+    Computed in float32 at least; `dtype` is the result's.
+
+    Gradient: for CPUs; saves what that of `layer_norm` saves. It keeps the inputs and one number a row.
+    """
+    return rms_norm_plain(inputs, scale, dtype, epsilon)
 
 
 def gelu_batch_norm_plain(

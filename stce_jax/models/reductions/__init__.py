@@ -12,6 +12,9 @@ own. What the body asks of it:
   before                           optional class attribute: True: it acts before its blocks, which must not be the
                                    first, and what it needs is the attention of the block before. Otherwise it acts
                                    within them, between attention and MLP.
+  keeps_places                     optional class attribute: True: each token that it leaves is one that entered, with
+                                   its `places` (`Tokens.select` keeps them), or one without a place, with (0, 0).
+                                   Otherwise, as where tokens are merged, it is refused with rotary positions
   check()                          optional: raises ConfigError if its options cannot work
   counts(grid, stages)             optional: how many image tokens there are after each of its blocks, where they lie in
                                    a grid (h, w) at first; raises ConfigError if none would be left

@@ -51,6 +51,7 @@ class EViT(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ("query", "key")
     needs_class_token: ClassVar[bool] = True
+    keeps_places: ClassVar[bool] = True
 
     def check(self) -> None:
         reduction.check_keep_rate(self.keep_rate, self.blocks)
@@ -115,7 +116,10 @@ def keep_and_fuse(tokens: Tokens, scores: Float[Array, "B n"], kept: Int[Array, 
     if tokens.mask is not None and mask is not None:
         real = (dropped & tokens.mask[:, tokens.leading :]).any(axis=1, keepdims=True)
         mask = jnp.concatenate([mask, real], axis=1)
-    return dataclasses.replace(reduced, values=values, sizes=sizes, mask=mask)
+    places = reduced.places
+    if places is not None:  # the fused token stands for many places, and has none, as the class token
+        places = jnp.pad(places, ((0, 0), (0, 1), (0, 0)))
+    return dataclasses.replace(reduced, values=values, sizes=sizes, mask=mask, places=places)
 
 
 def scheduled(epoch: float, keep_rate: float, start: float, epochs: float) -> float:

@@ -50,6 +50,7 @@ class Pattern(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ()
     needs_class_token: ClassVar[bool] = False
+    keeps_places: ClassVar[bool] = True
     before: ClassVar[bool] = True
 
     def check(self) -> None:

@@ -34,6 +34,7 @@ class TopK(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ("query", "key")
     needs_class_token: ClassVar[bool] = True
+    keeps_places: ClassVar[bool] = True
 
     def check(self) -> None:
         reduction.check_keep_rate(self.keep_rate, self.blocks)

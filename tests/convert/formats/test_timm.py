@@ -55,12 +55,16 @@ def test_the_ratio_gives_the_hidden_width(hidden):
         ("deit_ti_distilled", {}),
         ("vit_ti_patch", {"embedding": "linear_patch", "pooling": "mean"}),
         ("deit_ti", {"scan_layers": True}),
+        ("deit_ti", {"registers": 2, "layer_scale": 0.1, "qk_norm": True}),
+        ("deit_ti", {"registers": 1, "norm": "rmsnorm", "qk_norm": True, "pooling": "mean", "scan_layers": True}),
+        ("deit_ti_distilled", {"layer_scale": 0.1}),
     ],
 )
 def test_out_and_in_again_is_exact(tmp_path, name, options):
     run = made_run(name, **DEIT | options)
     config, arrays = exported(tmp_path, run)
     layout = layouts.recognise(arrays.keys())
+    arrays = getattr(layouts.LAYOUTS[layout], "normal", dict)(arrays)
     own = layouts.options_of(layout, arrays, config)
     found, left = layouts.to_ours(layout, arrays, own)
     assert not left
@@ -88,6 +92,9 @@ STCE = {"stem_widths": (8, 16), "stem_strides": (2, 2), "cell": (2, 2)}
         ("vit_ti_stce", {**STCE, **TINY_VIT}, "the embedding stce"),
         ("deit_ti", {**DEIT, "reduction": "topk", "blocks": (1,)}, "the token reduction topk"),
         ("deit_ti", {**DEIT, "position_embedding": "sincos2d"}, "positions of the kind sincos2d"),
+        ("deit_ti", {**DEIT, "position_embedding": "rope_mixed"}, "positions of the kind rope_mixed"),
+        ("deit_ti", {**DEIT, "mlp": "swiglu"}, "MLPs of the kind swiglu"),
+        ("deit_ti_distilled", {**DEIT, "registers": 1}, "registers beside a distillation token"),
         ("deit_ti", {**DEIT, "norm_epsilon": 1e-3}, "LayerNorms with the epsilon 0.001"),
         ("cvt_13", {"widths": (8, 16, 16), "depths": (1, 1, 1), "heads": (1, 1, 1)}, "the body cvt"),
     ],

@@ -9,7 +9,15 @@ import numpy_reference
 import pytest
 from flax import linen as nn
 
-from stce_jax.models.ops.activations import gelu, gelu_derivative, gelu_plain, quick_gelu, quick_gelu_plain
+from stce_jax.models.ops.activations import (
+    gelu,
+    gelu_derivative,
+    gelu_plain,
+    quick_gelu,
+    quick_gelu_plain,
+    silu_gate,
+    silu_gate_plain,
+)
 
 INPUTS = np.linspace(-6, 6, 1001, dtype=np.float32)
 
@@ -52,3 +60,14 @@ def test_gelu_of_bfloat16_is_rounded_once():
     np.testing.assert_array_equal(gelu(inputs).astype(jnp.float32), exact.astype(jnp.float32))
     exact = slopes(gelu, inputs.astype(jnp.float32)).astype(jnp.bfloat16)
     np.testing.assert_array_equal(slopes(gelu, inputs).astype(jnp.float32), exact.astype(jnp.float32))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)])
+def test_the_gate_of_swiglu_with_its_gradient(dtype, tolerance):
+    values = np.cos(3 * INPUTS)
+    np.testing.assert_allclose(silu_gate(INPUTS, values), INPUTS / (1 + np.exp(-INPUTS)) * values, atol=1e-5)
+    both = jnp.asarray(INPUTS, dtype), jnp.asarray(values, dtype)
+    found, expected = (jax.vjp(form, *both)[1](jnp.ones_like(both[0])) for form in (silu_gate, silu_gate_plain))
+    for ours, plain in zip(found, expected, strict=True):
+        assert ours.dtype == plain.dtype == dtype
+        np.testing.assert_allclose(ours.astype(jnp.float32), plain.astype(jnp.float32), atol=tolerance, rtol=tolerance)

@@ -28,11 +28,17 @@ def normalize(form, *operands, more=()):
 OPERATIONS = {  # name -> (operation, plain form, shapes of the operands)
     "gelu": (activations.gelu, activations.gelu_plain, [(3, 4)]),
     "quick_gelu": (activations.quick_gelu, activations.quick_gelu_plain, [(3, 4)]),
+    "silu_gate": (activations.silu_gate, activations.silu_gate_plain, [(3, 4), (3, 4)]),
     "product": (linear.product, linear.product_plain, [(2, 3, 4), (4, 2)]),
     "layer_norm": (
         functools.partial(normalize, norms.layer_norm, more=(1e-6,)),
         functools.partial(normalize, norms.layer_norm_plain, more=(1e-6,)),
         [(3, 4), (4,), (4,)],
+    ),
+    "rms_norm": (
+        functools.partial(normalize, norms.rms_norm, more=(1e-6,)),
+        functools.partial(normalize, norms.rms_norm_plain, more=(1e-6,)),
+        [(3, 4), (4,)],
     ),
     "gelu_batch_norm": (
         functools.partial(normalize, norms.gelu_batch_norm),

@@ -126,3 +126,18 @@ def test_the_gradient_of_gelu_and_batch_norm_is_as_exact_as_the_plain_forms(mean
     }
     for name, error, plain_error in zip(("inputs", "scale", "bias"), errors[ours], errors[plain], strict=True):
         assert error < 3 * plain_error + 1e-6, f"{name}: {error:.1e} off, the plain form {plain_error:.1e}"
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+def test_rms_norm_with_its_gradients(dtype, tolerance):
+    inputs, scale, cotangent = draw(7, 6), draw(6, seed=1), draw(7, 6, seed=2)
+    expected = inputs / np.sqrt((inputs.astype(float) ** 2).mean(axis=1, keepdims=True) + 1e-6) * scale
+    np.testing.assert_allclose(norms.rms_norm(inputs, scale, jnp.float32, 1e-6), expected, rtol=1e-5, atol=1e-6)
+    operands, cotangent = (jnp.asarray(inputs, dtype), jnp.asarray(scale)), jnp.asarray(cotangent, dtype)
+    found, expected = (
+        jax.vjp(lambda *both, form=form: form(*both, dtype, 1e-6), *operands)[1](cotangent)
+        for form in (norms.rms_norm, norms.rms_norm_plain)
+    )
+    assert [leaf.dtype for leaf in found] == [dtype, jnp.float32]
+    for ours, plain in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours.astype(jnp.float32), plain.astype(jnp.float32), atol=tolerance, rtol=tolerance)
