@@ -17,6 +17,8 @@ VARIANTS = small_folder.VARIANTS
 
 def get_config(embedding: str = "stce") -> config_dict.ConfigDict:
     config = small_folder.get_config(embedding)
+    if embedding == "stce":
+        config.plan = "class_folders"  # what --minutes chooses image size and model from; unused without it
     body = config.model.body.vit
     # The mean of the tokens in place of a class token: Beyer, Zhai and Kolesnikov 2022, "Better plain ViT baselines".
     body.pooling = "mean"

@@ -46,7 +46,7 @@ def parameter_rules(config: config_dict.ConfigDict, model: Body) -> ParameterRul
     """
     options, module = config.optimizer, cast(Any, model)
     matrices: Matrices = hidden_matrices
-    fused: Mapping[str, int] | None = getattr(module, "FUSED", None)
+    fused: Mapping[str, int] | None = getattr(module, "fused_kernels", None)
     if fused is not None:
         matrices = functools.partial(hidden_matrices, fused=fused)
     if not options.freeze and options.layer_decay == 1:

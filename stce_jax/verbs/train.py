@@ -10,15 +10,10 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stce_jax.analysis.costs import work_of_sizes
 from stce_jax.analysis.curves import plot_curves
-from stce_jax.convert.following import follow, keep
-from stce_jax.convert.initial import initialize, read_weights
-from stce_jax.convert.sources import Source, open_source
+from stce_jax.convert.initial import initialize
 from stce_jax.errors import CheckpointError, ConfigError, DivergedError
-from stce_jax.models.bodies import Body
 from stce_jax.paths import first_line
 from stce_jax.platform import terminal
 from stce_jax.platform.life import seconds_of_life
@@ -33,12 +28,12 @@ from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import check_batch_size, connect, make_mesh, sharded_shapes
 from stce_jax.training.options import check_saved
 from stce_jax.training.phases import Phases, build_sizes, mixed_steps
-from stce_jax.training.preprocessing import with_normalization
 from stce_jax.training.progress import TrainProgress
 from stce_jax.training.sizes import check_model
-from stce_jax.training.state import abstract_state, abstract_variables, init_state
+from stce_jax.training.state import abstract_state, init_state
 from stce_jax.training.step import check_accumulation, make_train_step, run_key
 from stce_jax.training.timetable import Timetable
+from stce_jax.verbs.first_weights import first_weights, follow_weights
 from stce_jax.verbs.planning import planned
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
@@ -75,7 +70,7 @@ def train(
         check_model(trial, tuple(config.progressive_sizes))
         dataset = runs.open_dataset(config)
         config = planned(config, workdir, dataset, seconds_of_life() if exit_process else 0.0)
-        config, dataset, source = _begin_with(config, workdir, dataset, trial.unshaped_options())
+        config, dataset, source = follow_weights(config, workdir, dataset, trial.unshaped_options())
         mesh = make_mesh(config.fsdp_devices)
         check_batch_size(config.batch_size, mesh)
         check_accumulation(config.batch_size, config.accumulate, mesh)
@@ -94,7 +89,7 @@ def train(
             }
         )
         connect(mesh)
-        initial_weights = _initial_weights(config, source, model, dataset)
+        initial_weights = first_weights(config, source, model, dataset)
         check_claim = _no_claim
         if processes.is_main():
             check_claim = stack.enter_context(Claim(workdir)).check
@@ -165,37 +160,6 @@ def train(
     with waiting:
         processes.leave()
     return final
-
-
-def _begin_with(
-    config: Any, workdir: str | Path, dataset: Any, known: dict[str, Any]
-) -> tuple[Any, Any, Source | None]:
-    """(config and dataset with the preprocessing of `init_from`'s weights, those weights; None if a run resumes).
-
-    `known` are options of the run's model, for what files do not tell.
-    """
-    if not config.init_from:
-        return config, dataset, None
-    if layout.has_checkpoint(workdir):
-        config = keep(config, layout.read_config(workdir))
-        return config, with_normalization(dataset, config), None
-    source = open_source(config.init_from, known)
-    config, followed, differing = follow(config, source.preprocessing, dataset.mean, dataset.std)
-    for line in followed:
-        _print(line)
-    if differing and processes.is_main():
-        terminal.warn(f"note: {'; '.join(differing)}")
-    return config, with_normalization(dataset, config), source
-
-
-def _initial_weights(config: Any, source: Source | None, model: Body, dataset: Any) -> dict[str, np.ndarray]:
-    """The arrays of `init_from` that replace a new run's random ones; {} for a run that resumes."""
-    if source is None:
-        return {}
-    expected = abstract_variables(model, config.image_size)
-    arrays, line = read_weights(source, expected, model, dataset.class_ids)
-    _print(line)
-    return arrays
 
 
 def _find(checkpoints: CheckpointWriter, dataset: Any, *, scheduled: bool = False) -> tuple[int, dict[str, Any]] | None:

@@ -14,10 +14,13 @@ from stce_jax.models.conv_layers import ConvModule
 from stce_jax.recipe.averages import power_decay
 from stce_jax.recipe.optimizers import make_optimizer
 from stce_jax.recipe.parameters import is_frozen
+from stce_jax.training import assemble as runs
+from stce_jax.training import optimization
 from stce_jax.training.frozen import train_only
 from stce_jax.training.mesh import batch_sharding, make_mesh, state_shardings
-from stce_jax.training.state import init_state
+from stce_jax.training.state import abstract_variables, init_state
 from stce_jax.training.step import make_train_step, run_key
+from stce_jax.workdir.config import load_config
 
 SEED, CLASSES, SIZE, BATCH, RHO = 3, 5, 8, 16, 0.5
 OPTIONS = {"weight_decay": 0.05, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-5, "clip_norm": 1.0, "muon_momentum": 0.9}
@@ -323,3 +326,13 @@ def power_of(share):
         spread = np.sqrt((middle + 1) / ((middle + 2) ** 2 * (middle + 3)))
         low, high = (middle, high) if spread > share else (low, middle)
     return low
+
+
+@pytest.mark.parametrize("mlp, parts", [("gelu", 1), ("swiglu", 2)])
+def test_muon_takes_gate_and_values_of_swiglu_each_by_itself(mlp, parts):
+    config = load_config("digits:patch", [f"--config.model.body.vit.mlp={mlp}", "--config.optimizer.name=muon"])
+    model = runs.build_model(config, 10)
+    cut = optimization.parameter_rules(config, model).matrices
+    params = abstract_variables(model, config.image_size)["params"]["blocks_0"]
+    assert cut(("blocks_0", "mlp", "in", "kernel"), params["mlp"]["in"]["kernel"].shape)[2] == parts
+    assert cut(("blocks_0", "attention", "qkv", "kernel"), params["attention"]["qkv"]["kernel"].shape)[2] == 3

@@ -10,7 +10,7 @@ A body is a linen module from images to logits. What every verb knows of a model
                                    named BODY_SIZE, too, and no body's models are named by that embedding
   STRIDE                           optional class attribute: pixels between two tokens of the embeddings that it is made
                                    for, a power of two, 16 if missing; other embeddings' options follow it
-  FUSED                            optional class attribute: {name of a linear layer: how many matrices lie side by side
+  fused_kernels                    optional attribute: {name of a linear layer: how many matrices lie side by side
                                    in its kernel}, which Muon treats each by itself; query, key and value of "qkv" if
                                    missing
   __call__(images, *, train)       -> logits [B, classes] float32; with 0 classes the pooled features

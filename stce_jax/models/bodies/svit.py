@@ -96,7 +96,7 @@ class SViT(StagedBody):
     axis_name: Any = None
 
     EMBEDDING: ClassVar[str] = "svit"
-    FUSED: ClassVar[dict[str, int]] = {}  # query, key and value lie head by head, not side by side
+    fused_kernels: ClassVar[dict[str, int]] = {}  # query, key and value lie head by head, not side by side
     # The published ones, each with the drop path that it was trained with on ImageNet at 224 pixels.
     SIZES: ClassVar[dict[str, dict[str, Any]]] = {
         "s": {"drop_path": 0.1},

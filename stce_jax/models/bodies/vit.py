@@ -154,6 +154,11 @@ class VisionTransformer(nn.Module):
         """How many leading tokens the heads read."""
         return int(self.pooling == "class")
 
+    @property
+    def fused_kernels(self) -> dict[str, int]:
+        """Which linear layers are matrices side by side, see `bodies`: SwiGLU's gate and values, too."""
+        return {"qkv": 3, "in": 2} if self.mlp == "swiglu" else {"qkv": 3}
+
     def leading_tokens(self) -> Float[Array, "1 n D"]:
         """The learned tokens that heads read; only where there are any."""
         return self.class_token
