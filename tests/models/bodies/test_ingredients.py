@@ -1,8 +1,6 @@
 """The options of plain blocks that the original ViT has not: equal to NumPy, alone and together; refused in words."""
 
 import functools
-import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +14,14 @@ from flax import linen as nn
 from stce_jax.analysis.costs import count_model, count_parameters
 from stce_jax.analysis.drawing.introspection import class_attention
 from stce_jax.errors import ConfigError
-from stce_jax.models.bodies.patch_dropout import PatchDropout, kept_count
 from stce_jax.models.factory import create_model, model_options
 from stce_jax.models.layers import MLP, SwiGLU, gated_width
 from stce_jax.models.reductions import REDUCTIONS
 from stce_jax.models.tokens import Tokens
+from stce_jax.training.mesh import batch_sharding, make_mesh
 from stce_jax.training.state import abstract_variables
-from stce_jax.verbs.summary import summarize
+from stce_jax.verbs.features import _of_tokens
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "models.md"
 TINY = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "patch_size": 4}
 ALL = {
     "position_embedding": "rope_mixed",
@@ -107,6 +104,16 @@ def test_all_of_them_train_alike_with_remat_and_scan(scan_layers):
 
 
 @pytest.mark.slow
+def test_several_devices_draw_and_compute_what_one_does():
+    model = tiny(**ALL, patch_dropout=0.5)
+    variables, inputs = noise(model), images(16, 12, count=8)
+    run = jax.jit(lambda x: model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(1)}))
+    spread = jax.device_put(inputs, batch_sharding(make_mesh()))
+    assert len(spread.sharding.device_set) > 1
+    np.testing.assert_allclose(run(spread), run(inputs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_all_of_them_in_bfloat16():
     exact, rough = tiny(**ALL), tiny(**ALL, dtype="bfloat16")
     variables = noise(exact, spread=0.2)
@@ -116,7 +123,6 @@ def test_all_of_them_in_bfloat16():
     np.testing.assert_allclose(found, expected, atol=0.1 * np.abs(expected).max())
 
 
-@pytest.mark.slow
 def test_they_stand_in_the_parameters_and_nothing_else_moves():
     def shapes(name="vit_ti_patch", **options):
         params = abstract_variables(tiny(name, image_size=16, **options), 16)["params"]
@@ -161,7 +167,6 @@ def test_the_gated_mlp_has_the_parameters_of_a_plain_one():
     assert abs(count(SwiGLU(1152)) - count(MLP(1152))) == 2 * 768 - 1152  # biases
 
 
-@pytest.mark.slow
 def test_multiply_adds_with_and_without_a_scan():
     plain, scanned, registers = (
         count_model(tiny(image_size=16, pooling=pooling, **options), 16)["multiply_adds"]
@@ -173,37 +178,6 @@ def test_multiply_adds_with_and_without_a_scan():
         for options in ({"mlp": "swiglu"}, {"position_embedding": "rope_mixed"})
     )
     assert swiglu == plain == rotary
-
-
-@pytest.mark.slow
-def test_stce_models_counts_with_options():
-    plain, registers, both = (
-        summarize("vit_ti_patch", image_size=32, options=options)[0]["parameters"]
-        for options in ("", "registers=2", "registers=2,norm=rmsnorm")
-    )
-    assert registers == plain + 2 * 192 and both == registers - (2 * 12 + 1) * 192
-    for options, message in {
-        "registers": "give OPTION=VALUE",
-        "=4": "give OPTION=VALUE",
-        "image_size=32": "image_size is no option",
-        "cell=2": "vit_ti_patch has no option 'cell'",
-    }.items():
-        with pytest.raises(ConfigError, match=message) as refused:
-            summarize("vit_ti_patch", options=options)
-        assert "\n" not in str(refused.value)
-
-
-@pytest.mark.slow
-def test_the_documents_say_what_each_costs():
-    rows = re.findall(
-        r"^\| `([a-z_]+=[^`]*)` \|.*\| ([-+][\d,]+|0) \| ([-+][\d,]+|0) \|$", DOCUMENT.read_text("utf-8"), re.M
-    )
-    (plain,) = summarize("vit_s_patch")
-    assert len(rows) >= 7
-    for options, *costs in rows:
-        (row,) = summarize("vit_s_patch", options=options)
-        found = [row[name] - plain[name] for name in ("parameters", "multiply_adds")]
-        assert found == [int(cost.replace(",", "")) for cost in costs], options
 
 
 KEPT = ("topk", "evit", "dynamicvit", "pattern", "ats")
@@ -246,28 +220,6 @@ def test_reductions_that_make_new_tokens_are_refused_with_rotary_positions(name)
     check_refused("vit_ti_patch", "positions need each token's place", **TINY, **options)
 
 
-def test_patch_dropout_keeps_some_of_each_image_in_training_alone():
-    values = np.arange(2 * 12, dtype=np.float32).reshape(2, 12, 1)
-    tokens = Tokens(jnp.asarray(values), leading=2, grid=(2, 5), mask=jnp.asarray(values[..., 0] > 3))
-    module = PatchDropout(0.45)
-
-    def drop(train, seed=0):
-        return module.apply({}, tokens, train, rngs={"dropout": jax.random.key(seed)})
-
-    assert drop(False) is tokens
-    first, again, other = drop(True), drop(True), drop(True, 1)
-    assert first.shape == (2, 2 + 5, 1) == (2, 2 + kept_count(0.45, 10), 1) and first.grid is None
-    np.testing.assert_array_equal(first.values, again.values)
-    assert (np.asarray(first.values) != np.asarray(other.values)).any(), "another key, the same tokens"
-    assert (np.asarray(first[0]) + 12 != np.asarray(first[1])).any(), "images share a draw"
-    for image in range(2):
-        kept = np.asarray(first[image, :, 0])
-        np.testing.assert_array_equal(kept[:2], values[image, :2, 0])
-        assert (np.diff(kept) > 0).all() and set(kept) <= set(values[image, :, 0])
-        np.testing.assert_array_equal(first.mask[image], kept > 3)
-    assert [kept_count(rate, 196) for rate in (0.0, 0.25, 0.5, 0.999)] == [196, 147, 98, 1]
-
-
 @pytest.mark.slow
 def test_patch_dropout_spares_the_work_and_moves_no_other_draw():
     """With all tokens alike nothing but the number of tokens changes, so drop path's draws show."""
@@ -306,6 +258,14 @@ def test_registers_are_read_by_no_head_and_drawn_by_no_picture():
     np.testing.assert_allclose(applied(mean, variables, inputs, "features"), tokens[:, 2:].mean(axis=1), atol=1e-5)
     with pytest.raises(ConfigError, match="no class token"):
         class_attention(mean, variables, inputs)
+
+
+def test_a_register_alone_is_no_class_token_of_stce_features():
+    tokens = Tokens(np.zeros((2, 5, 3), np.float32), leading=1, registers=1)
+    assert _of_tokens(tokens).keys() == {"features", "leading_tokens"}
+    assert _of_tokens(tokens.replace(registers=0)).keys() == {"features", "class_token"}
+    both = Tokens(np.zeros((2, 5, 3), np.float32), leading=3, registers=2)
+    assert [both.first(count).registers for count in (1, 2, 3)] == [0, 1, 2]
 
 
 def test_options_of_one_body_are_no_others():
