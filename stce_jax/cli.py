@@ -144,5 +144,5 @@ def make_parser() -> argparse.ArgumentParser:
         verb.set_defaults(run=module.run, takes_overrides=False)
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(verb)
-        verb.set_defaults(options=[name for action in verb._actions for name in action.option_strings])
+        verb.set_defaults(option_strings=[name for action in verb._actions for name in action.option_strings])
     return parser

@@ -48,7 +48,7 @@ def refuse(rest: Sequence[str], arguments: argparse.Namespace) -> None:
 
     if found := first_unknown(rest, arguments.takes_overrides):
         keys = known_keys() if arguments.takes_overrides else []
-        answer = advice(arguments.verb, *found, arguments.options, keys)
+        answer = advice(arguments.verb, *found, arguments.option_strings, keys)
         raise ConfigError(f"unknown argument {shown(found[0])}; {answer}")
 
 

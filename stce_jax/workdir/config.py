@@ -146,10 +146,10 @@ def _refusing(what: str) -> Iterator[None]:
     except SystemExit as error:
         raise ConfigError(f"{what} calls exit(); it must return a config and nothing else") from error
     except BaseException as error:
-        if unknown := re.match(r"""["']*Key "(\w+)" does not exist""", str(error)):  # of ml_collections, much longer
+        reason = terminal.one_line(error)
+        if unknown := re.match(r"""["']*Key "(\w+)" does not exist""", reason):  # of ml_collections, much longer
             key = unknown[1]
             raise ConfigError(f"{what} sets an unknown key {key!r}{_nearest(key, known_keys())}") from error
-        reason = terminal.one_line(error)
         raise ConfigError(f"{what} fails with {type(error).__name__}: {reason}") from error
 
 

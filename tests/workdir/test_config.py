@@ -113,7 +113,7 @@ def test_overrides(words, key, value):
         ("digits", ["--config.optimiser.learning_rate=1"], "did you mean 'optimizer.learning_rate'?"),
         ("digits", ["--config.model.dept=3"], "did you mean 'model.body.vit.depth'?"),
         ("digits", ["--config.learning_rate=3"], "did you mean 'optimizer.learning_rate'?"),
-        ("digits", ["--config.zzz=3"], "configs/default.py lists every key"),
+        ("digits", ["--config.zzz=3"], "`stce config` lists every key"),
         ("digits", ["--config.epochs=many"], "could not convert string to float: 'many'"),
         ("digits", ["--config.seed=1.5"], "--config.seed=1.5"),
         ("digits", ["--config.model.body.vit.remat=maybe"], "maybe"),

@@ -209,6 +209,11 @@ FILES = {
         "class E(Exception):\n    def __str__(self):\n        raise RuntimeError\nraise E\n",
         "fails with E: E",
     ),
+    "misspelled_key": (
+        f"{BEGIN}    c.lock()\n    c.optimizer.lerning_rate = 1\n    return c\n",
+        "optimizer.learning_rate",
+    ),
+    "key_of_another_tool": (f"{BEGIN}    c.lock()\n    c.optimizer.lr = 1\n    return c\n", "optimizer.learning_rate"),
     "no_text": ("\0\1\2\xff\n", ""),
 }
 
