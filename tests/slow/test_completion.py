@@ -76,7 +76,7 @@ def test_options_after_others(offered):
 @pytest.mark.parametrize(
     "start, expected",
     [
-        ("stce evaluate --split{}", ["train", "val"]),
+        ("stce evaluate --split{}", ["holdout", "train", "val"]),
         ("stce evaluate --split{}v", ["val"]),
         ("stce features --kind{}", ["pooled", "tokens"]),
         ("stce evaluate --checkpoint{}", ["best", "last"]),

@@ -22,6 +22,13 @@ SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 ODD_WORDS = ["--config.name=two words", '--config.note=it\'s "quoted" $HOME `id` \\ ; *', "--config.empty="]
 
 
+@pytest.fixture(autouse=True)
+def nothing_chosen(monkeypatch):
+    """The scripts do not hear what whoever runs these tests has chosen for them: an interpreter, the locked versions."""
+    for name in ("LOCKED", "PYTHON", "VENV"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def bash(script, tmp_path, **environment):
     """Runs a bash text with tmp_path/bin first on the PATH; returns its standard output."""
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
