@@ -24,7 +24,7 @@ ODD_WORDS = ["--config.name=two words", '--config.note=it\'s "quoted" $HOME `id`
 
 @pytest.fixture(autouse=True)
 def nothing_chosen(monkeypatch):
-    """The scripts do not hear what whoever runs these tests has chosen for them: an interpreter, the locked versions."""
+    """The scripts do not hear what was chosen for these tests: an interpreter, the locked versions."""
     for name in ("LOCKED", "PYTHON", "VENV"):
         monkeypatch.delenv(name, raising=False)
 
