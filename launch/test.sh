@@ -10,8 +10,11 @@ set -euo pipefail
 # shellcheck source=SCRIPTDIR/install.sh
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
-# Two workers; the tests of one file run in one worker, in order, and share what the file prepares.
-workers=(-n 2 --dist loadfile --no-loadscope-reorder)
+# A worker more than cores, for tests that wait; at least three, at most eight, each with eight devices of its own. The
+# tests of one file run in one worker, in order, and share what the file prepares.
+count=$(($(nproc) + 1))
+count=$((count < 3 ? 3 : count > 8 ? 8 : count))
+workers=(-n "$count" --dist loadfile --no-loadscope-reorder)
 if [ $# = 0 ]; then
   set -- "${workers[@]}" -m 'not slow'
 elif [ "$1" = --all ]; then
