@@ -25,6 +25,7 @@ from stce_jax.commands import (
     show_data,
     train,
     visualize,
+    watch,
 )
 from stce_jax.errors import ConfigError, PreemptedError, StceError
 from stce_jax.platform import compile_cache, freed_memory, garbage, terminal
@@ -41,6 +42,7 @@ VERBS = {  # in the order of `stce --help`
     "predict": predict,
     "features": features,
     "compare": compare,
+    "watch": watch,
     "models": models,
     "reproduce": reproduce,
     "benchmark": benchmark,

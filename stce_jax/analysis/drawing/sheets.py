@@ -94,12 +94,8 @@ def attention_sheet(
       The image and a heat map a block (counted from 0, as in the config), each of its own scale, which begins at 0 and
       ends at the block's greatest attention. Each token is drawn at its place in the grid.
     """
-    tokens = introspection.nearest_tokens(embedding, side, len(image))  # rows and columns, [Y] each
-    # Key i lies where the embedding's token i * apart does, for convolutions between them are centred.
-    rows, columns = (
-        np.minimum((places + apart // 2) // apart, count - 1)
-        for places, count in zip(tokens, attention.shape[1:], strict=True)
-    )
+    grid = attention.shape[1:]
+    rows, columns = introspection.nearest_keys(embedding, side, len(image), grid, apart)  # [Y] each
     tiles = [(image, "the image")]
     for number, block in enumerate(attention):
         heat = block[rows[:, None], columns]  # [Y, Y]
