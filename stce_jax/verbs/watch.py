@@ -1,6 +1,7 @@
 """`stce watch`: a page with the curves of runs, written again and again while they train."""
 
 import datetime
+import itertools
 import os
 import re
 import time
@@ -48,9 +49,9 @@ def watch(
 ) -> int:
     """Writes a page with the curves and figures of runs, finished or not, until it is stopped.
 
-    Runs whose configs differ in their seed alone are one group: its mean, and the interval over seeds. A run that cannot
-    be read any more, because somebody moved it or its disk fails, keeps what was last read of it, and is looked for
-    again.
+    Runs whose configs differ in their seed alone are one group: its mean, and the interval over seeds. A run that
+    cannot be read any more, because somebody moved it or its disk fails, keeps what was last read of it, and is looked
+    for again.
 
     Args:
       workdirs: of the runs, at least one.
@@ -142,7 +143,8 @@ def _label(names: Sequence[str]) -> str:
     """What the names of a group's runs have in common, without the seed; or the first and how many more."""
     if len(names) == 1:
         return names[0]
-    common = re.sub(r"[-_./ ]*(seed|s)?[-_=]?\d*$", "", os.path.commonprefix(list(names)))
+    same = itertools.takewhile(lambda signs: len(set(signs)) == 1, zip(*names, strict=False))
+    common = re.sub(r"[-_./ ]*(seed|s)?[-_=]?\d*$", "", "".join(signs[0] for signs in same))
     return common or f"{names[0]} and {len(names) - 1} more"
 
 

@@ -12,7 +12,8 @@ from stce_jax.analysis.intervals import mean_interval
 from stce_jax.analysis.pages import shell
 
 TITLE = "Runs"
-PANELS = (("loss", "loss", 1, (-math.inf, math.inf)), ("top1", "top-1 (%)", 100, (0, 100)))
+# What is drawn: its name, title, factor and bounds. What is beyond them, such as a loss that blew up, is drawn there.
+PANELS = (("loss", "loss", 1, (-1e6, 1e6)), ("top1", "top-1 (%)", 100, (0, 100)))
 WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 560, 320, 48, 36, 10  # of a panel, in units of SVG; margins of its axes
 POINTS = 400  # of a curve; of more, evenly chosen ones are drawn, and the last
 MARKS = 60  # of these points have a marker that says its figures
@@ -61,8 +62,8 @@ def write(groups: Sequence[Group], *, written: str, moment: float, every: float 
             f"load again every {every:g} seconds</label> <span id='late' role='status'></span>"
         )
     band = (
-        "<p>Thick line: mean over the runs of a group, at the epochs that all of them have. Band: its 95% interval over "
-        "seeds (Student's t); of two or three seeds it is wide, and it is cut where the picture ends. "
+        "<p>Thick line: mean over the runs of a group, at the epochs that all of them have. Band: its 95% interval "
+        "over seeds (Student's t); of two or three seeds it is wide, and it is cut where the picture ends. "
         "Thin lines: each run.</p>"
         if several
         else ""
@@ -70,8 +71,8 @@ def write(groups: Sequence[Group], *, written: str, moment: float, every: float 
     body = (
         f"<header><h1>{TITLE}</h1><p>Written {shell.text(written)}. {refresh}</p></header>\n<main>"
         f'<ul class="legend">{legend}</ul>\n<div class="panels">{panels}</div>\n'
-        f"<p>Solid with markers: evaluation. Dashed: training, with the augmentation's images. A marker says its figures "
-        f"when the pointer rests on it.</p>{band}\n"
+        "<p>Solid with markers: evaluation. Dashed: training, of augmented images, the mean over the runs. "
+        f"A marker says its figures when the pointer rests on it.</p>{band}\n"
         f'<div class="scroll" tabindex="0" role="region" aria-label="figures of each run">{_table(groups)}</div>\n'
         "<p>* The best of all evaluations: chosen on the images of the evaluation, so no independent estimate.<br>"
         "† Median while it trained, on its own machine beside its own neighbours: no comparison of models, which is "
@@ -100,9 +101,10 @@ def _panel(groups: Sequence[Group], name: str, title: str, factor: float, bounds
         for split in ("train", "eval"):
             epochs, values = over_runs(group.lines, split, name)
             chosen = _thinned(len(epochs))
-            curves.append((place, split, [epochs[index] for index in chosen], factor * values[:, chosen]))
+            drawn = factor * np.clip(values[:, chosen], *(bound / factor for bound in bounds))
+            curves.append((place, split, [epochs[index] for index in chosen], drawn))
     every = np.concatenate([values.ravel() for *_, values in curves] or [np.zeros(0)])
-    last = max((epochs[-1] for _, _, epochs, _ in curves if epochs), default=1.0)
+    last = max([epochs[-1] for _, _, epochs, _ in curves if epochs] or [1.0]) or 1.0
     low, high = _limits(every, bounds)
     scale = _Scale(last, low, high)
     parts = [_axes(scale, title)]
