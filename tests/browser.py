@@ -115,8 +115,8 @@ class Browser:
             time.sleep(0.02)
 
     def text(self, selector):
-        """The text of an element as it is shown; "" if it is hidden."""
-        return self.value(f"document.querySelector({json.dumps(selector)}).innerText")
+        """The text of an element as it is shown; "" if it is hidden or not there."""
+        return self.value(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''")
 
     def press(self, key, *, code=None):
         """Presses and releases a key, named as in KeyboardEvent.key."""

@@ -44,7 +44,8 @@ def test_one_page_with_all_there_is(subject, photos, tmp_path):
     content = (tmp_path / "new" / "index.html").read_text()
     assert page == (str(tmp_path / "new" / "index.html"), 3, 0, len(content.encode()))
     found = check_page(content)
-    assert [image["name"] for image in found.data["images"]] == ["a/one.png", "b/one.png", "two <i>.png"]
+    names = ["a/one.png", "b/one.png", f"{photos.name}/two <i>.png"]  # enough to tell them apart
+    assert [image["name"] for image in found.data["images"]] == names
     assert "a <b>model</b>" in found.texts and found.data["side"] == 160
     for image in found.data["images"]:
         assert image.keys() == {"name", "picture", "super_tokens", "attention", "reduction"}
@@ -84,13 +85,13 @@ def test_what_cannot_be_shown_is_refused(subject, photos, tmp_path):
 
 @pytest.mark.slow
 def test_the_command(capsys, tiny_run, photos, tmp_path):
-    words = ("visualize", photos, f"--workdir={tiny_run[0]}", "--html", "--tile=160", f"--output={tmp_path / 'out'}")
-    code, out, error = run_cli(capsys, *words)
+    words = (f"--workdir={tiny_run[0]}", "--html", "--tile=160", f"--output={tmp_path / 'out'}")
+    code, out, error = run_cli(capsys, "visualize", photos, *words)
     assert (code, error) == (0, "") and out == f"{tmp_path}/out/index.html: 3 images, 0.1 MB\n"
     found = check_page((tmp_path / "out" / "index.html").read_text())
     assert "tiny, checkpoint last" in found.texts and not any(str(tiny_run[0]) in text for text in found.texts)
-    code, out, error = run_cli(capsys, *words, "--attention")
+    code, out, error = run_cli(capsys, "visualize", photos, *words, "--attention")
     assert code == 2 and "give it without --attention" in error and error.count("\n") == 1
     (tmp_path / "bad.png").write_text("no image")
-    code, out, error = run_cli(capsys, *words, tmp_path / "bad.png")
+    code, out, error = run_cli(capsys, "visualize", photos, tmp_path / "bad.png", *words)
     assert code == 3 and "3 images" in out and "1 of 4 images could not be read" in error

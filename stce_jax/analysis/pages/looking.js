@@ -6,7 +6,7 @@
   const ints = (text) => new Int32Array(bytes(text).buffer);
   const percent = (share) => (100 * share).toFixed(1) + "%";
   const side = data.side, heat = bytes(data.heat);
-  const canvas = at("canvas"), pen = canvas.getContext("2d");
+  const canvas = at("canvas"), pen = canvas.getContext("2d", { willReadFrequently: true });
   canvas.width = canvas.height = side;
   const NAMES = { super_tokens: "super tokens", attention: "attention of the class token", reduction: "reduced tokens" };
   const state = { image: 0, view: "", step: {}, cursor: [side >> 1, side >> 1] };  // the cursor: row, column
