@@ -47,7 +47,7 @@ def _matrix(confusion: Int[np.ndarray, "C C"], names: Sequence[str], numbered: b
 
 
 def _pairs(confusion: Int[np.ndarray, "C C"], names: Sequence[str], width: int) -> list[str]:
-    rows, columns = confusion.nonzero()
+    rows, columns = (places.tolist() for places in confusion.nonzero())
     wrong = [(row, column) for row, column in zip(rows, columns, strict=True) if row != column]
     wrong.sort(key=lambda place: -confusion[place])
     if not wrong:

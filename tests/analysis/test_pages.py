@@ -46,9 +46,12 @@ def test_a_pages_arrays_are_those_that_were_computed():
     assert (picture.format, picture.size) == ("JPEG", (160, 160))
     labels = [unpacked(each, "<i4", 8, 8) for each in found["super_tokens"]["labels"]]
     np.testing.assert_array_equal(labels[0], introspection.grid_labels(8, 8, 2))
+    greatest = found["super_tokens"]["greatest"]
+    assert greatest == np.max(affinities)
     for label, affinity, packed in zip(labels[1:], affinities, found["super_tokens"]["affinities"], strict=True):
         np.testing.assert_array_equal(label, introspection.super_token_labels(affinity, 2))
-        np.testing.assert_allclose(unpacked(packed, np.uint8, 8, 8, 9) / 255, affinity, atol=0.5 / 255 + 1e-6)
+        found_again = unpacked(packed, np.uint8, 8, 8, 9) / 255 * greatest
+        np.testing.assert_allclose(found_again, affinity, atol=0.5 / 255 * greatest + 1e-6)
     for heads, block in zip(attention, found["attention"], strict=True):
         maps = unpacked(block["maps"], np.uint8, 4, 4, 4) / 255 * block["greatest"]
         np.testing.assert_allclose(maps[0], heads.mean(axis=0), atol=0.5 / 255 * block["greatest"] + 1e-9)

@@ -97,7 +97,10 @@ def test_a_pixel_shows_its_super_tokens(wide, looked):
                 row, column = y // 2 + k // 3 - 1, x // 2 + k % 3 - 1
                 inside = 0 <= row < 8 and 0 <= column < 8
                 assert place == (f"{row},{column}" if inside else "beyond"), (y, x, k)
-                assert abs(float(share[:-1]) - 100 * image.affinities[-1][y, x, k]) <= 0.26, (y, x, k)
+                assert (
+                    abs(float(share[:-1]) - 100 * image.affinities[-1][y, x, k])
+                    <= 0.051 + np.max(image.affinities) / 5.1
+                ), (y, x, k)
     assert wide.complaints() == []
     assert wide.requests() == [f"file://{path}"], "the page asks for something"
 

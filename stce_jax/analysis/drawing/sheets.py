@@ -103,7 +103,7 @@ def attention_sheet(
         tiles.append((pictures.draw_heat(image, heat / greatest), caption))
     lines = max(1, round(np.sqrt(len(tiles) / 3)))
     width = -(-len(tiles) // lines)
-    rows = [tiles[first : first + width] for first in range(0, len(tiles), width)]
+    in_rows = [tiles[first : first + width] for first in range(0, len(tiles), width)]
     equal = 1 / (grid[0] * grid[1])
     scale = f"{greatest:.1%} of the class token's attention, one scale for all blocks; equal shares are {equal:.1%}"
-    return pictures.sheet(rows, heat=scale)
+    return pictures.sheet(in_rows, heat=scale)

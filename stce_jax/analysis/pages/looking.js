@@ -57,7 +57,7 @@
         warm = (r, c) => {
           const down = row - Math.floor(r / data.cell[0]) + 1, right = column - Math.floor(c / data.cell[1]) + 1;
           if (down < 0 || down > 2 || right < 0 || right > 2) return 0;
-          return affinity[(r * width + c) * 9 + 3 * down + right] / 255 / view.greatest;
+          return affinity[(r * width + c) * 9 + 3 * down + right] / 255;  // of the greatest of all
         };
       }
       return { region, own, warm, dark: () => false };
@@ -168,11 +168,10 @@
         const r = row + down, c = column + right, inside = r >= 0 && r < rows && c >= 0 && c < columns;
         const place = document.createElement("span");
         place.textContent = inside ? r + "," + c : "beyond";
-        cell.append(percent(value / 255), place);
+        cell.append(percent((value / 255) * shown.views.super_tokens.greatest), place);
         cell.className = inside && r * columns + c === own ? "own" : "";
-        const part = Math.min(255, Math.round(value / shown.views.super_tokens.greatest));  // of the same scale
-        cell.style.backgroundColor = "rgb(" + heat.slice(3 * part, 3 * part + 3).join(" ") + ")";
-        cell.style.color = part > 150 ? "#000" : "#fff";
+        cell.style.backgroundColor = "rgb(" + heat.slice(3 * value, 3 * value + 3).join(" ") + ")";
+        cell.style.color = value > 150 ? "#000" : "#fff";
       }
       return line;
     }));

@@ -99,16 +99,20 @@ def of_image(name: str, shown: UInt8[np.ndarray, "Y Y 3"], looked: Looked, embed
 
 
 def _super_tokens(affinities: Sequence[Float[np.ndarray, "H W 9"]], embedding: Any, size: int) -> dict[str, Any]:
-    """The super token of each feature before the first iteration and after each, and the affinities of each."""
+    """The super token of each feature before the first iteration and after each, and the affinities of each.
+
+    Affinities are parts of the greatest of all: a 255th of that is what is lost.
+    """
     count = introspection.nearest_features(embedding, size, size)[-1] + 1
     height, width = affinities[0].shape[:2] if len(affinities) else (count, count)
     labels = [introspection.grid_labels(height, width, embedding.cell)]
     labels += [introspection.super_token_labels(affinity, embedding.cell) for affinity in affinities]
+    greatest = max((float(affinity.max()) for affinity in affinities), default=1.0)
     return {
         "shape": [int(height), int(width)],
         "labels": [shell.packed(each.astype(np.int32)) for each in labels],
-        "affinities": [shell.packed(_bytes(affinity, 1.0)) for affinity in affinities],
-        "greatest": max((float(affinity.max()) for affinity in affinities), default=1.0),
+        "affinities": [shell.packed(_bytes(affinity, greatest or 1.0)) for affinity in affinities],
+        "greatest": greatest,
     }
 
 

@@ -101,7 +101,7 @@ def _panel(groups: Sequence[Group], name: str, title: str, factor: float, bounds
         for split in ("train", "eval"):
             epochs, values = over_runs(group.lines, split, name)
             chosen = _thinned(len(epochs))
-            drawn = factor * np.clip(values[:, chosen], *(bound / factor for bound in bounds))
+            drawn = factor * np.clip(values[:, chosen], bounds[0] / factor, bounds[1] / factor)
             curves.append((place, split, [epochs[index] for index in chosen], drawn))
     every = np.concatenate([values.ravel() for *_, values in curves] or [np.zeros(0)])
     last = max([epochs[-1] for _, _, epochs, _ in curves if epochs] or [1.0]) or 1.0
