@@ -153,10 +153,10 @@ def _draw_reliability(bins: Sequence[Mapping[str, Any]], error: float) -> bytes:
         width,
         align="edge",
         edgecolor="white",
-        label="accuracy of a bin's images",
+        label="a bin's accuracy, over its whole width",
     )
     means = [part["confidence"] for part in filled], [part["top1"] for part in filled]
-    upper.plot(*means, "o", color="black", markersize=3, label="the same, at the bin's mean confidence")
+    upper.plot(*means, "o", color="black", markersize=3, label="a bin's accuracy, at its mean confidence")
     upper.plot([0, 1], [0, 1], "--", color="grey", label="accuracy = confidence")
     upper.set(ylabel="top-1", ylim=(0, 1), xlim=(0, 1), title=f"calibration error {100 * error:.2f}%")
     upper.legend(loc="lower right", fontsize=8)

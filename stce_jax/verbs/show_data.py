@@ -53,7 +53,9 @@ def show_data(config: config_dict.ConfigDict, output: str | Path, *, step: int =
 def caption(config: config_dict.ConfigDict, class_count: int) -> list[str]:
     """Sentences that explain the percentages below the images: smoothing, and what mixing did to a batch."""
     augment = config.augment
-    sentences = ["Below each image: its target, the classes with more than smoothing gives to all."]
+    sentences = [
+        "Below each image its target: the one or two classes that have more than smoothing gives to every class."
+    ]
     if smoothing := augment.label_smoothing:
         own, other = 1 - smoothing + smoothing / class_count, smoothing / class_count
         sentences.append(

@@ -29,13 +29,13 @@ class Seen(NamedTuple):
     Attributes:
       config, lines: see `read_config` and `read_metrics`.
       last: when its last line was written, in words; "" if that is not known.
-      gone: why it cannot be read any more; "" if it can.
+      gone: whether it could not be read again since.
     """
 
     config: Any
     lines: Sequence[dict[str, Any]]
     last: str
-    gone: str = ""
+    gone: bool = False
 
 
 def watch(
@@ -111,7 +111,7 @@ def _read_again(path: str, before: Seen) -> Seen:
     except (ConfigError, CheckpointError, OSError) as error:
         if not before.gone:
             terminal.warn(f"{error}; the page keeps what was read of it before")
-        return before._replace(gone=terminal.one_line(error))
+        return before._replace(gone=True)
 
 
 def _groups(names: Sequence[str], seen: Sequence[Seen]) -> list[running.Group]:
@@ -158,7 +158,7 @@ def _row(name: str, run: Seen) -> dict[str, Any]:
     return {
         "run": name,
         "seed": run.config.seed,
-        "state": f"not readable: {run.gone}" if run.gone else state,
+        "state": "not readable any more" if run.gone else state,  # why, with its path, is for the terminal
         "epoch": max((line["epoch"] for line in run.lines), default=0.0),
         "epochs": run.config.epochs,
         "top1": last.get("top1"),

@@ -85,7 +85,7 @@ def test_a_run_is_followed_while_it_trains_vanishes_and_comes_back(tmp_path, dra
         )
     states = [[row["state"] for group in groups for row in group.rows] for groups in turns]
     assert states[0] == ["in progress", "finished"] and states[1] == states[3] == states[0]
-    assert states[2][0].startswith("not readable: ") and states[2][1] == "finished"
+    assert states[2] == ["not readable any more", "finished"]
     epochs = [groups[0].rows[0]["epoch"] for groups in turns]
     assert epochs == [1.0, 2.0, 2.0, 2.0], "what was read of a run is lost with it"
     said = capsys.readouterr().err.splitlines()

@@ -101,11 +101,11 @@ def sheet(
 
 
 def _draw_bar(picture: Image.Image, heat: str, font: Any, top: int, line: int) -> None:
-    """Writes "0%", the colours of `draw_heat` on white from the least to the greatest, and what that is."""
+    """Writes "0%", the colours of `draw_heat` from the least to the greatest, and what that is."""
     draw, middle = ImageDraw.Draw(picture), top + line // 2
     left = MARGIN + round(font.getlength("0% ")) + MARGIN
     width = max(16, min(picture.width // 3, round(picture.width - left - font.getlength(heat) - 3 * MARGIN)))
-    colours = draw_heat(np.full((line // 2, width, 3), 255, np.uint8), np.linspace(0, 1, width)[None])
+    colours = np.round(255 * HEAT(np.linspace(0, 1, width))[None, :, :3]).astype(np.uint8).repeat(line // 2, axis=0)
     draw.text((MARGIN, middle), "0%", fill="black", font=font, anchor="lm")
     picture.paste(Image.fromarray(colours), (left, middle - line // 4))
     end = left + width + 2 * MARGIN
