@@ -10,13 +10,14 @@ from stce_jax.analysis.drawing import reductions
 from stce_jax.analysis.drawing.introspection import check_class_attention, check_super_tokens
 from stce_jax.analysis.pages import looking
 from stce_jax.data.files import list_images
-from stce_jax.errors import ConfigError, DataError
+from stce_jax.errors import ConfigError, DataError, check_whole
 from stce_jax.models.bodies import Body
 from stce_jax.paths import absolute, is_remote, named_failures, open_path, write_bytes
 from stce_jax.verbs.compare import short_names
-from stce_jax.verbs.visualize import Subject, check_sizes, looker, named, views
+from stce_jax.verbs.visualize import SMALLEST_TILE, Subject, check_sizes, looker, named, views
 
 PAGE = "index.html"
+LARGEST_TILE = 1024  # pixels; larger ones could not be drawn anew as fast as a pointer moves
 
 
 class Page(NamedTuple):
@@ -49,7 +50,7 @@ def visualize_page(
     Args:
       paths, subject, output, unreadable: see `visualize`.
       about: the model in words.
-      tile: side in pixels of an image on the page, as JPEG.
+      tile: side in pixels of an image on the page, as JPEG; at most LARGEST_TILE.
 
     Raises:
       ConfigError: there is nothing of the model to show, one image alone makes the page too large, or it cannot be
@@ -58,6 +59,7 @@ def visualize_page(
       CheckpointError: the model gives no finite numbers.
     """
     check_sizes(subject, tile)
+    check_whole("tile of a page", tile, SMALLEST_TILE, LARGEST_TILE)
     model, size = subject.model, subject.size
     missing = what_is_missing(model, size)
     kinds = [kind for kind in ("super_tokens", "attention", "reduction") if kind not in missing]

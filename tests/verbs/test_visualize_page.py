@@ -71,6 +71,8 @@ def test_a_page_has_no_more_than_its_limit(subject, photos, tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_what_cannot_be_shown_is_refused(subject, photos, tmp_path):
+    with pytest.raises(ConfigError, match="tile of a page is 1025; it must be a whole number between 160 and 1024"):
+        visualize_page(photos, subject, str(tmp_path / "out"), tile=1025)
     (tmp_path / "bad.png").write_text("no image")
     failures = []
     with pytest.raises(DataError, match="no image could be read"):
