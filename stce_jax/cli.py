@@ -28,6 +28,7 @@ from stce_jax.commands import (
     train,
     unknown,
     visualize,
+    watch,
 )
 from stce_jax.errors import ConfigError, PreemptedError, StceError
 from stce_jax.platform import compile_cache, freed_memory, garbage, terminal
@@ -45,6 +46,7 @@ VERBS = {  # in the order of `stce --help`
     "features": features,
     "probe": probe,
     "compare": compare,
+    "watch": watch,
     "models": models,
     "config": config,
     "reproduce": reproduce,

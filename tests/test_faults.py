@@ -16,7 +16,7 @@ AREAS = {
     "CLI and config",
     "Hardware and distribution",
 }
-CODES = {"0", "1", "2", "3", "4", "5", "75", "130", "137", "141", "continues", "then continues", "–"}
+CODES = {"0", "1", "2", "3", "4", "5", "75", "130", "137", "141", "143", "continues", "then continues", "–"}
 TEST = re.compile(r"`(tests/(?:\w+/)*test_\w+\.py)::((?:\w+::)?test_\w+)(\[[^]]+\])?`")
 
 

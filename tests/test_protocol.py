@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from page_checks import check_page
 from PIL import Image
 
 import stce_jax
@@ -32,6 +33,7 @@ from stce_jax.verbs.export import export
 from stce_jax.verbs.features import features
 from stce_jax.verbs.predict import predict
 from stce_jax.verbs.visualize import open_run, visualize
+from stce_jax.verbs.visualize_page import visualize_page, what_is_missing
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.meta import checkpoint_meta
@@ -320,6 +322,18 @@ def test_visualize(entry, photos, tmp_path):
                 assert len(paths) == 1 and path.endswith(f"0_{kind}.png")
             assert Image.open(path).width > 160
     assert (drawn["reduction"] == "") == (names["reduction"] in REDUCTIONS and names["reduction"] != "toy"), drawn
+    missing = what_is_missing(subject.model, subject.size)
+    assert {kind for kind in ("super_tokens", "attention", "reduction") if drawn[kind]} == missing.keys() - {
+        "affinities"
+    }
+    if len(missing.keys() - {"affinities"}) < 3:
+        page = visualize_page([picture], subject, str(tmp_path), tile=160)
+        content = check_page((tmp_path / "index.html").read_text())
+        (shown,) = content.data["images"]
+        assert page.images == 1 and shown.keys() - {"name", "picture"} == {
+            kind for kind in shown if not drawn.get(kind, "other")
+        }
+        assert all(why in content.texts for why in missing.values()), "it is not said why something is missing"
     has_super_tokens, has_attention = names["embedding"] == "stce", names["body"] != "toy body"
     if names["embedding"] in ("patch", "conv", "stce", "toy embedding"):
         assert (drawn["super_tokens"] == drawn["token_0_1"] == "") == has_super_tokens, drawn

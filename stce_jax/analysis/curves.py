@@ -49,7 +49,7 @@ def curves(groups: Mapping[str, Sequence[Lines]], path: epath.PathLike) -> epath
     for axes, (name, title, factor) in zip(figure.subplots(1, 2), panels, strict=True):
         for place, (label, runs) in enumerate(groups.items()):
             for split in ("train", "eval"):
-                epochs, values = _over_runs(runs, split, name)
+                epochs, values = over_runs(runs, split, name)
                 style = _style(place, split, len(epochs))
                 axes.plot(epochs, factor * values.mean(0), label=f"{label} {split}", **style)
                 if split == "eval" and len(values) > 1:
@@ -69,7 +69,7 @@ def over_epochs(groups: Mapping[str, Sequence[Lines]], name: str, title: str, pa
     figure = Figure(figsize=(6, 3.4 + 0.25 * -(-len(handles) // columns)), layout="constrained")
     axes = figure.subplots()
     for place, runs in enumerate(groups.values()):
-        epochs, values = _over_runs(runs, "eval", name)
+        epochs, values = over_runs(runs, "eval", name)
         axes.plot(epochs, values.mean(0), **_style(place, "eval", len(epochs)))
     axes.set(xlabel="epoch", title=title)
     axes.grid(alpha=0.3)
@@ -101,7 +101,7 @@ def plot_curves(workdir: epath.PathLike) -> epath.PathLike:
     return curves({path.name: [read_metrics(path)]}, plots / "curves.png")
 
 
-def _over_runs(runs: Sequence[Lines], split: str, name: str) -> tuple[list[float], Float[np.ndarray, "runs epochs"]]:
+def over_runs(runs: Sequence[Lines], split: str, name: str) -> tuple[list[float], Float[np.ndarray, "runs epochs"]]:
     """(epochs, values) of the runs that have any value, at the epochs that all of these have."""
     series = [
         {line["epoch"]: line[name] for line in lines if line["split"] == split and line.get(name) is not None}

@@ -147,10 +147,17 @@ def _draw_reliability(bins: Sequence[Mapping[str, Any]], error: float) -> bytes:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     left, width = [part["from"] for part in bins], 1 / len(bins)
     filled = [part for part in bins if part["images"]]
-    upper.bar(left, [part["top1"] or 0 for part in bins], width, align="edge", edgecolor="white", label="accuracy")
+    upper.bar(
+        left,
+        [part["top1"] or 0 for part in bins],
+        width,
+        align="edge",
+        edgecolor="white",
+        label="a bin's accuracy, over its whole width",
+    )
     means = [part["confidence"] for part in filled], [part["top1"] for part in filled]
-    upper.plot(*means, "o", color="black", markersize=3, label="mean confidence in the bin")
-    upper.plot([0, 1], [0, 1], "--", color="grey", label="calibrated")
+    upper.plot(*means, "o", color="black", markersize=3, label="a bin's accuracy, at its mean confidence")
+    upper.plot([0, 1], [0, 1], "--", color="grey", label="accuracy = confidence")
     upper.set(ylabel="top-1", ylim=(0, 1), xlim=(0, 1), title=f"calibration error {100 * error:.2f}%")
     upper.legend(loc="lower right", fontsize=8)
     lower.bar(left, [part["images"] for part in bins], width, align="edge", edgecolor="white")

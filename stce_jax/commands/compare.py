@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 def _print_runs(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], checkpoint: str) -> None:
     shown = {"last": "last", "best": "best"}.get(checkpoint, f"step {checkpoint}")
     header = ["run", "model", "epochs", "state", f"top-1, {shown}", "best top-1*", f"loss, {shown}"]
-    table = [[*header, "parameters", "images/s"]]
+    table = [[*header, "parameters", "training images/s**"]]
     for row in rows:
         state = "finished" if row["finished"] else "in progress"
         table.append(
@@ -63,6 +63,9 @@ def _print_runs(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], che
         )
     terminal.say(*tables.aligned(table, right=(2, 4, 5, 6, 7, 8)))
     terminal.say("* the best of all evaluations: chosen on the images of the evaluation, so no independent estimate")
+    if any(row["images_per_second"] for row in rows):
+        say = "** median while it trained, loading included, on its machine of then: stce benchmark compares speeds"
+        terminal.say(say)
 
 
 def _text(value: Any, form: str) -> str:

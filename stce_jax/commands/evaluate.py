@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stce_jax.commands import common, tables
+from stce_jax.commands import common, confusion, tables
 from stce_jax.platform import terminal
 
 HELP = "measure a run's accuracy on its validation images, or on others of the same classes"
@@ -21,7 +21,6 @@ SAID = {  # what a split is of a run with config.holdout
     "train": "the training images, without those that were held out",
     "holdout": "the training images that were held out, on which the run was evaluated in training",
 }
-WIDEST = 20  # max number of classes whose whole matrix is printed; of more classes, this many pairs
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
@@ -65,7 +64,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     if arguments.per_class:
         _print_per_class(result)
     if arguments.confusion:
-        _print_confusion(result["confusion"], result["class_names"])
+        terminal.say("", *confusion.lines_of(result["confusion"], result["class_names"]))
     if arguments.output:
         files = "evaluation.json, predictions.npz, confusion.csv, confusion.png, reliability.png"
         terminal.say(f"{arguments.output}: {files}")
@@ -76,18 +75,3 @@ def _print_per_class(result: Mapping[str, Any]) -> None:
     for name, scores in zip(result["class_names"], result["per_class"].values(), strict=True):
         rows.append([name, str(scores["images"]), f"{100 * scores['top1']:.2f}%" if scores["images"] else "-"])
     terminal.say("", "per class", *tables.aligned(rows, right=(1, 2)))
-
-
-def _print_confusion(confusion: Any, names: Sequence[str]) -> None:
-    counts = confusion.tolist()
-    if len(names) <= WIDEST:
-        terminal.say("", "confusion: true classes in rows, predicted ones in columns")
-        rows = [["", *names], *([name, *map(str, row)] for name, row in zip(names, counts, strict=True))]
-        terminal.say(*tables.aligned(rows, right=range(1, len(names) + 1)))
-        return
-    rows, columns = confusion.nonzero()
-    wrong = [(row, column) for row, column in zip(rows, columns, strict=True) if row != column]
-    wrong.sort(key=lambda place: -confusion[place])
-    lines = [["true", "predicted", "images"]]
-    lines += [[names[row], names[column], str(counts[row][column])] for row, column in wrong[:WIDEST]]
-    terminal.say("", "most frequent confusions (all of them: --output)", *tables.aligned(lines, right=(2,)))

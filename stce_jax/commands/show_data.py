@@ -23,4 +23,4 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from stce_jax.verbs.show_data import show_data
 
     count = len(show_data(config, arguments.output, step=arguments.step))
-    terminal.say(f"{arguments.output}: the {count} images of step {arguments.step}")
+    terminal.say(f"{arguments.output}: the {count} images of step {arguments.step}; its last lines explain the targets")

@@ -21,13 +21,17 @@ from stce_jax.data.decode import decode_image, open_image, raw_file
 from stce_jax.data.deep_pixels import netpbm_header
 from stce_jax.data.finding import PassedOver
 from stce_jax.errors import DataError
+from stce_jax.prepare.sources.listing import NAMED
 from stce_jax.prepare.sources.references import Reference, UnreadableError
 
 _PATIENCE = 2  # seconds that reads may take that nobody needs any more
 TINY = 32  # pixels; an image with a shorter side is reported
 _ORIENTATION = 0x0112  # EXIF tag
 BAD, IGNORED = "cannot be decoded", "passed over"
-_IN_BOTH, _IN_TWO_CLASSES, _TWICE = "same bytes in train and val", "same bytes in two classes", "same bytes twice"
+SAME_BYTES = "same bytes"
+_IN_BOTH, _IN_TWO_CLASSES, _TWICE = (
+    f"{SAME_BYTES} {where}" for where in ("in train and val", "in two classes", "twice")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +140,7 @@ class Tally:
         self.odd: list[tuple[str, str, str]] = []  # (kind, image, detail)
         self.bad: list[tuple[str, str]] = []  # (image, cause)
         self.unread: list[tuple[str, str]] = []  # (image, cause)
+        self.same: dict[str, list[str]] = {}  # {kind: "one image = another"}, of some images with the same bytes
         self._label = {class_id: label for label, class_id in enumerate(class_ids)}
         self._references: list[Reference] = []
         self._digests = np.zeros((total, 32), np.uint8)
@@ -179,8 +184,12 @@ class Tally:
             (_TWICE, len({(reference.split, reference.class_id) for reference in group}) < len(group)),
         ):
             if apart:
+                # Each beside the first of its group, and that beside the second.
                 for index, reference in enumerate(group):
-                    self.odd.append((kind, str(reference), str(group[index - 1])))
+                    self.odd.append((kind, str(reference), str(group[0 if index else 1])))
+                if len(examples := self.same.setdefault(kind, [])) <= NAMED:
+                    more = f" and {len(group) - 3} more" * (len(group) > 3)
+                    examples.append(" = ".join(map(str, group[:3])) + more)
 
     def odd_counts(self) -> dict[str, int]:
         """{kind: number of images}, most frequent first."""

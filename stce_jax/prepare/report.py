@@ -9,7 +9,7 @@ from typing import Any, Self
 from stce_jax.data import catalog
 from stce_jax.data.dataset import SPLITS
 from stce_jax.data.records import TfdsSource, damaged
-from stce_jax.prepare.inspection import Tally
+from stce_jax.prepare.inspection import SAME_BYTES, Tally
 from stce_jax.prepare.sources.listing import NAMED, first_names
 from stce_jax.prepare.sources.references import Source
 
@@ -61,6 +61,7 @@ class Report:
         for kind, image, _ in tally.odd:
             if len(examples.setdefault(kind, [])) < NAMED:
                 examples[kind].append(image)
+        examples |= tally.same
         return cls(
             config=config,
             fingerprint=tally.fingerprint,
@@ -129,7 +130,10 @@ class Report:
 
     def _some(self, kind: str) -> str:
         names = self.examples.get(kind, [])
-        return ": " + first_names(names, self.bad if kind == "bad" else self.odd[kind]) if names else ""
+        total = self.bad if kind == "bad" else self.odd[kind]
+        if kind.startswith(SAME_BYTES):  # the names are of groups: fewer than images
+            total = len(names)
+        return ": " + first_names(names, total) if names else ""
 
 
 def _span(counts: Sequence[int]) -> str:

@@ -18,9 +18,15 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
 table { font-variant-numeric: tabular-nums; }
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; }
+/* A wide table scrolls in a frame; a shadow says on which side there is more of it. */
+.scroll { overflow-x: auto; margin: 1rem 0; border: 1px solid #ccc; border-radius: .3rem; background:
+  linear-gradient(90deg, #fff 30%, #fff0) 0 0 / 3rem 100%, linear-gradient(270deg, #fff 30%, #fff0) 100% 0 / 3rem 100%,
+  linear-gradient(90deg, #0003, #0000) 0 0 / 1rem 100%, linear-gradient(270deg, #0003, #0000) 100% 0 / 1rem 100%;
+  background-repeat: no-repeat; background-attachment: local, local, scroll, scroll; }
+.scroll:focus-visible { outline: 3px solid #0072b2; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #e4e4e4; text-align: left; vertical-align: top; }
-th { border-bottom: 2px solid #888; font-weight: 600; } tr:hover td { background: #f6f8fa; }
+th { border-bottom: 2px solid #888; font-weight: 600; } td:first-child { min-width: 9rem; }
 code, pre { font: 13px/1.45 ui-monospace, monospace; background: #f6f8fa; } code { padding: .1rem .25rem; }
 pre { padding: .7rem; overflow-x: auto; } figure { margin: 1rem 0; } img { max-width: 100%; }
 figcaption { color: #555; font-size: .9rem; }
@@ -56,16 +62,30 @@ def commands(title: str, lines: Iterable[str]) -> Block:
 
 def to_markdown(blocks: Iterable[Block]) -> str:
     """The document as Markdown; figures are links."""
-    return _visible("\n\n".join(_markdown(block) for block in blocks)) + "\n"
+    return _visible("\n\n".join(_markdown(block) for block in without_empty(blocks))) + "\n"
 
 
 def to_html(blocks: Iterable[Block], title: str) -> str:
     """The document as one HTML page, figures included."""
-    body = _visible("\n".join(_html(block) for block in blocks))
+    body = _visible("\n".join(_html(block) for block in without_empty(blocks)))
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{html.escape(_visible(title))}</title>\n'
         f"<style>{STYLE}</style>\n{body}\n</html>\n"
     )
+
+
+def without_empty(blocks: Iterable[Block]) -> list[Block]:
+    """The blocks without tables and lists that hold nothing, and without headings that nothing follows."""
+    kept: list[Block] = []
+    for block in reversed(list(blocks)):
+        if block["kind"] == "heading":
+            behind = kept[-1] if kept else {"kind": "heading", "level": 0}
+            if behind["kind"] == "heading" and behind["level"] <= block["level"]:
+                continue
+        elif not block.get("rows", block.get("lines", True)):
+            continue
+        kept.append(block)
+    return kept[::-1]
 
 
 def _markdown(block: Block) -> str:
@@ -97,7 +117,8 @@ def _html(block: Block) -> str:
         case {"kind": "table", "rows": rows}:
             head = "".join(f"<th>{_inline(name)}</th>" for name in rows[0])
             lines = ["".join(f"<td>{_inline(cell)}</td>" for cell in row.values()) for row in rows]
-            return f"<table>\n<tr>{head}</tr>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table>"
+            whole = f"<table>\n<tr>{head}</tr>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table>"
+            return f'<div class="scroll" tabindex="0" role="region" aria-label="table">{whole}</div>'
         case {"kind": "figure", "path": path, "caption": caption}:
             picture = base64.b64encode(path.read_bytes()).decode()
             alternative, text = html.escape(caption), _inline(caption)

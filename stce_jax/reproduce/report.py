@@ -199,11 +199,11 @@ def _difference(pair: Difference) -> dict[str, str]:
 
 
 def _verdict(pair: Difference) -> str:
-    """What both intervals together allow to say; of one seed there is but one."""
-    words = {1: "higher", -1: "lower", 0: "undecided"}
+    """What both intervals together allow to say of "first less second"; of one seed there is but one."""
+    words = {1: "the first is higher", -1: "the first is lower", 0: "undecided"}
     by_images = _sign(pair.over_images)
     if len(pair.mcnemar) == 1:
-        return f"{words[by_images]}, by one seed"
+        return f"{words[by_images]} by the images of one seed; of other seeds it says nothing"
     return words[by_images if _sign(pair.over_seeds) == by_images else 0]
 
 

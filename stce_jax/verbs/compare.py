@@ -107,7 +107,7 @@ def _row(
         "model": config.model.name,
         "epoch": max((line["epoch"] for line in lines), default=0.0),
         "epochs": config.epochs,
-        "finished": bool(evaluations) and _is_finished(lines, evaluations[-1], config.epochs),
+        "finished": bool(evaluations) and is_finished(lines, evaluations[-1], config.epochs),
         "step": shown.get("step"),
         "loss": shown.get("loss"),
         "top1": shown.get("top1"),
@@ -118,7 +118,7 @@ def _row(
     }
 
 
-def _is_finished(lines: Sequence[dict[str, Any]], last: Mapping[str, Any], epochs: float) -> bool:
+def is_finished(lines: Sequence[dict[str, Any]], last: Mapping[str, Any], epochs: float) -> bool:
     """Whether the last evaluation is the run's last; a run whose batch has changed has its present one since then."""
     earlier = (line for line in reversed(lines) if line["step"] < last["step"] and line["epoch"] < last["epoch"])
     before = next(earlier, {"step": 0, "epoch": 0.0})

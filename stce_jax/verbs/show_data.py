@@ -44,10 +44,37 @@ def show_data(config: config_dict.ConfigDict, output: str | Path, *, step: int =
     smoothing = config.augment.label_smoothing / len(dataset.class_names)
     labels = [_heaviest(target, dataset.class_names, smoothing) for target in targets]
     try:
-        _sheet(pixels, labels).save(Path(output))
+        _sheet(pixels, labels, caption(config, len(dataset.class_names))).save(Path(output))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write {output}: {error}; give another --output") from error
     return labels
+
+
+def caption(config: config_dict.ConfigDict, class_count: int) -> list[str]:
+    """Sentences that explain the percentages below the images: smoothing, and what mixing did to a batch."""
+    augment = config.augment
+    sentences = [
+        "Below each image its target: the one or two classes that have more than smoothing gives to every class."
+    ]
+    if smoothing := augment.label_smoothing:
+        own, other = 1 - smoothing + smoothing / class_count, smoothing / class_count
+        sentences.append(
+            f"Label smoothing {smoothing:g} gives {other:.2%} to each of the {class_count} classes; so {own:.1%} is "
+            "one class, unmixed."
+        )
+    else:
+        sentences.append("There is no label smoothing: 100% is one class, unmixed.")
+    kinds = {"mixup": "mixup blends both", "cutmix": "CutMix pastes a part of the other"}
+    mixing = [f"{does} (alpha {augment[name]:g})" for name, does in kinds.items() if augment[name]]
+    if mixing:
+        chance = f", CutMix with probability {augment.switch_probability:g}" if len(mixing) > 1 else ""
+        sentences.append(
+            "Mixing goes with the batch in reverse order, the first image with the last: "
+            f"{' or '.join(mixing)}{chance}. Both classes share the target as their pixels share the image."
+        )
+    else:
+        sentences.append("No images are mixed.")
+    return sentences
 
 
 def _heaviest(
@@ -58,12 +85,14 @@ def _heaviest(
     return [(class_names[place], float(target[place])) for place in places if target[place] > smoothing + 1e-3]
 
 
-def _sheet(pixels: UInt8[np.ndarray, "B S S 3"], labels: Sequence[Sequence[tuple[str, float]]]) -> Image.Image:
-    """The images, about twice as many in a row as in a column, each with its targets below."""
+def _sheet(
+    pixels: UInt8[np.ndarray, "B S S 3"], labels: Sequence[Sequence[tuple[str, float]]], footer: Sequence[str]
+) -> Image.Image:
+    """The images, about twice as many in a row as in a column, each with its targets below; then what they mean."""
     count, side, _, _ = pixels.shape
     scale = -(-MIN_TILE // side)
     tiles = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
     captions = ["\n".join([*(f"{100 * weight:.0f}% {name}" for name, weight in names), "", ""][:2]) for names in labels]
     columns = min(count, round(np.sqrt(2 * count)))
     drawn = list(zip(tiles, captions, strict=True))
-    return pictures.sheet([drawn[first : first + columns] for first in range(0, count, columns)])
+    return pictures.sheet([drawn[first : first + columns] for first in range(0, count, columns)], footer=footer)

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +17,10 @@ from stce_jax.analysis.drawing.introspection import (
     attention_grid,
     check_class_attention,
     check_super_tokens,
-    class_attention,
+    class_attention_by_head,
     iterated_affinities,
 )
+from stce_jax.analysis.pages import looking
 from stce_jax.data import catalog, decode
 from stce_jax.data.files import list_images, read_image
 from stce_jax.errors import CheckpointError, ConfigError, DataError, check_whole
@@ -34,6 +35,7 @@ IMAGE_SIZE, CROP_FRACTION = 224, 0.875  # of models by name, as in configs/defau
 SMALLEST_TILE = 160  # pixels; the captions need room
 
 Draw = Callable[[UInt8[np.ndarray, "S S 3"], UInt8[np.ndarray, "Y Y 3"]], dict[str, Image.Image]]
+Look = Callable[[UInt8[np.ndarray, "S S 3"]], looking.Looked]
 
 
 class Subject(NamedTuple):
@@ -88,19 +90,10 @@ def visualize(
       CheckpointError: the model gives no finite numbers.
     """
     kinds = _checked_kinds(subject, attention, token, reduced, tile)
-    files = _named(list_images(paths))
+    files = named(list_images(paths))
     draw = _drawer(subject, kinds, token)
     written = []
-    for name, file in files.items():
-        try:
-            image = read_image(file)
-        except DataError as error:
-            if unreadable is None:
-                raise
-            unreadable(error)
-            continue
-        how: dict[str, Any] = {"fraction": subject.fraction, "interpolation": subject.interpolation}
-        seen, shown = (decode.center_crop(image, side, **how) for side in (subject.size, tile))
+    for name, _, seen, shown in views(files, subject, tile, unreadable):
         for kind, picture in draw(seen, shown).items():
             written.append(_write(output, f"{name}_{kind}.png", picture))
             if report:
@@ -132,10 +125,8 @@ def _checked_kinds(
     subject: Subject, attention: bool, token: tuple[int, int] | None, reduced: bool, tile: int
 ) -> Collection[str]:
     """What is to be drawn; refuses what cannot be before anything is read or compiled."""
-    check_whole("tile", tile, SMALLEST_TILE, LARGEST_SIDE)
+    check_sizes(subject, tile)
     model, size = subject.model, subject.size
-    check_whole("image_size", size, 1, LARGEST_SIDE)
-    model.grid(size, size)  # refuses sizes that cannot be cut
     asked = {"attention": attention, "token": bool(token), "reduction": reduced}
     kinds = [kind for kind, wanted in asked.items() if wanted]
     if attention:
@@ -151,6 +142,12 @@ def _checked_kinds(
     return kinds or _kinds_of(model, size)
 
 
+def check_sizes(subject: Subject, tile: int) -> None:
+    check_whole("tile", tile, SMALLEST_TILE, LARGEST_SIDE)
+    check_whole("image_size", subject.size, 1, LARGEST_SIDE)
+    subject.model.grid(subject.size, subject.size)  # refuses sizes that cannot be cut
+
+
 def _kinds_of(model: Body, size: int) -> list[str]:
     """What is drawn of a model where nothing is asked for."""
     kinds = ["reduction"] if getattr(model, "reduction", None) and reductions.is_drawable(model, size) else []
@@ -163,33 +160,65 @@ def _kinds_of(model: Body, size: int) -> list[str]:
     return ["super_tokens", *kinds]
 
 
-def _drawer(subject: Subject, kinds: Collection[str], token: tuple[int, int] | None) -> Draw:
-    """A function that draws one image: (as the model sees it, as it is shown) -> pictures by kind."""
-    model, embedding, size = subject.model, subject.model.embedding, subject.size
-    find_attention = jax.jit(functools.partial(class_attention, model))
+def views(
+    files: Mapping[str, str], subject: Subject, tile: int, unreadable: Callable[[DataError], None] | None
+) -> Iterator[tuple[str, str, UInt8[np.ndarray, "S S 3"], UInt8[np.ndarray, "Y Y 3"]]]:
+    """Yields (name, path, image as the model sees it, as it is shown)."""
+    how: dict[str, Any] = {"fraction": subject.fraction, "interpolation": subject.interpolation}
+    for name, file in files.items():
+        try:
+            image = read_image(file)
+        except DataError as error:
+            if unreadable is None:
+                raise
+            unreadable(error)
+            continue
+        seen, shown = (decode.center_crop(image, side, **how) for side in (subject.size, tile))
+        yield name, file, seen, shown
+
+
+def looker(subject: Subject, kinds: Collection[str]) -> Look:
+    """A function that computes what there is to see of one image, as the model sees it."""
+    model = subject.model
+    find_attention = jax.jit(functools.partial(class_attention_by_head, model))
     find_affinities = jax.jit(functools.partial(iterated_affinities, model))
     find_assignments = jax.jit(functools.partial(reductions.assignments, model))
-    names = reductions.stage_names(model, size) if "reduction" in kinds else []
-    apart = attention_grid(model, size)[1]
 
-    def draw(seen: UInt8[np.ndarray, "S S 3"], shown: UInt8[np.ndarray, "Y Y 3"]) -> dict[str, Image.Image]:
+    def look(seen: UInt8[np.ndarray, "S S 3"]) -> looking.Looked:
         pixels = augment.normalize(seen, mean=subject.mean, std=subject.std)[None]  # [1, S, S, 3]
-        drawn = {}
+        affinities = attention = stages = None
         if "attention" in kinds:
-            weights = np.asarray(find_attention(subject.variables, pixels))[:, 0]  # [depth, rows, columns]
-            _check_finite(weights)
-            drawn["attention"] = sheets.attention_sheet(shown, weights, embedding, size, apart)
+            attention = [np.asarray(weights)[0] for weights in find_attention(subject.variables, pixels)]
+            _check_finite(*attention)
         if "token" in kinds or "super_tokens" in kinds:
             affinities = [np.asarray(affinity)[0] for affinity in find_affinities(subject.variables, pixels)]
             _check_finite(*affinities)
-        if token:
-            drawn[f"token_{token[0]}_{token[1]}"] = sheets.token_sheet(shown, affinities, embedding, size, token)
-        if "super_tokens" in kinds:
-            drawn["super_tokens"] = sheets.super_token_sheet(shown, seen, affinities, embedding)
         if "reduction" in kinds:
-            stages, values = jax.device_get(find_assignments(subject.variables, pixels))
+            assigned, values = jax.device_get(find_assignments(subject.variables, pixels))
             _check_finite(values)
-            stages = [stage[0] for stage in stages]
+            stages = [stage[0] for stage in assigned]
+        return looking.Looked(affinities, attention, stages)
+
+    return look
+
+
+def _drawer(subject: Subject, kinds: Collection[str], token: tuple[int, int] | None) -> Draw:
+    """A function that draws one image: (as the model sees it, as it is shown) -> pictures by kind."""
+    model, embedding, size = subject.model, subject.model.embedding, subject.size
+    names = reductions.stage_names(model, size) if "reduction" in kinds else []
+    look, apart = looker(subject, kinds), attention_grid(model, size)[1]
+
+    def draw(seen: UInt8[np.ndarray, "S S 3"], shown: UInt8[np.ndarray, "Y Y 3"]) -> dict[str, Image.Image]:
+        affinities, attention, stages = look(seen)
+        drawn = {}
+        if attention is not None:
+            weights = np.stack([heads.mean(axis=0) for heads in attention])  # [depth, rows, columns]
+            drawn["attention"] = sheets.attention_sheet(shown, weights, embedding, size, apart)
+        if token and affinities is not None:
+            drawn[f"token_{token[0]}_{token[1]}"] = sheets.token_sheet(shown, affinities, embedding, size, token)
+        if "super_tokens" in kinds and affinities is not None:
+            drawn["super_tokens"] = sheets.super_token_sheet(shown, seen, affinities, embedding)
+        if stages is not None:
             drawn["reduction"] = reductions.reduction_sheet(shown, stages, names, embedding, size)
         return drawn
 
@@ -201,7 +230,7 @@ def _check_finite(*arrays: np.ndarray) -> None:
         raise CheckpointError("the model gives no finite numbers; take another --checkpoint")
 
 
-def _named(files: Iterable[str]) -> dict[str, str]:
+def named(files: Iterable[str]) -> dict[str, str]:
     """{name: path}: each file once, and no name twice, not even where "A" and "a" are one."""
     names: dict[str, str] = {}
     seen: set[Path] = set()

@@ -171,7 +171,9 @@ def differences(old: config_dict.ConfigDict, new: config_dict.ConfigDict) -> lis
     before, after = flatten(old), flatten(new)
     names = [parts.chosen(config.model) for config in (old, new)]
     keys = [key for key in {**before, **after} if key not in PLACE_KEYS and any(parts.reads(key, n) for n in names)]
-    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+    pairs = {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+    # An empty text is shown as one, or the line would end in the air.
+    return [f"{key}: {' -> '.join(str(value) or repr(value) for value in pair)}" for key, pair in pairs.items()]
 
 
 def to_dict(config: config_dict.ConfigDict, *, places: bool = True) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def test_numbers_out_of_range_are_refused(verb, option, place, tiny_run, data_di
         "reproduce": ("table6", "--scale=smoke", "--submit=slurm", f"--workdir={place}/sweep"),
         "benchmark": ("vit_ti_patch",),
         "export": (run, f"--output={place}/exported"),
+        "watch": (str(tiny_run[0]), f"--output={place}/page.html"),
         "visualize": (image, "--model=vit_ti_stce" if option == "--seed" else run, f"--output={place}/drawn"),
     }
     for value in (-1, HUGE, "9" * 5000, "nan", "inf", "-inf", "", "one", "\x1b[31m", "1e400"):

@@ -267,9 +267,9 @@ def test_the_report_holds_every_figure_beside_the_papers(report):
 def test_the_verdict_needs_both_intervals(report):
     verdicts = {row[0]: row for row in cell_rows(report.read_text()) if " less " in row[0]}
     stce_conv = verdicts["super-token convolution, 6 epochs for 300 less convolution, 6 epochs for 300"]
-    assert stce_conv[1:3] == ["+2.38", "+15.50 [+15.50, +15.50]"] and stce_conv[-1] == "higher"
+    assert stce_conv[1:3] == ["+2.38", "+15.50 [+15.50, +15.50]"] and stce_conv[-1] == "the first is higher"
     same = verdicts["patch, 10 epochs for 500 less patch, 6 epochs for 300"]
-    assert same[1] == "+0.76" and same[-1] == "undecided, by one seed"
+    assert same[1] == "+0.76" and same[-1] == "undecided by the images of one seed; of other seeds it says nothing"
 
 
 class Page(html.parser.HTMLParser):
@@ -314,6 +314,19 @@ def test_documents_escape_what_would_break_them():
     page = documents.to_html(blocks, "T<")
     assert "<td>x|y</td><td><code>1&lt;2</code></td>" in page and "<title>T&lt;</title>" in page
     assert "<th>&lt;i&gt;</th>" in page and "<p>a &amp; <code>b</code></p>" in page
+
+
+def test_documents_have_no_empty_headings_tables_and_lists():
+    heading = documents.heading
+    empty = [heading("one"), heading("two", 3), documents.table([]), heading("three"), documents.bullets([])]
+    blocks = [heading("title", 1), *empty, heading("four"), heading("five", 3), documents.paragraph("text"), *empty]
+    assert documents.to_markdown(blocks) == "# title\n\n## four\n\n### five\n\ntext\n"
+    assert documents.to_html(blocks, "T").count("<h") == 4, "of <html> and three headings"
+
+
+def test_wide_tables_scroll_and_can_be_reached_by_the_keyboard():
+    page = documents.to_html([documents.table([{"a": "1"}])], "T")
+    assert '<div class="scroll" tabindex="0" role="region"' in page and ".scroll:focus-visible" in page
 
 
 def test_documents_show_invisible_characters():

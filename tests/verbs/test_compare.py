@@ -274,7 +274,7 @@ def test_the_table(pair, tmp_path, capsys, monkeypatch):
     make_run(tmp_path / "patch", config="digits:patch")
     code, out, error = run_cli(capsys, "compare", "finished", "going_on", "patch")
     assert (code, error) == (0, ""), error
-    header, first, second, third, note, *rest = out.splitlines()
+    header, first, second, third, note, speed, *rest = out.splitlines()
     columns = re.split(r"  +", header.strip())
     assert columns[4:7] == ["top-1, last", "best top-1*", "loss, last"]
     cells = [re.split(r"  +", line.strip()) for line in (first, second, third)]
@@ -282,6 +282,7 @@ def test_the_table(pair, tmp_path, capsys, monkeypatch):
     assert cells[1][2:5] == ["2.00/4", "in progress", "25.00%"]
     assert cells[2] == ["patch", "vit_ti_patch", "0.00/4", "no evaluation yet", *"-----"]
     assert "chosen on the images of the evaluation" in note
+    assert columns[-1] == "training images/s**" and speed.startswith("** median while it trained")
     assert rest[0] == "going_on differs from finished: seed: 0 -> 1"
     assert "patch differs from finished: " in rest[1] and "model.name: vit_ti_stce -> vit_ti_patch" in rest[1]
     assert re.fullmatch(

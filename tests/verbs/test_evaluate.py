@@ -17,6 +17,8 @@ from PIL import Image
 
 import stce_jax
 from stce_jax.analysis import files, scores
+from stce_jax.commands import tables
+from stce_jax.commands.confusion import lines_of
 from stce_jax.data.catalog import open_dataset
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.verbs.evaluate import evaluate
@@ -161,14 +163,29 @@ def test_the_command_prints_tables(tiny_run, capsys, written, tmp_path):
     assert lines[-1].startswith(f"{output}: evaluation.json") and (output / "evaluation.json").exists()
 
 
-def test_many_classes_are_printed_as_their_most_frequent_confusions(capsys):
-    from stce_jax.commands.evaluate import _print_confusion
-
+def test_many_classes_are_printed_as_their_most_frequent_confusions():
     confusion = np.diag(np.full(30, 50))
     confusion[3, 4], confusion[29, 0] = 7, 9
-    _print_confusion(confusion, [f"class {number}" for number in range(30)])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[2:] == ["true      predicted  images", "class 29  class 0         9", "class 3   class 4         7"]
+    lines = lines_of(confusion, [f"class {number}" for number in range(30)], 80)
+    assert lines[1:] == ["true      predicted  images", "class 29  class 0         9", "class 3   class 4         7"]
+    assert lines_of(np.diag(np.full(30, 50)), ["a"] * 30, 80) == ["confusion: no image was taken for another class"]
+
+
+@pytest.mark.parametrize("count, largest", [(3, 9), (10, 1000), (13, 99), (20, 9), (20, 5000), (40, 7)])
+def test_confusions_of_classes_with_long_names_fit_a_terminal(count, largest):
+    """In full with the classes' numbers where that fits, else as pairs; every name can be told from the others."""
+    confusion = np.random.default_rng(0).integers(1, largest + 1, (count, count))
+    names = [f"{k} golden retriever, a dog of the kind {k}, 日本語の長い名前 \x1b[2J{k}" for k in range(count)]
+    title, *lines = lines_of(confusion, names, 80)
+    assert max(map(tables.width, lines)) <= 80 and all(line.isprintable() for line in lines)
+    if title.startswith("confusion"):
+        assert title.endswith("by their numbers") and lines[0].split() == [str(k) for k in range(count)]
+        assert [list(map(int, line.split()[-count:])) for line in lines[1:]] == confusion.tolist()
+        assert [int(line.split()[0]) for line in lines[1:]] == list(range(count))
+    else:
+        assert count * 4 > 60 and len(lines) == 21
+    plain = lines_of(confusion[:3, :3], ["a", "b", "c"], 80)
+    assert plain[1].split() == ["a", "b", "c"], "short names are replaced by numbers"
 
 
 def test_scores_that_are_no_numbers_are_null(written, tmp_path):

@@ -444,6 +444,21 @@ def test_images_with_the_same_bytes_are_found(tmp_path):
     assert sorted(rows["same bytes in two classes"]) == ["train/a/3.png", "train/b/4.png"]
     assert sorted(rows["same bytes twice"]) == ["val/b/5.png", "val/b/6.png"]
     assert report.odd["same bytes in train and val"] == 2
+    said = "\n".join(report.lines())
+    for pair in ("train and val: train/a/1.png = val/a/2.png", "in two classes: train/a/3.png = train/b/4.png"):
+        assert pair in said, f"it is not said which image belongs to which:\n{said}"
+
+
+def test_each_copy_is_listed_beside_the_first():
+    tally = inspection.Tally(["a"], 5)
+    for number in range(5):
+        tally.add(inspection.Inspected(references.Reference("train", "a", f"{number}.png", None), b"x", bytes(32)))
+    tally.add_repeated()
+    assert {image: other for _, image, other in tally.odd} == {
+        "train/a/0.png": "train/a/1.png",
+        **{f"train/a/{number}.png": "train/a/0.png" for number in range(1, 5)},
+    }
+    assert tally.same == {"same bytes twice": ["train/a/0.png = train/a/1.png = train/a/2.png and 2 more"]}
 
 
 def test_odd_real_files_are_stored_reported_or_refused_as_their_table_says(test_data, tmp_path, capsys):

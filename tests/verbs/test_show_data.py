@@ -16,7 +16,7 @@ def test_show_data_draws_the_batch(stce_here, imagenet, tmp_path):
     words = (*SMALL, f"--config.classes={classes}", f"--data_dir={data_dir}", f"--output={picture}", "--step=2")
     done = stce_here("show-data", "--config=stce_vit_s", *words)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{picture}: the 8 images of step 2\n"
+    assert done.stdout == f"{picture}: the 8 images of step 2; its last lines explain the targets\n"
     image = Image.open(picture)
     assert image.width > 4 * 112 and image.height > 2 * 112, "eight tiles in two rows"
 
@@ -58,6 +58,19 @@ def test_show_data_tells_both_classes_of_a_mixed_image(imagenet, tmp_path):
 def test_heaviest_classes_where_there_are_few(target, named):
     smoothing = 0.1 / len(target)
     assert [name for name, _ in show_data_module._heaviest(np.array(target), "ab", smoothing)] == named
+
+
+def test_the_caption_explains_smoothing_and_mixing():
+    words = [f"--config.augment.{word}" for word in ("mixup=0.5", "cutmix=2", "switch_probability=0.3")]
+    found = " ".join(show_data_module.caption(load_config("stce_vit_s", words), 4))
+    assert "smoothing 0.1 gives 2.50% to each of the 4 classes; so 92.5% is one class, unmixed" in found
+    assert (
+        "mixup blends both (alpha 0.5) or CutMix pastes a part of the other (alpha 2), CutMix with probability 0.3"
+        in found
+    )
+    words = [f"--config.augment.{word}" for word in ("mixup=0", "cutmix=0", "label_smoothing=0")]
+    found = " ".join(show_data_module.caption(load_config("stce_vit_s", words), 4))
+    assert "no label smoothing: 100% is one class" in found and "No images are mixed." in found
 
 
 @pytest.mark.slow

@@ -160,12 +160,13 @@ def test_attention_is_drawn_as_it_is_sown(name, request, tmp_path):
     _, sown = subject.model.apply(subject.variables, images, train=False, mutable="intermediates")
     sheet = Image.open(path)
     assert not tile_of(sheet, 0, 0).any(), "the first tile is not the image"
-    for block in range(2):
-        (weights,) = sown["intermediates"][f"blocks_{block}"]["attention"]["attention"]  # [1, A, 17, 17]
-        row = np.asarray(weights)[0].mean(axis=0)[0, 1:].reshape(4, 4)
+    weights = [sown["intermediates"][f"blocks_{block}"]["attention"]["attention"][0] for block in range(2)]
+    maps = [np.asarray(each)[0].mean(axis=0)[0, 1:].reshape(4, 4) for each in weights]  # of [1, A, 17, 17]
+    greatest = max(each.max() for each in maps)
+    for block, row in enumerate(maps):
         tile = tile_of(sheet, 0, 1 + block)
         for y, x in np.ndindex(4, 4):
-            expected = 0.6 * 255 * np.array(colormaps["inferno"](row[y, x] / row.max())[:3])
+            expected = 0.6 * 255 * np.array(colormaps["inferno"](row[y, x] / greatest)[:3])
             near = np.abs(tile[40 * y + 15, 40 * x + 15] - expected).max()
             assert near <= 2, f"block {block + 1}, token {y},{x}: off by {near}"  # rounding may take the next colour
 
@@ -174,7 +175,18 @@ def test_blocks_lie_in_rows():
     embedding = create_model("vit_ti_patch", num_classes=0, image_size=32).embedding
     image, attention = np.zeros((TILE, TILE, 3), np.uint8), np.full((12, 2, 2), 0.1)
     picture = visualize.sheets.attention_sheet(image, attention, embedding, 32)
-    assert picture.size == (7 * (TILE + 4) + 4, 2 * (TILE + LINE) + 4), "12 blocks and the image are not in two rows"
+    size = (7 * (TILE + 4) + 4, 2 * (TILE + LINE) + 4 + LINE)
+    assert picture.size == size, "12 blocks and the image are not in two rows with a bar below them"
+    bar = np.asarray(picture)[-LINE // 2].astype(int)
+    assert (bar[60:300] != 255).any(axis=1).all() and bar[60].sum() < bar[300].sum(), "there is no bar of the scale"
+
+
+def test_a_footer_is_broken_into_lines_and_makes_room_for_them():
+    tiles = [[(np.zeros((TILE, TILE, 3), np.uint8), "caption")]]
+    words = ["some words that do not fit in one line of so small a picture", "more"]
+    picture = pictures.sheet(tiles, footer=words)
+    lines, rest = divmod(picture.height - pictures.sheet(tiles).height, LINE)
+    assert rest == 0 and lines >= 3 and picture.width == TILE + 8
 
 
 def test_fewer_keys_than_tokens_are_drawn_where_they_lie():

@@ -224,3 +224,11 @@ def test_differences_leave_out_what_no_chosen_module_reads():
         "model.embedding.conv.stem_widths: (8, 64) -> (24, 48, 64)",
         "model.name: vit_ti_stce -> vit_ti_conv",
     ]
+
+
+def test_an_empty_text_is_seen_among_what_differs():
+    configs = [
+        configuration.load_config("stce_vit_s", [f"--config.augment.rand_augment={text}"]) for text in ("rand-m9", "")
+    ]
+    assert configuration.differences(*configs) == ["augment.rand_augment: rand-m9 -> ''"]
+    assert configuration.differences(*configs[::-1]) == ["augment.rand_augment: '' -> rand-m9"]

@@ -90,10 +90,18 @@ def attention_grid(model: Body, image_size: int) -> tuple[tuple[int, int], int]:
 
 
 def class_attention(model: Body, variables: Variables, images: Float[Array, "B S S 3"]) -> Float[Array, "depth B h w"]:
-    """What the class token, the first of the leading ones, attends to in each block, the mean over the heads.
+    """The mean over the heads of `class_attention_by_head`; for the arguments and errors see there."""
+    return jnp.stack([heads.mean(axis=1) for heads in class_attention_by_head(model, variables, images)])
 
-    With its attention to the leading tokens, which is left out, it sums to one. Once tokens are reduced, they lie in no
-    grid: the blocks from there on are left out. In a body of stages it is the blocks of the last, see `attention_grid`.
+
+def class_attention_by_head(
+    model: Body, variables: Variables, images: Float[Array, "B S S 3"]
+) -> list[Float[Array, "B A h w"]]:
+    """What the class token, the first of the leading ones, attends to in each block, head by head.
+
+    With a head's attention to the leading tokens, which is left out, it sums to one. Once tokens are reduced, they lie
+    in no grid: the blocks from there on are left out. In a body of stages it is the blocks of the last, see
+    `attention_grid`.
 
     Args:
       model: a body.
@@ -111,11 +119,10 @@ def class_attention(model: Body, variables: Variables, images: Float[Array, "B S
     for weights in _sown_attention(sown.get("intermediates", {})):
         if weights.shape[-1] != tokens.leading + rows * columns:
             break
-        attention = weights[:, :, 0, tokens.leading :].mean(axis=1)  # [B, N]
-        drawn.append(attention.reshape(-1, rows, columns))
+        drawn.append(weights[:, :, 0, tokens.leading :].reshape(*weights.shape[:2], rows, columns))
     if not drawn:
         raise ConfigError(NO_ATTENTION)
-    return jnp.stack(drawn)
+    return drawn
 
 
 def _sown_by_embedding(model: Body, variables: Variables, images: Float[Array, "B S S 3"]) -> Variables:
@@ -224,3 +231,17 @@ def nearest_tokens(
     features = nearest_features(embedding, image_side, picture_side)
     rows, columns = cell_shape(getattr(embedding, "cell", 1))
     return features // rows, features // columns
+
+
+def nearest_keys(
+    embedding: nn.Module, image_side: int, picture_side: int, grid: tuple[int, int], apart: int
+) -> tuple[Int[np.ndarray, "Y"], Int[np.ndarray, "Y"]]:
+    """`nearest_tokens` of the keys that the class token attends to, see `attention_grid`: (rows, columns).
+
+    Key i lies where the embedding's token i * apart does, for convolutions between them are centred.
+    """
+    tokens = nearest_tokens(embedding, image_side, picture_side)
+    rows, columns = (
+        np.minimum((places + apart // 2) // apart, count - 1) for places, count in zip(tokens, grid, strict=True)
+    )
+    return rows, columns

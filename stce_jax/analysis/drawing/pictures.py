@@ -5,6 +5,7 @@ Shape letters: Y X height and width of a picture in pixels.
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -60,20 +61,31 @@ def draw_heat(image: UInt8[np.ndarray, "Y X 3"], heat: Float[np.ndarray, "Y X"])
     return np.round(0.4 * grey + 0.6 * colours).astype(np.uint8)
 
 
-def sheet(rows: Sequence[Sequence[tuple[UInt8[np.ndarray, "Y X 3"], str]]]) -> Image.Image:
+def sheet(
+    rows: Sequence[Sequence[tuple[UInt8[np.ndarray, "Y X 3"], str]]],
+    *,
+    heat: str = "",
+    footer: Sequence[str] = (),
+) -> Image.Image:
     """Tiles of one size in rows, each with its caption below.
 
     Args:
       rows: of (tile, caption); captions may have several lines, and are cut off where a tile ends.
+      heat: what the brightest colour of heat maps stands for, of one scale for all tiles; below them is a bar then,
+        from 0 to this. "": none.
+      footer: paragraphs below all tiles, broken into lines where the picture ends.
     """
     height, width, _ = rows[0][0][0].shape
     text = max(SMALLEST_TEXT, width // 20)
     line = round(1.6 * text)
     lines = 1 + max(caption.count("\n") for tiles in rows for _, caption in tiles)
     columns = max(map(len, rows))
-    size = columns * (width + MARGIN) + MARGIN, len(rows) * (height + lines * line) + MARGIN
-    picture = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=text)
+    font = ImageFont.load_default(size=text)
+    whole = columns * (width + MARGIN) + MARGIN
+    below = [part for paragraph in footer for part in _broken(paragraph, font, whole - 2 * MARGIN)]
+    tiled = len(rows) * (height + lines * line) + MARGIN
+    picture = Image.new("RGB", (whole, tiled + (len(below) + bool(heat)) * line), "white")
+    draw = ImageDraw.Draw(picture)
     for row, tiles in enumerate(rows):
         for column, (tile, caption) in enumerate(tiles):
             left, top = MARGIN + column * (width + MARGIN), MARGIN + row * (height + lines * line)
@@ -81,11 +93,39 @@ def sheet(rows: Sequence[Sequence[tuple[UInt8[np.ndarray, "Y X 3"], str]]]) -> I
             for number, words in enumerate(caption.split("\n")):
                 place = left + width // 2, top + height + number * line + line // 2
                 draw.text(place, _shortened(words, font, width), fill="black", font=font, anchor="mm")
+    if heat:
+        _draw_bar(picture, heat, font, tiled, line)
+    for number, words in enumerate(below, bool(heat)):
+        draw.text((MARGIN, tiled + number * line + line // 2), words, fill="black", font=font, anchor="lm")
     return picture
 
 
+def _draw_bar(picture: Image.Image, heat: str, font: Any, top: int, line: int) -> None:
+    """Writes "0%", the colours of `draw_heat` from the least to the greatest, and what that is."""
+    draw, middle = ImageDraw.Draw(picture), top + line // 2
+    left = MARGIN + round(font.getlength("0% ")) + MARGIN
+    width = max(16, min(picture.width // 3, round(picture.width - left - font.getlength(heat) - 3 * MARGIN)))
+    colours = np.round(255 * HEAT(np.linspace(0, 1, width))[None, :, :3]).astype(np.uint8).repeat(line // 2, axis=0)
+    draw.text((MARGIN, middle), "0%", fill="black", font=font, anchor="lm")
+    picture.paste(Image.fromarray(colours), (left, middle - line // 4))
+    end = left + width + 2 * MARGIN
+    words = _shortened(heat, font, picture.width - end)
+    draw.text((end, middle), words, fill="black", font=font, anchor="lm")
+
+
+def _broken(paragraph: str, font: Any, width: int) -> list[str]:
+    """A paragraph in lines that are at most so many pixels wide, but for words that are wider."""
+    lines: list[str] = []
+    for word in paragraph.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
 def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    while font.getlength(text) > width:
+    while font.getlength(text) > width and len(text) > 1:
         text = text[:-2] + "…"
     return text
 

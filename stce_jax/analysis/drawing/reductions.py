@@ -28,7 +28,7 @@ from stce_jax.training.state import abstract_variables
 
 DIMMED = 0.25  # of the brightness of a place whose token was dropped
 NO_REDUCTION = (
-    "no block of the model reduces its tokens and says where they went: give a run whose config.model.reduction has a "
+    "no block of the model reduces its tokens and says where they went; give a run whose config.model.reduction has a "
     "name and a keep rate below 1"
 )
 
@@ -99,6 +99,13 @@ def merged(places: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
     return np.where(kept, sizes[np.maximum(places, 0)], 0)
 
 
+def counts(places: Int[np.ndarray, "N"]) -> dict[str, int]:
+    """{"tokens": that are left, "dropped", "merged": first tokens that were}, see `compose` for `places`."""
+    sizes = merged(places)
+    left = len(np.unique(places[places >= 0]))
+    return {"tokens": left, "dropped": int((sizes == 0).sum()), "merged": int((sizes > 1).sum())}
+
+
 def reduction_sheet(
     image: UInt8[np.ndarray, "Y Y 3"],
     stages: Sequence[Int[np.ndarray, "n"]],
@@ -121,19 +128,19 @@ def reduction_sheet(
     """
     rows, columns = introspection.nearest_tokens(embedding, side, len(image))  # [Y] each
     module: Any = embedding
-    count = module.grid(side, side)
-    pixels = np.arange(count[0] * count[1]).reshape(count)[rows[:, None], columns]  # [Y, Y]: the first token of each
-    columns_of_tiles = [[(image, "the image"), (pictures.mean_colours(image, pixels), f"{count[0] * count[1]} tokens")]]
+    grid = module.grid(side, side)
+    pixels = np.arange(grid[0] * grid[1]).reshape(grid)[rows[:, None], columns]  # [Y, Y]: the first token of each
+    columns_of_tiles = [[(image, "the image"), (pictures.mean_colours(image, pixels), f"{grid[0] * grid[1]} tokens")]]
     for name, places in zip(names, compose(stages), strict=True):
-        sizes, tokens = merged(places), len(np.unique(places[places >= 0]))
+        sizes, count = merged(places), counts(places)
         groups = np.where(sizes > 1, places + 1, np.minimum(sizes, 1) - 1)  # -1 dropped, 0 alone, else its group
         dropped = (sizes == 0)[pixels]
         above = pictures.draw_boundaries(_dimmed(image, dropped), groups[pixels])
         below = np.where(
             dropped[:, :, None], _dimmed(image, dropped), pictures.mean_colours(image, (places + 1)[pixels])
         )
-        lost, joined = int((sizes == 0).sum()), int((sizes > 1).sum())
-        columns_of_tiles.append([(above, f"{name}: {tokens} tokens"), (below, f"{lost} dropped, {joined} merged")])
+        caption = f"{count['dropped']} dropped, {count['merged']} merged"
+        columns_of_tiles.append([(above, f"{name}: {count['tokens']} tokens"), (below, caption)])
     lines = max(1, round(np.sqrt(len(columns_of_tiles) / 6)))
     width = -(-len(columns_of_tiles) // lines)
     tiles = []

@@ -68,10 +68,10 @@ def token_sheet(
     tiles = [(pictures.draw_boundaries(image, own), f"token {token[0]},{token[1]}: its cell")]
     maps = [introspection.token_affinity(affinity, embedding.cell, *token) for affinity in affinities]
     maps = [heat[nearest[:, None], nearest] for heat in maps]  # [Y, Y] each
-    greatest = max((heat.max() for heat in maps), default=1.0)
+    greatest = max((float(heat.max()) for heat in maps), default=0.0) or 1.0
     for number, heat in enumerate(maps, 1):
-        tiles.append((pictures.draw_heat(image, heat / greatest), f"iteration {number}: up to {heat.max():.2f}"))
-    return pictures.sheet([tiles])
+        tiles.append((pictures.draw_heat(image, heat / greatest), f"iteration {number}: up to {heat.max():.1%}"))
+    return pictures.sheet([tiles], heat=f"{greatest:.1%} affinity to the token, one scale for all iterations")
 
 
 def attention_sheet(
@@ -91,20 +91,19 @@ def attention_sheet(
       apart: how many of the embedding's tokens lie from one key to the next, see `introspection.attention_grid`.
 
     Returns:
-      The image and a heat map a block (counted from 0, as in the config), each of its own scale, which begins at 0 and
-      ends at the block's greatest attention. Each token is drawn at its place in the grid.
+      The image and a heat map a block (counted from 0, as in the config), all of one scale, which begins at 0 and ends
+      at the greatest attention of all blocks. Each token is drawn at its place in the grid.
     """
-    tokens = introspection.nearest_tokens(embedding, side, len(image))  # rows and columns, [Y] each
-    # Key i lies where the embedding's token i * apart does, for convolutions between them are centred.
-    rows, columns = (
-        np.minimum((places + apart // 2) // apart, count - 1)
-        for places, count in zip(tokens, attention.shape[1:], strict=True)
-    )
-    tiles = [(image, "the image")]
+    grid = attention.shape[1:]
+    rows, columns = introspection.nearest_keys(embedding, side, len(image), grid, apart)  # [Y] each
+    tiles, greatest = [(image, "the image")], float(attention.max()) or 1.0
     for number, block in enumerate(attention):
         heat = block[rows[:, None], columns]  # [Y, Y]
         caption = f"block {number}: up to {100 * block.max():.1f}%"
-        tiles.append((pictures.draw_heat(image, heat / block.max()), caption))
+        tiles.append((pictures.draw_heat(image, heat / greatest), caption))
     lines = max(1, round(np.sqrt(len(tiles) / 3)))
     width = -(-len(tiles) // lines)
-    return pictures.sheet([tiles[first : first + width] for first in range(0, len(tiles), width)])
+    in_rows = [tiles[first : first + width] for first in range(0, len(tiles), width)]
+    equal = 1 / (grid[0] * grid[1])
+    scale = f"{greatest:.1%} of the class token's attention, one scale for all blocks; equal shares are {equal:.1%}"
+    return pictures.sheet(in_rows, heat=scale)
