@@ -56,6 +56,24 @@ from stce_jax.models.reductions.tome import ToMe
 from stce_jax.models.reductions.topk import TopK
 from stce_jax.models.tokens import Tokens
 
+__all__ = [
+    "DPCKNN",
+    "REDUCTIONS",
+    "ATS",
+    "DynamicViT",
+    "EViT",
+    "KMedoids",
+    "PatchMerger",
+    "Pattern",
+    "Reduction",
+    "SiT",
+    "Sinkhorn",
+    "ToMe",
+    "TopK",
+    "acts_before",
+    "counts_of",
+]
+
 
 class Reduction(Protocol):
     """The protocol above, for type checkers."""
