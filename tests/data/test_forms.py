@@ -1,4 +1,4 @@
-"""An image in every form that `run.preprocess` takes: all give the same pixels, and what is none is refused in one line."""
+"""An image in every form that `run.preprocess` takes: all give the same pixels; what is none is refused in one line."""
 
 import io
 

@@ -57,9 +57,9 @@ from stce_jax.models.reductions.topk import TopK
 from stce_jax.models.tokens import Tokens
 
 __all__ = [
+    "ATS",
     "DPCKNN",
     "REDUCTIONS",
-    "ATS",
     "DynamicViT",
     "EViT",
     "KMedoids",
