@@ -48,7 +48,7 @@ CUT: dict[str, list[tuple[str, str]]] = {
     ],
     "docs/python.md": [
         ("config.epochs = 20.0\n", f"{SMALL}config.image_size = 16\n"),
-        ("config.image_size = 40\n", f"{SMALL}config.image_size = 24\n"),
+        ("config.image_size = 40\n", f"{SMALL}config.image_size = 16\n"),
         ('data_dir = "pets"\ndataset', f'data_dir = "pets"\n{SMALL}dataset'),
         ('"depth": 3', '"depth": 1'),
         ("(batches, 200)", "(batches, 2)"),
