@@ -16,8 +16,8 @@ from stce_jax.training.mesh import make_mesh, round_up
 def train_batches(config: config_dict.ConfigDict, dataset: Dataset, *, step: int = 0) -> Feeder:
     """The training batches of a config, without end, read ahead in the background; to be closed, as by `with`.
 
-    The order of images and the crops follow from the config's seed and the step alone, as in `stce train`. Every step has
-    images of `config.image_size`.
+    The order of images and the crops follow from the config's seed and the step alone, as in `stce train`. Images are
+    `config.image_size` pixels wide.
 
     Args:
       config: of `load_config`; its batch size, image size, seed, crops and options of loading count.
