@@ -29,7 +29,7 @@ ARROWS = {
     "commands": {*GROUND, *RUN, *USE, "verbs"},
     "cli": {"commands", "processes"},
     "__main__": {"cli"},
-    "__init__": {"models", "training", "convert", "verbs"},  # the public names, lazily
+    "__init__": {"models", "recipe", "data", "training", "convert", "verbs"},  # the public names, lazily
 }
 LAYERS = {"ops", "tokens", "layers", "conv_layers"}
 # Inside `models`: nothing above an operation, nothing beside a module.

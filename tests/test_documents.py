@@ -1,9 +1,14 @@
-"""README, docs/ and the other pages: length, links, command lines, and the files that they name."""
+"""README, docs/ and the other pages: length, links, command lines, and the files that they name.
+
+Command lines of `stce` are parsed, with every option and key; of other programs the files, options of scripts and
+extras that they name are looked for. Python is run, see tests/test_snippets.py.
+"""
 
 import functools
 import itertools
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -140,6 +145,26 @@ def test_files_that_are_named_exist(path):
             if script.startswith("benchmarks/"):
                 for option in re.findall(r" (--[a-z_-]+)", line.partition(script)[2]):
                     assert f'"{option}"' in text, f"{name_of(path)}: {script} has no option {option}"
+
+
+@functools.cache
+def extras():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        return set(tomllib.load(file)["project"]["optional-dependencies"])
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_other_commands_name_what_there_is(path):
+    """Extras that pip installs, tests that pytest runs, modules that Python runs."""
+    for line in [*blocks(path), *SPAN.findall(prose(path))]:
+        for extra in re.findall(r"pip install .*\[([\w,]+)\]", line):
+            assert set(extra.split(",")) <= extras(), f"{name_of(path)}: `{line}`: there is no extra {extra}"
+        for file in re.findall(r"(?<= )tests/[\w./]+", line) if "pytest " in line or "launch/test.sh" in line else ():
+            assert (ROOT / file).exists(), f"{name_of(path)}: `{line}`: there is no {file}"
+        for module in re.findall(r"python (?:-P )?-m (stce_jax[\w.]*)", line):
+            file = ROOT / module.replace(".", "/")
+            there = file.with_suffix(".py").exists() or (file / "__main__.py").exists()
+            assert there, f"{name_of(path)}: `{line}`: there is no {module}"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)

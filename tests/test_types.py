@@ -112,9 +112,10 @@ def test_the_checks_see_what_is_missing():
 
 @pytest.mark.slow
 def test_mypy_finds_nothing(monkeypatch):
-    """Over the whole package, as [tool.mypy] says; what mypy keeps for the next time lies beside what pytest keeps."""
+    """Over the package, as [tool.mypy] says, and a user's program; its cache lies beside what pytest keeps."""
     monkeypatch.chdir(ROOT)
-    output, errors, code = api.run(["--config-file=pyproject.toml", "--cache-dir=.pytest_cache/mypy"])
+    paths = ["stce_jax", "tests/typed_program.py"]
+    output, errors, code = api.run(["--config-file=pyproject.toml", "--cache-dir=.pytest_cache/mypy", *paths])
     assert code == 0, f"mypy:\n{output}{errors}"
     checked = int(output.rsplit("no issues found in ", 1)[1].split()[0])
     assert checked >= len(SOURCES), f"mypy checked {checked} of {len(SOURCES)} files"

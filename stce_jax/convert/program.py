@@ -29,7 +29,7 @@ class ExportedModel:
 
     Attributes:
       logits: pixels, red green blue -> logits; compiled once for each B.
-      preprocess: path, encoded bytes, or uint8 array [H, W, 3] -> such pixels of one image.
+      preprocess: an image as `Run.preprocess` takes it -> such pixels of it.
       class_ids: the classes in the order of the logits: names of folders, WordNet ids.
       class_names: the same for people.
       description: all that model.json says.

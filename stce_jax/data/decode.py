@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from stce_jax.data import deep_pixels, formats
+from stce_jax.data.forms import ImageLike, pixels_of_array
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.paths import first_line, read_regular
 
@@ -55,30 +56,42 @@ def decode_image(encoded: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
         if encoded[:3] == b"\xff\xd8\xff":
             try:
                 height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
-                _check_pixels(width, height)
+                check_pixels(width, height)
                 return simplejpeg.decode_jpeg(encoded, colorspace="RGB")
             except ValueError:
                 pass  # a colour space that it does not know, or damage that Pillow may forgive
         if header := _RAW_HEADER.match(encoded):
             width, height = map(int, header.groups())
-            _check_pixels(width, height)
+            check_pixels(width, height)
             if len(encoded) == header.end() + 3 * width * height:
                 return np.frombuffer(encoded, np.uint8, offset=header.end()).reshape(height, width, 3)
         if netpbm := deep_pixels.netpbm_header(encoded):
-            _check_pixels(netpbm.width, netpbm.height)
+            check_pixels(netpbm.width, netpbm.height)
             return deep_pixels.decode_netpbm(encoded, netpbm)
         with open_image(encoded) as image:
-            if (grey := deep_pixels.high_bytes(image)) is not None:  # convert() would clip it to white
-                return np.repeat(grey[:, :, None], 3, axis=2)
-            if image.mode in ("I", "F"):
-                raise ValueError(f"its pixels are of mode {image.mode}, not 8 or 16 bits a channel")
-            image.load()
-            image.info.pop("transparency", None)  # of palette and key colours; Pillow warns where it drops it itself
-            return np.asarray(image.convert("RGB"))
+            return rgb(image)
     except UnidentifiedImageError as error:
         raise DataError(f"cannot decode {name}: {formats.advice(formats.format_of(encoded))}") from error
     except Exception as error:  # whatever Pillow's plugins make of damaged files
         raise DataError(f"cannot decode {name}: {error}; repair or remove it") from error
+
+
+def rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of the present frame of a Pillow image, by the rules of `decode_image`; the image stays as it is.
+
+    Raises:
+      ValueError: it has more than 16 bits a channel.
+      Exception: whatever Pillow's plugins make of damaged files.
+    """
+    if (grey := deep_pixels.high_bytes(image)) is not None:  # convert() would clip it to white
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of mode {image.mode}, not 8 or 16 bits a channel")
+    image.load()
+    if "transparency" in image.info:  # of palette and key colours; Pillow warns where it drops it itself
+        image = image.copy()
+        del image.info["transparency"]
+    return np.asarray(image.convert("RGB"))
 
 
 def open_image(encoded: bytes) -> Image.Image:
@@ -95,7 +108,7 @@ def open_image(encoded: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(encoded), formats=tried)
     except Image.DecompressionBombError as error:
         raise TooLargeError(f"it has more than {MAX_PIXELS:,} pixels") from error
-    _check_pixels(*image.size)
+    check_pixels(*image.size)
     return image
 
 
@@ -103,7 +116,10 @@ class TooLargeError(Exception):
     """An image that would take too much memory."""
 
 
-def _check_pixels(width: int, height: int) -> None:
+def check_pixels(width: int, height: int) -> None:
+    """Raises TooLargeError for an image of more than MAX_PIXELS, ValueError for one of none."""
+    if not width or not height:
+        raise ValueError("it has no pixels")
     if width * height > MAX_PIXELS:
         raise TooLargeError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,} altogether")
 
@@ -151,28 +167,42 @@ def center_crop(
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
-def read_view(
-    image: str | os.PathLike[str] | bytes | UInt8[np.ndarray, "H W 3"],
-    *,
-    size: int,
-    fraction: float,
-    interpolation: str = INTERPOLATIONS[0],
-) -> UInt8[np.ndarray, "size size 3"]:
-    """DeiT's evaluation view of a file, encoded bytes, or pixels, see `center_crop`.
+def pixels_of(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of one image, by the rules of `decode_image` in whatever form it comes.
+
+    Args:
+      image: path of an image file, its bytes, a Pillow image (its present frame), or an array of `pixels_of_array`.
 
     Raises:
-      DataError: it cannot be read or decoded.
+      DataError: it cannot be read or decoded, or is none of these.
     """
-    name = "the image"
     if isinstance(image, str | os.PathLike):
-        name = str(os.fspath(image))
         try:
-            image = read_regular(image, MAX_BYTES)
-        except OSError as error:
-            raise DataError(f"cannot read {name}: {first_line(error)}") from error
-    if isinstance(image, bytes):
-        image = decode_image(image, name)
-    return center_crop(image, size, fraction, interpolation)
+            encoded = read_regular(image, MAX_BYTES)
+        except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+            raise DataError(f"cannot read {os.fspath(image)}: {first_line(error)}") from error
+        return decode_image(encoded, str(os.fspath(image)))
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode_image(bytes(image), "the image")
+    if isinstance(image, Image.Image):
+        try:
+            check_pixels(*image.size)
+            return rgb(image)
+        except Exception as error:  # of a file that is only now read: damaged, or closed
+            raise DataError(
+                f"cannot read the Pillow image: {first_line(error)}; repair it, or open it again"
+            ) from error
+    if hasattr(image, "__array__"):
+        return pixels_of_array(image)
+    forms = "a path, an image file's bytes, an array uint8 [H, W, 3] or a Pillow image"
+    raise DataError(f"a {type(image).__name__} is no image; give {forms}")
+
+
+def read_view(
+    image: ImageLike, *, size: int, fraction: float, interpolation: str = INTERPOLATIONS[0]
+) -> UInt8[np.ndarray, "size size 3"]:
+    """DeiT's evaluation view of an image in any form that `pixels_of` takes, see `center_crop`; raises as that does."""
+    return center_crop(pixels_of(image), size, fraction, interpolation)
 
 
 def random_resized_crop(

@@ -15,6 +15,8 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from stce_jax.data import views
 from stce_jax.errors import DataError, PreemptedError
 from stce_jax.platform import terminal
@@ -55,10 +57,10 @@ class Feeder:
     ) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> dict[str, np.ndarray]:
         start = time.monotonic()
         reported = False
         while True:

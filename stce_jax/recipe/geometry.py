@@ -77,7 +77,7 @@ def affine(image: UInt8[Array, "H W 3"], *, matrix: Matrix, fill: Color) -> UInt
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
     right_share, bottom_share = (x - 0.5 - left)[:, :, None], (y - 0.5 - top)[:, :, None]
-    pixels = image.reshape(height * width, 3)
+    pixels = jnp.asarray(image).reshape(height * width, 3)  # a program may hold an array of NumPy
 
     def tap(row: int, column: int) -> Float[Array, "H W 3"]:
         rows = jnp.clip(top.astype(jnp.int32) + row, 0, height - 1)

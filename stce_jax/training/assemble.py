@@ -18,6 +18,7 @@ from ml_collections import config_dict
 from stce_jax.data import catalog, loader
 from stce_jax.data.catalog import Dataset
 from stce_jax.data.feeder import Feeder
+from stce_jax.data.forms import ImageLike
 from stce_jax.data.holdout import hold_out
 from stce_jax.data.views import Views, image_index
 from stce_jax.errors import CheckpointError, ConfigError
@@ -51,7 +52,8 @@ class Run:
       variables: parameters and BatchNorm statistics.
       class_ids: the classes in the order of the logits: names of folders, WordNet ids.
       class_names: the same for people.
-      preprocess: path, encoded bytes, or uint8 array [H, W, 3] -> float32 [S, S, 3], S = config.image_size.
+      preprocess: path, encoded bytes, uint8 array [H, W, 3] or Pillow image, see `decode.pixels_of` -> float32
+        [S, S, 3], S = config.image_size.
       mean, std: of the training pixels scaled to 0..1, a number a channel.
       step: that of the checkpoint.
       epoch: passes over the training images until then.
@@ -62,7 +64,7 @@ class Run:
     variables: Any
     class_ids: tuple[str, ...]
     class_names: tuple[str, ...]
-    preprocess: Callable[[Any], Float[np.ndarray, "S S 3"]]
+    preprocess: Callable[[ImageLike], Float[np.ndarray, "S S 3"]]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     step: int

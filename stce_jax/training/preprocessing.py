@@ -10,6 +10,7 @@ from ml_collections import config_dict
 
 from stce_jax.data import decode
 from stce_jax.data.dataset import Dataset
+from stce_jax.data.forms import ImageLike
 from stce_jax.recipe import augment
 
 
@@ -35,6 +36,8 @@ def _three(values: Sequence[float]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def preprocess(image: Any, *, mean: Sequence[float], std: Sequence[float], **view: Any) -> Float[np.ndarray, "S S 3"]:
-    """What the model is given of a path, encoded bytes or pixels; `view` is of `view_options`."""
+def preprocess(
+    image: ImageLike, *, mean: Sequence[float], std: Sequence[float], **view: Any
+) -> Float[np.ndarray, "S S 3"]:
+    """What the model is given of an image in any form of `decode.pixels_of`; `view` is of `view_options`."""
     return np.asarray(augment.normalize(decode.read_view(image, **view), mean=mean, std=std))

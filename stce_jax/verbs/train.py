@@ -49,7 +49,7 @@ def train(
     """Trains the model of `config` in `workdir`; resumes if the same config was trained there before.
 
     Args:
-      config: a ConfigDict of `load_config`.
+      config: a ConfigDict of `load_config`, or what that takes: a shipped config's name or a file.
       workdir: directory for config, metrics, checkpoints and plots, local or remote.
       allow_config_change: resume with this config even if the workdir began with another.
       exit_process: ends the process, see `StopSignals`; None if this function may not end it. With it, `config.minutes`
@@ -62,6 +62,8 @@ def train(
       StceError: see `stce_jax.errors`; PreemptedError once the state is saved after SIGTERM or SIGINT.
     """
     processes.start()
+    if isinstance(config, str | Path):
+        config = runs.load_config(str(config))
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals(exit_process))
         watch = stack.enter_context(Watch(config.step_timeout, processes.own_name()))

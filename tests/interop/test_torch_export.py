@@ -1,6 +1,9 @@
 """The file of plain PyTorch computes what the run computes; see also tests/convert/test_torch_source.py."""
 
 import importlib.util
+import re
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -59,6 +62,21 @@ def test_the_file_alone_gives_the_runs_logits(tmp_path):
     with torch.inference_mode():
         logits = model(module.normalise(torch.from_numpy(pixels)))
     assert_close(logits.numpy(), np.asarray(expected), 1e-5, "logits")
+
+
+def test_the_program_of_the_page_about_weights_runs(tmp_path, monkeypatch, capsys):
+    """docs/weights.md has it between `python - <<'END'` and `END`."""
+    page = (Path(__file__).parents[2] / "docs" / "weights.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^python - <<'END'\n(.*?)^END$", page, re.DOTALL | re.MULTILINE)
+    run = run_of(tiny_model("vit", "stce"))
+    form.write(tmp_path, run, ema=False)
+    Image.new("RGB", (40, 30), (200, 90, 30)).save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "model", raising=False)
+    exec(compile(program, "docs/weights.md", "exec"), {"__name__": "page"})
+    monkeypatch.delitem(sys.modules, "model")
+    assert capsys.readouterr().out.strip() in run.class_names
 
 
 def test_its_own_reader_reads_what_safetensors_reads(tmp_path):

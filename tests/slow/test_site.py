@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import stce_jax
+
 ROOT = Path(__file__).parents[2]
-PUBLIC = ("create_model", "list_models", "cluster_super_tokens", "SuperTokenConvEmbed", "load_run", "load_exported")
+PUBLIC = sorted(stce_jax._HOMES)
 
 
 def test_the_site_is_built_without_a_warning(tmp_path):

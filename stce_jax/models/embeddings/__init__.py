@@ -31,6 +31,23 @@ from stce_jax.models.embeddings.patch import PatchEmbed
 from stce_jax.models.embeddings.stce import SuperTokenConvEmbed
 from stce_jax.models.embeddings.svit import SViTEmbed
 
+__all__ = [
+    "EMBEDDINGS",
+    "CMTEmbed",
+    "Conv1x1Embed",
+    "ConvEmbed",
+    "DATPlusEmbed",
+    "EarlyConvEmbed",
+    "HCFormerEmbed",
+    "LinearPatchEmbed",
+    "MaxPoolConvEmbed",
+    "MobileViTEmbed",
+    "OverlapPatchEmbed",
+    "PatchEmbed",
+    "SViTEmbed",
+    "SuperTokenConvEmbed",
+]
+
 EMBEDDINGS: dict[str, Any] = {  # name -> linen module class
     "patch": PatchEmbed,
     "conv": ConvEmbed,

@@ -59,6 +59,24 @@ from stce_jax.models.reductions.tome import ToMe
 from stce_jax.models.reductions.topk import TopK
 from stce_jax.models.tokens import Tokens
 
+__all__ = [
+    "ATS",
+    "DPCKNN",
+    "REDUCTIONS",
+    "DynamicViT",
+    "EViT",
+    "KMedoids",
+    "PatchMerger",
+    "Pattern",
+    "Reduction",
+    "SiT",
+    "Sinkhorn",
+    "ToMe",
+    "TopK",
+    "acts_before",
+    "counts_of",
+]
+
 
 class Reduction(Protocol):
     """The protocol above, for type checkers."""
