@@ -18,11 +18,12 @@ from stce_jax.data.loader import to_devices
 from stce_jax.data.views import Views
 from stce_jax.training import assemble as runs
 from stce_jax.training.evaluation import eval_step, mean_metrics
-from stce_jax.training.mesh import batch_sharding, check_batch_size, make_mesh, round_up, sharded_shapes
+from stce_jax.training.mesh import batch_sharding, check_batch_size, make_mesh, round_up
+from stce_jax.training.optimization import parameter_rules
 from stce_jax.training.plan import Costs, with_keys
 from stce_jax.training.sizes import Sizes, check_model
-from stce_jax.training.state import abstract_state, init_state
-from stce_jax.training.step import check_accumulation, make_train_step, run_key
+from stce_jax.training.step import check_accumulation, run_key
+from stce_jax.training.stepping import build_stepping
 
 TIMED = 0.04  # share of the minutes that timing steps may take, compilation apart
 SHORTEST, LONGEST = 1.5, 20.0  # seconds of it
@@ -66,17 +67,13 @@ def time_run(config: Any, dataset: Any, *, clock: Clock = time.monotonic) -> Tim
     rate = config.optimizer.learning_rate * (1.0 + 0.01 * random.random())
     of_timing = with_keys(config, {"optimizer.learning_rate": rate})
     timetable = runs.build_timetable(with_keys(config, {"epochs": max(config.epochs, 1.0)}), dataset)
-    _, optimizer = runs.build_optimizer(of_timing, timetable)
-    with_ema = config.optimizer.ema_decay > 0
-    shapes = sharded_shapes(abstract_state(model, optimizer, image_size=config.image_size, with_ema=with_ema), mesh)
+    rules = parameter_rules(of_timing, model)
+    stepping = build_stepping(of_timing, model, rules, timetable, runs.build_augment(config, dataset), mesh)
     start = clock()
-    state = init_state(model, optimizer, seed=config.seed, image_size=config.image_size, with_ema=with_ema, mesh=mesh)
+    state = stepping.new_state(config.seed)
     jax.block_until_ready(state)
     initialized = clock() - start
-    make = {"ema_decay": config.optimizer.ema_decay, "state": shapes, "mesh": mesh}
-    make |= {"accumulate": config.accumulate, "deterministic": config.deterministic}
-    step = make_train_step(model, optimizer, runs.build_augment(config, dataset), **make)
-    steps = _Steps(step, state, run_key(config.seed, mesh), batch_sharding(mesh), clock)
+    steps = _Steps(stepping.make_step(model), state, run_key(config.seed, mesh), batch_sharding(mesh), clock)
     del state
     seconds = min(max(60.0 * TIMED * config.minutes, SHORTEST), LONGEST) / (2 if sides[0] == sides[-1] else 3)
     most = max(FEWEST, round(timetable.epoch))  # of a first pass over the images

@@ -6,7 +6,6 @@ is refused before anything of the workdir is changed.
 
 import contextlib
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,13 @@ from stce_jax.training import optimization
 from stce_jax.training.evaluation import eval_step
 from stce_jax.training.loop import ADVICE, RunDivergedError, Setup, StartingPoint, TrainLoop
 from stce_jax.training.memory import check_memory
-from stce_jax.training.mesh import check_batch_size, connect, make_mesh, sharded_shapes
+from stce_jax.training.mesh import check_batch_size, connect, make_mesh
 from stce_jax.training.options import check_saved
 from stce_jax.training.phases import Phases, build_sizes, mixed_steps
 from stce_jax.training.progress import TrainProgress
 from stce_jax.training.sizes import check_model
-from stce_jax.training.state import abstract_state, init_state
-from stce_jax.training.step import check_accumulation, make_train_step, run_key
+from stce_jax.training.step import check_accumulation, run_key
+from stce_jax.training.stepping import build_stepping
 from stce_jax.training.timetable import Timetable
 from stce_jax.verbs.first_weights import first_weights, follow_weights
 from stce_jax.verbs.planning import planned
@@ -103,33 +102,19 @@ def train(
         if found:
             timetable = _continue(config, dataset, *found)
         checkpoints.scheduled = timetable.saves
-        schedule, optimizer = optimization.build_optimizer(config, timetable, rules)
         mixed, sizes = mixed_steps(config, timetable), build_sizes(config, timetable)
         augment = runs.build_augment(config, dataset, offset=timetable.offset, mixed_steps=mixed)
-        shape: Any = {"image_size": config.image_size, "with_ema": optimization.keeps_average(config)}
-        state_shapes = sharded_shapes(abstract_state(model, optimizer, **shape), mesh)
-        check_memory(config, state_shapes, mesh)
-        make_step = functools.partial(
-            make_train_step,
-            optimizer=optimizer,
-            augment=augment,
-            ema_decay=optimization.average_decay(config, timetable),
-            state=state_shapes,
-            mesh=mesh,
-            accumulate=config.accumulate,
-            deterministic=config.deterministic,
-            sam_rho=config.optimizer.sam_rho,
-            frozen=rules.frozen,
-        )
+        stepping = build_stepping(config, model, rules, timetable, augment, mesh)
+        check_memory(config, stepping.state_shapes, mesh)
         setup = Setup(
             config=config,
             workdir=workdir,
             dataset=dataset,
             mesh=mesh,
             timetable=timetable,
-            schedule=schedule,
-            state_shapes=state_shapes,
-            phases=Phases(model, make_step, sizes),
+            schedule=stepping.schedule,
+            state_shapes=stepping.state_shapes,
+            phases=Phases(model, stepping.make_step, sizes),
             work=work_of_sizes(model, sizes),
             mixed_steps=mixed,
             key=run_key(config.seed, mesh),
@@ -144,8 +129,8 @@ def train(
         if found:
             start = _restore(setup, *found)
         else:
-            state = init_state(model, optimizer, seed=config.seed, mesh=mesh, **shape)
-            start = StartingPoint(initialize(state, initial_weights, optimizer) if initial_weights else state)
+            state = stepping.new_state(config.seed)
+            start = StartingPoint(initialize(state, initial_weights, stepping.optimizer) if initial_weights else state)
         if processes.is_main():
             layout.write_config(workdir, config)
         if rules.note:

@@ -162,7 +162,8 @@ def test_sizes_between_the_timed_ones_are_on_a_line_over_their_pixels():
 @pytest.mark.slow
 def test_a_rehearsal_leaves_nothing_and_knows_each_size(data_dir):
     name, *words = SMALLEST
-    words += ["--config.progressive_sizes=8,16"]
+    words += ["--config.progressive_sizes=8,16", "--config.optimizer.name=muon", "--config.optimizer.sam_rho=0.05"]
+    words += ["--config.optimizer.ema_share=0.1", "--config.optimizer.ema_decay=0"]  # all that a run's step has
     config = load_config(name.partition("=")[2], [*words, f"--config.data_dir={data_dir}", "--config.minutes=0.5"])
     timing = planning.time_run(config, runs.open_dataset(config))
     assert len(timing.costs.steps) == 2 and min(timing.costs.steps) > 0 and timing.steps >= 9
