@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stce_jax.commands import common, confusion, tables
+from stce_jax.commands import common, tables
 from stce_jax.platform import terminal
 
 HELP = "measure a run's accuracy on its validation images, or on others of the same classes"
@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     if arguments.per_class:
         _print_per_class(result)
     if arguments.confusion:
+        from stce_jax.commands import confusion
+
         terminal.say("", *confusion.lines_of(result["confusion"], result["class_names"]))
     if arguments.output:
         files = "evaluation.json, predictions.npz, confusion.csv, confusion.png, reliability.png"
