@@ -12,7 +12,7 @@ from stce_jax.errors import PreemptedError
 from stce_jax.models.bodies import at_epoch
 from stce_jax.models.factory import create_model
 from stce_jax.models.reductions import evit
-from stce_jax.training import loop
+from stce_jax.training import loop, stepping
 from stce_jax.training.phases import Phases
 from stce_jax.verbs import train as verb
 from stce_jax.workdir.config import load_config
@@ -103,9 +103,9 @@ def test_a_run_stopped_in_the_middle_of_its_schedule_resumes_to_the_same_bits(
     monkeypatch, no_picture, stop_at, data_dir, tmp_path, capfd
 ):
     monkeypatch.setattr(evit, "MOST_PROGRAMS", 3)
-    made, make = [], verb.make_train_step
+    made, make = [], stepping.make_train_step
     monkeypatch.setattr(
-        verb, "make_train_step", lambda body, **more: made.append(body.reduction.keep_rate[0]) or make(body, **more)
+        stepping, "make_train_step", lambda body, **more: made.append(body.reduction.keep_rate[0]) or make(body, **more)
     )
     config = load_config("digits:patch", [*SCHEDULED, f"--config.data_dir={data_dir}"])
     verb.train(config, tmp_path / "whole")
