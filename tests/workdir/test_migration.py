@@ -55,7 +55,8 @@ def test_the_table_names_every_option_of_the_modules_of_form_1():
     assert sections == {"body.vit", *(f"embedding.{name}" for name in OF_FORM_1)} and set(OF_FORM_1) <= set(
         TABLES["embedding"]
     )
-    later = {("body.vit", "norm_epsilon")}
+    names = ("norm_epsilon", "registers", "layer_scale", "norm", "qk_norm", "mlp", "patch_dropout")
+    later = {("body.vit", name) for name in names}  # than form 1
     options = {(section, key) for section in sections for key in own[section]} - later
     assert options == {(section, key) for key, places in FLAT_KEYS.items() for section in places}
     assert VALUES.keys() == FLAT_KEYS.keys()
