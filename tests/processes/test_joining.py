@@ -84,7 +84,8 @@ def test_a_process_whose_peers_never_come_says_so(address, index):
 
 
 def test_different_numbers_of_processes_are_refused_by_all(address):
-    errors = ended(Process(address, 3, 0), Process(address, 3, 1), Process(address, 2, 1))
+    """By all that process 0 has met; one that comes when it has gone waits for its time."""
+    errors = ended(Process(address, 3, 0), Process(address, 3, 1, timeout=3), Process(address, 2, 1))
     for error in errors[::2]:
         assert isinstance(error, ConfigError)
         assert str(error) == (
