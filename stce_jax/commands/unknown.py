@@ -9,23 +9,19 @@ from stce_jax.errors import ConfigError, shown
 
 # Verbs' own options under the names that they had up to version 0.1.
 FORMER = {"--on-bad": "--on_bad", "--val-labels": "--val_labels"}
-# What other tools have an option for, and this one another way.
-ANSWERS = {
-    **dict.fromkeys(
-        ("resume", "resume_from_checkpoint", "auto_resume", "ckpt_path"),
-        "a run resumes by itself: give its --workdir",
+# What is answered to options that other tools have, and this one has another way -> these options.
+_ANSWERED = {
+    "a run resumes by itself: give its --workdir": ("resume", "resume_from_checkpoint", "auto_resume", "ckpt_path"),
+    "write --workdir=DIR": ("output", "output_dir", "out", "logdir", "save_dir", "experiment"),
+    "write --data_dir=DIR": ("data", "data_path", "data_root", "dataset_dir", "train_dir"),
+    "write --init_from=RUN, or a file or folder of weights": (
+        *("pretrained", "finetune", "initial_checkpoint", "weights", "init"),
     ),
-    **dict.fromkeys(("output", "output_dir", "out", "logdir", "save_dir", "experiment"), "write --workdir=DIR"),
-    **dict.fromkeys(("data", "data_path", "data_root", "dataset_dir", "train_dir"), "write --data_dir=DIR"),
-    **dict.fromkeys(
-        ("pretrained", "finetune", "initial_checkpoint", "weights", "init"),
-        "write --init_from=RUN, or a file or folder of weights",
-    ),
-    **dict.fromkeys(
-        ("gpu", "gpus", "device", "devices", "local_rank"),
-        "every GPU that the process sees is used; set CUDA_VISIBLE_DEVICES to choose some",
+    "every GPU that the process sees is used; set CUDA_VISIBLE_DEVICES to choose some": (
+        *("gpu", "gpus", "device", "devices", "local_rank"),
     ),
 }
+ANSWERS = {name: answer for answer, names in _ANSWERED.items() for name in names}
 
 
 def with_todays_names(words: Sequence[str]) -> list[str]:

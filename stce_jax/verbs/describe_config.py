@@ -71,7 +71,7 @@ def meanings() -> dict[str, str]:
 def _assignments(tree: ast.Module) -> Iterator[tuple[str, int]]:
     """(key, line) of each `section.key = value` of get_config; `section.part = name = ...` gives a section a name."""
     (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "get_config")
-    sections = {"config": ""}
+    sections, known = {"config": ""}, set(known_keys())
     for node in function.body:
         if not isinstance(node, ast.Assign):
             continue
@@ -81,7 +81,7 @@ def _assignments(tree: ast.Module) -> Iterator[tuple[str, int]]:
         key = sections[target.value.id] + target.attr
         if names:
             sections |= {name.id: f"{key}." for name in names if isinstance(name, ast.Name)}
-        elif key in known_keys():  # a section without options has no name of its own
+        elif key in known:  # a section without options has no name of its own
             yield key, node.lineno
 
 
