@@ -25,8 +25,8 @@ from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.models import factory
 from stce_jax.models.bodies import Body
 from stce_jax.paths import first_line
-from stce_jax.platform import terminal
 from stce_jax.processes import peers as processes
+from stce_jax.processes.speaking import say, warn
 from stce_jax.recipe import augment
 from stce_jax.training.mesh import connect, make_mesh, sharded_shapes
 from stce_jax.training.options import check_options, check_saved, on_devices
@@ -169,15 +169,14 @@ def open_dataset(config: config_dict.ConfigDict, data_dir: str = "") -> Dataset:
     if config.holdout:
         dataset = hold_out(dataset, config.holdout)
         held: Any = dataset.val
-        if processes.is_main():
-            terminal.say(f"training on {len(_train(dataset)):,} images, evaluating on {len(held):,} held out of them")
+        say(f"training on {len(_train(dataset)):,} images, evaluating on {len(held):,} held out of them")
     return with_normalization(dataset, config)
 
 
 def report_passed_over(dataset: Dataset) -> None:
     """Prints once, on standard error, which files of class folders are taken for no images."""
-    if dataset.passed_over and processes.is_main():
-        terminal.warn(dataset.passed_over)
+    if dataset.passed_over:
+        warn(dataset.passed_over)
 
 
 def build_augment(config: config_dict.ConfigDict, dataset: Dataset, **of_run: Any) -> Callable[..., Any]:

@@ -9,8 +9,7 @@ from stce_jax.convert.following import follow, keep
 from stce_jax.convert.initial import read_weights
 from stce_jax.convert.sources import Source, open_source
 from stce_jax.models.bodies import Body
-from stce_jax.platform import terminal
-from stce_jax.processes import peers as processes
+from stce_jax.processes.speaking import say, warn
 from stce_jax.training.preprocessing import with_normalization
 from stce_jax.training.state import abstract_variables
 from stce_jax.workdir import layout
@@ -31,9 +30,9 @@ def follow_weights(
     source = open_source(config.init_from, known)
     config, followed, differing = follow(config, source.preprocessing, dataset.mean, dataset.std)
     for line in followed:
-        _say(line)
-    if differing and processes.is_main():
-        terminal.warn(f"note: {'; '.join(differing)}")
+        say(line)
+    if differing:
+        warn(f"note: {'; '.join(differing)}")
     return config, with_normalization(dataset, config), source
 
 
@@ -43,10 +42,5 @@ def first_weights(config: Any, source: Source | None, model: Body, dataset: Any)
         return {}
     expected = abstract_variables(model, config.image_size)
     arrays, line = read_weights(source, expected, model, dataset.class_ids)
-    _say(line)
+    say(line)
     return arrays
-
-
-def _say(text: str) -> None:
-    if processes.is_main():
-        terminal.say(text)

@@ -13,8 +13,7 @@ import jax
 
 from stce_jax.analysis.costs import count_model
 from stce_jax.errors import ConfigError
-from stce_jax.platform import terminal
-from stce_jax.processes import peers as processes
+from stce_jax.processes.speaking import say, warn
 from stce_jax.training import assemble as runs
 from stce_jax.training.candidates import CANDIDATES
 from stce_jax.training.plan import Costs, Plan, adopt, apply, chosen, make_plan, with_keys
@@ -42,7 +41,7 @@ def planned(config: Any, workdir: str | Path, dataset: Any, passed: float, *, cl
         return _resumed(config, layout.read_config(workdir))
     if jax.process_count() > 1:
         raise ConfigError("--minutes times one process, and this run has several; give --config.epochs instead")
-    _say(f"planning {config.minutes:g} minutes: timing this machine")
+    say(f"planning {config.minutes:g} minutes: timing this machine")
     candidates = CANDIDATES[config.plan] if config.plan and not config.init_from else ()
     options = [with_keys(config, candidate.keys) for candidate in candidates] or [config]
     timings: dict[int, Timing] = {}
@@ -51,7 +50,7 @@ def planned(config: Any, workdir: str | Path, dataset: Any, passed: float, *, cl
         """The plan for an option, by its own timing or by that of another and their multiply-adds."""
         if like is None and place not in timings:
             timings[place] = time_run(options[place], dataset, clock=clock)
-            _say(_in_words(options[place], timings[place]))
+            say(_in_words(options[place], timings[place]))
         costs = timings[place if like is None else like].costs
         if like is not None and like != place:
             costs = scaled(costs, _multiply_adds(options[place], dataset), _multiply_adds(options[like], dataset))
@@ -75,12 +74,12 @@ def planned(config: Any, workdir: str | Path, dataset: Any, passed: float, *, cl
     config = apply(made, options[place])
     end = datetime.now() + timedelta(seconds=began + made.seconds - clock())
     sides = " then ".join(map(str, config.progressive_sizes)) or str(config.image_size)
-    _say(
+    say(
         f"plan: {config.model.name} at {sides} pixels, {config.epochs:g} epochs, an evaluation every "
         f"{config.eval_every:g}; expected to end at {end:%H:%M:%S}, {made.seconds / 60:.1f} minutes after its start"
     )
     if config.epochs < 1:
-        terminal.warn("note: that is less than one pass over the images; give more --minutes, or a smaller model")
+        warn("note: that is less than one pass over the images; give more --minutes, or a smaller model")
     return config
 
 
@@ -101,12 +100,12 @@ def _resumed(config: Any, saved: Any) -> Any:
     if not saved.minutes:
         return config
     if saved.minutes != config.minutes:
-        _say(
+        say(
             f"--minutes={config.minutes:g} is ignored: the run was planned for {saved.minutes:g} minutes, "
             f"{saved.epochs:g} epochs; leave it out and give --config.epochs with --allow_config_change to change that"
         )
     else:
-        _say(f"keeping the plan of {saved.minutes:g} minutes: {saved.epochs:g} epochs, however many are over")
+        say(f"keeping the plan of {saved.minutes:g} minutes: {saved.epochs:g} epochs, however many are over")
     return adopt(config, saved)
 
 
@@ -125,8 +124,3 @@ def _in_words(config: Any, timing: Timing) -> str:
         f"{timing.first_images_per_second:,.0f}); compiling takes {costs.before:.0f} s, an evaluation with its "
         f"checkpoint {costs.evaluation:.1f} s"
     )
-
-
-def _say(text: str) -> None:
-    if processes.is_main():
-        terminal.say(text)

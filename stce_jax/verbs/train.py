@@ -14,9 +14,9 @@ from stce_jax.analysis.curves import plot_curves
 from stce_jax.convert.initial import initialize
 from stce_jax.errors import CheckpointError, ConfigError, DivergedError
 from stce_jax.paths import first_line
-from stce_jax.platform import terminal
 from stce_jax.platform.life import seconds_of_life
 from stce_jax.processes import peers as processes
+from stce_jax.processes.speaking import say, warn
 from stce_jax.processes.stopping import Exit, StopSignals, exit_on_signal
 from stce_jax.processes.watch import Watch
 from stce_jax.training import assemble as runs
@@ -134,14 +134,14 @@ def train(
         if processes.is_main():
             layout.write_config(workdir, config)
         if rules.note:
-            _print(rules.note)
+            say(rules.note)
         step, final = int(start.state.step), start.metrics
         if step >= timetable.total and final:
-            _print(f"already finished at step {step}: top-1 {100 * final['top1']:.2f}%; nothing to do")
+            say(f"already finished at step {step}: top-1 {100 * final['top1']:.2f}%; nothing to do")
             _plot(workdir)
         else:
             if step:
-                _print(f"resuming from step {step} of {timetable.total}")
+                say(f"resuming from step {step} of {timetable.total}")
             final = _train_to_the_end(setup, start)
     waiting = exit_on_signal(exit_process, "after its last step") if exit_process else contextlib.nullcontext()
     with waiting:
@@ -182,7 +182,7 @@ def _continue(config: Any, dataset: Any, step: int, meta: dict[str, Any]) -> Tim
             optimization.build_schedule(config, timetable)(applied),
             optimization.build_schedule(own, before)(applied),
         )
-        _print(
+        say(
             f"continuing at epoch {timetable.epoch_after(step):.2f} of {config.epochs:g}; the learning rate there is "
             f"{float(rate):.3g} by this config, it was {float(old):.3g}"
         )
@@ -215,9 +215,7 @@ def _train_to_the_end(setup: Setup, start: StartingPoint) -> dict[str, float]:
             start = _roll_back(setup, rollbacks, reason, log)
     plot = _plot(setup.workdir)
     top1, top5 = 100 * final["top1"], 100 * final["top5"]
-    _print(
-        f"finished: top-1 {top1:.2f}%  top-5 {top5:.2f}%  waited for data {100 * data_wait:.0f}% of the time  {plot}"
-    )
+    say(f"finished: top-1 {top1:.2f}%  top-5 {top5:.2f}%  waited for data {100 * data_wait:.0f}% of the time  {plot}")
     return final
 
 
@@ -232,8 +230,7 @@ def _roll_back(setup: Setup, rollbacks: int, reason: str, log: MetricsLog) -> St
         raise DivergedError(f"{reason}, before the first checkpoint; {ADVICE}")
     start = _restore(setup, *found)
     step, count = found[0], rollbacks + 1
-    if processes.is_main():
-        terminal.warn(f"{reason}; went back to step {step}, continuing with other images ({count} of {limit})")
+    warn(f"{reason}; went back to step {step}, continuing with other images ({count} of {limit})")
     log.rewind(step, evaluated=bool(start.metrics))
     assert start.guard is not None
     return dataclasses.replace(start, rollbacks=count, guard={**start.guard, "skipped": 0})
@@ -247,11 +244,6 @@ def _plot(workdir: str | Path) -> str:
         return f"curves in {plot_curves(workdir)}"
     except Exception as error:  # of matplotlib, its fonts and caches anything
         return f"no curves: {first_line(error)}"
-
-
-def _print(text: str) -> None:
-    if processes.is_main():
-        terminal.say(text)
 
 
 def _no_claim() -> None:
