@@ -45,9 +45,7 @@ def search_blocks(
       folder: where figures are written, gains.png and curves.png.
     """
     del images
-    results = _results(SEARCH, runs, scale, seeds)
-    blocks = [paragraph(f"{_progress(results)} Version {VERSION} of the protocol, scale `{scale}`. {_timed(scale)}")]
-    by_run = {result.row.run: result for result in results if result.seeds}
+    by_run, blocks = _begun(SEARCH, runs, scale, seeds)
     if not by_run:
         return blocks
     blocks += [bullets(choices(by_run, scale)), heading("One change at a time", level=3)]
@@ -74,9 +72,7 @@ def test_blocks(
 ) -> list[Block]:
     """All blocks of the report of the final comparison at one scale, see `search_blocks`."""
     del images
-    results = _results(TEST, runs, scale, seeds)
-    blocks = [paragraph(f"{_progress(results)} Version {VERSION} of the protocol, scale `{scale}`. {_timed(scale)}")]
-    by_run = {result.row.run: result for result in results if result.seeds}
+    by_run, blocks = _begun(TEST, runs, scale, seeds)
     if not by_run:
         return blocks
     found = outcomes(by_run) if scale in _recipe_times.MS else []
@@ -148,14 +144,16 @@ def _beside_record(result: Result) -> str:
     )
 
 
-def _results(name: str, runs: Sequence[Mapping[str, Any]], scale: str, seeds: Sequence[int]) -> list[Result]:
+def _begun(
+    name: str, runs: Sequence[Mapping[str, Any]], scale: str, seeds: Sequence[int]
+) -> tuple[dict[str, Result], list[Block]]:
+    """({row: its results} of a table, of those that there are; the report's first line)."""
     planned = sorted({*seeds, *(run["seed"] for run in runs)})
-    return to_results(runs, load_rows(name, scale), planned)
-
-
-def _progress(results: Sequence[Result]) -> str:
-    deciding = [result.row.run for result in results if result.row.decides]
-    return progress(results, f"{len(deciding)} rows")
+    results = to_results(runs, load_rows(name, scale), planned)
+    deciding = sum(result.row.decides for result in results)
+    done = progress(results, f"{deciding} rows")
+    first = paragraph(f"{done} Version {VERSION} of the protocol, scale `{scale}`. {_timed(scale)}")
+    return {result.row.run: result for result in results if result.seeds}, [first]
 
 
 def _timed(scale: str) -> str:
