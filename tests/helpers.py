@@ -29,6 +29,15 @@ TINY = (
     "--config.optimizer.ema_decay=0.9",
     "--config.optimizer.warmup_epochs=0.5",
 )
+# A ViT of patches that compiles in a moment; an epoch of the digits are 45 steps.
+SMALLEST_VIT = (
+    "--config.batch_size=32",
+    "--config.model.body.vit.width=8",
+    "--config.model.body.vit.heads=2",
+    "--config.model.body.vit.mlp_dim=8",
+    "--config.model.embedding.patch.patch_size=4",
+    "--config.optimizer.warmup_epochs=0.1",
+)
 # A recipe of ImageNet, cut down to three steps an epoch on the images of conftest's `imagenet`.
 SMALL = (
     "--config.image_size=32",

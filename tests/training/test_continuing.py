@@ -2,22 +2,19 @@
 
 import contextlib
 import io
-import os
 import re
 import shutil
-import signal
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import TINY, leaves
+from helpers import SMALLEST_VIT, TINY, leaves
 
 from stce_jax.data.views import image_index
-from stce_jax.errors import DivergedError, PreemptedError
+from stce_jax.errors import DivergedError
 from stce_jax.training import assemble as runs
-from stce_jax.training import loop
 from stce_jax.training.timetable import Origin, Timetable
 from stce_jax.verbs.compare import compare
 from stce_jax.verbs.train import train
@@ -31,18 +28,12 @@ IMAGES = 1437  # of the digits
 STOP = 5  # the step at which the first part of a run is stopped, long before its first evaluation
 CLIP = "--config.optimizer.clip_norm=1"
 CHANGE = ("--config.batch_size=64", "--config.epochs=0.5")
-# A model that compiles in a moment; an epoch of it are 45 steps.
 SMALLEST = (
+    *SMALLEST_VIT,
     "--config.epochs=1",
-    "--config.batch_size=32",
     "--config.image_size=8",
     "--config.log_every=4",
-    "--config.model.body.vit.width=8",
     "--config.model.body.vit.depth=1",
-    "--config.model.body.vit.heads=2",
-    "--config.model.body.vit.mlp_dim=8",
-    "--config.model.embedding.patch.patch_size=4",
-    "--config.optimizer.warmup_epochs=0.1",
     "--config.optimizer.ema_decay=0.9",
     "--config.augment.repeats=1",
 )
@@ -52,34 +43,10 @@ def config_of(data_dir, *words):
     return load_config("digits:patch", [*SMALLEST, f"--config.data_dir={data_dir}", *words])
 
 
-class Seen:
-    """Labels of the images that runs train on, in order; and a signal as a step's batch is taken."""
-
-    def __init__(self, monkeypatch):
-        self.labels, self.stop_at = [], None
-        send = loop.to_devices
-
-        def look(batches):
-            for number, batch in enumerate(batches, start=1):
-                self.labels += batch["label"].tolist()
-                if number == self.stop_at:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                yield batch
-
-        monkeypatch.setattr(loop, "to_devices", lambda batches, sharding: send(look(batches), sharding))
-
-
-@pytest.fixture
-def seen(monkeypatch):
-    return Seen(monkeypatch)
-
-
 def stopped(seen, config, workdir, batches, **options):
     """Trains so many batches, until a signal."""
-    seen.stop_at = batches
-    with pytest.raises(PreemptedError):
+    with seen.stopped_at(batches):
         train(config, workdir, **options)
-    seen.stop_at = None
     return Checkpoints(layout.checkpoints_in(workdir)).find("last")
 
 

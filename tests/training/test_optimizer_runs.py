@@ -1,18 +1,16 @@
 """Whole runs with other optimizers, frozen parts and layer rates: stopped, resumed, evaluated, changed, refused."""
 
-import os
 import re
 import shutil
-import signal
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from helpers import SMALLEST_VIT
 
-from stce_jax.errors import CheckpointError, PreemptedError
+from stce_jax.errors import CheckpointError
 from stce_jax.training import assemble as runs
-from stce_jax.training import loop
 from stce_jax.verbs.evaluate import evaluate
 from stce_jax.verbs.train import train
 from stce_jax.workdir import layout
@@ -21,18 +19,13 @@ from stce_jax.workdir.config import load_config
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 STOP = 5
-# A model that compiles in a moment; a run of 22 steps.
+# A run of 22 steps.
 SMALLEST = (
+    *SMALLEST_VIT,
     "--config.epochs=0.5",
-    "--config.batch_size=32",
     "--config.image_size=8",
     "--config.log_every=4",
-    "--config.model.body.vit.width=8",
     "--config.model.body.vit.depth=2",
-    "--config.model.body.vit.heads=2",
-    "--config.model.body.vit.mlp_dim=8",
-    "--config.model.embedding.patch.patch_size=4",
-    "--config.optimizer.warmup_epochs=0.1",
     "--config.augment.repeats=1",
 )
 OWN = {
@@ -50,22 +43,6 @@ def words_of(*options):
 
 def config_of(data_dir, *options):
     return load_config("digits:patch", [*SMALLEST, f"--config.data_dir={data_dir}", *words_of(*options)])
-
-
-@pytest.fixture
-def stop_at(monkeypatch):
-    """Has the next run get a signal as it takes that batch."""
-    send, moments = loop.to_devices, []
-
-    def look(batches):
-        moment = moments.pop() if moments else None
-        for number, batch in enumerate(batches, start=1):
-            if number == moment:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    monkeypatch.setattr(loop, "to_devices", lambda batches, sharding: send(look(batches), sharding))
-    return moments.append
 
 
 def saved(workdir):
@@ -90,9 +67,8 @@ def finished(data_dir, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
-def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bits(name, finished, stop_at, data_dir, tmp_path):
-    stop_at(STOP)
-    with pytest.raises(PreemptedError):
+def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bits(name, finished, seen, data_dir, tmp_path):
+    with seen.stopped_at(STOP):
         train(config_of(data_dir, *OWN[name]), tmp_path)
     train(config_of(data_dir, *OWN[name]), tmp_path)
     whole = saved(finished[name][0])

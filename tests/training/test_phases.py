@@ -1,18 +1,14 @@
 """Runs whose reduction keeps fewer tokens from epoch to epoch: which step each epoch has, stopping and resuming."""
 
-import os
-import signal
-
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers import leaves
+from helpers import SMALLEST_VIT, leaves
 
-from stce_jax.errors import PreemptedError
 from stce_jax.models.bodies import at_epoch
 from stce_jax.models.factory import create_model
 from stce_jax.models.reductions import evit
-from stce_jax.training import loop, stepping
+from stce_jax.training import stepping
 from stce_jax.training.phases import Phases
 from stce_jax.verbs import train as verb
 from stce_jax.workdir.config import load_config
@@ -22,22 +18,17 @@ TINY = {"num_classes": 10, "width": 8, "depth": 2, "heads": 2, "mlp_dim": 8, "im
 # 45 steps an epoch. The keep rate begins to shrink after the first step's images, and is the configured one when two
 # thirds are over.
 SCHEDULED = (
+    *SMALLEST_VIT,
     "--config.epochs=0.4",
     "--config.eval_every=0.2",
-    "--config.batch_size=32",
     "--config.image_size=16",
     "--config.log_every=6",
-    "--config.model.body.vit.width=8",
     "--config.model.body.vit.depth=1",
-    "--config.model.body.vit.heads=2",
-    "--config.model.body.vit.mlp_dim=8",
-    "--config.model.embedding.patch.patch_size=4",
     "--config.model.reduction.name=evit",
     "--config.model.reduction.evit.blocks=0",
     "--config.model.reduction.evit.keep_rate=0.5",
     "--config.model.reduction.evit.shrink_start_epoch=0.02",
     "--config.model.reduction.evit.shrink_epochs=0.25",
-    "--config.optimizer.warmup_epochs=0.1",
 )
 
 
@@ -79,28 +70,9 @@ def test_several_rates_are_all_said_and_a_body_may_have_a_schedule_of_its_own():
     assert phases.says(phases.at_epoch(0.0)) == "another form of the model"
 
 
-@pytest.fixture
-def stop_at(monkeypatch):
-    """stop_at(step): a signal comes as a step is about to be computed, counted from the start of the process."""
-
-    def install(number):
-        send = loop.to_devices
-
-        def look(batches):
-            for count, batch in enumerate(batches, start=1):
-                if count == number:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                yield batch
-
-        monkeypatch.setattr(loop, "to_devices", lambda batches, sharding: send(look(batches), sharding))
-        return lambda: monkeypatch.setattr(loop, "to_devices", send)
-
-    return install
-
-
 @pytest.mark.slow
 def test_a_run_stopped_in_the_middle_of_its_schedule_resumes_to_the_same_bits(
-    monkeypatch, no_picture, stop_at, data_dir, tmp_path, capfd
+    monkeypatch, no_picture, seen, data_dir, tmp_path, capfd
 ):
     monkeypatch.setattr(evit, "MOST_PROGRAMS", 3)
     made, make = [], stepping.make_train_step
@@ -114,10 +86,8 @@ def test_a_run_stopped_in_the_middle_of_its_schedule_resumes_to_the_same_bits(
     assert said == ["keep rate 1 from step 1 on", "keep rate 0.75 from step 6 on", "keep rate 0.5 from step 10 on"]
 
     made.clear()
-    as_before = stop_at(8)
-    with pytest.raises(PreemptedError, match=r"at step [678], which is saved"):
+    with seen.stopped_at(8, match=r"at step [678], which is saved"):
         verb.train(config, tmp_path / "stopped")
-    as_before()
     assert made == [1.0, 0.75]
     verb.train(config, tmp_path / "stopped")
     said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("keep rate")]

@@ -1,22 +1,19 @@
 """Progressive resizing: which size each step has, which models can, and runs that are stopped in either phase."""
 
 import logging
-import os
 import shutil
-import signal
 
 import jax
 import numpy as np
 import pytest
 from body_checks import noise
-from helpers import leaves
+from helpers import SMALLEST_VIT, leaves
 
 from stce_jax.analysis.costs import count_model, work_of_sizes
 from stce_jax.data.views import Views
-from stce_jax.errors import ConfigError, PreemptedError
+from stce_jax.errors import ConfigError
 from stce_jax.models.factory import create_model
 from stce_jax.training import assemble as runs
-from stce_jax.training import loop
 from stce_jax.training.options import check_options
 from stce_jax.training.phases import Phases, mixed_steps
 from stce_jax.training.progress import TrainProgress
@@ -29,18 +26,13 @@ from stce_jax.workdir.metric_lines import read_metrics
 TINY = {"num_classes": 10, "width": 8, "depth": 1, "heads": 2, "mlp_dim": 8, "image_size": 16, "patch_size": 4}
 # 18 steps of 45 an epoch; the second size begins after nine of them, the last six do not mix.
 RESIZED = (
+    *SMALLEST_VIT,
     "--config.epochs=0.4",
     "--config.eval_every=0.2",
-    "--config.batch_size=32",
     "--config.image_size=16",
     "--config.progressive_sizes=8,16",
     "--config.log_every=6",
-    "--config.model.body.vit.width=8",
     "--config.model.body.vit.depth=1",
-    "--config.model.body.vit.heads=2",
-    "--config.model.body.vit.mlp_dim=8",
-    "--config.model.embedding.patch.patch_size=4",
-    "--config.optimizer.warmup_epochs=0.1",
     "--config.augment.mixup=0.2",
     "--config.augment.mixing_off_epochs=0.134",
 )
@@ -199,34 +191,6 @@ def test_the_last_epochs_do_not_mix(data_dir):
     assert mixed_steps(config_of(data_dir, "--config.augment.mixup=0"), table) is None
 
 
-@pytest.fixture
-def seen(monkeypatch):
-    """Sides of the images that are trained on; `stop_at`: the batch as which a signal comes, from 1."""
-
-    class Seen:
-        def __init__(self):
-            self.sides, self.stop_at = [], None
-
-    own, send = Seen(), loop.to_devices
-
-    def look(batches):
-        for count, batch in enumerate(batches, start=1):
-            own.sides.append(batch["image"].shape[1])
-            if count == own.stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    monkeypatch.setattr(loop, "to_devices", lambda batches, sharding: send(look(batches), sharding))
-    return own
-
-
-def stop(seen, config, workdir, batches):
-    seen.stop_at = batches
-    with pytest.raises(PreemptedError):
-        verb.train(config, workdir)
-    seen.stop_at = None
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_picture")
 def test_a_run_stopped_in_either_size_resumes_to_the_same_bits(seen, data_dir, tmp_path, capfd, caplog):
@@ -245,7 +209,8 @@ def test_a_run_stopped_in_either_size_resumes_to_the_same_bits(seen, data_dir, t
     for batches in (4, 11, None):
         workdir = tmp_path / f"stopped_{batches}"
         if batches:
-            stop(seen, config, workdir, batches)
+            with seen.stopped_at(batches):
+                verb.train(config, workdir)
         else:  # as one that was killed after it had saved the last step of the first size
             shutil.copytree(tmp_path / "whole", workdir)
             shutil.rmtree(workdir / "checkpoints" / "18")
@@ -266,7 +231,8 @@ def test_a_run_stopped_in_either_size_resumes_to_the_same_bits(seen, data_dir, t
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_picture")
 def test_with_another_batch_or_loader_processes_sizes_stay_at_their_epochs(seen, data_dir, tmp_path):
-    stop(seen, config_of(data_dir), tmp_path / "run", 5)
+    with seen.stopped_at(5):
+        verb.train(config_of(data_dir), tmp_path / "run")
     at = len([line for line in seen.sides if line == 8])
     shutil.copytree(tmp_path / "run", tmp_path / "workers")
     seen.sides.clear()
