@@ -5,7 +5,7 @@ Whoever changes what is trained or decided here makes another version of it.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -187,8 +187,3 @@ def verdict(outcome: Outcome) -> str:
     if outcome.corrected >= ALPHA:
         return "undecided"
     return "yes" if outcome.gain.mean > 0 else "no, the reverse"
-
-
-def steps_of(scale: str) -> Sequence[tuple[str, ...]]:
-    """The steps of the forward selection that are planned so far."""
-    return STEPS[scale]
