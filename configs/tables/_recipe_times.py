@@ -9,7 +9,20 @@ from collections.abc import Sequence
 # Scale -> run -> ms an image. Where a row is missing, see `ratio`.
 MS: dict[str, dict[str, float]] = {
     "smoke": {},
-    "small": {},
+    "small": {
+        "base": 2.502,
+        "muon": 2.635,
+        "rope_axial": 2.569,
+        "mean_pooling": 2.797,
+        "conv": 2.146,
+        "light_mixing": 2.667,
+        "three_augment": 2.42,
+        "schedule_free": 2.466,
+        "progressive": 1.899,
+        "swiglu": 2.697,
+        "patch_dropout": 1.967,
+        "modern": 3.153,
+    },
     "medium": {},
 }
 
