@@ -5,6 +5,7 @@
     python benchmarks/study.py --merge DIR/medium                     first adds somebody's files of a scale
     python benchmarks/study.py --collect runs/c --data_dir DIR --results out --no_document   anywhere else; no document
     python benchmarks/study.py --table=recipe ...                     the same of docs/recipe.md: recipe, recipe_test
+    python benchmarks/study.py --table=bodies ...                     the same of docs/bodies.md
 
 Runs that are there stay as they are. Another version of the protocol, another config, or other images are refused.
 """
@@ -70,6 +71,14 @@ PAGES = {
         _SEEDS,
         _RECIPE,
         ("curves",),
+    ),
+    "bodies": Page(
+        documents.DOCS / "bodies",
+        documents.DOCS / "bodies.md",
+        ("answers", "bodies"),
+        {"small": range(2)},
+        {"small": "32 pixels"},
+        (),
     ),
 }
 

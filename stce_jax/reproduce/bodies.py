@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stce_jax.reproduce.cells import Row
-from stce_jax.reproduce.costs import NONE, Count, cost_rows, count_embedding, papers_row
-from stce_jax.reproduce.documents import Block, heading, paragraph, table
-from stce_jax.reproduce.results import Result, progress
+from stce_jax.reproduce.accuracies import accuracy_blocks, percent
+from stce_jax.reproduce.cells import Row, load_rows
+from stce_jax.reproduce.costs import NONE, Count, cost_rows, count_embedding, count_row, papers_row
+from stce_jax.reproduce.documents import Block, bullets, heading, paragraph, table
+from stce_jax.reproduce.kept_folders import TestImages, to_results
+from stce_jax.reproduce.results import Result, differences, progress
 
+TABLE = "bodies"
+DECIDING = "Swin, CvT, CMT and MobileViT"
 OWN, SUPER_TOKENS = "own", "stce"
 # Of the bodies' papers and repositories: ImageNet-1k at 224 pixels (MobileViT 256), top-1 in percent, millions of
 # parameters, 10^9 multiply-adds.
@@ -26,6 +30,51 @@ PUBLISHED = (
     ("DAT-T++", 83.9, None, None),
     ("DeiT-S", 79.9, 22.1, 4.6),
 )
+
+
+def study_blocks(
+    runs: Sequence[Mapping[str, Any]], images: TestImages | None, scale: str, seeds: Sequence[int], folder: Path
+) -> list[Block]:
+    """All blocks of the report of one scale that kept results give: no speeds of models in turn.
+
+    Args:
+      runs: of `read_folder`.
+      images: of `read_images`, if it is there.
+      scale: of the runs.
+      seeds: that are planned; runs of others count, too.
+      folder: for figures; not used.
+    """
+    del folder
+    planned = sorted({*seeds, *(run["seed"] for run in runs)})
+    results = to_results(runs, load_rows(TABLE, scale), planned)
+    blocks = [paragraph(progress(results, DECIDING))]
+    finished = [result for result in results if result.seeds]
+    if not finished:
+        return blocks
+    classes = len(images.class_ids) if images else 10
+    costs = cost_rows(
+        finished, [], lambda run: count_row(next(of.row for of in finished if of.row.run == run), classes)
+    )
+    places = sorted({run["place"] for run in runs if run["place"]})
+    return [
+        *blocks,
+        bullets(answers(finished)),
+        *accuracy_blocks(finished),
+        heading("Cost", level=3),
+        table(costs),
+        paragraph(f"Computed on: {'; '.join(places)}."),
+    ]
+
+
+def answers(results: Sequence[Result]) -> list[str]:
+    """A sentence for each body of which super tokens and something else are finished, in points of top-1."""
+    found: dict[str, list[str]] = {}
+    for pair in differences(results):
+        body, _, second = pair.second.label.partition(", ")
+        kind = pair.first.label.partition(", ")[2]
+        words = f"{kind} less {second} {percent(pair.over_seeds, '+')} ({len(pair.mcnemar)} seeds)"
+        found.setdefault(body, []).append(words.replace("(1 seeds)", "(one seed)"))
+    return [f"{body}: {'; '.join(own)}." for body, own in found.items()]
 
 
 def embedding_blocks(results: Sequence[Result]) -> list[Block]:
@@ -79,7 +128,7 @@ def body_blocks(
     """The blocks behind the accuracies and differences."""
     del workdir
     return [
-        paragraph(progress(results, "Swin, CvT, CMT and MobileViT")),
+        paragraph(progress(results, DECIDING)),
         heading("Cost", level=3),
         table(cost_rows(results, speed, count)),
         heading("Published figures", level=3),

@@ -14,7 +14,7 @@ from stce_jax.analysis.drawing import pictures
 from stce_jax.analysis.files import IN_RUN, SCORES, read_predictions
 from stce_jax.errors import ConfigError, DataError, StceError
 from stce_jax.paths import read_json, write_bytes
-from stce_jax.reproduce import clusters, recipe, recipe_protocol
+from stce_jax.reproduce import bodies, clusters, recipe, recipe_protocol
 from stce_jax.reproduce.cells import Cell, Row, cell_of, load_rows
 from stce_jax.reproduce.clustering import study_blocks
 from stce_jax.reproduce.documents import Block, figure, heading, paragraph
@@ -41,6 +41,7 @@ BLOCKS: Mapping[str, Callable[..., list[Block]]] = {
     TABLE: study_blocks,
     recipe_protocol.SEARCH: recipe.search_blocks,
     recipe_protocol.TEST: recipe.test_blocks,
+    bodies.TABLE: bodies.study_blocks,
 }
 _NAME = re.compile(r"([a-z0-9_]+)_seed([0-9]{1,9})")
 

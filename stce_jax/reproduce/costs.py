@@ -40,7 +40,7 @@ def cost_rows(results: Sequence[Result], speed: Sequence[Mapping[str, Any]], cou
         line |= {"multiply-adds": f"{counted['multiply_adds'] / 1e6:,.1f}M"}
         if "images_per_second" in {key for of in results for key in of.row.paper}:
             line |= {"paper, images/s": str(row.paper.get("images_per_second", NONE))}
-        for what in ("inference", "training"):
+        for what in ("inference", "training") if speed else ():
             line |= {f"{what}, images/s": speed_text(row.run, speed, what)}
         line |= {
             "training with loading, images/s": mean_text(result.images_per_second),

@@ -27,8 +27,12 @@ from stce_jax.workdir import parts
 MOST_BYTES = 50_000  # of a run
 MOST_IMAGES = 100_000
 MOST_POINTS = 200  # of a curve
-# Table -> version of its protocol: docs/study.md, docs/recipe.md.
-VERSIONS = {protocol.TABLE: protocol.VERSION, **dict.fromkeys(recipe_protocol.TABLES, recipe_protocol.VERSION)}
+# Table -> version of its protocol: docs/study.md, docs/recipe.md, docs/bodies.md.
+VERSIONS = {
+    protocol.TABLE: protocol.VERSION,
+    **dict.fromkeys(recipe_protocol.TABLES, recipe_protocol.VERSION),
+    "bodies": 1,
+}
 CURVES = ("loss", "top1", "affinity_entropy")
 CLUSTERS = ("own", "other", "grid", "covered")  # see `analysis.edges.agreements`
 _PLAIN = re.compile(r"[\w .,;:()+/@-]*")

@@ -3,25 +3,24 @@
 import dataclasses
 import datetime
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stce_jax.analysis.costs import count_parameters
 from stce_jax.analysis.curves import curves
-from stce_jax.analysis.intervals import Interval
 from stce_jax.data import catalog
 from stce_jax.paths import write_text
 from stce_jax.reproduce import documents
+from stce_jax.reproduce.accuracies import accuracy_blocks
 from stce_jax.reproduce.bodies import body_blocks, embedding_blocks
 from stce_jax.reproduce.cells import TRAINED, Row, load_rows
 from stce_jax.reproduce.collecting import BLOCKS, sweep_blocks
-from stce_jax.reproduce.costs import NONE, Count, cost_rows, count_row, how_timed, parameters
+from stce_jax.reproduce.costs import Count, cost_rows, count_row, how_timed, parameters
 from stce_jax.reproduce.documents import Block, bullets, commands, figure, heading, paragraph, table
 from stce_jax.reproduce.notes import NOTES, SCALES, TITLES
 from stce_jax.reproduce.reductions import count_reduced, reduction_blocks
-from stce_jax.reproduce.results import NOT_FINISHED, Difference, Result, differences, read_result
+from stce_jax.reproduce.results import NOT_FINISHED, Result, read_result
 from stce_jax.workdir import config as configuration
 
 FIGURE3 = ("patch", "conv", "stce")
@@ -77,7 +76,7 @@ def write_report(
             blocks += _embeddings(of_table)
         else:
             own = [dataclasses.replace(results[row.run], row=row) for row in of_table]
-            if name in BLOCKS:
+            if name in BLOCKS and name not in STUDY_PARTS:  # whose tables below say the same
                 blocks += sweep_blocks(workdir, dataset, seeds, name)
             blocks += _table(name, own, speed.get(name, []), workdir, count)
     blocks += _closing(rows, results)
@@ -151,11 +150,7 @@ def _table(
     name: str, results: Sequence[Result], speed: Sequence[Mapping[str, Any]], workdir: Path, count: Count
 ) -> list[Block]:
     study = STUDY_PARTS.get(name)
-    blocks = [*(study.opening(results) if study else []), table([_accuracy(result) for result in results])]
-    pairs = differences(results)
-    if pairs:
-        blocks += [heading("Differences on the same seeds and images, in points", level=3)]
-        blocks += [table([_difference(pair) for pair in pairs])]
+    blocks = [*(study.opening(results) if study else []), *accuracy_blocks(results)]
     if name == "table6":
         blocks += _order(results)
     groups = {result.row.label: result.curves for result in results if result.row.run in FIGURE3 and result.curves}
@@ -171,45 +166,6 @@ def _table(
 
 def _count(row: Row, classes: int) -> Mapping[str, Any]:
     return STUDY_PARTS[row.table].costs(row, classes) if row.table in STUDY_PARTS else count_row(row, classes)
-
-
-def _accuracy(result: Result) -> dict[str, str]:
-    paper, ours = result.row.paper.get("top1"), result.interval()
-    return {
-        "row": result.row.label,
-        "paper, top-1 %": NONE if paper is None else f"{paper:.2f}",
-        "ours, top-1 %": _percent(ours) if ours else NONE,
-        "by the images": _range(result.over_images()) if ours else NONE,
-        "each seed": ", ".join(f"{100 * top1:.2f}" for top1 in result.top1) or NONE,
-        "best epoch, chosen on the test images": ", ".join(f"{100 * top1:.2f}" for top1 in result.best) or NONE,
-        "runs": f"{len(result.seeds)} of {len(result.seeds) + len(result.unfinished)}",
-    }
-
-
-def _difference(pair: Difference) -> dict[str, str]:
-    p_values = "; ".join(f"{first}/{second}, p {_p(p_value)}" for first, second, p_value in pair.mcnemar)
-    return {
-        "rows": f"{pair.first.label} less {pair.second.label}",
-        "paper": NONE if pair.paper is None else f"{pair.paper:+.2f}",
-        "ours, over seeds": _percent(pair.over_seeds, "+"),
-        "over images": _percent(pair.over_images, "+"),
-        "right alone (first/second), p": p_values,
-        "verdict": _verdict(pair),
-    }
-
-
-def _verdict(pair: Difference) -> str:
-    """What both intervals together allow to say of "first less second"; of one seed there is but one."""
-    words = {1: "the first is higher", -1: "the first is lower", 0: "undecided"}
-    by_images = _sign(pair.over_images)
-    if len(pair.mcnemar) == 1:
-        return f"{words[by_images]} by the images of one seed; of other seeds it says nothing"
-    return words[by_images if _sign(pair.over_seeds) == by_images else 0]
-
-
-def _sign(interval: Interval) -> int:
-    """1 or -1 where an interval lies above or below 0; 0 where it contains 0, or there is none."""
-    return int(interval.low > 0) - int(interval.high < 0)
 
 
 def _order(results: Sequence[Result]) -> list[Block]:
@@ -252,17 +208,3 @@ def _closing(rows: Sequence[Row], results: Mapping[str, Result]) -> list[Block]:
             title = f"`{result.row.run}`, seed {seed}: {record['seconds'] / 60:.1f} minutes on {record['place']}"
             blocks.append(commands(title, record["commands"]))
     return blocks
-
-
-def _percent(interval: Interval, sign: str = "") -> str:
-    """An `Interval` of fractions in percent or points."""
-    mean, low, high = (f"{100 * value:{sign}.2f}" for value in interval)
-    return mean if math.isnan(interval.low) else f"{mean} [{low}, {high}]"
-
-
-def _range(interval: Interval) -> str:
-    return f"[{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
-
-
-def _p(value: float) -> str:
-    return f"{value:.2g}" if value >= 1e-4 else "< 0.0001"

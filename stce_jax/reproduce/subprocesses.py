@@ -76,7 +76,8 @@ def describe_place() -> str:
       ConfigError: JAX does not start there.
     """
     code = (
-        "import jax, os, platform; devices = jax.devices(); print(f'{platform.node()}, {os.cpu_count()} cores, "
+        "import jax, os, platform; devices, cores = jax.devices(), len(os.sched_getaffinity(0)); "
+        "print(f'{platform.node()}, {cores} cores, "
         "{len(devices)} x {devices[0].device_kind}, Python {platform.python_version()}, jax {jax.__version__}')"
     )
     # A session of its own: Ctrl-C is for this process alone.

@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
+from study_results import keep
 from sweep_cells import finish
 
 from stce_jax.configs.tables.bodies import BODIES, DECIDING
 from stce_jax.data.catalog import open_dataset
 from stce_jax.models.bodies import BODIES as ALL
-from stce_jax.reproduce.bodies import embedding_costs
+from stce_jax.reproduce import documents
+from stce_jax.reproduce.bodies import embedding_costs, study_blocks
 from stce_jax.reproduce.cells import cells_of, load_rows
+from stce_jax.reproduce.kept_folders import read_folder
 from stce_jax.reproduce.report import write_report
 from stce_jax.training import assemble as runs
 
@@ -67,3 +70,24 @@ def test_the_report_begins_with_where_the_saving_does_not_carry_over(tmp_path, d
     assert "Of the runs that decide" in text and "4 of 12 are finished; of all runs 4 of 12" in text
     assert "Swin, super tokens less Swin, its own embedding" in text
     assert "| Swin-T | 81.3 | 28.3M | 4.5G |" in text
+
+
+def test_kept_runs_give_answers_accuracies_and_costs(tmp_path):
+    rows = {row.run: row for row in load_rows("bodies", "smoke")}
+    images = np.arange(100)
+    for run, seeds, hits in (
+        ("swin_own", (0, 1), images % 4 > 0),
+        ("swin_stce", (0, 1), images % 5 > 0),
+        ("swin_pooling", (0,), images % 10 > 0),
+    ):
+        for seed in seeds:
+            keep(tmp_path, rows[run], seed, hits, table="bodies")
+    blocks = study_blocks(read_folder(tmp_path, "smoke", "bodies"), None, "smoke", (0, 1), tmp_path)
+    text = documents.to_markdown(blocks)
+    assert "5 of 24 are finished; of all runs 5 of 54" in text, text
+    answer = (
+        "Swin: super tokens less its own embedding +5.00 [+5.00, +5.00] (2 seeds); average pooling less super tokens "
+    )
+    assert answer + "+10.00 (one seed); average pooling less its own embedding +15.00 (one seed)." in text, text
+    assert "| Swin, super tokens | – | 80.00 [80.00, 80.00] |" in text and "CvT" not in text.partition("continues.")[2]
+    assert "Computed on: 2 cores" in text and study_blocks([], None, "smoke", (0, 1), tmp_path)[1:] == []

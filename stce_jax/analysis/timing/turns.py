@@ -76,6 +76,6 @@ def machine() -> str:
         model = named[0] if named else model
     devices = jax.devices()
     return (
-        f"{model}, {os.cpu_count()} cores; {len(devices)} JAX device(s): {devices[0].device_kind}; "
+        f"{model}, {len(os.sched_getaffinity(0))} cores; {len(devices)} JAX device(s): {devices[0].device_kind}; "
         f"Python {platform.python_version()}, jax {jax.__version__}"
     )
