@@ -29,7 +29,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_onnx_runtime_gives_the_runs_logits_of_real_images(tmp_path, name):
+def test_onnx_runtime_gives_the_runs_logits_of_real_images(tmp_path, capfd, name):
     preset, options = MODELS[name]
     run = made_run(preset, **options)
     done = formats.write("onnx", tmp_path, run, ema=False)
@@ -37,7 +37,9 @@ def test_onnx_runtime_gives_the_runs_logits_of_real_images(tmp_path, name):
     assert done["by"] == f"ONNX Runtime {onnxruntime.__version__}" and done["batch_sizes"] == [1, 3]
     description = json.loads((tmp_path / "model.json").read_text())
     assert description["input"]["dtype"] == "uint8" and description["inputs"] == ["pixels"]
+    capfd.readouterr()
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert capfd.readouterr().err == "", "ONNX Runtime warns wherever the file is opened"
     (given,), (logits,) = session.get_inputs(), session.get_outputs()
     assert (given.name, given.type, given.shape[1:]) == ("pixels", "tensor(uint8)", [32, 32, 3])
     assert (logits.name, logits.type, logits.shape[-1]) == ("logits", "tensor(float)", 5)

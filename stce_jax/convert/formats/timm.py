@@ -4,6 +4,7 @@ Files: model.safetensors, in timm's names, and config.json. `TARGETS` says which
 layouts of `convert.layouts` translate the weights, and read them again.
 """
 
+import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from stce_jax.convert.formats import UNKNOWN_LICENSE, check_license, others
 from stce_jax.convert.sources import open_source
 from stce_jax.errors import ConfigError
 from stce_jax.models.factory import model_options
-from stce_jax.paths import plain_path, write_bytes, write_text
+from stce_jax.paths import first_line, plain_path, write_bytes, write_text
 from stce_jax.training.assemble import Run
 from stce_jax.training.preprocessing import view_options
 from stce_jax.training.state import abstract_variables
@@ -101,10 +102,13 @@ def write(directory: Path, run: Run, *, ema: bool, license: str = UNKNOWN_LICENS
     compare_arrays(HUB_WEIGHTS, opened.arrays, ours)
     compared = compare_logits(run, logits_of_source(opened))
     by = "a model of this package made of the files alone"
-    if timm := _timm():
+    notes = [f"architecture {architecture.name}, every option in {CONFIG}; licence {license}"]
+    timm = _timm()
+    if isinstance(timm, str):
+        notes.append(timm)
+    elif timm:
         compared = compare_logits(run, _by_timm(timm, directory))
         by = f"timm {timm.__version__}"
-    notes = [f"architecture {architecture.name}, every option in {CONFIG}; licence {license}"]
     if options["dtype"] != "float32":
         notes.append(f"computes in float32, the run in {options['dtype']}")
     if options.get("norm_epsilon", TIMM_EPSILON) != TIMM_EPSILON:
@@ -262,12 +266,14 @@ def _one_by_one(run: Run) -> dict[str, np.ndarray]:
 
 
 def _timm() -> Any:
-    """The module timm, where it is installed and can be used."""
+    """The module timm, None where it is not installed; where it is and cannot be imported, a line that says why."""
+    if importlib.util.find_spec("timm") is None:
+        return None
     try:
         import timm
         import torch  # noqa: F401
-    except Exception:  # not there; or torch, torchvision and timm are of versions that do not fit each other
-        return None
+    except Exception as error:  # torch, torchvision and timm may be of versions that do not fit each other
+        return f"not compared with timm, which cannot be imported ({first_line(error)})"
     return timm
 
 

@@ -1,6 +1,7 @@
 """The format timm, as far as it needs no timm: config.json leaves nothing to defaults, weights come back to the bit."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -135,3 +136,14 @@ def test_mobilevit_becomes_timms_in_the_published_sizes_alone():
     assert timm._mobilevit(own, 256).name == "mobilevit_xs"
     with pytest.raises(ConfigError, match="a MobileViT of other options"):
         timm._mobilevit({**own, "head_width": 100}, 256)
+
+
+def test_a_timm_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "out").mkdir()
+    done = formats.write("timm", tmp_path / "out", made_run("deit_ti", **DEIT), ema=False)
+    line = "not compared with timm, which cannot be imported (operator torchvision::nms does not exist)"
+    assert line in done["notes"] and done["by"] == "a model of this package made of the files alone"
