@@ -1,4 +1,4 @@
-"""Eight CPU devices, a compilation cache shared with the processes that tests start, and a tiny trained run."""
+"""CPU devices, a compilation cache shared with the processes that tests start, and a tiny trained run."""
 
 import contextlib
 import fcntl
@@ -66,6 +66,28 @@ def shared(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="session", autouse=True)
+def two_devices():
+    """What trains and evaluates has two of the eight devices: programs for more take a quarter longer.
+
+    What is about more of them asks for `eight_devices`, or makes its own mesh.
+    """
+    from stce_jax.training import mesh
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh, "all_devices", lambda: jax.devices()[:2])
+        yield
+
+
+@pytest.fixture(scope="module")
+def eight_devices(two_devices):
+    from stce_jax.training import mesh
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh, "all_devices", jax.devices)
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_dir(shared):
     """A data directory, shared by all tests, in which the digits are prepared once."""
@@ -87,7 +109,7 @@ def stce():
 
 @pytest.fixture(scope="session")
 def stce_here():
-    """Runs `stce WORDS...` in this process, which has eight devices; returns it completed, as `stce` does."""
+    """Runs `stce WORDS...` in this process; returns it completed, as `stce` does."""
 
     def run(*words):
         from stce_jax import cli

@@ -55,7 +55,7 @@ _GLOO = {"Gloo", "Rank", "is", "connected", "to", "peer", "ranks", "Expected", "
 
 
 def run_cli(capsys, *words):
-    """(exit code, standard output, standard error) of the command in this process, which has eight devices."""
+    """(exit code, standard output, standard error) of the command in this process."""
     with pytest.raises(SystemExit) as end:
         cli.main([str(word) for word in words])
     captured = capsys.readouterr()

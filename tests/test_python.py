@@ -145,7 +145,7 @@ def test_eval_batches_have_every_image_once_in_order(pets):
     config, dataset = pets
     with stce_jax.eval_batches(config, dataset) as batches:
         (batch,) = batches
-    assert batch["image"].shape == (8, 8, 8, 3)  # as the eight devices of the tests can share
+    assert batch["image"].shape == (8, 8, 8, 3)  # as the devices can share
     np.testing.assert_array_equal(batch["weight"], [1] * 5 + [0] * 3)
     np.testing.assert_array_equal(batch["image"][:5, 0, 0, 0], [0, 2, 4, 1, 3])  # by class, then by name
     with stce_jax.eval_batches(config, dataset, "train") as batches:

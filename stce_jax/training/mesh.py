@@ -16,6 +16,11 @@ from stce_jax.processes import peers as processes
 SMALLEST_SPLIT = 2**14
 
 
+def all_devices() -> list[jax.Device]:
+    """Those of all processes, over which a mesh lies unless it is given others."""
+    return jax.devices()
+
+
 def make_mesh(fsdp_devices: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes "data" and "fsdp" over all (or the given) devices; each device gets a part of every batch.
 
@@ -28,7 +33,7 @@ def make_mesh(fsdp_devices: int = 1, devices: Sequence[jax.Device] | None = None
     Raises:
       ConfigError: the number of devices is no multiple of `fsdp_devices`, or the processes have unequal numbers.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = all_devices() if devices is None else devices
     if fsdp_devices < 1 or len(devices) % fsdp_devices:
         raise ConfigError(f"fsdp_devices is {fsdp_devices}, which does not divide the {len(devices)} devices")
     counts = collections.Counter(device.process_index for device in devices)

@@ -33,6 +33,8 @@ from stce_jax.data.views import Views
 from stce_jax.errors import DataError, PreemptedError
 from stce_jax.training.mesh import batch_sharding, make_mesh
 
+pytestmark = pytest.mark.usefixtures("eight_devices")
+
 
 def stream(steps, **options):
     """The same as one stream, positions first."""

@@ -8,6 +8,8 @@ import pytest
 from stce_jax.processes.stop_flag import FLAG, carries_flag, flagged
 from stce_jax.training.mesh import batch_sharding, make_mesh
 
+pytestmark = pytest.mark.usefixtures("eight_devices")
+
 
 def add(total, batch):
     return total + batch["label"].sum(), {"count": batch["label"].shape[0] * jnp.float32(1)}

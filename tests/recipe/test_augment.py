@@ -538,7 +538,7 @@ def test_switched_off_it_only_scales():
 @pytest.mark.slow
 def test_sharding_changes_nothing():
     images, labels = noise(16, 12, 10, 3), np.arange(16) % 5
-    mesh = make_mesh(fsdp_devices=2)
+    mesh = make_mesh(2, jax.devices())
     assert mesh.size == 8
     sharded = jax.device_put((images, labels), batch_sharding(mesh))
     augmented = augmentation(**EVERYTHING)

@@ -49,7 +49,7 @@ AUGMENT = make_augment(
     erase_area=(0.02, 1 / 3),
     erase_ratio=(0.3, 3.3),
 )
-pytestmark = pytest.mark.usefixtures("everything_is_split")
+pytestmark = pytest.mark.usefixtures("eight_devices", "everything_is_split")
 
 
 def stce(**options):

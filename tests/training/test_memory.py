@@ -12,6 +12,8 @@ from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import make_mesh, sharded_shapes
 from stce_jax.training.state import abstract_state
 
+pytestmark = pytest.mark.usefixtures("eight_devices")
+
 GIB = 2**30
 
 

@@ -15,6 +15,8 @@ from stce_jax.errors import ConfigError
 from stce_jax.training import mesh as mesh_module
 from stce_jax.training.mesh import batch_sharding, check_batch_size, make_mesh, replicated, state_shardings
 
+pytestmark = pytest.mark.usefixtures("eight_devices")
+
 
 def shape_only(*shape):
     """An array that takes no memory."""

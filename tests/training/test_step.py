@@ -59,7 +59,7 @@ OPTIMIZER = make_optimizer(
 )
 LEARNING_RATE = 0.1
 SGD = optax.sgd(LEARNING_RATE)  # compiles faster, where the optimizer does not matter
-pytestmark = pytest.mark.usefixtures("everything_is_split")
+pytestmark = pytest.mark.usefixtures("eight_devices", "everything_is_split")
 TOPOLOGIES = {"1 device": (1, 1), "8 devices": (8, 1), "fsdp 2": (8, 2), "fsdp 8": (8, 8)}
 
 

@@ -29,7 +29,7 @@ from stce_jax.workdir.checkpoints import Checkpoints
 META = {"class_names": ["one", "zwei", "três"], "mean": [0.1, 1 / 3, 1e-30], "epoch": 2.5, "nested": {"none": None}}
 SCHEDULE = make_schedule(peak=1e-3, warmup_from=1e-6, final=1e-5, warmup_steps=2, total_steps=50)
 OPTIMIZER = make_optimizer(SCHEDULE, weight_decay=0.05, beta1=0.9, beta2=0.999, epsilon=1e-8, clip_norm=1.0)
-pytestmark = pytest.mark.usefixtures("everything_is_split")
+pytestmark = pytest.mark.usefixtures("eight_devices", "everything_is_split")
 ONE, EIGHT, FSDP_2, FSDP_8 = (1, 1), (8, 1), (8, 2), (8, 8)  # (devices, fsdp)
 
 

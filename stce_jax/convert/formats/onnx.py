@@ -98,7 +98,7 @@ def _convert(run: Run, variables: Mapping[str, Any]) -> bytes:
 
 
 def _drop_unused(graph: Any) -> set[str]:
-    """Removes the constants that the converter left over, each of which ONNX Runtime warns of wherever it opens the file.
+    """Removes constants that the converter left over; ONNX Runtime warns of each wherever the file is opened.
 
     Returns:
       The names that a graph reads, those within its loops and branches included.

@@ -11,6 +11,8 @@ import pytest
 from stce_jax.models.ops.linear import product, product_plain
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated
 
+pytestmark = pytest.mark.usefixtures("eight_devices")
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
