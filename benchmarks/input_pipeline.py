@@ -32,7 +32,7 @@ import simplejpeg
 from measure import interleave, machine, markdown_table, median_estimate
 from PIL import Image
 
-from stce_jax.data import catalog, decode, loader
+from stce_jax.data import catalog, crops, decode, loader
 from stce_jax.data.views import Views
 from stce_jax.verbs.prepare import prepare
 
@@ -84,7 +84,7 @@ def crops_with_too_few_pixels(images, draws=200):
     """Shares of the random crops of images with fewer pixels than SIZE x SIZE; and in each direction."""
     boxes = np.array(
         [
-            decode._draw_box(np.random.default_rng((number, draw)), *image.shape[:2], AREA, RATIO)[2:]
+            crops._draw_box(np.random.default_rng((number, draw)), *image.shape[:2], AREA, RATIO)[2:]
             for number, image in enumerate(images)
             for draw in range(draws)
         ]
@@ -94,7 +94,7 @@ def crops_with_too_few_pixels(images, draws=200):
 
 def padded_crop(rng, image):
     """(the crop in the corner of uint8 [PADDED, PADDED, 3], its height and width)."""
-    top, left, height, width = decode._draw_box(rng, *image.shape[:2], AREA, RATIO)
+    top, left, height, width = crops._draw_box(rng, *image.shape[:2], AREA, RATIO)
     padded = np.zeros((PADDED, PADDED, 3), np.uint8)
     padded[:height, :width] = image[top : top + height, left : left + width]
     return padded, np.array([height, width])
@@ -123,21 +123,32 @@ def device_resize(padded, shapes):
 
 def unresized_crop(rng, image):
     """The crop alone, as it goes to the resize."""
-    top, left, height, width = decode._draw_box(rng, *image.shape[:2], AREA, RATIO)
+    top, left, height, width = crops._draw_box(rng, *image.shape[:2], AREA, RATIO)
     return np.ascontiguousarray(image[top : top + height, left : left + width])
+
+
+def large_photos(images):
+    """JPEG files of 4,000 x 3,000 pixels, tiled with images at their own size: as sharp as those are."""
+    upright = [image if image.shape[0] < image.shape[1] else image.transpose(1, 0, 2) for image in images]
+    files = []
+    for start in range(4):
+        tiles = [upright[(start + 7 * place) % len(upright)] for place in range(64)]
+        rows = [np.concatenate(tiles[8 * row : 8 * row + 8], axis=1) for row in range(8)]
+        files.append(simplejpeg.encode_jpeg(np.concatenate(rows), quality=92, colorsubsampling="420"))
+    return files
 
 
 def steps(encoded, stored_files, stored_pixels):
     """{name: function over all images}; the numbers are of one core, for nothing here starts a thread but XLA."""
     images = [decode.decode_image(file, "image") for file in encoded]
-    crop = functools.partial(decode.random_resized_crop, size=SIZE, area=AREA, ratio=RATIO)
+    crop = functools.partial(crops.random_resized_crop, size=SIZE, area=AREA, ratio=RATIO)
 
     def pillow(file):
         return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
 
     def as_torchvision(rng, file):
         image = Image.open(io.BytesIO(file)).convert("RGB")
-        top, left, height, width = decode._draw_box(rng, image.height, image.width, AREA, RATIO)
+        top, left, height, width = crops._draw_box(rng, image.height, image.width, AREA, RATIO)
         box = (left, top, left + width, top + height)
         return np.asarray(image.crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
@@ -147,9 +158,9 @@ def steps(encoded, stored_files, stored_pixels):
     def cut(function, items):  # each image with draws of its own, the same in every round
         return lambda: [function(np.random.default_rng(number), item) for number, item in enumerate(items)]
 
-    crops = cut(padded_crop, images[:32])()
-    padded = jnp.asarray(np.stack([pixels for pixels, _ in crops]))
-    shapes = jnp.asarray(np.stack([shape for _, shape in crops]))
+    cuts = cut(padded_crop, images[:32])()
+    padded = jnp.asarray(np.stack([pixels for pixels, _ in cuts]))
+    shapes = jnp.asarray(np.stack([shape for _, shape in cuts]))
     expected = np.stack(cut(crop, images[:32])()).astype(int)
     error = np.abs(np.asarray(device_resize(padded, shapes)).astype(int) - expected)
     assert error.mean() < 0.25 and (error <= 2).mean() > 0.99, "the device's resize is not Pillow's"
@@ -158,14 +169,16 @@ def steps(encoded, stored_files, stored_pixels):
     def of_record(function, source):
         return lambda rng, index: function(rng, decode.decode_image(source[index]["image"], "image"))
 
-    simd = functools.partial(crop, resize="simd")
+    def as_shipped(rng, file):
+        return crop(rng, crops.open_for_crops(file, "image", "fast"), resize="fast")
+
+    def by_pillow(rng, file):
+        return crop(rng, decode.decode_image(file, "image"))
+
+    simd, large = functools.partial(crop, resize="simd"), large_photos(images)
     files, pixels = range(len(stored_files)), range(len(stored_pixels))
     with_simd = {
         "random crop and resize, simd": (len(images), cut(simd, images)),
-        "decode and crop, simd": (
-            len(images),
-            cut(lambda rng, file: simd(rng, decode.decode_image(file, "image")), encoded),
-        ),
         "raw: crop and resize, simd": (
             len(raw),
             cut(lambda rng, file: simd(rng, decode.decode_image(file, "image")), raw),
@@ -176,19 +189,19 @@ def steps(encoded, stored_files, stored_pixels):
         "simplejpeg decode": (len(images), every(lambda file: simplejpeg.decode_jpeg(file, "RGB"), encoded)),
         "Pillow decode": (len(images), every(pillow, encoded)),
         "random crop and resize": (len(images), cut(crop, images)),
-        "**decode and crop, as shipped**": (
-            len(images),
-            cut(lambda rng, file: crop(rng, decode.decode_image(file, "image")), encoded),
-        ),
+        "**decode and crop, as shipped**": (len(images), cut(as_shipped, encoded)),
+        "decode and crop, resized by Pillow": (len(images), cut(by_pillow, encoded)),
+        "12 megapixels: decode and crop, as shipped": (len(large), cut(as_shipped, large)),
+        "12 megapixels: decode and crop, resized by Pillow": (len(large), cut(by_pillow, large)),
         "decode and crop, Pillow alone": (len(images), cut(as_torchvision, encoded)),
         "decode and crop, unresized": (
             len(images),
             cut(lambda rng, file: padded_crop(rng, decode.decode_image(file, "image")), encoded),
         ),
-        "resize on the device": (len(crops), lambda: device_resize(padded, shapes)),
+        "resize on the device": (len(cuts), lambda: device_resize(padded, shapes)),
         "evaluation's view": (
             len(images),
-            every(lambda file: decode.center_crop(decode.decode_image(file, "image"), SIZE, FRACTION), encoded),
+            every(lambda file: crops.center_crop(decode.decode_image(file, "image"), SIZE, FRACTION), encoded),
         ),
         "read, decode and crop": (len(images), cut(of_record(crop, stored_files), files)),
         "raw: crop, unresized": (
@@ -200,7 +213,7 @@ def steps(encoded, stored_files, stored_pixels):
         "raw: read, crop and resize": (len(raw), cut(of_record(crop, stored_pixels), pixels)),
         "raw: evaluation's view": (
             len(raw),
-            every(lambda file: decode.center_crop(decode.decode_image(file, "image"), SIZE, FRACTION), raw),
+            every(lambda file: crops.center_crop(decode.decode_image(file, "image"), SIZE, FRACTION), raw),
         ),
     } | (with_simd if SIMD else {})
 

@@ -329,7 +329,7 @@ def get_config() -> config_dict.ConfigDict:
     augment.crop = "random_resized"  # or "center": the evaluation's view
     augment.crop_area = (0.08, 1.0)  # minimum and maximum share of the image in a random crop
     augment.crop_ratio = (0.75, 4 / 3)  # minimum and maximum width over height of a random crop
-    augment.resize = "pillow"  # of random crops; "simd": five times as fast, if cykooz-resizer is installed (x86)
+    augment.resize = "fast"  # of random crops: "fast", "pillow" or "simd", see docs/data.md; evaluation is Pillow's
     augment.eval_crop_fraction = 0.875  # share of the short side that the evaluation's central square covers
     augment.eval_interpolation = config_dict.placeholder(str)  # by which that view is resized; None: "bicubic"
     augment.mean = config_dict.placeholder(tuple)  # of pixels scaled to 0..1, red green blue; None: the data set's

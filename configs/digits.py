@@ -43,6 +43,7 @@ def get_config(embedding: str = "stce") -> config_dict.ConfigDict:
     config.optimizer.ema_decay = 0.0
 
     config.augment.crop = "center"
+    config.augment.resize = "pillow"  # the numbers of the README are of this recipe, to the bit
     config.augment.eval_crop_fraction = 1.0
     config.augment.flip = 0.0  # a mirrored digit is no digit
     config.augment.shift = 2

@@ -40,6 +40,7 @@ def get_config(embedding: str = "stce") -> config_dict.ConfigDict:
     config.optimizer.ema_decay = 0.0
 
     config.augment.crop_area = (0.4, 1.0)
+    config.augment.resize = "pillow"  # published numbers are of this recipe, to the bit
     config.augment.eval_crop_fraction = 1.0
     config.augment.repeats = 1
     config.augment.rand_augment = ""

@@ -59,7 +59,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 import stce_jax
-from stce_jax.data.decode import read_view
+from stce_jax.data.crops import read_view
 
 folder, picture = ".", "picture.jpg"
 description = json.load(open(f"{{folder}}/model.json"))

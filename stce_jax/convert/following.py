@@ -5,7 +5,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from stce_jax.convert.preprocessing import Preprocessing, numbers
-from stce_jax.data.decode import INTERPOLATIONS
+from stce_jax.data.resizing import INTERPOLATIONS
 
 # Key of `config.augment` -> what weights know of it.
 FOLLOWED = {"mean": "mean", "std": "std", "eval_interpolation": "interpolation"}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stce_jax.convert.layouts import said
-from stce_jax.data.decode import INTERPOLATIONS
+from stce_jax.data.resizing import INTERPOLATIONS
 from stce_jax.errors import CheckpointError, shown
 from stce_jax.models.factory import LARGEST_SIDE
 
@@ -32,7 +32,7 @@ class Preprocessing:
     Attributes:
       image_size: (height, width) in pixels.
       mean, std: of pixels scaled to 0..1, for red, green and blue.
-      interpolation: one of `decode.INTERPOLATIONS`.
+      interpolation: one of `resizing.INTERPOLATIONS`.
       crop_fraction: share of the short side that the central square covers.
       note: what cannot be done as it was, for people; "" if all can.
     """

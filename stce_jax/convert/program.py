@@ -15,7 +15,7 @@ from etils import epath
 from jaxtyping import Array, Float, UInt8
 
 from stce_jax.convert.files import DESCRIPTION
-from stce_jax.data import decode
+from stce_jax.data import crops, resizing
 from stce_jax.errors import CheckpointError, ConfigError, shown
 from stce_jax.paths import first_line, open_path, parse_json, read_bytes
 from stce_jax.workdir.digests import find_damage
@@ -64,7 +64,7 @@ def load_exported(directory: epath.PathLike) -> ExportedModel:
     try:
         description = parse_json(content[DESCRIPTION].decode())
         image, version = description["image"], description["versions"]["jax"]
-        view = functools.partial(decode.read_view, **_view_of(image))
+        view = functools.partial(crops.read_view, **_view_of(image))
         class_ids, class_names = (tuple(description[name]) for name in ("class_ids", "class_names"))
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # whoever wrote the digests, too
         raise CheckpointError(
@@ -87,8 +87,8 @@ def load_exported(directory: epath.PathLike) -> ExportedModel:
 
 
 def _view_of(image: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `decode.read_view` that a description's "image" says; ValueError for an unknown interpolation."""
-    interpolation = image.get("interpolation", decode.INTERPOLATIONS[0])  # earlier exports say none
-    if interpolation not in decode.INTERPOLATIONS:
+    """The options of `crops.read_view` that a description's "image" says; ValueError for an unknown interpolation."""
+    interpolation = image.get("interpolation", resizing.INTERPOLATIONS[0])  # earlier exports say none
+    if interpolation not in resizing.INTERPOLATIONS:
         raise ValueError(f"there is no interpolation {shown(interpolation)}")
     return {"size": image["size"], "fraction": image["crop_fraction"], "interpolation": interpolation}

@@ -3,21 +3,23 @@
 Runs in threads and in processes of their own, so it does not import JAX.
 """
 
+import contextlib
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from stce_jax.data.decode import INTERPOLATIONS, center_crop, decode_image, random_resized_crop, simd_resize
+from stce_jax.data.crops import center_crop, open_for_crops, random_resized_crop
+from stce_jax.data.large_jpegs import LargeJpeg
 from stce_jax.data.records import Source
+from stce_jax.data.resizing import INTERPOLATIONS, RESIZES, Pixels, vector_resize
 from stce_jax.errors import check_choice, check_pair, check_range, check_whole
 
 CROPS = ("random_resized", "center")
-RESIZES = ("pillow", "simd")
 SAMPLES = 8  # images that are decoded to estimate whether all of them fit into the cache
 _at_work: dict[int, tuple[str, float]] = {}  # thread of this process -> (name of the image it reads, since when)
 
@@ -28,6 +30,17 @@ def slowest() -> tuple[str, float] | None:
     """(name, seconds) of the image that a thread of this process has been reading longest, or None."""
     since = min(list(_at_work.values()), key=lambda work: work[1], default=None)
     return (since[0], time.monotonic() - since[1]) if since else None
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Within it this thread reads the image of this name, see `slowest`."""
+    thread = threading.get_ident()
+    _at_work[thread] = (name, time.monotonic())
+    try:
+        yield
+    finally:
+        del _at_work[thread]
 
 
 class Views:
@@ -59,22 +72,21 @@ class Views:
         cache_bytes: int = 0,
     ) -> None:
         self.size = size
-        self._source = source
+        self._source, self._resize = source, "pillow" if crop == "center" else resize
         self._pixels: Callable[..., View] | None  # (pixels, size=)
         self._cut: Callable[..., View] | None  # (generator, pixels, size=)
         if crop == "center":
             crop_center = functools.partial(center_crop, fraction=fraction, interpolation=interpolation)
             self._pixels, self._cut = crop_center, None
         else:
-            if resize == "simd":
-                simd_resize()  # fails at once if it is not installed
+            vector_resize(resize == "simd")  # fails at once if it is not installed
             cut = functools.partial(random_resized_crop, area=area, ratio=ratio, resize=resize)
             self._pixels, self._cut = None, cut
         self._cache_bytes = cache_bytes
         self._start()
 
     def _start(self) -> None:
-        self._cache: list[tuple[UInt8[np.ndarray, "H W 3"], np.int32] | None] = []
+        self._cache: list[tuple[Pixels, np.int32] | None] = []
         self._fits: bool | None = None  # not yet known
         self._room = self._cache_bytes
         self._lock = threading.Lock()
@@ -106,11 +118,13 @@ class Views:
         size = size or self.size
         pixels, label = self._kept(index, size)
         if self._cut is None:
+            assert not isinstance(pixels, LargeJpeg)
             return pixels, label
         assert rng is not None, "a random crop needs a source of draws"
-        return self._cut(rng, pixels, size=size), label
+        with _reading(self._source.name(index)):  # of a `LargeJpeg` only now
+            return self._cut(rng, pixels, size=size), label
 
-    def _kept(self, index: int, size: int) -> tuple[UInt8[np.ndarray, "H W 3"], np.int32]:
+    def _kept(self, index: int, size: int) -> tuple[Pixels | LargeJpeg, np.int32]:
         if self._fits is None:
             with self._lock:
                 if self._fits is None:
@@ -120,32 +134,35 @@ class Views:
         if not self._fits:
             return self._decoded(index, size)
         kept = self._cache[index]
-        if kept is None or (self._pixels and len(kept[0]) != size):  # what is kept of a random crop has all sizes
-            kept = self._decoded(index, size)
-            with self._lock:  # the estimate may have been wrong
-                before = self._cache[index]
-                room = self._room + (before[0].nbytes if before else 0)
-                if kept[0].nbytes <= room:
-                    self._room, self._cache[index] = room - kept[0].nbytes, kept
-        return kept
+        if kept is not None and (self._pixels is None or len(kept[0]) == size):  # of a random crop all sizes are cut
+            return kept
+        pixels, label = self._decoded(index, size)
+        if isinstance(pixels, LargeJpeg):  # never kept, for what is kept must have no effect on the pixels
+            return pixels, label
+        with self._lock:  # the estimate may have been wrong
+            before = self._cache[index]
+            room = self._room + (before[0].nbytes if before else 0)
+            if pixels.nbytes <= room:
+                self._room, self._cache[index] = room - pixels.nbytes, (pixels, label)
+        return pixels, label
 
     def _all_fit(self) -> bool:
         """Whether all images seem to fit, estimated from a few spread over the source."""
         if not self._cache_bytes:
             return False
         places = np.linspace(0, len(self) - 1, min(SAMPLES, len(self))).astype(int)
-        sizes = [self._decoded(int(place), self.size)[0].nbytes for place in places]
+        seen = [self._decoded(int(place), self.size)[0] for place in places]
+        sizes = [0 if isinstance(pixels, LargeJpeg) else pixels.nbytes for pixels in seen]
         return float(np.mean(sizes)) * len(self) <= self._cache_bytes
 
-    def _decoded(self, index: int, size: int) -> tuple[UInt8[np.ndarray, "H W 3"], np.int32]:
-        thread = threading.get_ident()
-        _at_work[thread] = (self._source.name(index), time.monotonic())
-        try:
+    def _decoded(self, index: int, size: int) -> tuple[Pixels | LargeJpeg, np.int32]:
+        with _reading(self._source.name(index)):
             record = self._source[index]
-            pixels = decode_image(record["image"], record["name"])
-            return (pixels if self._pixels is None else self._pixels(pixels, size=size)), np.int32(record["label"])
-        finally:
-            del _at_work[thread]
+            label = np.int32(record["label"])
+            pixels = open_for_crops(record["image"], record["name"], self._resize)
+            if self._pixels is None:
+                return pixels, label
+            return self._pixels(pixels, size=size), label
 
 
 class Example(TypedDict):

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stce_jax.data.crops import raw_file
 from stce_jax.data.dataset import SPLITS
-from stce_jax.data.decode import decode_image, open_image, raw_file
+from stce_jax.data.decode import decode_image, open_image
 from stce_jax.data.deep_pixels import netpbm_header
 from stce_jax.data.finding import PassedOver
 from stce_jax.errors import DataError

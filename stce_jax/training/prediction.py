@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, UInt8
 
 from stce_jax.data import loader
-from stce_jax.data.decode import center_crop
+from stce_jax.data.crops import center_crop
 from stce_jax.data.files import read_image
 from stce_jax.data.loader import LARGEST_BATCH
 from stce_jax.errors import DataError, check_whole

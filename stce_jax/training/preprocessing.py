@@ -8,18 +8,18 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import config_dict
 
-from stce_jax.data import decode
+from stce_jax.data import crops, resizing
 from stce_jax.data.dataset import Dataset
 from stce_jax.data.forms import ImageLike
 from stce_jax.recipe import augment
 
 
 def view_options(config: config_dict.ConfigDict) -> dict[str, Any]:
-    """{"size", "fraction", "interpolation"} of the evaluation's view, see `decode.center_crop`."""
+    """{"size", "fraction", "interpolation"} of the evaluation's view, see `crops.center_crop`."""
     return {
         "size": config.image_size,
         "fraction": config.augment.eval_crop_fraction,
-        "interpolation": config.augment.eval_interpolation or decode.INTERPOLATIONS[0],
+        "interpolation": config.augment.eval_interpolation or resizing.INTERPOLATIONS[0],
     }
 
 
@@ -40,4 +40,4 @@ def preprocess(
     image: ImageLike, *, mean: Sequence[float], std: Sequence[float], **view: Any
 ) -> Float[np.ndarray, "S S 3"]:
     """What the model is given of an image in any form of `decode.pixels_of`; `view` is of `view_options`."""
-    return np.asarray(augment.normalize(decode.read_view(image, **view), mean=mean, std=std))
+    return np.asarray(augment.normalize(crops.read_view(image, **view), mean=mean, std=std))

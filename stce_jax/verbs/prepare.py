@@ -40,7 +40,7 @@ def prepare(
         beside the images.
       workers: threads that read and decode; 0: one a core.
       raw_short_side: 0 stores the files' bytes; 32 or more stores decoded pixels, larger images first resized to this
-        short side (bicubic, antialiased), see `decode.raw_file`. Training reads them with config.raw_short_side. Both
+        short side (bicubic, antialiased), see `crops.raw_file`. Training reads them with config.raw_short_side. Both
         kinds, and several short sides, can lie in one data_dir.
       exit_process: ends the process where a signal is not heard, see `staging.ends_cleanly`; None if this function may
         not end it.

@@ -21,7 +21,7 @@ from stce_jax.analysis.drawing.introspection import (
     iterated_affinities,
 )
 from stce_jax.analysis.pages import looking
-from stce_jax.data import catalog, decode
+from stce_jax.data import catalog, crops, resizing
 from stce_jax.data.files import list_images, read_image
 from stce_jax.errors import CheckpointError, ConfigError, DataError, check_whole
 from stce_jax.models.bodies import Body
@@ -41,7 +41,7 @@ Look = Callable[[UInt8[np.ndarray, "S S 3"]], looking.Looked]
 class Subject(NamedTuple):
     """A model to look into, and how it sees images: their side in pixels, the part of their short side, statistics.
 
-    For `interpolation` see `decode.center_crop`.
+    For `interpolation` see `crops.center_crop`.
     """
 
     model: Body
@@ -50,7 +50,7 @@ class Subject(NamedTuple):
     fraction: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: str = decode.INTERPOLATIONS[0]
+    interpolation: str = resizing.INTERPOLATIONS[0]
 
 
 def visualize(
@@ -173,7 +173,7 @@ def views(
                 raise
             unreadable(error)
             continue
-        seen, shown = (decode.center_crop(image, side, **how) for side in (subject.size, tile))
+        seen, shown = (crops.center_crop(image, side, **how) for side in (subject.size, tile))
         yield name, file, seen, shown
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from stce_jax.convert.following import follow, keep
 from stce_jax.convert.preprocessing import Preprocessing
-from stce_jax.data import decode
+from stce_jax.data import crops
 from stce_jax.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset
 from stce_jax.errors import ConfigError
 from stce_jax.training import assemble as runs
@@ -91,7 +91,7 @@ def test_the_config_decides_how_images_are_seen():
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     bilinear = Image.fromarray(image).resize((36, 24), Image.Resampling.BILINEAR)
     expected = np.asarray(bilinear)[:, 6:30]
-    np.testing.assert_array_equal(decode.center_crop(image, 24, 1.0, "bilinear"), expected)
+    np.testing.assert_array_equal(crops.center_crop(image, 24, 1.0, "bilinear"), expected)
     words = ["--config.image_size=24", "--config.augment.eval_crop_fraction=1"]
     words += ["--config.augment.eval_interpolation=bilinear", "--config.augment.mean=0.5,0.5,0.5"]
     config = runs.load_config("default", words)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stce_jax.data.decode import decode_image, pixels_of, read_view
+from stce_jax.data.crops import read_view
+from stce_jax.data.decode import decode_image, pixels_of
 from stce_jax.errors import DataError
 
 RNG = np.random.default_rng(0)

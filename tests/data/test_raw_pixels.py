@@ -20,7 +20,8 @@ from PIL import Image
 
 from stce_jax import cli
 from stce_jax.data import catalog, places
-from stce_jax.data.decode import center_crop, decode_image, random_resized_crop, raw_file
+from stce_jax.data.crops import center_crop, random_resized_crop, raw_file
+from stce_jax.data.decode import decode_image
 from stce_jax.data.views import Views
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.training import assemble as runs

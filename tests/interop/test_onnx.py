@@ -8,7 +8,7 @@ from made_runs import TINY_VIT, logits_of, made_run
 from real_images import real_images
 
 from stce_jax.convert import formats
-from stce_jax.data.decode import read_view
+from stce_jax.data.crops import read_view
 from stce_jax.errors import ConfigError
 
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -15,7 +15,7 @@ from PIL import Image
 from torch_models import EMBEDDING, REDUCED, VARIANTS, tiny_model
 
 from stce_jax.convert.formats import torch as form
-from stce_jax.data import decode
+from stce_jax.data import crops
 from stce_jax.errors import CheckpointError
 from stce_jax.models.bodies import BODIES
 from stce_jax.recipe import augment
@@ -104,7 +104,7 @@ def test_preprocessing_is_the_runs(tmp_path, shape, interpolation):
     noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
     pixels = np.asarray(Image.fromarray(noise).resize(shape[::-1], Image.Resampling.BICUBIC))
     images = imported(tmp_path).preprocess(torch.from_numpy(pixels.copy()))
-    expected = decode.read_view(pixels, size=32, fraction=0.875, interpolation=interpolation)
+    expected = crops.read_view(pixels, size=32, fraction=0.875, interpolation=interpolation)
     levels = (images[0].permute(1, 2, 0).numpy() * run.std + run.mean) * 255
     assert images.shape == (1, 3, 32, 32) and images.dtype == torch.float32
     assert np.abs(levels - expected).max() <= 2.01

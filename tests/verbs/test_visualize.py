@@ -12,7 +12,7 @@ from PIL import Image
 
 import stce_jax
 from stce_jax.analysis.drawing import introspection, pictures
-from stce_jax.data.decode import center_crop
+from stce_jax.data.crops import center_crop
 from stce_jax.errors import CheckpointError, ConfigError, DataError
 from stce_jax.models.factory import create_model
 from stce_jax.models.reductions import REDUCTIONS
