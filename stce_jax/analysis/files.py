@@ -48,8 +48,8 @@ def write(
     """Writes an evaluation to a directory, each file whole, evaluation.json last.
 
     evaluation.json has `result` without the confusion matrix, null for what is not finite. predictions.npz has "labels"
-    int32 [n], "logits" float32 [n, C], "names" str [n], "class_ids" str [C]. confusion.csv has true classes in rows,
-    predicted ones in columns. confusion.png and reliability.png are pictures.
+    int32 [n], "logits" float32 [n, C], "names" str [n], "class_ids" str [C], "tta" str []. confusion.csv has true
+    classes in rows, predicted ones in columns. confusion.png and reliability.png are pictures.
 
     Args:
       directory: local or remote.
@@ -62,7 +62,8 @@ def write(
     """
     archive = io.BytesIO()
     arrays: dict[str, Any] = {"labels": labels.astype(np.int32), "logits": logits}
-    np.savez(archive, **arrays, names=np.array(names, str), class_ids=np.array(result["class_ids"], str))
+    texts = {"names": names, "class_ids": result["class_ids"], "tta": result["tta"]}
+    np.savez(archive, **arrays, **{name: np.array(text, str) for name, text in texts.items()})
     confusion, class_names = result["confusion"], result["class_names"]
     files = {
         PREDICTIONS: archive.getvalue(),
@@ -77,7 +78,9 @@ def write(
 
 
 def read_predictions(directory: epath.PathLike) -> dict[str, np.ndarray] | None:
-    """{"labels" int [n], "hits" bool [n], "class_ids" [C]} of what `write` wrote; None if there is nothing.
+    """{"labels" int [n], "hits" bool [n], "class_ids" [C], "tta" str []} of what `write` wrote; None if there is none.
+
+    "tta" is "" of earlier versions, which had no test-time augmentation.
 
     Raises:
       DataError: it is damaged.
@@ -88,7 +91,8 @@ def read_predictions(directory: epath.PathLike) -> dict[str, np.ndarray] | None:
     try:
         with np.load(io.BytesIO(read_bytes(path, _MAX_BYTES)), allow_pickle=False) as arrays:
             labels, logits, class_ids = (arrays[name] for name in ("labels", "logits", "class_ids"))
-        return {"labels": labels, "hits": logits.argmax(axis=1) == labels, "class_ids": class_ids}
+            tta = arrays["tta"] if "tta" in arrays else np.array("")
+        return {"labels": labels, "hits": logits.argmax(axis=1) == labels, "class_ids": class_ids, "tta": tta}
     except Exception as error:  # of a zip file, its compression, NumPy's header, or its shapes
         raise DataError(
             f"cannot read {path}: {first_line(error)}; write it again: "

@@ -14,7 +14,8 @@ EXAMPLES = """
   stce evaluate --workdir=runs/digits --checkpoint=best --per_class --confusion
   stce evaluate --workdir=runs/digits --output=runs/digits/evaluation
   stce evaluate --workdir=runs/pets --dataset=folder --data_dir=other_pets
-  stce evaluate --workdir=runs/pets --reduction=topk:keep_rate=0.7"""
+  stce evaluate --workdir=runs/pets --reduction=topk:keep_rate=0.7
+  stce evaluate --workdir=runs/pets --tta=flip,crops"""
 SPLIT = "the images (default: val); holdout: the part that a run with config.holdout was evaluated on in training"
 SAID = {  # what a split is of a run with config.holdout
     "val": "the test images; in training the run was evaluated on --split=holdout",
@@ -26,6 +27,7 @@ SAID = {  # what a split is of a run with config.holdout
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     common.add_run(verb)
     common.add_reduction(verb)
+    common.add_tta(verb)
     common.add_data_dir(verb, "where the images are, if not where the run was trained from")
     verb.add_argument("--dataset", default="", help="another dataset with the same classes: folder, imagenet100, ...")
     verb.add_argument("--classes", default="", help="that dataset's list of classes, or name")
@@ -40,7 +42,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.processes.stopping import interrupted_by_signal
     from stce_jax.verbs.evaluate import evaluate
 
-    names = ("data_dir", "dataset", "classes", "split", "output", "reduction")
+    names = ("data_dir", "dataset", "classes", "split", "output", "reduction", "tta")
     options = {name: getattr(arguments, name) for name in names}
     processes.start()
     # A process that waits for others outside of Python hears no signal.
@@ -56,6 +58,8 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         f"step {result['step']}  epoch {result['epoch']:.2f}  {result['images']} images  loss {result['loss']:.4f}  "
         f"top-1 {100 * result['top1']:.2f}%  top-5 {100 * result['top5']:.2f}%"
     )
+    if result["tta"]:
+        terminal.say(f"test-time augmentation {result['tta']}: means of the probabilities of several views of an image")
     if result["holdout"]:
         terminal.say(f"split {result['split']}: {SAID[result['split']]}")
     terminal.say(f"calibration error {100 * result['calibration_error']:.2f}%, in {len(result['reliability'])} bins")

@@ -40,8 +40,9 @@ def compare(
       "predictions": whether there is its evaluation/predictions.npz, of whatever checkpoint that was written}.
       A pair is the first run and another, compared by these predictions: {"first", "second", "images", "first_top1",
       "second_top1", "difference": the latter less the former, "low", "high": 95% interval of the paired bootstrap over
-      images, "only_first", "only_second": images that one alone has right, "p_value": of McNemar's exact test}; where
-      they cannot be compared, {"first", "second", "reason"}. Accuracies are fractions.
+      images, "only_first", "only_second": images that one alone has right, "p_value": of McNemar's exact test, "tta":
+      the test-time augmentation of both}; where they cannot be compared, {"first", "second", "reason"}. Accuracies are
+      fractions.
 
     Raises:
       ConfigError: a workdir is none of a run, or the picture cannot be written.
@@ -149,6 +150,8 @@ def _difference(first: dict[str, np.ndarray] | None, second: dict[str, np.ndarra
         return {"reason": "no predictions"}
     if not all(np.array_equal(first[name], second[name]) for name in ("labels", "class_ids")):
         return {"reason": "other images"}
+    if first["tta"] != second["tta"]:
+        return {"reason": "other test-time augmentation"}
     mean, low, high = bootstrap_difference(second["hits"], first["hits"])
     only_first, only_second, p_value = mcnemar(first["hits"], second["hits"])
     return {
@@ -161,6 +164,7 @@ def _difference(first: dict[str, np.ndarray] | None, second: dict[str, np.ndarra
         "only_first": only_first,
         "only_second": only_second,
         "p_value": p_value,
+        "tta": str(first["tta"]),
     }
 
 

@@ -11,6 +11,7 @@ from stce_jax.data.holdout import HOLDOUT, hold_out
 from stce_jax.errors import ConfigError
 from stce_jax.processes import peers as processes
 from stce_jax.training import assemble as runs
+from stce_jax.training import test_time
 from stce_jax.training.evaluation import predict_split
 
 SPLITS = (*catalog.SPLITS, HOLDOUT)
@@ -27,6 +28,7 @@ def evaluate(
     split: str = "val",
     output: epath.PathLike = "",
     reduction: str = "",
+    tta: str = "",
 ) -> dict[str, Any]:
     """Evaluates a run.
 
@@ -38,10 +40,13 @@ def evaluate(
         that it was evaluated on in training, "train" what it was trained on, and "val" the test images.
       output: a directory for the results and the logits of every image, see `files.write`; "": none.
       reduction: another token reduction than the run's, see `load_run`.
+      tta: test-time augmentation, "flip", "crops" or "flip,crops": the mean of the probabilities of an image and its
+        mirror image, of five crops, or of ten, see `test_time`. Logits are then the logarithms of these means.
 
     Returns:
-      {"step", "epoch", "checkpoint", "ema", "reduction", "dataset", "split", "holdout", "class_ids", "class_names",
-      "images", "loss", "top1", "top5", "metrics", "calibration_error", "reliability", "per_class", "confusion"}, where
+      {"step", "epoch", "checkpoint", "ema", "reduction", "tta", "dataset", "split", "holdout", "class_ids",
+      "class_names", "images", "loss", "top1", "top5", "metrics", "calibration_error", "reliability", "per_class",
+      "confusion"}, where
       holdout is the run's config.holdout; loss, top1, top5 and metrics, {name: value} of what the model's modules leave
       for the log, are means over the images, per_class is {class id: {"images", "top1"}}, the others are those of
       `scores.summary`.
@@ -51,6 +56,7 @@ def evaluate(
     """
     if split not in SPLITS:
         raise ConfigError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")
+    kinds = test_time.parse(tta)
     run = runs.load_run(workdir, checkpoint, ema, reduction=reduction)
     images = _open_dataset(run.config, dataset, data_dir, classes, split)
     place = "val" if split == HOLDOUT else split
@@ -60,7 +66,7 @@ def evaluate(
     if writes:
         files.begin(output)
     parts, left, logits = [], [], []
-    for outputs, labels, left_by_modules in predict_split(run, images, place):
+    for outputs, labels, left_by_modules in predict_split(run, images, place, tta=kinds):
         parts.append(scores.of_images(outputs, labels))
         left.append(left_by_modules)
         if writes:
@@ -73,6 +79,7 @@ def evaluate(
         "checkpoint": str(checkpoint),
         "ema": ema,
         "reduction": reduction,
+        "tta": ",".join(kinds),
         "dataset": dataset or run.config.dataset,
         "split": split,
         "holdout": run.config.holdout,

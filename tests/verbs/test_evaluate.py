@@ -76,7 +76,7 @@ def test_the_predictions_are_the_models(tiny_run, data_dir, written):
     logits, labels = own_logits(tiny_run, data_dir)
     with np.load(output / "predictions.npz", allow_pickle=False) as saved:
         assert {name: saved[name].dtype.kind for name in saved.files} == {
-            "labels": "i", "logits": "f", "names": "U", "class_ids": "U"
+            "labels": "i", "logits": "f", "names": "U", "class_ids": "U", "tta": "U"
         }  # fmt: skip
         assert saved["labels"].dtype == np.int32 and saved["logits"].dtype == np.float32
         np.testing.assert_array_equal(saved["labels"], labels)
