@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from jaxtyping import Bool
 
-from stce_jax.analysis import files, scores
+from stce_jax.analysis import files, groups, scores
 from stce_jax.data import catalog
 from stce_jax.data.holdout import HOLDOUT, hold_out
 from stce_jax.errors import ConfigError
@@ -29,6 +30,7 @@ def evaluate(
     output: epath.PathLike = "",
     reduction: str = "",
     tta: str = "",
+    by: str = "",
 ) -> dict[str, Any]:
     """Evaluates a run.
 
@@ -42,6 +44,7 @@ def evaluate(
       reduction: another token reduction than the run's, see `load_run`.
       tta: test-time augmentation, "flip", "crops" or "flip,crops": the mean of the probabilities of an image and its
         mirror image, of five crops, or of ten, see `test_time`. Logits are then the logarithms of these means.
+      by: "class", or "FILE.csv:COLUMN", see `groups.read_groups`: give the accuracy of each group, too.
 
     Returns:
       {"step", "epoch", "checkpoint", "ema", "reduction", "tta", "dataset", "split", "holdout", "class_ids",
@@ -49,7 +52,8 @@ def evaluate(
       "confusion"}, where
       holdout is the run's config.holdout; loss, top1, top5 and metrics, {name: value} of what the model's modules leave
       for the log, are means over the images, per_class is {class id: {"images", "top1"}}, the others are those of
-      `scores.summary`.
+      `scores.summary`. With `by` there is "by", {"by", "groups": see `groups.accuracies`, "images_without_row",
+      "rows_without_image"}, of which the last two are counts, 0 for classes.
 
     Raises:
       StceError: the run or its data cannot be read, or the output not be written.
@@ -57,11 +61,16 @@ def evaluate(
     if split not in SPLITS:
         raise ConfigError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")
     kinds = test_time.parse(tta)
+    if by:
+        groups.check_by(by)
     run = runs.load_run(workdir, checkpoint, ema, reduction=reduction)
     images = _open_dataset(run.config, dataset, data_dir, classes, split)
     place = "val" if split == HOLDOUT else split
     runs.report_passed_over(images)
     catalog.check_class_names(images, run.class_ids)
+    source = getattr(images, place)
+    names = [source.name(index) for index in range(len(source))]
+    named = groups.read_groups(by, names) if by not in ("", groups.CLASS) else None
     writes = bool(output) and processes.is_main()
     if writes:
         files.begin(output)
@@ -89,11 +98,21 @@ def evaluate(
         **scores.summary(by_image, len(run.class_ids)),
     }
     result["per_class"] = dict(zip(run.class_ids, result["per_class"], strict=True))
+    if by:
+        result["by"] = _by(by, named or groups.Groups(run.class_names, by_image["label"]), by_image["top1"])
     if writes:
-        source = getattr(images, place)
-        names = [source.name(index) for index in range(len(source))]
         files.write(output, result, names, by_image["label"], np.concatenate(logits))
     return result
+
+
+def _by(by: str, found: groups.Groups, hits: Bool[np.ndarray, "n"]) -> dict[str, Any]:
+    """The entry "by" of a result."""
+    return {
+        "by": by,
+        "groups": groups.accuracies(found, hits),
+        "images_without_row": int((found.of_images < 0).sum()),
+        "rows_without_image": found.rows_without_image,
+    }
 
 
 def _open_dataset(config: Any, dataset: str, data_dir: str, classes: str, split: str) -> Any:
