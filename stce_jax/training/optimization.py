@@ -81,10 +81,21 @@ def build_schedule(config: config_dict.ConfigDict, timetable: Timetable) -> opta
 
 
 def build_optimizer(
-    config: config_dict.ConfigDict, timetable: Timetable, rules: ParameterRules | None = None
+    config: config_dict.ConfigDict,
+    timetable: Timetable,
+    rules: ParameterRules | None = None,
+    schedule: optax.Schedule | None = None,
 ) -> tuple[optax.Schedule, optim.Optimizer]:
-    """(schedule, optimizer) of a config; for `rules` see `parameter_rules`, None has all parameters learn alike."""
-    options, schedule, rules = config.optimizer, build_schedule(config, timetable), rules or ParameterRules()
+    """(schedule, optimizer) of a config.
+
+    Args:
+      config: a run's.
+      timetable: its own.
+      rules: see `parameter_rules`; None has all parameters learn alike.
+      schedule: another one than the config's.
+    """
+    options, rules = config.optimizer, rules or ParameterRules()
+    schedule = schedule or build_schedule(config, timetable)
     own = ("name", "weight_decay", "beta1", "beta2", "epsilon", "muon_momentum", "clip_norm")
     chosen = {option: options[option] for option in own}
     optimizer = optim.make_optimizer(schedule, rates=rules.rates, matrices=rules.matrices, **chosen)
