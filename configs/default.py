@@ -27,6 +27,8 @@ def get_config() -> config_dict.ConfigDict:
     config.plan = ""  # and of which list in training/candidates.py image size and model are chosen; "": as they are
     config.log_every = 50  # steps between two lines of training metrics
     config.eval_every = 1.0  # epochs between two evaluations; each is followed by a checkpoint
+    config.patience = 0  # evaluations in a row without a better one that end the run early; 0: it has all its epochs
+    config.patience_metric = "top1"  # of an evaluation, by which it is better; or "loss"
     config.keep_checkpoints = 2  # number of the newest checkpoints that are kept, beside the best
     config.init_from = ""  # as --init_from: a run, .safetensors or .npz file with the first weights; "": none
     config.accumulate = 1  # micro-batches of a batch, to save memory; BatchNorm sees each alone

@@ -10,7 +10,7 @@ from stce_jax.errors import ConfigError, check_range, check_text, check_whole
 from stce_jax.models.factory import LARGEST_SIDE
 from stce_jax.paths import first_line
 from stce_jax.recipe import augment, optimizers
-from stce_jax.training import guard, plan
+from stce_jax.training import guard, patience, plan
 from stce_jax.training.sizes import check_sizes
 from stce_jax.workdir.values import check_kinds
 
@@ -37,6 +37,7 @@ def check_options(config: config_dict.ConfigDict) -> None:
         check_range(f"config.{key}", config[key], 0, 1_000_000, above=True)
     check_range("config.step_timeout", config.step_timeout, 1, LONGEST_WAIT)
     check_text("config.init_from", config.init_from)
+    patience.check_options(patience=config.patience, patience_metric=config.patience_metric)
     plan.check_options(minutes=config.minutes, plan=config.plan)
     catalog.check_options(
         dataset=config.dataset,

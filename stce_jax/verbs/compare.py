@@ -15,6 +15,7 @@ from stce_jax.analysis.intervals import bootstrap_difference, mcnemar
 from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.paths import named_failures, open_path
 from stce_jax.training import assemble as runs
+from stce_jax.training.patience import ran_out
 from stce_jax.training.timetable import is_last
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
@@ -108,7 +109,7 @@ def _row(
         "model": config.model.name,
         "epoch": max((line["epoch"] for line in lines), default=0.0),
         "epochs": config.epochs,
-        "finished": bool(evaluations) and is_finished(lines, evaluations[-1], config.epochs),
+        "finished": is_finished(lines, config),
         "step": shown.get("step"),
         "loss": shown.get("loss"),
         "top1": shown.get("top1"),
@@ -119,12 +120,16 @@ def _row(
     }
 
 
-def is_finished(lines: Sequence[dict[str, Any]], last: Mapping[str, Any], epochs: float) -> bool:
+def is_finished(lines: Sequence[dict[str, Any]], config: Any) -> bool:
     """Whether the last evaluation is the run's last; a run whose batch has changed has its present one since then."""
+    evaluations = [line for line in lines if line["split"] == "eval"]
+    if not evaluations:
+        return False
+    last = evaluations[-1]
     earlier = (line for line in reversed(lines) if line["step"] < last["step"] and line["epoch"] < last["epoch"])
     before = next(earlier, {"step": 0, "epoch": 0.0})
     rate = (last["step"] - before["step"]) / (last["epoch"] - before["epoch"])
-    return is_last(last["step"], last["epoch"], epochs, rate)
+    return is_last(last["step"], last["epoch"], config.epochs, rate) or ran_out(config, evaluations)
 
 
 def _count_parameters(workdir: str, config: Any, counts: dict[str, int]) -> int | None:

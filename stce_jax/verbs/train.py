@@ -26,6 +26,7 @@ from stce_jax.training.loop import ADVICE, RunDivergedError, Setup, StartingPoin
 from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import check_batch_size, connect, make_mesh
 from stce_jax.training.options import check_saved
+from stce_jax.training.patience import Patience
 from stce_jax.training.phases import Phases, build_sizes, mixed_steps
 from stce_jax.training.progress import TrainProgress
 from stce_jax.training.sizes import check_model
@@ -136,8 +137,14 @@ def train(
         if rules.note:
             say(rules.note)
         step, final = int(start.state.step), start.metrics
-        if step >= timetable.total and final:
-            say(f"already finished at step {step}: top-1 {100 * final['top1']:.2f}%; nothing to do")
+        patience = Patience(config.patience, config.patience_metric, start.patience)
+        if final and (step >= timetable.total or patience.ran_out):
+            early = "" if step >= timetable.total else f"it stopped early, for {patience.reason()}; "
+            more = "--config.patience=0, or a larger one," if early else "more --config.epochs"
+            say(
+                f"already finished at step {step}: top-1 {100 * final['top1']:.2f}%; {early}nothing to do; to go on, "
+                f"give {more} with --allow_config_change"
+            )
             _plot(workdir)
         else:
             if step:
@@ -192,7 +199,7 @@ def _continue(config: Any, dataset: Any, step: int, meta: dict[str, Any]) -> Tim
 def _restore(setup: Setup, step: int, meta: dict[str, Any]) -> StartingPoint:
     changed = "; ".join(configuration.differences(meta["config"], setup.config))
     state = setup.checkpoints.restore(step, setup.state_shapes, changed=changed)
-    return StartingPoint(state, meta["metrics"], meta["salt"], meta["guard"])
+    return StartingPoint(state, meta["metrics"], meta["salt"], meta["guard"], meta.get("patience"))
 
 
 def _train_to_the_end(setup: Setup, start: StartingPoint) -> dict[str, float]:
