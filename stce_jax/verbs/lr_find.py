@@ -17,6 +17,7 @@ from stce_jax.analysis import learning_rates
 from stce_jax.convert.initial import initialize
 from stce_jax.data.loader import to_devices
 from stce_jax.errors import ConfigError, check_range, check_whole
+from stce_jax.processes import clusters
 from stce_jax.processes.speaking import say
 from stce_jax.recipe.optimizers import peak_learning_rate
 from stce_jax.training import assemble as runs
@@ -64,6 +65,8 @@ def find_learning_rate(
         raise ConfigError(f"the rates grow from {lowest:g} to {highest:g}; the second must be above the first")
     check_whole("steps", steps, FEWEST, MOST)
     runs.check_options(config)
+    if clusters.detect():
+        raise ConfigError("a range test is one process's; start it once, without the variables of several processes")
     if output and layout.is_workdir(output):
         raise ConfigError(f"{output} is the workdir of a run, which a range test leaves alone; give another --output")
     with appearing(output, "write") if output else contextlib.nullcontext() as directory:
@@ -73,10 +76,10 @@ def find_learning_rate(
         if len(losses) < 2:
             raise ConfigError(f"the loss is not finite at the learning rate {lowest:g}; give a lower one")
         found = learning_rates.suggest(rates[: len(losses)], losses, spread)
-        rate = found["suggestion"]
+        suggested = found["suggestion"]
         result = {
             **found,
-            "words": "" if rate is None else f"{KEY}={rate:g}",
+            "words": "" if suggested is None else f"{KEY}={suggested:g}",
             "stopped": stopped,
             "learning_rates": rates[: len(losses)].tolist(),
             "losses": losses,

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import SMALLEST_VIT
+from helpers import SMALLEST_VIT, triple
 from PIL import Image
 
 from stce_jax.errors import ConfigError
@@ -90,6 +90,14 @@ def test_what_it_would_overwrite_and_what_grows_nowhere_is_refused(stce_here, ti
         done = stce_here(*words, *options)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and named in done.stderr, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_it_is_one_processs(monkeypatch, stce_here, data_dir, tmp_path):
+    for name, value in triple().items():
+        monkeypatch.setenv(name, value)
+    done = stce_here("lr-find", "--config=digits", f"--data_dir={data_dir}", f"--output={tmp_path}/out")
+    assert done.returncode == 2 and "a range test is one process's; start it once" in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_losses_that_are_never_finite_are_refused(monkeypatch, data_dir, tmp_path):
