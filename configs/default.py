@@ -309,6 +309,8 @@ def get_config() -> config_dict.ConfigDict:
     optimizer.warmup_epochs = 5.0  # epochs from warmup_learning_rate up to the peak, in a straight line
     optimizer.warmup_learning_rate = 1e-6  # where the warm-up begins
     optimizer.final_learning_rate = 1e-5  # where the schedule ends with the last epoch; not of "constant"
+    optimizer.restart_epochs = ()  # epochs, rising, at which the schedule starts anew (SGDR): (300,); (): never
+    optimizer.restart_learning_rate = 0.0  # where it starts then, without a warm-up; 0: at the peak
     optimizer.weight_decay = 0.05  # times the learning rate (Table 2, AdamW), on kernels alone
     optimizer.beta1 = 0.9  # of the mean of the gradients
     optimizer.beta2 = 0.999  # of the mean of their squares; of Lion: of the momentum

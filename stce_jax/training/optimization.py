@@ -68,8 +68,12 @@ def parameter_rules(config: config_dict.ConfigDict, model: Body) -> ParameterRul
 def build_schedule(config: config_dict.ConfigDict, timetable: Timetable) -> optax.Schedule:
     """Steps that were applied -> learning rate, of a config or of a checkpoint's."""
     options = config.optimizer
+    peak, restart = (
+        optim.peak_learning_rate(rate, options.learning_rate_scaling, config.batch_size)
+        for rate in (options.learning_rate, options.restart_learning_rate)
+    )
     return schedules.make_schedule(
-        peak=optim.peak_learning_rate(options.learning_rate, options.learning_rate_scaling, config.batch_size),
+        peak=peak,
         warmup_from=options.warmup_learning_rate,
         final=options.final_learning_rate,
         warmup_steps=round(options.warmup_epochs * timetable.epoch),
@@ -77,6 +81,8 @@ def build_schedule(config: config_dict.ConfigDict, timetable: Timetable) -> opta
         shift=timetable.shift,
         name=options.schedule,
         decay_share=options.decay_share,
+        restart_steps=[round(epoch * timetable.epoch) for epoch in options.restart_epochs],
+        restart=restart,
     )
 
 

@@ -32,7 +32,7 @@ from stce_jax.training.progress import TrainProgress
 from stce_jax.training.sizes import check_model
 from stce_jax.training.step import check_accumulation, run_key
 from stce_jax.training.stepping import build_stepping
-from stce_jax.training.timetable import Timetable
+from stce_jax.verbs.extending import continued
 from stce_jax.verbs.first_weights import first_weights, follow_weights
 from stce_jax.verbs.planning import planned
 from stce_jax.workdir import config as configuration
@@ -101,7 +101,7 @@ def train(
         stack.enter_context(processes.together())  # innermost: what the others' contexts wait for may never come
         found = _find(checkpoints, dataset)
         if found:
-            timetable = _continue(config, dataset, *found)
+            timetable = continued(config, dataset, *found)
         checkpoints.scheduled = timetable.saves
         mixed, sizes = mixed_steps(config, timetable), build_sizes(config, timetable)
         augment = runs.build_augment(config, dataset, offset=timetable.offset, mixed_steps=mixed)
@@ -172,28 +172,6 @@ def _find(checkpoints: CheckpointWriter, dataset: Any, *, scheduled: bool = Fals
     except ConfigError as error:
         raise CheckpointError(f"checkpoint {step} cannot be used: {error}") from error
     return step, {**meta, "config": own}
-
-
-def _continue(config: Any, dataset: Any, step: int, meta: dict[str, Any]) -> Timetable:
-    """The timetable by which a config continues from a checkpoint; where that differs from its own, says so."""
-    if config.init_from and config.init_from != meta["config"]["init_from"]:
-        raise ConfigError(
-            f"--init_from={config.init_from} is for new runs, and this one is at step {step}; give another --workdir, "
-            "or leave it out"
-        )
-    before, own = runs.saved_timetable(meta, dataset), meta["config"]
-    timetable = before.resumed(step, batch_size=config.batch_size, epochs=config.epochs, eval_every=config.eval_every)
-    if timetable != before and step < timetable.total:
-        applied = step - meta["guard"]["skipped_in_all"]
-        rate, old = (
-            optimization.build_schedule(config, timetable)(applied),
-            optimization.build_schedule(own, before)(applied),
-        )
-        say(
-            f"continuing at epoch {timetable.epoch_after(step):.2f} of {config.epochs:g}; the learning rate there is "
-            f"{float(rate):.3g} by this config, it was {float(old):.3g}"
-        )
-    return timetable
 
 
 def _restore(setup: Setup, step: int, meta: dict[str, Any]) -> StartingPoint:
