@@ -67,8 +67,9 @@ def write(
     """
     archive = io.BytesIO()
     arrays: dict[str, Any] = {"labels": labels.astype(np.int32), "logits": logits}
-    texts = {"names": names, "class_ids": result["class_ids"], "tta": result["tta"]}
-    np.savez(archive, **arrays, **{name: np.array(text, str) for name, text in texts.items()})
+    texts: dict[str, Any] = {"names": names, "class_ids": result["class_ids"], "tta": result["tta"]}
+    arrays |= {name: np.array(text, str) for name, text in texts.items()}
+    np.savez(archive, **arrays)
     confusion, class_names = result["confusion"], result["class_names"]
     files = {
         PREDICTIONS: archive.getvalue(),

@@ -27,10 +27,10 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = common.load_config(arguments, overrides)
-    from stce_jax.verbs.lr_find import find_learning_rate
+    from stce_jax.verbs.lr_find import lr_find
 
     rates = {"lowest": arguments.min, "highest": arguments.max}
-    found = find_learning_rate(config, arguments.output, steps=arguments.steps, **rates)
+    found = lr_find(config, arguments.output, steps=arguments.steps, **rates)
     if found["stopped"]:
         terminal.say(f"stopped: {found['stopped']}")
     if found["suggestion"] is None:

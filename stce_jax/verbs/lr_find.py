@@ -37,7 +37,7 @@ LINES = 10  # that are printed on the way
 KEY = "--config.optimizer.learning_rate"
 
 
-def find_learning_rate(
+def lr_find(
     config: Any, output: epath.PathLike = "", *, lowest: float = 1e-6, highest: float = 1.0, steps: int = 100
 ) -> dict[str, Any]:
     """Trains a config's model from its beginning at rates that grow exponentially, until the loss diverges.

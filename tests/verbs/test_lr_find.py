@@ -53,7 +53,7 @@ def test_it_is_said_and_written_and_drawn(found):
 @pytest.mark.usefixtures("no_picture")
 def test_the_losses_are_the_runs_own_and_the_same_every_time(found, data_dir, tmp_path):
     losses = json.loads((found[1] / "lr_find.json").read_text())["losses"]
-    again = lr_find.find_learning_rate(config_of(data_dir), **RANGE)
+    again = lr_find.lr_find(config_of(data_dir), **RANGE)
     assert again["losses"] == losses, "the same seed gives other losses"
     train(config_of(data_dir, "--config.epochs=0.022", "--config.log_every=1"), tmp_path / "run")
     first = read_metrics(tmp_path / "run")[0]
@@ -67,7 +67,7 @@ def test_every_optimizer_of_the_table_is_tested(name, found, data_dir):
     words = [f"--config.optimizer.name={name}"]
     if name in AVERAGED:
         words += ["--config.optimizer.schedule=constant", "--config.optimizer.ema_decay=0"]
-    result = lr_find.find_learning_rate(config_of(data_dir, *words), lowest=1e-3, highest=1e3, steps=40)
+    result = lr_find.lr_find(config_of(data_dir, *words), lowest=1e-3, highest=1e3, steps=40)
     assert result["optimizer"] == name and 5 < len(result["losses"]) < 40 and result["stopped"]
     assert result["losses"][0] == pytest.approx(json.loads((found[1] / "lr_find.json").read_text())["losses"][0])
 
@@ -103,7 +103,7 @@ def test_it_is_one_processs(monkeypatch, stce_here, data_dir, tmp_path):
 def test_losses_that_are_never_finite_are_refused(monkeypatch, data_dir, tmp_path):
     monkeypatch.setattr(lr_find, "_train", lambda *_: ([], "the loss is not finite"))
     with pytest.raises(ConfigError, match="the loss is not finite at the learning rate 1e-06; give a lower one"):
-        lr_find.find_learning_rate(config_of(data_dir), tmp_path / "out")
+        lr_find.lr_find(config_of(data_dir), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
