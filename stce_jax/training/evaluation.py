@@ -19,7 +19,7 @@ from stce_jax.models.bodies import Body
 from stce_jax.processes.stop_flag import FLAG, flagged
 from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
-from stce_jax.training import test_time
+from stce_jax.training import several_views
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated, round_up
 from stce_jax.training.prediction import make_predict_step, predictions
 from stce_jax.training.preprocessing import view_options
@@ -79,14 +79,14 @@ def predict_split(
 ) -> Iterator[tuple[Float[np.ndarray, "b K"], Int[np.ndarray, "b"], dict[str, Float[np.ndarray, "b"]]]]:
     """Yields (logits, labels, metrics that modules leave, see `left`) of a split's images, batch by batch in order.
 
-    Works in several processes, each of which yields all of it. With `tta`, kinds of `test_time.parse`, logits are
+    Works in several processes, each of which yields all of it. With `tta`, kinds of `several_views.parse`, logits are
     logarithms of mean probabilities, and metrics means over the views.
     """
     mesh = make_mesh()  # there may be fewer devices than in training
     normalize = functools.partial(augment.normalize, mean=run.mean, std=run.std)
     view = view_options(run.config)
-    step = make_predict_step(run.model, normalize, mesh, method=method, views=test_time.cuts(tta, view))
-    views = runs.eval_views(run.config, dataset, split, test_time.square(tta, view))
+    step = make_predict_step(run.model, normalize, mesh, method=method, views=several_views.cuts(tta, view))
+    views = runs.eval_views(run.config, dataset, split, several_views.square(tta, view))
     count = jax.process_count()
     with _eval_batches(views, run.config, mesh) as batches:
         for batch in predictions(step, run.variables, loader.to_devices(batches, batch_sharding(mesh))):

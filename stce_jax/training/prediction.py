@@ -26,7 +26,7 @@ from stce_jax.models.bodies import Body
 from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
-from stce_jax.training import test_time
+from stce_jax.training import several_views
 from stce_jax.training.left import METRICS, left_metrics
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated, round_up
 from stce_jax.training.preprocessing import view_options
@@ -56,7 +56,7 @@ def apply(
       files: paths, see `list_images`.
       method: name of the model's method.
       batch_size: images computed at a time, rounded up to what the devices can divide.
-      tta: kinds of `test_time.parse`; outputs are then logarithms of mean probabilities.
+      tta: kinds of `several_views.parse`; outputs are then logarithms of mean probabilities.
       unreadable: called with the DataError of each image that cannot be read, which is then left out; None: the first
         is raised.
 
@@ -71,8 +71,8 @@ def apply(
     batch_size = round_up(min(batch_size, len(files)), mesh)
     normalize = functools.partial(augment.normalize, mean=run.mean, std=run.std)
     view = view_options(run.config)
-    step = make_predict_step(model, normalize, mesh, method=method, views=test_time.cuts(tta, view))
-    seen = _views(run.config, files, 2 * batch_size, **test_time.square(tta, view))
+    step = make_predict_step(model, normalize, mesh, method=method, views=several_views.cuts(tta, view))
+    seen = _views(run.config, files, 2 * batch_size, **several_views.square(tta, view))
     return _outputs(run, step, seen, batch_size, batch_sharding(mesh), unreadable)
 
 
@@ -82,7 +82,7 @@ def make_predict_step(
     mesh: Mesh,
     *,
     method: str = "__call__",
-    views: test_time.Cuts | None = None,
+    views: several_views.Cuts | None = None,
 ) -> Any:
     """Compiles (variables, batch) -> what a model makes of the images, whole in every process.
 
@@ -91,8 +91,8 @@ def make_predict_step(
       normalize: see `augment.normalize`.
       mesh: see `make_mesh`; the batch is split over it.
       method: name of the module's method.
-      views: of the batch's images, over which the outputs, logits, are averaged, see `test_time.mean_over`; None: the
-        images themselves.
+      views: of the batch's images, over which the outputs, logits, are averaged, see `several_views.mean_over`; None:
+        the images themselves.
 
     Returns:
       A jitted function. Its batch is {"image": uint8 [B, H, W, 3], ...}; it gives back the batch with float32 "outputs"
@@ -106,7 +106,7 @@ def make_predict_step(
             return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs), left_metrics(left)  # of Tokens, too
 
         images = batch["image"]
-        outputs, metrics = forward(images) if views is None else test_time.mean_over(forward, images, views)
+        outputs, metrics = forward(images) if views is None else several_views.mean_over(forward, images, views)
         given = {name: rows for name, rows in batch.items() if name != "image"}
         return given | {"outputs": outputs, "metrics": metrics}
 

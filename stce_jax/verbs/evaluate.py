@@ -12,7 +12,7 @@ from stce_jax.data.holdout import HOLDOUT, hold_out
 from stce_jax.errors import ConfigError
 from stce_jax.processes import peers as processes
 from stce_jax.training import assemble as runs
-from stce_jax.training import test_time
+from stce_jax.training import several_views
 from stce_jax.training.evaluation import predict_split
 
 SPLITS = (*catalog.SPLITS, HOLDOUT)
@@ -43,7 +43,7 @@ def evaluate(
       output: a directory for the results and the logits of every image, see `files.write`; "": none.
       reduction: another token reduction than the run's, see `load_run`.
       tta: test-time augmentation, "flip", "crops" or "flip,crops": the mean of the probabilities of an image and its
-        mirror image, of five crops, or of ten, see `test_time`. Logits are then the logarithms of these means.
+        mirror image, of five crops, or of ten, see `several_views`. Logits are then the logarithms of these means.
       by: "class", or "FILE.csv:COLUMN", see `groups.read_groups`: give the accuracy of each group, too.
 
     Returns:
@@ -60,7 +60,7 @@ def evaluate(
     """
     if split not in SPLITS:
         raise ConfigError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")
-    kinds = test_time.parse(tta)
+    kinds = several_views.parse(tta)
     if by:
         groups.check_by(by)
     run = runs.load_run(workdir, checkpoint, ema, reduction=reduction)

@@ -11,7 +11,7 @@ from stce_jax.data.files import list_images
 from stce_jax.errors import CheckpointError, DataError, check_whole
 from stce_jax.models.factory import MOST_CLASSES
 from stce_jax.training import assemble as runs
-from stce_jax.training import prediction, test_time
+from stce_jax.training import prediction, several_views
 
 
 def predict(
@@ -50,7 +50,7 @@ def predict(
       ...     print(image["name"], image["classes"][0]["name"])
     """
     check_whole("topk", topk, 1, MOST_CLASSES)
-    kinds = test_time.parse(tta)
+    kinds = several_views.parse(tta)
     files = list_images(paths)
     run = runs.load_run(workdir, checkpoint, ema, reduction=reduction)
     batches = prediction.apply(run, run.model, files, batch_size=batch_size, tta=kinds, unreadable=unreadable)

@@ -16,7 +16,7 @@ from stce_jax.data.catalog import open_dataset
 from stce_jax.data.decode import center_crop, decode_image, pixels_of
 from stce_jax.errors import ConfigError
 from stce_jax.reproduce.cells import cell_of, load_rows
-from stce_jax.training.test_time import cuts, parse, square
+from stce_jax.training.several_views import cuts, parse, square
 from stce_jax.verbs.evaluate import evaluate
 from stce_jax.verbs.export import _evaluation
 from stce_jax.verbs.predict import predict
