@@ -27,6 +27,8 @@ def get_config() -> config_dict.ConfigDict:
     config.plan = ""  # and of which list in training/candidates.py image size and model are chosen; "": as they are
     config.log_every = 50  # steps between two lines of training metrics
     config.eval_every = 1.0  # epochs between two evaluations; each is followed by a checkpoint
+    config.patience = 0  # evaluations in a row without a better one that end the run early; 0: it has all its epochs
+    config.patience_metric = "top1"  # of an evaluation, by which it is better; or "loss"
     config.keep_checkpoints = 2  # number of the newest checkpoints that are kept, beside the best
     config.init_from = ""  # as --init_from: a run, .safetensors or .npz file with the first weights; "": none
     config.accumulate = 1  # micro-batches of a batch, to save memory; BatchNorm sees each alone
@@ -307,6 +309,8 @@ def get_config() -> config_dict.ConfigDict:
     optimizer.warmup_epochs = 5.0  # epochs from warmup_learning_rate up to the peak, in a straight line
     optimizer.warmup_learning_rate = 1e-6  # where the warm-up begins
     optimizer.final_learning_rate = 1e-5  # where the schedule ends with the last epoch; not of "constant"
+    optimizer.restart_epochs = ()  # epochs, rising, at which the schedule starts anew (SGDR): (300,); (): never
+    optimizer.restart_learning_rate = 0.0  # where it starts then, without a warm-up; 0: at the peak
     optimizer.weight_decay = 0.05  # times the learning rate (Table 2, AdamW), on kernels alone
     optimizer.beta1 = 0.9  # of the mean of the gradients
     optimizer.beta2 = 0.999  # of the mean of their squares; of Lion: of the momentum

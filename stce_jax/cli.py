@@ -19,6 +19,7 @@ from stce_jax.commands import (
     export,
     features,
     import_weights,
+    lr_find,
     models,
     predict,
     prepare,
@@ -40,6 +41,7 @@ EXIT_CODES = """exit codes:
 VERBS = {  # in the order of `stce --help`
     "train": train,
     "show-data": show_data,
+    "lr-find": lr_find,
     "prepare": prepare,
     "evaluate": evaluate,
     "predict": predict,

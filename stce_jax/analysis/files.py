@@ -17,6 +17,9 @@ from stce_jax.paths import encoded, first_line, is_remote, named_failures, open_
 
 SCORES = "evaluation.json"
 PREDICTIONS = "predictions.npz"
+BY = "by.json"
+# Entries of a result that say what was evaluated, and how.
+EVALUATED = ("step", "epoch", "checkpoint", "ema", "reduction", "tta", "dataset", "split")
 IN_RUN = "evaluation"  # directory of a run in which others look for them
 WITH_NUMBERS = 20  # max number of classes whose confusions are written into the cells
 WITH_NAMES = 150  # max number of classes whose names can be read beside the picture
@@ -26,7 +29,7 @@ ADVICE = "give another --output"
 
 
 def begin(directory: epath.PathLike) -> None:
-    """Makes the directory; without evaluation.json, which is there only once all files belong together.
+    """Makes the directory; without evaluation.json, which is there only once all files belong together, and by.json.
 
     Raises:
       ConfigError: it cannot be written to.
@@ -35,7 +38,8 @@ def begin(directory: epath.PathLike) -> None:
         path = open_path(directory)
         if not is_remote(path):
             path.mkdir(parents=True, exist_ok=True)
-        (path / SCORES).unlink(missing_ok=True)
+        for name in (SCORES, BY):
+            (path / name).unlink(missing_ok=True)
 
 
 def write(
@@ -47,9 +51,10 @@ def write(
 ) -> None:
     """Writes an evaluation to a directory, each file whole, evaluation.json last.
 
-    evaluation.json has `result` without the confusion matrix, null for what is not finite. predictions.npz has "labels"
-    int32 [n], "logits" float32 [n, C], "names" str [n], "class_ids" str [C]. confusion.csv has true classes in rows,
-    predicted ones in columns. confusion.png and reliability.png are pictures.
+    evaluation.json has `result` without the confusion matrix, null for what is not finite; its groups, if it has any,
+    are in by.json. predictions.npz has "labels" int32 [n], "logits" float32 [n, C], "names" str [n], "class_ids" str
+    [C], "tta" str []. confusion.csv has true classes in rows, predicted ones in columns. confusion.png and
+    reliability.png are pictures.
 
     Args:
       directory: local or remote.
@@ -62,22 +67,28 @@ def write(
     """
     archive = io.BytesIO()
     arrays: dict[str, Any] = {"labels": labels.astype(np.int32), "logits": logits}
-    np.savez(archive, **arrays, names=np.array(names, str), class_ids=np.array(result["class_ids"], str))
+    texts: dict[str, Any] = {"names": names, "class_ids": result["class_ids"], "tta": result["tta"]}
+    arrays |= {name: np.array(text, str) for name, text in texts.items()}
+    np.savez(archive, **arrays)
     confusion, class_names = result["confusion"], result["class_names"]
     files = {
         PREDICTIONS: archive.getvalue(),
         "confusion.csv": _table(confusion, class_names),
         "confusion.png": _draw_confusion(confusion, class_names),
         "reliability.png": _draw_reliability(result["reliability"], result["calibration_error"]),
-        SCORES: _json(result),
     }
+    if "by" in result:
+        files[BY] = _json({name: result[name] for name in EVALUATED} | result["by"])
+    files[SCORES] = _json({name: value for name, value in result.items() if name not in ("confusion", "by")})
     with named_failures(f"write to {directory}", ADVICE):
         for name, content in files.items():
             write_bytes(open_path(directory) / name, content)
 
 
 def read_predictions(directory: epath.PathLike) -> dict[str, np.ndarray] | None:
-    """{"labels" int [n], "hits" bool [n], "class_ids" [C]} of what `write` wrote; None if there is nothing.
+    """{"labels" int [n], "hits" bool [n], "class_ids" [C], "tta" str []} of what `write` wrote; None if there is none.
+
+    "tta" is "" of earlier versions, which had no test-time augmentation.
 
     Raises:
       DataError: it is damaged.
@@ -88,7 +99,8 @@ def read_predictions(directory: epath.PathLike) -> dict[str, np.ndarray] | None:
     try:
         with np.load(io.BytesIO(read_bytes(path, _MAX_BYTES)), allow_pickle=False) as arrays:
             labels, logits, class_ids = (arrays[name] for name in ("labels", "logits", "class_ids"))
-        return {"labels": labels, "hits": logits.argmax(axis=1) == labels, "class_ids": class_ids}
+            tta = arrays["tta"] if "tta" in arrays else np.array("")
+        return {"labels": labels, "hits": logits.argmax(axis=1) == labels, "class_ids": class_ids, "tta": tta}
     except Exception as error:  # of a zip file, its compression, NumPy's header, or its shapes
         raise DataError(
             f"cannot read {path}: {first_line(error)}; write it again: "
@@ -96,14 +108,13 @@ def read_predictions(directory: epath.PathLike) -> dict[str, np.ndarray] | None:
         ) from error
 
 
-def _json(result: Mapping[str, Any]) -> bytes:
+def _json(result: dict[str, Any]) -> bytes:
     def number(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: number(entry) for name, entry in value.items()}
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    values = {name: number(value) for name, value in result.items() if name != "confusion"}
-    return (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
+    return (json.dumps(number(result), indent=2, allow_nan=False) + "\n").encode()
 
 
 def _table(confusion: Int[np.ndarray, "C C"], class_names: Sequence[str]) -> bytes:

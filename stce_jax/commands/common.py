@@ -56,6 +56,12 @@ def add_reduction(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--reduction", default="", metavar="NAME", help=text)
 
 
+def add_tta(verb: argparse.ArgumentParser) -> None:
+    """--tta alone, for verbs whose function has a keyword of that name."""
+    text = "average the probabilities of several views: flip, crops (five), or flip,crops (ten)"
+    verb.add_argument("--tta", default="", metavar="VIEWS", help=text)
+
+
 def add_modules(verb: argparse.ArgumentParser) -> None:
     """--config, for `register_modules`."""
     text = "config file that registers the modules of a run that are not part of stce_jax"

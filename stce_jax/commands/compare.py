@@ -16,6 +16,10 @@ EXAMPLES = """
 The other runs are compared with the first. Of runs that were evaluated with
 `stce evaluate --workdir=RUN --output=RUN/evaluation` the difference is shown with its 95% interval."""
 NONE = "-"
+DIFFERING = {  # why two evaluations cannot be compared -> how they were made
+    "other images": "on other images",
+    "other test-time augmentation": "with other test-time augmentation (--tta)",
+}
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
@@ -83,14 +87,16 @@ def _print_differences(rows: Sequence[Mapping[str, Any]], names: Mapping[str, st
 def _print_pairs(pairs: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
     for pair in pairs:
         first, second = (names[pair[place]] for place in ("first", "second"))
-        if pair.get("reason") == "other images":
-            terminal.say(f"{second} and {first} were evaluated on other images: no interval of the difference")
+        if pair.get("reason") in DIFFERING:
+            how = DIFFERING[pair["reason"]]
+            terminal.say(f"{second} and {first} were evaluated {how}: no interval of the difference")
         elif "reason" not in pair:
             points, low, high = (100 * pair[name] for name in ("difference", "low", "high"))
+            both = f"; both with --tta={pair['tta']}" * bool(pair["tta"])
             terminal.say(
                 f"{second} {pair['second_top1']:.2%} - {first} {pair['first_top1']:.2%} = {points:+.2f} points, "
                 f"95% interval {low:+.2f} to {high:+.2f}; of {pair['images']} images {pair['only_second']} are right "
-                f"in {second} alone, {pair['only_first']} in {first} alone, McNemar p = {pair['p_value']:.3g}"
+                f"in {second} alone, {pair['only_first']} in {first} alone, McNemar p = {pair['p_value']:.3g}{both}"
             )
 
 

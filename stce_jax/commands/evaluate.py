@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,11 +12,15 @@ from stce_jax.platform import terminal
 HELP = "measure a run's accuracy on its validation images, or on others of the same classes"
 EXAMPLES = """
   stce evaluate --workdir=runs/digits
-  stce evaluate --workdir=runs/digits --checkpoint=best --per_class --confusion
+  stce evaluate --workdir=runs/digits --checkpoint=best --by=class --confusion
   stce evaluate --workdir=runs/digits --output=runs/digits/evaluation
   stce evaluate --workdir=runs/pets --dataset=folder --data_dir=other_pets
-  stce evaluate --workdir=runs/pets --reduction=topk:keep_rate=0.7"""
+  stce evaluate --workdir=runs/pets --reduction=topk:keep_rate=0.7
+  stce evaluate --workdir=runs/pets --tta=flip,crops
+  stce evaluate --workdir=runs/pets --by=cameras.csv:camera"""
 SPLIT = "the images (default: val); holdout: the part that a run with config.holdout was evaluated on in training"
+BY = "print the accuracy of each class (--by=class), or of groups: a CSV with a column path (or index), and COLUMN"
+WIDTH = 80  # columns of a terminal that does not say how many it has
 SAID = {  # what a split is of a run with config.holdout
     "val": "the test images; in training the run was evaluated on --split=holdout",
     "train": "the training images, without those that were held out",
@@ -26,12 +31,13 @@ SAID = {  # what a split is of a run with config.holdout
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     common.add_run(verb)
     common.add_reduction(verb)
+    common.add_tta(verb)
     common.add_data_dir(verb, "where the images are, if not where the run was trained from")
     verb.add_argument("--dataset", default="", help="another dataset with the same classes: folder, imagenet100, ...")
     verb.add_argument("--classes", default="", help="that dataset's list of classes, or name")
     verb.add_argument("--split", default="val", choices=("val", "train", "holdout"), help=SPLIT)
     verb.add_argument("--output", default="", metavar="DIR", help="write scores, logits of every image, and pictures")
-    verb.add_argument("--per_class", action="store_true", help="print the accuracy of each class")
+    verb.add_argument("--by", default="", metavar="class|FILE.csv:COLUMN", help=BY)
     verb.add_argument("--confusion", action="store_true", help="print which classes are taken for which")
 
 
@@ -40,7 +46,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from stce_jax.processes.stopping import interrupted_by_signal
     from stce_jax.verbs.evaluate import evaluate
 
-    names = ("data_dir", "dataset", "classes", "split", "output", "reduction")
+    names = ("data_dir", "dataset", "classes", "split", "output", "reduction", "tta", "by")
     options = {name: getattr(arguments, name) for name in names}
     processes.start()
     # A process that waits for others outside of Python hears no signal.
@@ -56,24 +62,38 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         f"step {result['step']}  epoch {result['epoch']:.2f}  {result['images']} images  loss {result['loss']:.4f}  "
         f"top-1 {100 * result['top1']:.2f}%  top-5 {100 * result['top5']:.2f}%"
     )
+    if result["tta"]:
+        terminal.say(f"test-time augmentation {result['tta']}: means of the probabilities of several views of an image")
     if result["holdout"]:
         terminal.say(f"split {result['split']}: {SAID[result['split']]}")
     terminal.say(f"calibration error {100 * result['calibration_error']:.2f}%, in {len(result['reliability'])} bins")
     if result["metrics"]:
         terminal.say("  ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items()))
-    if arguments.per_class:
-        _print_per_class(result)
+    if arguments.by:
+        terminal.say("", *_lines_by(result["by"], shutil.get_terminal_size((WIDTH, 24)).columns))
     if arguments.confusion:
         from stce_jax.commands import confusion
 
         terminal.say("", *confusion.lines_of(result["confusion"], result["class_names"]))
     if arguments.output:
         files = "evaluation.json, predictions.npz, confusion.csv, confusion.png, reliability.png"
-        terminal.say(f"{arguments.output}: {files}")
+        terminal.say(f"{arguments.output}: {files}{', by.json' * bool(arguments.by)}")
 
 
-def _print_per_class(result: Mapping[str, Any]) -> None:
-    rows = [["class", "images", "top-1"]]
-    for name, scores in zip(result["class_names"], result["per_class"].values(), strict=True):
-        rows.append([name, str(scores["images"]), f"{100 * scores['top1']:.2f}%" if scores["images"] else "-"])
-    terminal.say("", "per class", *tables.aligned(rows, right=(1, 2)))
+def _lines_by(by: Mapping[str, Any], width: int) -> list[str]:
+    """A table of the accuracy of each group in so many columns; below it what was in none."""
+    from stce_jax.commands import confusion
+
+    rows = [["group", "images", "top-1", "95% interval"]]
+    for group in by["groups"]:
+        numbers = [f"{100 * group[name]:.2f}%" for name in ("top1", "low", "high")] if group["images"] else []
+        cells = [numbers[0], f"{numbers[1]} to {numbers[2]}"] if numbers else ["-", "-"]
+        rows.append([group["group"] or "(empty)", str(group["images"]), *cells])
+    others = [max(map(len, column)) for column in list(zip(*rows, strict=True))[1:]]
+    left = max(confusion.NARROWEST, width - sum(others) - len(others) * len(tables.GAP))
+    lines = tables.aligned([[confusion.fitted(row[0], left), *row[1:]] for row in rows], right=(1, 2, 3))
+    lines.insert(0, f"by {by['by']}, the worst first")
+    for key, said in (("images_without_row", "images have no row"), ("rows_without_image", "rows have no image")):
+        if by[key]:
+            lines.append(f"{by[key]:,} {said}")
+    return lines

@@ -17,6 +17,7 @@ HELP = "name the likeliest classes of images"
 EXAMPLES = """
   stce predict photo.jpg --workdir=runs/pets
   stce predict photos more/*.png --workdir=runs/pets --topk=1 --csv=classes.csv
+  stce predict photos --workdir=runs/pets --tta=flip
   stce predict photos --workdir=runs/pets --json=- | jq -r '.[] | .name + " " + .classes[0].name'"""
 WIDEST = 60  # columns that names of files get before the others are pushed aside
 
@@ -27,6 +28,7 @@ Write = Callable[[dict[str, Any]], Any]  # of one record
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     common.add_images(verb)
     common.add_reduction(verb)
+    common.add_tta(verb)
     verb.add_argument("--topk", type=int, default=5, metavar="K", help="classes of each image (default: 5)")
     verb.add_argument("--json", default="", metavar="FILE", help="write a JSON array; - is standard output, alone")
     verb.add_argument("--csv", default="", metavar="FILE", help="write a line a class; - is standard output, alone")
@@ -47,12 +49,13 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         topk=arguments.topk,
         batch_size=arguments.batch_size,
         reduction=arguments.reduction,
+        tta=arguments.tta,
         unreadable=common.complain(failures),
     )
     with contextlib.ExitStack() as outputs:
         outputs.enter_context(contextlib.closing(records))
         writers = [
-            outputs.enter_context(writer(outputs.enter_context(common.output_file(path))))
+            outputs.enter_context(writer(outputs.enter_context(common.output_file(path)), arguments.tta))
             for path, writer in ((arguments.json, _json), (arguments.csv, _csv))
             if path
         ]
@@ -61,13 +64,16 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         for record in records:
             for write in writers:
                 write(record)
+    if arguments.tta and "-" not in (arguments.json, arguments.csv):
+        terminal.say(f"test-time augmentation {arguments.tta}: probabilities are means over several views of an image")
     sys.stdout.flush()
     common.end_with(failures, len(files))
 
 
 @contextlib.contextmanager
-def _json(file: BinaryIO) -> Iterator[Write]:
-    """Writes an array, a record a line."""
+def _json(file: BinaryIO, tta: str) -> Iterator[Write]:
+    """Writes an array, a record a line; records say their `tta` themselves."""
+    del tta
     separator = "["
 
     def write(record: dict[str, Any]) -> None:
@@ -80,18 +86,21 @@ def _json(file: BinaryIO) -> Iterator[Write]:
 
 
 @contextlib.contextmanager
-def _csv(file: BinaryIO) -> Iterator[Write]:
+def _csv(file: BinaryIO, tta: str) -> Iterator[Write]:
+    """Writes a line a class, with a column for the test-time augmentation where there is one."""
     from stce_jax.paths import encoded
+
+    more = ("tta",) if tta else ()
 
     def write(*rows: Sequence[Any]) -> None:
         lines = io.StringIO()
         csv.writer(lines, lineterminator="\n").writerows(rows)
         file.write(encoded(lines.getvalue()))
 
-    write(["name", "rank", "class_id", "class_name", "probability"])
+    write(["name", "rank", "class_id", "class_name", "probability", *more])
     yield lambda record: write(
         *(
-            [record["name"], rank, one["id"], one["name"], one["probability"]]
+            [record["name"], rank, one["id"], one["name"], one["probability"], *(record[name] for name in more)]
             for rank, one in enumerate(record["classes"], start=1)
         )
     )

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 
 from stce_jax.errors import ConfigError, shown
 
-# Verbs' own options under the names that they had up to version 0.1.
-FORMER = {"--on-bad": "--on_bad", "--val-labels": "--val_labels"}
+# Verbs' own options as they were called up to version 0.1.
+FORMER = {"--on-bad": "--on_bad", "--val-labels": "--val_labels", "--per_class": "--by=class"}
 # What is answered to options that other tools have, and this one has another way -> these options.
 _ANSWERED = {
     "a run resumes by itself: give its --workdir": ("resume", "resume_from_checkpoint", "auto_resume", "ckpt_path"),

@@ -4,10 +4,10 @@ from stce_jax.platform import terminal
 from stce_jax.processes import peers
 
 
-def say(text: str) -> None:
-    """Prints a line on standard output, if this is the main process."""
+def say(*lines: str) -> None:
+    """Prints lines on standard output, if this is the main process."""
     if peers.is_main():
-        terminal.say(text)
+        terminal.say(*lines)
 
 
 def warn(text: str) -> None:

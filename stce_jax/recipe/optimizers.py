@@ -157,6 +157,8 @@ def check_options(
     learning_rate_scaling: str,
     schedule: str,
     decay_share: float,
+    restart_epochs: tuple[float, ...],
+    restart_learning_rate: float,
     warmup_epochs: float,
     warmup_learning_rate: float,
     final_learning_rate: float,
@@ -178,6 +180,7 @@ def check_options(
         "learning_rate": learning_rate,
         "warmup_learning_rate": warmup_learning_rate,
         "final_learning_rate": final_learning_rate,
+        "restart_learning_rate": restart_learning_rate,
         "weight_decay": weight_decay,
         "clip_norm": clip_norm,
     }
@@ -185,7 +188,7 @@ def check_options(
         check_range(f"config.optimizer.{option}", number, 0, LARGEST)
     check_choice("config.optimizer.learning_rate_scaling", learning_rate_scaling, ("none", "linear"))
     check_range("config.optimizer.warmup_epochs", warmup_epochs, 0, 1_000_000)
-    schedules.check_options(name=schedule, decay_share=decay_share)
+    schedules.check_options(name=schedule, decay_share=decay_share, restart_epochs=restart_epochs)
     shares = {"beta1": beta1, "beta2": beta2, "muon_momentum": muon_momentum, "ema_decay": ema_decay}
     for option, number in shares.items():
         check_range(f"config.optimizer.{option}", number, 0, 1, below=True)  # an average at 1 never moves

@@ -92,9 +92,9 @@ class Cell:
         found = _read_json(self.directory / IN_RUN / SCORES, kinds)
         if not found or not found["epoch"] > 0 or not (self.directory / IN_RUN / PREDICTIONS).exists():
             return False
-        kind = found["checkpoint"], found["ema"], found["split"], found.get("reduction", "")
+        kind = found["checkpoint"], found["ema"], found["split"], found.get("reduction", ""), found.get("tta", "")
         config = self.row.config()
-        of_last_epoch = kind == ("last", self.row.ema, HOLDOUT if config.holdout else "val", "")
+        of_last_epoch = kind == ("last", self.row.ema, HOLDOUT if config.holdout else "val", "", "")
         return of_last_epoch and is_last(found["step"], found["epoch"], config.epochs)
 
     def record(self) -> dict[str, Any]:

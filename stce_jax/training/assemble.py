@@ -254,12 +254,17 @@ def batch_names(config: config_dict.ConfigDict, dataset: Dataset, position: int,
     return [images.name(image_index(place, **order)) for place in positions]
 
 
-def eval_views(config: config_dict.ConfigDict, dataset: Dataset, split: str = "val") -> Views:
-    """The images of a split as evaluation sees them; kept from one evaluation to the next where they are few."""
+def eval_views(
+    config: config_dict.ConfigDict, dataset: Dataset, split: str = "val", view: dict[str, Any] | None = None
+) -> Views:
+    """The images of a split as evaluation sees them; kept from one evaluation to the next where they are few.
+
+    `view` has other options than those of `view_options`.
+    """
     return Views(
         getattr(dataset, split),
         crop="center",
-        **view_options(config),
+        **(view or view_options(config)),
         cache_bytes=config.cache_megabytes * 2**20,
     )
 

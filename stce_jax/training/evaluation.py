@@ -4,7 +4,7 @@ Shape letters: B global batch, b the images of a batch that are real, P processe
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +19,10 @@ from stce_jax.models.bodies import Body
 from stce_jax.processes.stop_flag import FLAG, flagged
 from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
+from stce_jax.training import several_views
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated, round_up
 from stce_jax.training.prediction import make_predict_step, predictions
+from stce_jax.training.preprocessing import view_options
 from stce_jax.training.step import make_eval_step
 
 IN_FLIGHT = 3  # evaluation steps that are on the devices at a time
@@ -73,17 +75,20 @@ def mean_metrics(
 
 
 def predict_split(
-    run: runs.Run, dataset: Any, split: str = "val", *, method: str = "__call__"
+    run: runs.Run, dataset: Any, split: str = "val", *, method: str = "__call__", tta: Sequence[str] = ()
 ) -> Iterator[tuple[Float[np.ndarray, "b K"], Int[np.ndarray, "b"], dict[str, Float[np.ndarray, "b"]]]]:
     """Yields (logits, labels, metrics that modules leave, see `left`) of a split's images, batch by batch in order.
 
-    Works in several processes, each of which yields all of it.
+    Works in several processes, each of which yields all of it. With `tta`, kinds of `several_views.parse`, logits are
+    logarithms of mean probabilities, and metrics means over the views.
     """
     mesh = make_mesh()  # there may be fewer devices than in training
     normalize = functools.partial(augment.normalize, mean=run.mean, std=run.std)
-    step = make_predict_step(run.model, normalize, mesh, method=method)
+    view = view_options(run.config)
+    step = make_predict_step(run.model, normalize, mesh, method=method, views=several_views.cuts(tta, view))
+    views = runs.eval_views(run.config, dataset, split, several_views.square(tta, view))
     count = jax.process_count()
-    with _eval_batches(runs.eval_views(run.config, dataset, split), run.config, mesh) as batches:
+    with _eval_batches(views, run.config, mesh) as batches:
         for batch in predictions(step, run.variables, loader.to_devices(batches, batch_sharding(mesh))):
             # Row r of process p is the image at r * P + p: [P * B/P, ...] -> [P, B/P, ...] -> [B/P, P, ...] -> [B, ...]
             batch = jax.tree.map(

@@ -23,6 +23,7 @@ from stce_jax.training import assemble as runs
 from stce_jax.training import evaluation
 from stce_jax.training.guard import DivergenceGuard
 from stce_jax.training.mesh import batch_sharding
+from stce_jax.training.patience import Patience
 from stce_jax.training.phases import Phase, Phases
 from stce_jax.training.progress import TrainProgress
 from stce_jax.training.state import TrainState
@@ -76,12 +77,14 @@ class StartingPoint:
       metrics: of the state's evaluation; None if it has not taken place.
       rollbacks: how often the run has gone back after diverging, which decides the order of images.
       guard: state of the divergence guard; None for a new one.
+      patience: state of the `Patience`; None for a new one.
     """
 
     state: TrainState
     metrics: dict[str, float] | None = None
     rollbacks: int = 0
     guard: dict[str, Any] | None = None
+    patience: dict[str, Any] | None = None
 
 
 class RunDivergedError(Exception):
@@ -96,6 +99,7 @@ class TrainLoop:
         self._setup, self._log, self._progress = setup, log, progress
         self._state, self._rollbacks, self._metrics = start.state, start.rollbacks, start.metrics
         self._guard = DivergenceGuard(max_skipped=options.max_skipped, loss_spike=options.loss_spike, state=start.guard)
+        self._patience = Patience(setup.config.patience, setup.config.patience_metric, start.patience)
         self._alone = jax.process_count() == 1
         self._saved = int(start.state.step)
         self._window = Window(setup.config.batch_size)
@@ -127,6 +131,10 @@ class TrainLoop:
             setup.watch.pause()  # the first step compiles
             self._compile_sizes(start)
             for step in range(start + 1, setup.timetable.total + 1):
+                if self._patience.ran_out:
+                    epoch, reason = setup.timetable.epoch_after(step - 1), self._patience.reason()
+                    self._progress.print(f"stopped early at epoch {epoch:.2f} of {config.epochs:g}: {reason}")
+                    break
                 batch = self._next_batch(batches, step)
                 setup.check_claim()
                 train_step = self._train_step(step)
@@ -138,7 +146,7 @@ class TrainLoop:
                 if stopping or setup.timetable.evaluates(step) or step % config.log_every == 0:
                     self._log_evaluate_save(step, stopping)
             setup.checkpoints.wait()
-        assert self._metrics, "the last step is always evaluated"
+        assert self._metrics, "the last step is always evaluated, and so is one after which patience has run out"
         return self._metrics, self._window.data_wait()
 
     def _compile_sizes(self, start: int) -> None:
@@ -188,7 +196,8 @@ class TrainLoop:
         if due or stopping:
             self._save(step)
             self._window.restart_clock()
-        if stopping and (step < setup.timetable.total or self._metrics is None):
+        ended = step == setup.timetable.total or self._patience.ran_out
+        if stopping and not (ended and self._metrics):
             setup.checkpoints.wait()
             raise self._stopped(step)
 
@@ -232,7 +241,8 @@ class TrainLoop:
 
     def _save(self, step: int) -> None:
         self._log.flush()
-        timetable, own = self._setup.timetable, {"salt": self._rollbacks, "guard": self._guard.state()}
+        timetable = self._setup.timetable
+        own = {"salt": self._rollbacks, "guard": self._guard.state(), "patience": self._patience.state()}
         place = {"epoch": timetable.epoch_after(step), "origin": dataclasses.asdict(timetable.origin)}
         self._setup.checkpoints.save(self._state, self._setup.meta | place | own, self._metrics)
         self._saved = step
@@ -261,6 +271,7 @@ class TrainLoop:
         epoch = setup.timetable.epoch_after(step)
         self._log.write(step=step, epoch=epoch, split="eval", **metrics)
         self._progress.evaluation(step, epoch, metrics)
+        self._patience.add(epoch, metrics)
         return {name: value for name, value in metrics.items() if math.isfinite(value)}  # a module's may be not
 
     def _log_skipped(self, step: int, values: dict[str, float]) -> None:

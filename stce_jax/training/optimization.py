@@ -68,8 +68,12 @@ def parameter_rules(config: config_dict.ConfigDict, model: Body) -> ParameterRul
 def build_schedule(config: config_dict.ConfigDict, timetable: Timetable) -> optax.Schedule:
     """Steps that were applied -> learning rate, of a config or of a checkpoint's."""
     options = config.optimizer
+    peak, restart = (
+        optim.peak_learning_rate(rate, options.learning_rate_scaling, config.batch_size)
+        for rate in (options.learning_rate, options.restart_learning_rate)
+    )
     return schedules.make_schedule(
-        peak=optim.peak_learning_rate(options.learning_rate, options.learning_rate_scaling, config.batch_size),
+        peak=peak,
         warmup_from=options.warmup_learning_rate,
         final=options.final_learning_rate,
         warmup_steps=round(options.warmup_epochs * timetable.epoch),
@@ -77,14 +81,27 @@ def build_schedule(config: config_dict.ConfigDict, timetable: Timetable) -> opta
         shift=timetable.shift,
         name=options.schedule,
         decay_share=options.decay_share,
+        restart_steps=[round(epoch * timetable.epoch) for epoch in options.restart_epochs],
+        restart=restart,
     )
 
 
 def build_optimizer(
-    config: config_dict.ConfigDict, timetable: Timetable, rules: ParameterRules | None = None
+    config: config_dict.ConfigDict,
+    timetable: Timetable,
+    rules: ParameterRules | None = None,
+    schedule: optax.Schedule | None = None,
 ) -> tuple[optax.Schedule, optim.Optimizer]:
-    """(schedule, optimizer) of a config; for `rules` see `parameter_rules`, None has all parameters learn alike."""
-    options, schedule, rules = config.optimizer, build_schedule(config, timetable), rules or ParameterRules()
+    """(schedule, optimizer) of a config.
+
+    Args:
+      config: a run's.
+      timetable: its own.
+      rules: see `parameter_rules`; None has all parameters learn alike.
+      schedule: another one than the config's.
+    """
+    options, rules = config.optimizer, rules or ParameterRules()
+    schedule = schedule or build_schedule(config, timetable)
     own = ("name", "weight_decay", "beta1", "beta2", "epsilon", "muon_momentum", "clip_norm")
     chosen = {option: options[option] for option in own}
     optimizer = optim.make_optimizer(schedule, rates=rules.rates, matrices=rules.matrices, **chosen)

@@ -10,7 +10,8 @@ from stce_jax.errors import ConfigError, check_range, check_text, check_whole
 from stce_jax.models.factory import LARGEST_SIDE
 from stce_jax.paths import first_line
 from stce_jax.recipe import augment, optimizers
-from stce_jax.training import guard, plan
+from stce_jax.recipe.schedules import check_restarts
+from stce_jax.training import guard, patience, plan
 from stce_jax.training.sizes import check_sizes
 from stce_jax.workdir.values import check_kinds
 
@@ -37,6 +38,7 @@ def check_options(config: config_dict.ConfigDict) -> None:
         check_range(f"config.{key}", config[key], 0, 1_000_000, above=True)
     check_range("config.step_timeout", config.step_timeout, 1, LONGEST_WAIT)
     check_text("config.init_from", config.init_from)
+    patience.check_options(patience=config.patience, patience_metric=config.patience_metric)
     plan.check_options(minutes=config.minutes, plan=config.plan)
     catalog.check_options(
         dataset=config.dataset,
@@ -61,6 +63,8 @@ def check_options(config: config_dict.ConfigDict) -> None:
     views.check_options(**{key: value for key, value in config.augment.items() if key not in others})
     augment.make_augment(1, mean=catalog.IMAGENET_MEAN, std=catalog.IMAGENET_STD, **drawn)
     optimizers.check_options(**config.optimizer)
+    warmup_epochs = config.optimizer.warmup_epochs
+    check_restarts(config.optimizer.restart_epochs, warmup_epochs=warmup_epochs, epochs=config.epochs)
     guard.check_options(**config.divergence)
     check_sizes(config.progressive_sizes, config.image_size)
     smallest = min([config.image_size, *config.progressive_sizes])

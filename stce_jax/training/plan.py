@@ -16,6 +16,7 @@ from stce_jax.training.candidates import CANDIDATES, Candidate
 # Keys in epochs that keep their share of the run, where they have a value.
 SCALED = (
     "optimizer.warmup_epochs",
+    "optimizer.restart_epochs",
     "augment.mixing_off_epochs",
     "model.reduction.evit.shrink_start_epoch",
     "model.reduction.evit.shrink_epochs",
@@ -120,7 +121,9 @@ def apply(plan: Plan, config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     keys: dict[str, Any] = {"epochs": plan.epochs, "eval_every": plan.eval_every}
     for key in SCALED:
         if value := value_of(config, key):
-            keys[key] = _rounded(value * share, round, digits=4)
+            several = isinstance(value, tuple)
+            scaled = tuple(_rounded(each * share, round, digits=4) for each in (value if several else (value,)))
+            keys[key] = scaled if several else scaled[0]
     return with_keys(config, keys)
 
 

@@ -26,6 +26,7 @@ from stce_jax.models.bodies import Body
 from stce_jax.processes import peers as processes
 from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
+from stce_jax.training import several_views
 from stce_jax.training.left import METRICS, left_metrics
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated, round_up
 from stce_jax.training.preprocessing import view_options
@@ -41,6 +42,7 @@ def apply(
     *,
     method: str = "__call__",
     batch_size: int,
+    tta: Sequence[str] = (),
     unreadable: Callable[[DataError], None] | None = None,
 ) -> Iterator[tuple[list[str], Outputs]]:
     """What a model makes of image files, in their order.
@@ -54,6 +56,7 @@ def apply(
       files: paths, see `list_images`.
       method: name of the model's method.
       batch_size: images computed at a time, rounded up to what the devices can divide.
+      tta: kinds of `several_views.parse`; outputs are then logarithms of mean probabilities.
       unreadable: called with the DataError of each image that cannot be read, which is then left out; None: the first
         is raised.
 
@@ -67,8 +70,10 @@ def apply(
     mesh = make_mesh()
     batch_size = round_up(min(batch_size, len(files)), mesh)
     normalize = functools.partial(augment.normalize, mean=run.mean, std=run.std)
-    step = make_predict_step(model, normalize, mesh, method=method)
-    return _outputs(run, step, files, batch_size, batch_sharding(mesh), unreadable)
+    view = view_options(run.config)
+    step = make_predict_step(model, normalize, mesh, method=method, views=several_views.cuts(tta, view))
+    seen = _views(run.config, files, 2 * batch_size, **several_views.square(tta, view))
+    return _outputs(run, step, seen, batch_size, batch_sharding(mesh), unreadable)
 
 
 def make_predict_step(
@@ -77,6 +82,7 @@ def make_predict_step(
     mesh: Mesh,
     *,
     method: str = "__call__",
+    views: several_views.Cuts | None = None,
 ) -> Any:
     """Compiles (variables, batch) -> what a model makes of the images, whole in every process.
 
@@ -85,6 +91,8 @@ def make_predict_step(
       normalize: see `augment.normalize`.
       mesh: see `make_mesh`; the batch is split over it.
       method: name of the module's method.
+      views: of the batch's images, over which the outputs, logits, are averaged, see `several_views.mean_over`; None:
+        the images themselves.
 
     Returns:
       A jitted function. Its batch is {"image": uint8 [B, H, W, 3], ...}; it gives back the batch with float32 "outputs"
@@ -93,11 +101,14 @@ def make_predict_step(
     """
 
     def predict_step(variables: Any, batch: dict[str, Array]) -> dict[str, Any]:
-        images = normalize(batch["image"])
-        outputs, left = model.apply(variables, images, train=False, method=method, mutable=[METRICS])
-        outputs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)  # of Tokens, too
+        def forward(images: UInt8[Array, "B H W 3"]) -> tuple[Any, dict[str, Array]]:
+            outputs, left = model.apply(variables, normalize(images), train=False, method=method, mutable=[METRICS])
+            return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs), left_metrics(left)  # of Tokens, too
+
+        images = batch["image"]
+        outputs, metrics = forward(images) if views is None else several_views.mean_over(forward, images, views)
         given = {name: rows for name, rows in batch.items() if name != "image"}
-        return given | {"outputs": outputs, "metrics": left_metrics(left)}
+        return given | {"outputs": outputs, "metrics": metrics}
 
     return processes.compile_together(jax.jit(predict_step, out_shardings=replicated(mesh)))
 
@@ -121,20 +132,20 @@ def predictions(step: Any, variables: Any, batches: Iterable[dict[str, Any]]) ->
 def _outputs(
     run: runs.Run,
     step: Any,
-    files: Sequence[str],
+    views: Generator[tuple[str, View], None, None],
     batch_size: int,
     sharding: NamedSharding,
     unreadable: Callable[[DataError], None] | None,
 ) -> Iterator[tuple[list[str], Outputs]]:
     sent: collections.deque[list[str]] = collections.deque()  # the paths of each batch that is on the devices
 
-    def batches(views: Iterable[tuple[str, View]]) -> Iterator[dict[str, np.ndarray]]:
+    def batches() -> Iterator[dict[str, np.ndarray]]:
         for names, images in _batched(views, batch_size, unreadable):
             sent.append(names)
             yield {"image": images}
 
-    with contextlib.closing(_views(run.config, files, 2 * batch_size)) as views:
-        for batch in predictions(step, run.variables, loader.to_devices(batches(views), sharding)):
+    with contextlib.closing(views):
+        for batch in predictions(step, run.variables, loader.to_devices(batches(), sharding)):
             names = sent.popleft()
             # Tokens are a tree of arrays.
             yield names, jax.tree.map(operator.itemgetter(slice(len(names))), batch["outputs"])
@@ -162,9 +173,12 @@ def _batched(
         yield names, np.concatenate([np.stack(images), black])
 
 
-def _views(config: Any, files: Iterable[str], ahead: int) -> Generator[tuple[str, View], None, None]:
-    """Each path with its view or error, in order, while threads prepare up to `ahead` more."""
-    view = functools.partial(_view, **view_options(config))
+def _views(config: Any, files: Iterable[str], ahead: int, **options: Any) -> Generator[tuple[str, View], None, None]:
+    """Each path with its view or error, in order, while threads prepare up to `ahead` more.
+
+    `options` are of the view, see `center_crop`.
+    """
+    view = functools.partial(_view, **options)
     pool = concurrent.futures.ThreadPoolExecutor(runs.loader_threads(config))
     pending: collections.deque[tuple[str, concurrent.futures.Future[View]]] = collections.deque()
     try:

@@ -43,9 +43,10 @@ def build_stepping(
     timetable: Timetable,
     augment: Augment,
     mesh: jax.sharding.Mesh,
+    schedule: optax.Schedule | None = None,
 ) -> Stepping:
-    """The optimizer and step of a config; for `rules` see `optimization.parameter_rules`. Nothing is computed."""
-    schedule, optimizer = optimization.build_optimizer(config, timetable, rules)
+    """The optimizer and step of a config; for `rules` and `schedule` see `optimization`. Nothing is computed."""
+    schedule, optimizer = optimization.build_optimizer(config, timetable, rules, schedule)
     shape: dict[str, Any] = {"image_size": config.image_size, "with_ema": optimization.keeps_average(config)}
     state_shapes = sharded_shapes(abstract_state(model, optimizer, **shape), mesh)
     make_step = functools.partial(

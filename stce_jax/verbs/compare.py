@@ -15,6 +15,7 @@ from stce_jax.analysis.intervals import bootstrap_difference, mcnemar
 from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.paths import named_failures, open_path
 from stce_jax.training import assemble as runs
+from stce_jax.training.patience import ran_out
 from stce_jax.training.timetable import is_last
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
@@ -40,8 +41,9 @@ def compare(
       "predictions": whether there is its evaluation/predictions.npz, of whatever checkpoint that was written}.
       A pair is the first run and another, compared by these predictions: {"first", "second", "images", "first_top1",
       "second_top1", "difference": the latter less the former, "low", "high": 95% interval of the paired bootstrap over
-      images, "only_first", "only_second": images that one alone has right, "p_value": of McNemar's exact test}; where
-      they cannot be compared, {"first", "second", "reason"}. Accuracies are fractions.
+      images, "only_first", "only_second": images that one alone has right, "p_value": of McNemar's exact test, "tta":
+      the test-time augmentation of both}; where they cannot be compared, {"first", "second", "reason"}. Accuracies are
+      fractions.
 
     Raises:
       ConfigError: a workdir is none of a run, or the picture cannot be written.
@@ -107,7 +109,7 @@ def _row(
         "model": config.model.name,
         "epoch": max((line["epoch"] for line in lines), default=0.0),
         "epochs": config.epochs,
-        "finished": bool(evaluations) and is_finished(lines, evaluations[-1], config.epochs),
+        "finished": is_finished(lines, config),
         "step": shown.get("step"),
         "loss": shown.get("loss"),
         "top1": shown.get("top1"),
@@ -118,12 +120,16 @@ def _row(
     }
 
 
-def is_finished(lines: Sequence[dict[str, Any]], last: Mapping[str, Any], epochs: float) -> bool:
+def is_finished(lines: Sequence[dict[str, Any]], config: Any) -> bool:
     """Whether the last evaluation is the run's last; a run whose batch has changed has its present one since then."""
+    evaluations = [line for line in lines if line["split"] == "eval"]
+    if not evaluations:
+        return False
+    last = evaluations[-1]
     earlier = (line for line in reversed(lines) if line["step"] < last["step"] and line["epoch"] < last["epoch"])
     before = next(earlier, {"step": 0, "epoch": 0.0})
     rate = (last["step"] - before["step"]) / (last["epoch"] - before["epoch"])
-    return is_last(last["step"], last["epoch"], epochs, rate)
+    return is_last(last["step"], last["epoch"], config.epochs, rate) or ran_out(config, evaluations)
 
 
 def _count_parameters(workdir: str, config: Any, counts: dict[str, int]) -> int | None:
@@ -149,6 +155,8 @@ def _difference(first: dict[str, np.ndarray] | None, second: dict[str, np.ndarra
         return {"reason": "no predictions"}
     if not all(np.array_equal(first[name], second[name]) for name in ("labels", "class_ids")):
         return {"reason": "other images"}
+    if first["tta"] != second["tta"]:
+        return {"reason": "other test-time augmentation"}
     mean, low, high = bootstrap_difference(second["hits"], first["hits"])
     only_first, only_second, p_value = mcnemar(first["hits"], second["hits"])
     return {
@@ -161,6 +169,7 @@ def _difference(first: dict[str, np.ndarray] | None, second: dict[str, np.ndarra
         "only_first": only_first,
         "only_second": only_second,
         "p_value": p_value,
+        "tta": str(first["tta"]),
     }
 
 

@@ -4,13 +4,15 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from jaxtyping import Bool
 
-from stce_jax.analysis import files, scores
+from stce_jax.analysis import files, groups, scores
 from stce_jax.data import catalog
 from stce_jax.data.holdout import HOLDOUT, hold_out
 from stce_jax.errors import ConfigError
 from stce_jax.processes import peers as processes
 from stce_jax.training import assemble as runs
+from stce_jax.training import several_views
 from stce_jax.training.evaluation import predict_split
 
 SPLITS = (*catalog.SPLITS, HOLDOUT)
@@ -27,6 +29,8 @@ def evaluate(
     split: str = "val",
     output: epath.PathLike = "",
     reduction: str = "",
+    tta: str = "",
+    by: str = "",
 ) -> dict[str, Any]:
     """Evaluates a run.
 
@@ -38,29 +42,40 @@ def evaluate(
         that it was evaluated on in training, "train" what it was trained on, and "val" the test images.
       output: a directory for the results and the logits of every image, see `files.write`; "": none.
       reduction: another token reduction than the run's, see `load_run`.
+      tta: test-time augmentation, "flip", "crops" or "flip,crops": the mean of the probabilities of an image and its
+        mirror image, of five crops, or of ten, see `several_views`. Logits are then the logarithms of these means.
+      by: "class", or "FILE.csv:COLUMN", see `groups.read_groups`: give the accuracy of each group, too.
 
     Returns:
-      {"step", "epoch", "checkpoint", "ema", "reduction", "dataset", "split", "holdout", "class_ids", "class_names",
-      "images", "loss", "top1", "top5", "metrics", "calibration_error", "reliability", "per_class", "confusion"}, where
+      {"step", "epoch", "checkpoint", "ema", "reduction", "tta", "dataset", "split", "holdout", "class_ids",
+      "class_names", "images", "loss", "top1", "top5", "metrics", "calibration_error", "reliability", "per_class",
+      "confusion"}, where
       holdout is the run's config.holdout; loss, top1, top5 and metrics, {name: value} of what the model's modules leave
       for the log, are means over the images, per_class is {class id: {"images", "top1"}}, the others are those of
-      `scores.summary`.
+      `scores.summary`. With `by` there is "by", {"by", "groups": see `groups.accuracies`, "images_without_row",
+      "rows_without_image"}, of which the last two are counts, 0 for classes.
 
     Raises:
       StceError: the run or its data cannot be read, or the output not be written.
     """
     if split not in SPLITS:
         raise ConfigError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")
+    kinds = several_views.parse(tta)
+    if by:
+        groups.check_by(by)
     run = runs.load_run(workdir, checkpoint, ema, reduction=reduction)
     images = _open_dataset(run.config, dataset, data_dir, classes, split)
     place = "val" if split == HOLDOUT else split
     runs.report_passed_over(images)
     catalog.check_class_names(images, run.class_ids)
+    source = getattr(images, place)
+    names = [source.name(index) for index in range(len(source))]
+    named = groups.read_groups(by, names) if by not in ("", groups.CLASS) else None
     writes = bool(output) and processes.is_main()
     if writes:
         files.begin(output)
     parts, left, logits = [], [], []
-    for outputs, labels, left_by_modules in predict_split(run, images, place):
+    for outputs, labels, left_by_modules in predict_split(run, images, place, tta=kinds):
         parts.append(scores.of_images(outputs, labels))
         left.append(left_by_modules)
         if writes:
@@ -73,6 +88,7 @@ def evaluate(
         "checkpoint": str(checkpoint),
         "ema": ema,
         "reduction": reduction,
+        "tta": ",".join(kinds),
         "dataset": dataset or run.config.dataset,
         "split": split,
         "holdout": run.config.holdout,
@@ -82,11 +98,21 @@ def evaluate(
         **scores.summary(by_image, len(run.class_ids)),
     }
     result["per_class"] = dict(zip(run.class_ids, result["per_class"], strict=True))
+    if by:
+        result["by"] = _by(by, named or groups.Groups(run.class_names, by_image["label"]), by_image["top1"])
     if writes:
-        source = getattr(images, place)
-        names = [source.name(index) for index in range(len(source))]
         files.write(output, result, names, by_image["label"], np.concatenate(logits))
     return result
+
+
+def _by(by: str, found: groups.Groups, hits: Bool[np.ndarray, "n"]) -> dict[str, Any]:
+    """The entry "by" of a result."""
+    return {
+        "by": by,
+        "groups": groups.accuracies(found, hits),
+        "images_without_row": int((found.of_images < 0).sum()),
+        "rows_without_image": found.rows_without_image,
+    }
 
 
 def _open_dataset(config: Any, dataset: str, data_dir: str, classes: str, split: str) -> Any:

@@ -105,10 +105,10 @@ def _known(workdir: epath.PathLike, step: int, ema: bool) -> dict[str, Any]:
 
 
 def _evaluation(workdir: epath.PathLike, step: int, ema: bool) -> dict[str, Any] | None:
-    """See `_known`; None, too, for a file that is damaged or of other weights."""
+    """See `_known`; None, too, for a file that is damaged, of other weights, or of several views of an image."""
     try:
         found = read_json(open_path(workdir) / IN_RUN / SCORES)
-        if (found["step"], found["ema"], found["reduction"]) != (step, ema, ""):
+        if (found["step"], found["ema"], found["reduction"], found.get("tta", "")) != (step, ema, "", ""):
             return None
         images, top1, top5 = int(found["images"]), float(found["top1"]), float(found["top5"])
         interval = wilson_interval(round(top1 * images), images)

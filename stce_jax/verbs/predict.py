@@ -11,7 +11,7 @@ from stce_jax.data.files import list_images
 from stce_jax.errors import CheckpointError, DataError, check_whole
 from stce_jax.models.factory import MOST_CLASSES
 from stce_jax.training import assemble as runs
-from stce_jax.training import prediction
+from stce_jax.training import prediction, several_views
 
 
 def predict(
@@ -23,6 +23,7 @@ def predict(
     topk: int = 5,
     batch_size: int = 64,
     reduction: str = "",
+    tta: str = "",
     unreadable: Callable[[DataError], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Classifies images with a run's model.
@@ -33,6 +34,7 @@ def predict(
       topk: how many classes to give of each image, >= 1; never more than there are.
       batch_size: images that are computed at a time.
       reduction: another token reduction than the run's, see `load_run`.
+      tta: test-time augmentation, see `evaluate`; each record then has "tta", too.
       unreadable: called with the error of each image that cannot be read, which is then left out; by default the first
         is raised.
 
@@ -48,12 +50,17 @@ def predict(
       ...     print(image["name"], image["classes"][0]["name"])
     """
     check_whole("topk", topk, 1, MOST_CLASSES)
+    kinds = several_views.parse(tta)
     files = list_images(paths)
     run = runs.load_run(workdir, checkpoint, ema, reduction=reduction)
-    return _records(run, topk, prediction.apply(run, run.model, files, batch_size=batch_size, unreadable=unreadable))
+    batches = prediction.apply(run, run.model, files, batch_size=batch_size, tta=kinds, unreadable=unreadable)
+    return _records(run, topk, batches, {"tta": ",".join(kinds)} if kinds else {})
 
 
-def _records(run: runs.Run, topk: int, batches: Iterable[tuple[list[str], np.ndarray]]) -> Iterator[dict[str, Any]]:
+def _records(
+    run: runs.Run, topk: int, batches: Iterable[tuple[list[str], np.ndarray]], more: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """A record of each image, with the entries `more`."""
     for names, logits in batches:
         if not np.isfinite(logits).all():
             raise CheckpointError(f"the model of step {run.step} gives no finite numbers; take another --checkpoint")
@@ -63,4 +70,4 @@ def _records(run: runs.Run, topk: int, batches: Iterable[tuple[list[str], np.nda
                 {"id": run.class_ids[place], "name": run.class_names[place], "probability": float(probabilities[place])}
                 for place in ranked
             ]
-            yield {"name": name, "classes": classes}
+            yield {"name": name, **more, "classes": classes}

@@ -26,12 +26,13 @@ from stce_jax.training.loop import ADVICE, RunDivergedError, Setup, StartingPoin
 from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import check_batch_size, connect, make_mesh
 from stce_jax.training.options import check_saved
+from stce_jax.training.patience import Patience
 from stce_jax.training.phases import Phases, build_sizes, mixed_steps
 from stce_jax.training.progress import TrainProgress
 from stce_jax.training.sizes import check_model
 from stce_jax.training.step import check_accumulation, run_key
 from stce_jax.training.stepping import build_stepping
-from stce_jax.training.timetable import Timetable
+from stce_jax.verbs.extending import continued
 from stce_jax.verbs.first_weights import first_weights, follow_weights
 from stce_jax.verbs.planning import planned
 from stce_jax.workdir import config as configuration
@@ -100,7 +101,7 @@ def train(
         stack.enter_context(processes.together())  # innermost: what the others' contexts wait for may never come
         found = _find(checkpoints, dataset)
         if found:
-            timetable = _continue(config, dataset, *found)
+            timetable = continued(config, dataset, *found)
         checkpoints.scheduled = timetable.saves
         mixed, sizes = mixed_steps(config, timetable), build_sizes(config, timetable)
         augment = runs.build_augment(config, dataset, offset=timetable.offset, mixed_steps=mixed)
@@ -136,8 +137,14 @@ def train(
         if rules.note:
             say(rules.note)
         step, final = int(start.state.step), start.metrics
-        if step >= timetable.total and final:
-            say(f"already finished at step {step}: top-1 {100 * final['top1']:.2f}%; nothing to do")
+        patience = Patience(config.patience, config.patience_metric, start.patience)
+        if final and (step >= timetable.total or patience.ran_out):
+            early = "" if step >= timetable.total else f"it stopped early, for {patience.reason()}; "
+            more = "--config.patience=0, or a larger one," if early else "more --config.epochs"
+            say(
+                f"already finished at step {step}: top-1 {100 * final['top1']:.2f}%; {early}nothing to do; to go on, "
+                f"give {more} with --allow_config_change"
+            )
             _plot(workdir)
         else:
             if step:
@@ -167,32 +174,10 @@ def _find(checkpoints: CheckpointWriter, dataset: Any, *, scheduled: bool = Fals
     return step, {**meta, "config": own}
 
 
-def _continue(config: Any, dataset: Any, step: int, meta: dict[str, Any]) -> Timetable:
-    """The timetable by which a config continues from a checkpoint; where that differs from its own, says so."""
-    if config.init_from and config.init_from != meta["config"]["init_from"]:
-        raise ConfigError(
-            f"--init_from={config.init_from} is for new runs, and this one is at step {step}; give another --workdir, "
-            "or leave it out"
-        )
-    before, own = runs.saved_timetable(meta, dataset), meta["config"]
-    timetable = before.resumed(step, batch_size=config.batch_size, epochs=config.epochs, eval_every=config.eval_every)
-    if timetable != before and step < timetable.total:
-        applied = step - meta["guard"]["skipped_in_all"]
-        rate, old = (
-            optimization.build_schedule(config, timetable)(applied),
-            optimization.build_schedule(own, before)(applied),
-        )
-        say(
-            f"continuing at epoch {timetable.epoch_after(step):.2f} of {config.epochs:g}; the learning rate there is "
-            f"{float(rate):.3g} by this config, it was {float(old):.3g}"
-        )
-    return timetable
-
-
 def _restore(setup: Setup, step: int, meta: dict[str, Any]) -> StartingPoint:
     changed = "; ".join(configuration.differences(meta["config"], setup.config))
     state = setup.checkpoints.restore(step, setup.state_shapes, changed=changed)
-    return StartingPoint(state, meta["metrics"], meta["salt"], meta["guard"])
+    return StartingPoint(state, meta["metrics"], meta["salt"], meta["guard"], meta.get("patience"))
 
 
 def _train_to_the_end(setup: Setup, start: StartingPoint) -> dict[str, float]:

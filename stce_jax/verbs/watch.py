@@ -154,7 +154,7 @@ def _row(name: str, run: Seen) -> dict[str, Any]:
     tops = [line["top1"] for line in evaluations if line["top1"] is not None]
     state = "no evaluation yet"
     if evaluations:
-        state = "finished" if is_finished(run.lines, evaluations[-1], run.config.epochs) else "in progress"
+        state = "finished" if is_finished(run.lines, run.config) else "in progress"
     return {
         "run": name,
         "seed": run.config.seed,

@@ -42,10 +42,19 @@ def _is_origin(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"step", "images"} and all(map(_is_count, value.values()))
 
 
+def _is_patience(value: Any) -> bool:
+    """Whether that is the state of a `training.patience.Patience`."""
+    if not isinstance(value, dict) or value.keys() != {"metric", "best", "epoch", "waited"}:
+        return False
+    best = value["best"] is None or _is_number(value["best"])
+    return best and isinstance(value["metric"], str) and _is_number(value["epoch"]) and _is_count(value["waited"])
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and value >= 0
 
 
+LATER = {"origin", "patience"}  # which checkpoints of version 0.1.0 do not have
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "class_ids": _are_names,
     "class_names": _are_names,
@@ -56,6 +65,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "mean": _are_three,
     "metrics": _are_metrics,
     "origin": _is_origin,
+    "patience": _is_patience,
     "salt": _is_count,
     "std": lambda value: _are_three(value) and min(value) > 0,
 }
@@ -74,7 +84,7 @@ def find_problem(meta: Any, keys: Iterable[str]) -> str | None:
     for key in used:
         if key not in meta:
             return f"it lacks {key!r}"
-    for key in sorted(used | ({"origin"} & meta.keys())):  # checkpoints of version 0.1.0 have no origin
+    for key in sorted(used | (LATER & meta.keys())):
         if not CHECKS[key](meta[key]):
             return f"{key!r} cannot be what it is"
     if {"class_ids", "class_names"} <= used and len(meta["class_ids"]) != len(meta["class_names"]):

@@ -25,6 +25,7 @@ _THEIRS = {
     "log_every": ("log_interval", "logging_steps", "log_steps", "print_freq"),
     "eval_every": ("eval_interval", "eval_steps", "checkpoint_every"),
     "keep_checkpoints": ("save_total_limit", "checkpoint_hist"),
+    "patience": ("early_stopping", "early_stopping_patience", "early_stop"),
     "model.name": ("model", "arch", "a"),
     "model.dtype": ("amp", "amp_dtype", "precision", "bf16"),
     "model.body.vit.remat": ("grad_checkpointing", "gradient_checkpointing"),

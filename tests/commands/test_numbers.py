@@ -40,6 +40,7 @@ def test_numbers_out_of_range_are_refused(verb, option, place, tiny_run, data_di
     others = {
         "train": ("--config=digits", f"--data_dir={data_dir}", f"--workdir={place}/run"),
         "show-data": ("--config=digits", f"--data_dir={data_dir}", f"--output={place}/out.png"),
+        "lr-find": ("--config=digits", f"--data_dir={data_dir}", f"--output={place}/lr"),
         "prepare": ("folder", f"--source={place}", f"--data_dir={place}/data"),
         "predict": (image, run),
         "features": (image, run, f"--output={place}/out.npz"),

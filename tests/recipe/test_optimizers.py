@@ -226,6 +226,37 @@ def test_other_schedules_at_their_knots(name, options, knots):
     np.testing.assert_allclose(traced, list(knots.values()), rtol=1e-5)
 
 
+def fallen(name, done, decay_share=0.2):
+    """What is left of the way from the start to the end of a part, of which the share `done` is over."""
+    if name == "wsd":
+        return 1 - math.sqrt(max(0.0, done - (1 - decay_share)) / decay_share)
+    return 1 - done if name == "linear" else (1 + math.cos(math.pi * done)) / 2
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+@pytest.mark.parametrize("restart", [0.0, 0.5])
+def test_a_restart_begins_the_schedule_anew_and_each_part_ends_where_the_next_begins(name, restart):
+    """From its own rate, or the peak; what is before is the schedule that ends there, to the bit; also with a shift."""
+    restarts = {"restart_steps": (50, 70), "restart": restart}
+    schedule, first = (
+        make_schedule(**KNOTS | {"total_steps": 110}, name=name, **restarts),
+        make_schedule(**KNOTS, name=name),
+    )
+    shifted = make_schedule(**KNOTS | {"total_steps": 110}, name=name, shift=7, **restarts)
+    start = restart or 1.0
+    for step in range(115):
+        if step < 50:
+            assert schedule(step) == first(step), f"step {step}: what is over has changed"
+            continue
+        begin, end = (50, 70) if step < 70 else (70, 110)
+        expected = 0.2 + (start - 0.2) * fallen(name, min(1.0, (step - begin) / (end - begin)))
+        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5), f"step {step}"
+        assert float(shifted(step + 7)) == pytest.approx(expected, rel=1e-5), f"step {step}, shifted"
+    assert float(schedule(50)) == float(schedule(70)) == pytest.approx(start) and float(schedule(49)) < start
+    traced = jax.jit(jax.vmap(schedule))(jnp.arange(115))
+    np.testing.assert_allclose(traced, [float(schedule(step)) for step in range(115)], rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "constant"])
 def test_schedules_are_given_in_epochs(name):
     """Twice the batch, half the steps: the same rate at the same epoch."""

@@ -50,12 +50,12 @@ def make_run(workdir, *overrides, evaluations=(), speeds=(), config="digits"):
     return workdir
 
 
-def write_predictions(workdir, predicted, labels, class_ids="abcd"):
+def write_predictions(workdir, predicted, labels, class_ids="abcd", **more):
     """evaluation/predictions.npz whose logits are the greatest at the predicted class of each image."""
     (workdir / "evaluation").mkdir()
     logits = np.eye(len(class_ids), dtype=np.float32)[predicted] + np.float32(0.5)  # [n, C]
     path = workdir / "evaluation" / "predictions.npz"
-    np.savez(path, labels=np.array(labels, np.int32), logits=logits, class_ids=np.array(list(class_ids)))
+    np.savez(path, labels=np.array(labels, np.int32), logits=logits, class_ids=np.array(list(class_ids)), **more)
     return path
 
 
@@ -195,6 +195,18 @@ def test_predictions_on_other_images_are_not_compared(finished, going_on, other)
     write_predictions(going_on, theirs, theirs, "abdc" if other == "classes" else "abcd")
     (found,) = compare([finished, going_on])["pairs"]
     assert found == {"first": str(finished), "second": str(going_on), "reason": "other images"}
+
+
+@pytest.mark.parametrize("theirs, reason", [("flip", None), ("crops", "other test-time augmentation")])
+def test_predictions_with_other_test_time_augmentation_are_not_compared(finished, going_on, theirs, reason, capsys):
+    labels = np.arange(8) % 4
+    write_predictions(finished, labels, labels, tta="flip")
+    write_predictions(going_on, labels, labels, tta=theirs)
+    (found,) = compare([finished, going_on])["pairs"]
+    assert (found.get("reason"), found.get("tta")) == (reason, None if reason else "flip")
+    code, out, _ = run_cli(capsys, "compare", finished, going_on, f"--output={finished}/picture.png")
+    said = "evaluated with other test-time augmentation (--tta): no interval" if reason else "both with --tta=flip\n"
+    assert code == 0 and said in out, out
 
 
 def test_one_run_without_predictions_does_not_keep_the_others_from_being_compared(pair, tmp_path):

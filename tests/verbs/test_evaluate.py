@@ -76,7 +76,7 @@ def test_the_predictions_are_the_models(tiny_run, data_dir, written):
     logits, labels = own_logits(tiny_run, data_dir)
     with np.load(output / "predictions.npz", allow_pickle=False) as saved:
         assert {name: saved[name].dtype.kind for name in saved.files} == {
-            "labels": "i", "logits": "f", "names": "U", "class_ids": "U"
+            "labels": "i", "logits": "f", "names": "U", "class_ids": "U", "tta": "U"
         }  # fmt: skip
         assert saved["labels"].dtype == np.int32 and saved["logits"].dtype == np.float32
         np.testing.assert_array_equal(saved["labels"], labels)
@@ -148,19 +148,59 @@ def test_two_processes_write_what_one_does(tiny_run, data_dir, written, tmp_path
 @pytest.mark.slow
 def test_the_command_prints_tables(tiny_run, capsys, written, tmp_path):
     output = tmp_path / "evaluation"
-    words = (f"--workdir={tiny_run[0]}", "--per_class", "--confusion", f"--output={output}")
+    words = (f"--workdir={tiny_run[0]}", "--by=class", "--confusion", f"--output={output}")
     code, out, _ = run_cli(capsys, "evaluate", *words)
     result = written[0]
     lines = out.splitlines()
     assert code == 0 and lines[1] == f"calibration error {100 * result['calibration_error']:.2f}%, in 15 bins"
-    rows = [line.split() for line in lines[lines.index("per class") + 2 :][:10]]
-    assert rows == [
+    rows = [line.split()[:3] for line in lines[lines.index("by class, the worst first") + 2 :][:10]]
+    assert sorted(rows) == [
         [name, str(row["images"]), f"{100 * row['top1']:.2f}%"] for name, row in result["per_class"].items()
     ]
+    shown = [float(row[2][:-1]) for row in rows]
+    assert shown == sorted(shown), "the worst class is not the first"
     place = lines.index("confusion: true classes in rows, predicted ones in columns")
     matrix = [list(map(int, line.split()[1:])) for line in lines[place + 2 :][:10]]
     np.testing.assert_array_equal(matrix, result["confusion"])
     assert lines[-1].startswith(f"{output}: evaluation.json") and (output / "evaluation.json").exists()
+
+
+@pytest.mark.slow
+def test_accuracy_by_a_column_of_a_csv(tiny_run, exported, stce_here, tmp_path):
+    """A group is the images that its rows name; what has no row or no image is counted; all is written beside."""
+    names = sorted(str(path.relative_to(exported)) for path in exported.rglob("*.png"))
+    rows = [f"{name},{'odd' if int(name[6:10]) % 2 else 'a very long name of a group ' * 3}" for name in names[5:]]
+    (tmp_path / "groups.csv").write_text("\n".join(["path,parity", *rows, "val/0/no.png,odd"]) + "\n")
+    by = f"{tmp_path}/groups.csv:parity"
+    words = ("evaluate", f"--workdir={tiny_run[0]}", "--dataset=folder", f"--data_dir={exported}", f"--by={by}")
+    done = stce_here(*words, f"--output={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "out" / "predictions.npz") as saved:
+        hits = dict(
+            zip(map(os.path.basename, saved["names"]), saved["logits"].argmax(1) == saved["labels"], strict=True)
+        )
+    found = json.loads((tmp_path / "out" / "by.json").read_text())
+    assert (found["by"], found["step"], found["tta"], found["split"]) == (by, 90, "", "val")
+    assert (found["images_without_row"], found["rows_without_image"]) == (5, 1)
+    for group in found["groups"]:
+        own = [hits[row[6:14]] for row in rows if row.split(",")[1] == group["group"]]
+        assert (group["images"], group["top1"]) == (len(own), pytest.approx(np.mean(own)))
+    assert "by" not in json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    lines = done.stdout.splitlines()
+    place = lines.index(f"by {by}, the worst first")
+    assert lines[place + 4 : place + 6] == ["5 images have no row", "1 rows have no image"]
+    assert max(map(len, lines[place + 1 : place + 4])) <= 80 and lines[-1].endswith("reliability.png, by.json")
+    refused = stce_here("evaluate", f"--workdir={tiny_run[0]}", f"--by={by}", f"--output={tmp_path}/out")
+    assert refused.returncode == 3 and refused.stderr.count("\n") == 1, "images of records have no paths"
+    assert "is of one of the images" in refused.stderr and (tmp_path / "out" / "by.json").exists()
+    assert stce_here(*words[:-1], f"--output={tmp_path}/out").returncode == 0
+    assert not (tmp_path / "out" / "by.json").exists(), "groups of an earlier evaluation are left"
+
+
+@pytest.mark.slow
+def test_the_accuracy_of_each_class_was_asked_for_by_another_name(tiny_run, stce_here):
+    old, new = (stce_here("evaluate", f"--workdir={tiny_run[0]}", word) for word in ("--per_class", "--by=class"))
+    assert old.stdout == new.stdout and "by class, the worst first" in new.stdout
 
 
 def test_many_classes_are_printed_as_their_most_frequent_confusions():
@@ -233,6 +273,9 @@ def test_refusals(tiny_run, exported, tmp_path, capsys):
         (("--dataset=folder",), 2, "--data_dir=DIR"),
         (("--dataset=flowers",), 2, "there is no dataset 'flowers'"),
         (("--split=test",), 2, "--split"),
+        (("--by=camera",), 2, "by is 'camera'; it must be class, or FILE.csv:COLUMN"),
+        (("--tta=mirror",), 2, "tta is 'mirror'; it must be flip, crops, or flip,crops for both"),
+        (("--by=none.csv:camera",), 3, "cannot read none.csv"),
         ((f"--output={tmp_path}/file/below",), 2, "give another --output"),
     ]
     for words, code, named in cases:
