@@ -46,7 +46,7 @@ def parse(text: str) -> tuple[str, ...]:
 
 
 def square(kinds: Sequence[str], view: dict[str, Any]) -> dict[str, Any]:
-    """The options of `decode.center_crop` for the square that views are cut from.
+    """The options of `crops.center_crop` for the square that views are cut from.
 
     For crops it is the central square of the resized image, larger than a view; else the evaluation's view itself.
 

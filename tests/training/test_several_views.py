@@ -13,7 +13,8 @@ from sweep_cells import finish
 
 import stce_jax
 from stce_jax.data.catalog import open_dataset
-from stce_jax.data.decode import center_crop, decode_image, pixels_of
+from stce_jax.data.crops import center_crop
+from stce_jax.data.decode import decode_image, pixels_of
 from stce_jax.errors import ConfigError
 from stce_jax.reproduce.cells import cell_of, load_rows
 from stce_jax.training.several_views import cuts, parse, square
