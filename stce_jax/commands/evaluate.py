@@ -77,3 +77,4 @@ def _print_per_class(result: Mapping[str, Any]) -> None:
     for name, scores in zip(result["class_names"], result["per_class"].values(), strict=True):
         rows.append([name, str(scores["images"]), f"{100 * scores['top1']:.2f}%" if scores["images"] else "-"])
     terminal.say("", "per class", *tables.aligned(rows, right=(1, 2)))
+    terminal.say(f"balanced accuracy {100 * result['balanced_accuracy']:.2f}%, the mean of these")

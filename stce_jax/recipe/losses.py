@@ -5,12 +5,22 @@ Shape letters: B batch, K classes.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
 
-def soft_target_cross_entropy(logits: Float[Array, "B K"], targets: Float[Array, "B K"]) -> Float[Array, "B"]:
-    """Cross entropy with targets that are distributions over the classes, as mixup and label smoothing give them."""
+def soft_target_cross_entropy(
+    logits: Float[Array, "B K"], targets: Float[Array, "B K"], class_weights: Float[np.ndarray, "K"] | None = None
+) -> Float[Array, "B"]:
+    """Cross entropy with targets that are distributions over the classes, as mixup and label smoothing give them.
+
+    With `class_weights` w it is -sum_k w_k t_k log p_k, PyTorch's `cross_entropy` with weights and probabilities as
+    targets: an image that mixes two classes has the mixed loss of both. Its mean over a batch divides by the images,
+    as PyTorch's does there, not by their weights, so that no image's share depends on the others.
+    """
+    if class_weights is not None:
+        targets = targets * jnp.asarray(class_weights, targets.dtype)
     return optax.softmax_cross_entropy(logits, targets)
 
 

@@ -9,7 +9,7 @@ from stce_jax.data.loader import LONGEST_WAIT
 from stce_jax.errors import ConfigError, check_range, check_text, check_whole
 from stce_jax.models.factory import LARGEST_SIDE
 from stce_jax.paths import first_line
-from stce_jax.recipe import augment, optimizers
+from stce_jax.recipe import augment, class_weights, optimizers
 from stce_jax.training import guard, plan
 from stce_jax.training.sizes import check_sizes
 from stce_jax.workdir.values import check_kinds
@@ -45,6 +45,7 @@ def check_options(config: config_dict.ConfigDict) -> None:
         classes=config.classes,
     )
     holdout.check_options(holdout=config.holdout)
+    class_weights.check_options(class_weights=config.class_weights)
     loader.check_options(
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,

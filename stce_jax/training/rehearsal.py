@@ -19,6 +19,7 @@ from stce_jax.data.views import Views
 from stce_jax.training import assemble as runs
 from stce_jax.training.evaluation import eval_step, mean_metrics
 from stce_jax.training.mesh import batch_sharding, check_batch_size, make_mesh, round_up
+from stce_jax.training.objective import build_loss, class_weights
 from stce_jax.training.optimization import parameter_rules
 from stce_jax.training.plan import Costs, with_keys
 from stce_jax.training.sizes import Sizes, check_model
@@ -68,7 +69,8 @@ def time_run(config: Any, dataset: Any, *, clock: Clock = time.monotonic) -> Tim
     of_timing = with_keys(config, {"optimizer.learning_rate": rate})
     timetable = runs.build_timetable(with_keys(config, {"epochs": max(config.epochs, 1.0)}), dataset)
     rules = parameter_rules(of_timing, model)
-    stepping = build_stepping(of_timing, model, rules, timetable, runs.build_augment(config, dataset), mesh)
+    augment, loss = runs.build_augment(config, dataset), build_loss(class_weights(config, dataset))
+    stepping = build_stepping(of_timing, model, rules, timetable, augment, loss, mesh)
     start = clock()
     state = stepping.new_state(config.seed)
     jax.block_until_ready(state)

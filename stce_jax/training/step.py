@@ -35,6 +35,7 @@ Images = Float[Array, "B H W 3"]
 Targets = Float[Array, "B K"]
 Augment = Callable[[Key[Array, ""], Int[Array, ""], UInt8[Array, "B H W 3"], Int[Array, "B"]], tuple[Images, Targets]]
 Apply = Callable[..., Any]  # as the model's
+Loss = Callable[[Float[Array, "B K"], Targets], Float[Array, "B"]]
 Gradients = tuple[Any, Any, Metrics, Metrics]
 Normalize = Callable[[UInt8[Array, "B H W 3"]], Images]
 
@@ -47,6 +48,7 @@ def make_train_step(
     ema_decay: Decay,
     state: TrainState,
     mesh: Mesh,
+    loss: Loss = soft_target_cross_entropy,
     accumulate: int = 1,
     deterministic: bool = False,
     sam_rho: float = 0.0,
@@ -55,8 +57,8 @@ def make_train_step(
     """Compiles (state, batch, key) -> (state, metrics). The old state is donated.
 
     Every draw comes from (key, step). The key is an argument, so that runs with other seeds compile nothing again; see
-    `run_key`. The loss is the batch's mean cross entropy with soft targets; BatchNorm's statistics are those of all
-    devices' images, because the step is written for the global batch and XLA splits it.
+    `run_key`. The loss is the mean over the batch's images; BatchNorm's statistics are those of all devices' images,
+    because the step is written for the global batch and XLA splits it.
 
     With `accumulate` > 1 the batch is augmented and mixed as a whole, then processed in that many micro-batches, one
     after the other, so that only one micro-batch's activations are held. The update uses the mean of their gradients.
@@ -80,6 +82,7 @@ def make_train_step(
         the steps made so far.
       state: a TrainState or its shapes, for its shardings.
       mesh: see `make_mesh`.
+      loss: (logits, targets) -> loss of each image, by default cross entropy with soft targets.
       accumulate: micro-batches in a batch, see `check_accumulation`.
       deterministic: on GPUs, use only operations that give the same bits every time.
       sam_rho: >= 0; 0: one pass.
@@ -98,7 +101,7 @@ def make_train_step(
         dropout_key = jax.random.fold_in(dropout_key, state.step)
         batches = (images, targets) if accumulate == 1 else _split((images, targets), accumulate, mesh)
         apply, variables = _trained(model, optimizer, state, frozen)
-        backward = _forward_backward if accumulate == 1 else _accumulate
+        backward = functools.partial(_forward_backward if accumulate == 1 else _accumulate, loss)
         gradients, statistics, metrics, left = backward(apply, variables, batches, dropout_key)
         finite = jnp.isfinite(metrics["loss"])
         if sam_rho:
@@ -200,10 +203,12 @@ def _climbed(params: Any, gradients: Any, rho: float) -> Any:
     return jax.tree.map(lambda param, gradient: param + scale * gradient, params, gradients)
 
 
-def _forward_backward(apply: Apply, variables: Any, batch: tuple[Images, Targets], key: Key[Array, ""]) -> Gradients:
+def _forward_backward(
+    loss_of: Loss, apply: Apply, variables: Any, batch: tuple[Images, Targets], key: Key[Array, ""]
+) -> Gradients:
     """(gradients, {"batch_stats": updated} or {}, metrics, metrics that modules leave) of the loss over these images.
 
-    The loss is the mean cross entropy, and what modules add to it.
+    The loss is the images' mean, and what modules add to it.
     """
     images, targets = batch
     mutable = ["batch_stats", LOSSES, METRICS]
@@ -211,7 +216,7 @@ def _forward_backward(apply: Apply, variables: Any, batch: tuple[Images, Targets
     def loss_and_outputs(params: Any) -> tuple[Float[Array, ""], tuple[Float[Array, "B K"], Any]]:
         merged = {**variables, "params": params}
         logits, left = apply(merged, images, train=True, rngs={"dropout": key}, mutable=mutable)
-        return added_loss(left, soft_target_cross_entropy(logits, targets).mean()), (logits, left)
+        return added_loss(left, loss_of(logits, targets).mean()), (logits, left)
 
     (loss, (logits, left)), gradients = jax.value_and_grad(loss_and_outputs, has_aux=True)(variables["params"])
     top1, top5 = (hits.mean() for hits in top_hits(logits, targets.argmax(axis=-1)))
@@ -235,7 +240,9 @@ def _split(batch: Any, count: int, mesh: Mesh) -> Any:
     return jax.tree.map(split, batch)
 
 
-def _accumulate(apply: Apply, variables: Any, micro_batches: tuple[Array, Array], key: Key[Array, ""]) -> Gradients:
+def _accumulate(
+    loss_of: Loss, apply: Apply, variables: Any, micro_batches: tuple[Array, Array], key: Key[Array, ""]
+) -> Gradients:
     """As `_forward_backward`, over micro-batches in turn: mean gradients and metrics, the last one's statistics."""
     params = variables["params"]
     count = len(micro_batches[0])
@@ -245,7 +252,7 @@ def _accumulate(apply: Apply, variables: Any, micro_batches: tuple[Array, Array]
         number, batch = numbered
         merged = {"params": params, **statistics}
         step_key = jax.random.fold_in(key, number)
-        gradients, statistics, metrics, left = _forward_backward(apply, merged, batch, step_key)
+        gradients, statistics, metrics, left = _forward_backward(loss_of, apply, merged, batch, step_key)
         return (statistics, jax.tree.map(jnp.add, sums, (gradients, metrics))), left
 
     statistics = {name: variables[name] for name in variables if name != "params"}

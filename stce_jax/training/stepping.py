@@ -14,7 +14,7 @@ from stce_jax.training import optimization
 from stce_jax.training.mesh import sharded_shapes
 from stce_jax.training.optimization import ParameterRules
 from stce_jax.training.state import TrainState, abstract_state, init_state
-from stce_jax.training.step import Augment, make_train_step
+from stce_jax.training.step import Augment, Loss, make_train_step
 from stce_jax.training.timetable import Timetable
 
 
@@ -42,6 +42,7 @@ def build_stepping(
     rules: ParameterRules,
     timetable: Timetable,
     augment: Augment,
+    loss: Loss,
     mesh: jax.sharding.Mesh,
 ) -> Stepping:
     """The optimizer and step of a config; for `rules` see `optimization.parameter_rules`. Nothing is computed."""
@@ -55,6 +56,7 @@ def build_stepping(
         ema_decay=optimization.average_decay(config, timetable),
         state=state_shapes,
         mesh=mesh,
+        loss=loss,
         accumulate=config.accumulate,
         deterministic=config.deterministic,
         sam_rho=config.optimizer.sam_rho,

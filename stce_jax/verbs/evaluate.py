@@ -41,10 +41,10 @@ def evaluate(
 
     Returns:
       {"step", "epoch", "checkpoint", "ema", "reduction", "dataset", "split", "holdout", "class_ids", "class_names",
-      "images", "loss", "top1", "top5", "metrics", "calibration_error", "reliability", "per_class", "confusion"}, where
-      holdout is the run's config.holdout; loss, top1, top5 and metrics, {name: value} of what the model's modules leave
-      for the log, are means over the images, per_class is {class id: {"images", "top1"}}, the others are those of
-      `scores.summary`.
+      "images", "loss", "top1", "top5", "balanced_accuracy", "metrics", "calibration_error", "reliability", "per_class",
+      "confusion"}, where holdout is the run's config.holdout; loss, top1, top5 and metrics, {name: value} of what the
+      model's modules leave for the log, are means over the images, per_class is {class id: {"images", "top1"}}, the
+      others are those of `scores.summary`.
 
     Raises:
       StceError: the run or its data cannot be read, or the output not be written.

@@ -20,7 +20,7 @@ from stce_jax.processes.speaking import say, warn
 from stce_jax.processes.stopping import Exit, StopSignals, exit_on_signal
 from stce_jax.processes.watch import Watch
 from stce_jax.training import assemble as runs
-from stce_jax.training import optimization
+from stce_jax.training import objective, optimization
 from stce_jax.training.evaluation import eval_step
 from stce_jax.training.loop import ADVICE, RunDivergedError, Setup, StartingPoint, TrainLoop
 from stce_jax.training.memory import check_memory
@@ -38,7 +38,7 @@ from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.claim import Claim
-from stce_jax.workdir.meta import check_fingerprint, checkpoint_meta
+from stce_jax.workdir.meta import check_class_weights, check_fingerprint, checkpoint_meta
 from stce_jax.workdir.metrics import MetricsLog
 
 
@@ -79,7 +79,8 @@ def train(
         runs.check_options(config)
         rules = optimization.parameter_rules(config, model)
         timetable = runs.build_timetable(config, dataset)
-        meta = checkpoint_meta(config, dataset)
+        weights = objective.class_weights(config, dataset)
+        meta = checkpoint_meta(config, dataset, weights)
         processes.agree(
             {
                 "code": processes.code_digest(),
@@ -87,6 +88,7 @@ def train(
                 "workdir": str(workdir),
                 "fsdp_devices": str(config.fsdp_devices),
                 "data": dataset.fingerprint,
+                "class_weights": str(meta.get("class_weights")),
             }
         )
         connect(mesh)
@@ -100,11 +102,12 @@ def train(
         stack.enter_context(processes.together())  # innermost: what the others' contexts wait for may never come
         found = _find(checkpoints, dataset)
         if found:
+            check_class_weights(found[1], meta, allow_change=allow_config_change)
             timetable = _continue(config, dataset, *found)
         checkpoints.scheduled = timetable.saves
         mixed, sizes = mixed_steps(config, timetable), build_sizes(config, timetable)
         augment = runs.build_augment(config, dataset, offset=timetable.offset, mixed_steps=mixed)
-        stepping = build_stepping(config, model, rules, timetable, augment, mesh)
+        stepping = build_stepping(config, model, rules, timetable, augment, objective.build_loss(weights), mesh)
         check_memory(config, stepping.state_shapes, mesh)
         setup = Setup(
             config=config,

@@ -1,0 +1,28 @@
+"""What a config has the training step minimise.
+
+Shape letters: K classes.
+"""
+
+import functools
+
+import numpy as np
+from jaxtyping import Float
+from ml_collections import config_dict
+
+from stce_jax.data.dataset import Dataset
+from stce_jax.data.labels import class_counts
+from stce_jax.recipe.class_weights import make_class_weights
+from stce_jax.recipe.losses import soft_target_cross_entropy
+from stce_jax.training.step import Loss
+
+
+def class_weights(config: config_dict.ConfigDict, dataset: Dataset) -> Float[np.ndarray, "K"] | None:
+    """The weight of each class in the training loss, see `make_class_weights`; None: all alike."""
+    if not config.class_weights:
+        return None
+    return make_class_weights(config.class_weights, class_counts(dataset), dataset.class_ids)
+
+
+def build_loss(weights: Float[np.ndarray, "K"] | None) -> Loss:
+    """The training loss of each image, with weights of `class_weights`."""
+    return functools.partial(soft_target_cross_entropy, class_weights=weights)
