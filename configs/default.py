@@ -16,6 +16,7 @@ def get_config() -> config_dict.ConfigDict:
     config.dataset = "folder"  # "digits", "folder" (train/<class>/, val/<class>/), "imagenet100", "imagenet2012"
     config.classes = ""  # of imagenet100: "kaggle" (and ""), "cmc", "podnet", a file of ids, or its name
     config.holdout = 0.0  # share of each class's training images to evaluate on, in place of val; 0: off
+    config.sampling = ""  # each training image once an epoch; "balanced" or "sqrt": rare classes more often
     config.class_weights = ""  # in the training loss: "balanced", "effective:0.999", a .csv file of them; "": all alike
     config.raw_short_side = 0  # pixels: takes what `stce prepare --raw_short_side` made of that size; 0: files
     config.data_dir = ""  # as --data_dir; "" is the user's data directory. Where, not what: never compared on resuming

@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 
 from stce_jax.data.feeder import Feeder, prepare_worker
+from stce_jax.data.order import Order
 from stce_jax.data.views import Stream, Views
 from stce_jax.errors import ConfigError, check_range, check_whole
 from stce_jax.paths import first_line
@@ -31,11 +32,10 @@ LONGEST_WAIT = 1e9  # seconds, thirty years: what says "never"; the system's clo
 
 def train_batches(
     views: Views,
+    order: Order,
     *,
     batch_size: int,
-    repeats: int,
     seed: int,
-    salt: int,
     position: int,
     threads: int,
     workers: int,
@@ -47,12 +47,10 @@ def train_batches(
 
     Args:
       views: of the training images.
+      order: which image stands at each position of the stream, see `make_order`; picklable if there are workers.
       batch_size: images of a global batch; must be divisible by the number of processes.
-      repeats: how often in a row an image comes, each time with another crop; an epoch keeps its length, so of n
-        images the first n / repeats of its order come (repeated augmentation, Hoffer et al. 2020, as DeiT draws it).
-      seed: of order and crops.
-      salt: of the order, see `Stream`.
-      position: of the first global batch's first row, see `Stream`.
+      seed: of the crops.
+      position: of the first global batch's first row.
       threads: that decode in this process; 0: the feeder's own.
       workers: processes that decode instead, each in one thread; 0: none.
       timeout, stop: see `Feeder`.
@@ -63,8 +61,7 @@ def train_batches(
     """
     rows = batch_size // jax.process_count()
     first = position + jax.process_index() * rows
-    order: dict[str, Any] = {"seed": seed, "salt": salt, "repeats": repeats, "first": first}
-    stream = Stream(views, **order, rows=rows, batch_size=batch_size, size_of=size_of)
+    stream = Stream(views, order, seed=seed, first=first, rows=rows, batch_size=batch_size, size_of=size_of)
     examples = grain.MapDataset.range(sys.maxsize).map(stream.example)
     if workers:
         _check_semaphores()

@@ -20,7 +20,9 @@ from stce_jax.data.catalog import Dataset
 from stce_jax.data.feeder import Feeder
 from stce_jax.data.forms import ImageLike
 from stce_jax.data.holdout import hold_out
-from stce_jax.data.views import Views, image_index
+from stce_jax.data.labels import class_counts, labels_of
+from stce_jax.data.order import Order, make_order
+from stce_jax.data.views import Views
 from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.models import factory
 from stce_jax.models.bodies import Body
@@ -220,10 +222,9 @@ def train_batches(
     """
     return loader.train_batches(
         views or train_views(config, dataset),
+        _order(config, dataset, salt),
         batch_size=config.batch_size,
-        repeats=config.augment.repeats,
         seed=config.seed,
-        salt=salt,
         position=position,
         threads=loader_threads(config),
         workers=config.loader_workers,
@@ -248,10 +249,17 @@ def train_views(config: config_dict.ConfigDict, dataset: Dataset) -> Views:
 
 def batch_names(config: config_dict.ConfigDict, dataset: Dataset, position: int, salt: int) -> list[str]:
     """The names of the images of the global batch that begins at a position of the stream."""
-    images = _train(dataset)
-    order = {"count": len(images), "seed": config.seed, "salt": salt, "repeats": config.augment.repeats}
-    positions = range(position, position + config.batch_size)
-    return [images.name(image_index(place, **order)) for place in positions]
+    images, order = _train(dataset), _order(config, dataset, salt)
+    return [images.name(order(place)) for place in range(position, position + config.batch_size)]
+
+
+def _order(config: config_dict.ConfigDict, dataset: Dataset, salt: int) -> Order:
+    """Which training image stands at each position of a run's stream; for `salt` see `make_order`."""
+    labels, of_run = None, {"seed": config.seed, "salt": salt, "repeats": config.augment.repeats}
+    if config.sampling:
+        class_counts(dataset)  # refuses a class without images
+        labels = labels_of(dataset)
+    return make_order(config.sampling, labels, count=len(_train(dataset)), **of_run)
 
 
 def eval_views(config: config_dict.ConfigDict, dataset: Dataset, split: str = "val") -> Views:

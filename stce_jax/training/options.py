@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from stce_jax.data import catalog, holdout, loader, views
+from stce_jax.data import catalog, holdout, loader, order, views
 from stce_jax.data.loader import LONGEST_WAIT
 from stce_jax.errors import ConfigError, check_range, check_text, check_whole
 from stce_jax.models.factory import LARGEST_SIDE
@@ -45,6 +45,7 @@ def check_options(config: config_dict.ConfigDict) -> None:
         classes=config.classes,
     )
     holdout.check_options(holdout=config.holdout)
+    order.check_options(sampling=config.sampling)
     class_weights.check_options(class_weights=config.class_weights)
     loader.check_options(
         batch_size=config.batch_size,

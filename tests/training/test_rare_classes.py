@@ -10,6 +10,7 @@ from PIL import Image
 from stce_jax.training import assemble as runs
 from stce_jax.verbs.train import train
 from stce_jax.workdir import layout
+from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.metric_lines import read_metrics
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -33,7 +34,7 @@ def images(tmp_path_factory):
 
 def words_of(images, *words):
     own = ("image_size=8", "epochs=2", "eval_every=1", "log_every=1", "model.body.vit.depth=1")
-    own += (f"class_weights={images}/weights.csv", *words)
+    own += (f"class_weights={images}/weights.csv", "sampling=balanced", *words)
     own += ("batch_size=8", f"data_dir={images}")
     return [*SMALLEST_VIT, *(f"--config.{word}" for word in own)]
 
@@ -48,13 +49,27 @@ def finished(images, stce_here, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_with_class_weights_resumes_to_the_bit(finished, images, seen, tmp_path):
+def test_a_run_with_class_weights_and_sampling_resumes_to_the_bit(finished, images, seen, tmp_path):
     config = runs.load_config("small_folder:patch", words_of(images))
     with seen.stopped_at(STOP):
         train(config, tmp_path)
+    del seen.labels[8 * Checkpoints(layout.checkpoints_in(tmp_path)).find("last") :]  # taken and not trained on
     train(config, tmp_path)
+    counts = np.bincount(seen.labels, minlength=3)
+    assert counts.sum() == 8 * round(2 * 52 / 8) and counts.max() - counts.min() <= 2, counts
     for expected, actual in zip(leaves(finished[0]), leaves(tmp_path), strict=True):
         np.testing.assert_array_equal(actual, expected)
+
+
+def test_what_is_held_out_is_never_drawn_and_an_epoch_keeps_its_length(images, capsys):
+    config = runs.load_config("small_folder:patch", words_of(images, "holdout=0.25"))
+    dataset = runs.open_dataset(config)
+    held = {dataset.val.name(place) for place in range(len(dataset.val))}
+    assert len(held) == 10 + 2 + 1 and runs.build_timetable(config, dataset).images == 39
+    names = [name for batch in range(24) for name in runs.batch_names(config, dataset, 8 * batch, 0)]
+    assert not held & set(names) and len(set(names)) == 39
+    counts = np.unique([name.split("/")[-2] for name in names], return_counts=True)
+    assert dict(zip(*counts, strict=True)) == {"apple": 64, "pear": 64, "plum": 64}
 
 
 @pytest.mark.slow
