@@ -14,6 +14,7 @@ def get_config() -> config_dict.ConfigDict:
 
     config.seed = 0  # root of initial parameters, order of images, and every random draw
     config.dataset = "folder"  # "digits", "folder" (train/<class>/, val/<class>/), "imagenet100", "imagenet2012"
+    config.task = "single_label"  # the class of an image; or "multi_label": any number of labels, by labels.csv
     config.classes = ""  # of imagenet100: "kaggle" (and ""), "cmc", "podnet", a file of ids, or its name
     config.holdout = 0.0  # share of each class's training images to evaluate on, in place of val; 0: off
     config.sampling = ""  # each training image once an epoch; "balanced" or "sqrt": rare classes more often

@@ -42,14 +42,15 @@ def write(
     directory: epath.PathLike,
     result: Mapping[str, Any],
     names: Iterable[str],
-    labels: Int[np.ndarray, "n"],
+    labels: Int[np.ndarray, "n ..."],
     logits: Float[np.ndarray, "n C"],
 ) -> None:
     """Writes an evaluation to a directory, each file whole, evaluation.json last.
 
     evaluation.json has `result` without the confusion matrix, null for what is not finite. predictions.npz has "labels"
-    int32 [n], "logits" float32 [n, C], "names" str [n], "class_ids" str [C]. confusion.csv has true classes in rows,
-    predicted ones in columns. confusion.png and reliability.png are pictures.
+    int32 [n], or [n, C] of several labels, "logits" float32 [n, C], "names" str [n], "class_ids" str [C]. Of one label
+    an image, confusion.csv has true classes in rows, predicted ones in columns; confusion.png and reliability.png are
+    pictures.
 
     Args:
       directory: local or remote.
@@ -63,14 +64,15 @@ def write(
     archive = io.BytesIO()
     arrays: dict[str, Any] = {"labels": labels.astype(np.int32), "logits": logits}
     np.savez(archive, **arrays, names=np.array(names, str), class_ids=np.array(result["class_ids"], str))
-    confusion, class_names = result["confusion"], result["class_names"]
-    files = {
-        PREDICTIONS: archive.getvalue(),
-        "confusion.csv": _table(confusion, class_names),
-        "confusion.png": _draw_confusion(confusion, class_names),
-        "reliability.png": _draw_reliability(result["reliability"], result["calibration_error"]),
-        SCORES: _json(result),
-    }
+    files = {PREDICTIONS: archive.getvalue()}
+    if "confusion" in result:
+        confusion, class_names = result["confusion"], result["class_names"]
+        files |= {
+            "confusion.csv": _table(confusion, class_names),
+            "confusion.png": _draw_confusion(confusion, class_names),
+            "reliability.png": _draw_reliability(result["reliability"], result["calibration_error"]),
+        }
+    files[SCORES] = _json(result)
     with named_failures(f"write to {directory}", ADVICE):
         for name, content in files.items():
             write_bytes(open_path(directory) / name, content)

@@ -36,9 +36,12 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from stce_jax.data.catalog import check_single_label
     from stce_jax.processes import peers as processes
     from stce_jax.processes.stopping import interrupted_by_signal
     from stce_jax.verbs.evaluate import evaluate
+    from stce_jax.workdir.layout import read_config
+    from stce_jax.workdir.score import said
 
     names = ("data_dir", "dataset", "classes", "split", "output", "reduction")
     options = {name: getattr(arguments, name) for name in names}
@@ -47,6 +50,8 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     hearing = interrupted_by_signal(arguments.exit_process) if processes.several() else contextlib.nullcontext()
     with hearing, processes.together():
         common.register_modules(arguments)
+        if arguments.confusion:
+            check_single_label(read_config(arguments.workdir).task, "--confusion counts classes", "leave it out")
         result = evaluate(**common.of_run(arguments), **options)
     first = processes.is_main()
     processes.leave()
@@ -54,11 +59,13 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         return
     terminal.say(
         f"step {result['step']}  epoch {result['epoch']:.2f}  {result['images']} images  loss {result['loss']:.4f}  "
-        f"top-1 {100 * result['top1']:.2f}%  top-5 {100 * result['top5']:.2f}%"
+        f"{said(result)}"
     )
     if result["holdout"]:
         terminal.say(f"split {result['split']}: {SAID[result['split']]}")
-    terminal.say(f"calibration error {100 * result['calibration_error']:.2f}%, in {len(result['reliability'])} bins")
+    if "reliability" in result:
+        error = 100 * result["calibration_error"]
+        terminal.say(f"calibration error {error:.2f}%, in {len(result['reliability'])} bins")
     if result["metrics"]:
         terminal.say("  ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items()))
     if arguments.per_class:
@@ -68,13 +75,16 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 
         terminal.say("", *confusion.lines_of(result["confusion"], result["class_names"]))
     if arguments.output:
-        files = "evaluation.json, predictions.npz, confusion.csv, confusion.png, reliability.png"
-        terminal.say(f"{arguments.output}: {files}")
+        pictures = ", confusion.csv, confusion.png, reliability.png" if "confusion" in result else ""
+        terminal.say(f"{arguments.output}: evaluation.json, predictions.npz{pictures}")
 
 
 def _print_per_class(result: Mapping[str, Any]) -> None:
-    rows = [["class", "images", "top-1"]]
-    for name, scores in zip(result["class_names"], result["per_class"].values(), strict=True):
-        rows.append([name, str(scores["images"]), f"{100 * scores['top1']:.2f}%" if scores["images"] else "-"])
+    name, title = ("top1", "top-1") if "top1" in result else ("ap", "average precision")
+    rows = [["class", "images", title]]
+    for class_name, scores in zip(result["class_names"], result["per_class"].values(), strict=True):
+        known = f"{100 * scores[name]:.2f}%" if scores["images"] else "-"
+        rows.append([class_name, str(scores["images"]), known])
     terminal.say("", "per class", *tables.aligned(rows, right=(1, 2)))
-    terminal.say(f"balanced accuracy {100 * result['balanced_accuracy']:.2f}%, the mean of these")
+    if "balanced_accuracy" in result:
+        terminal.say(f"balanced accuracy {100 * result['balanced_accuracy']:.2f}%, the mean of these")

@@ -24,8 +24,9 @@ _SEED = "stce holdout 1"  # another one would be another part; it is no option, 
 class Part:
     """Some images of a source, by their indices, in the source's order, with their labels."""
 
-    def __init__(self, source: Source, indices: Int[np.ndarray, "m"], labels: Int[np.ndarray, "m"]) -> None:
+    def __init__(self, source: Source, indices: Int[np.ndarray, "m"], labels: Int[np.ndarray, "m ..."]) -> None:
         self._source, self._indices, self._labels = source, indices, labels
+        self.label_shape = labels.shape[1:]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -36,7 +37,7 @@ class Part:
     def __getitem__(self, index: int) -> Record:
         return self._source[int(self._indices[index])]
 
-    def labels(self) -> Int[np.ndarray, "m"]:
+    def labels(self) -> Int[np.ndarray, "m ..."]:
         """The label of each image; nothing is read for them."""
         return self._labels
 
@@ -51,20 +52,24 @@ def hold_out(dataset: Dataset, share: float) -> Dataset:
 
     Of a class with n training images, `share * n` are held out, rounded to the nearest whole number, but at least one,
     and at least one stays. They come in their order in the data set; a smaller share's are among a larger one's.
+    Images with several labels are drawn from all, whatever their labels.
 
     Args:
       dataset: opened with its training images; others that were opened are left alone and not read.
       share: 0..0.9; 0 gives the dataset as it is.
 
     Raises:
-      DataError: a class has a single training image, or labels cannot be read.
+      DataError: a class has a single training image, none of several labels is held out, or labels cannot be read.
     """
     if not share:
         return dataset
     source = dataset.train
     assert source is not None, "the training images were not asked for"
     labels = labels_of(dataset)
-    held = held_out(labels, dataset.class_ids, share)
+    one_each = labels.ndim == 1
+    held = held_out(labels, dataset.class_ids, share) if one_each else held_out(labels[:, 0] * 0, ("",), share)
+    if not one_each and not labels[held].any():
+        raise DataError("no image that is held out has a label; hold out more, config.holdout")
 
     def find_fingerprint() -> str:
         return hash_of([dataset.fingerprint, f"held out: {share!r}, {int(held.sum())} of {len(held)}"])

@@ -29,10 +29,11 @@ def class_counts(dataset: Dataset) -> Int[np.ndarray, "K"]:
     return counts
 
 
-def labels_of(dataset: Dataset) -> Int[np.ndarray, "n"]:
-    """The label of each training image. Class folders know them; prepared images are read once, and labels kept.
+def labels_of(dataset: Dataset) -> Int[np.ndarray, "n ..."]:
+    """The label of each training image, or its labels, see `records.Record`.
 
-    They are kept in the user's cache directory, a file for each data set; without such a directory they are read anew.
+    Class folders know them; prepared images are read once. Their labels are kept in the user's cache directory, a file
+    for each data set; without such a directory they are read anew.
     """
     source = dataset.train
     assert source is not None

@@ -57,7 +57,8 @@ def train_batches(
       size_of: see `Stream`; picklable if there are workers.
 
     Returns:
-      An iterator over {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes]}; to be closed.
+      An iterator over {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes]}, or int32 [B /
+      processes, classes] of images with several labels, see `records.Record`; to be closed.
     """
     rows = batch_size // jax.process_count()
     first = position + jax.process_index() * rows
@@ -100,13 +101,13 @@ def eval_batches(views: Views, *, batch_size: int, threads: int, timeout: float)
       [B / processes], 1 or 0}; to be closed.
     """
     count = len(views)
+    black, no_label = np.zeros((views.size, views.size, 3), np.uint8), np.zeros(views.label_shape, np.int32)
 
     def example(position: int) -> dict[str, Any]:
-        if position >= count:
-            image, label = np.zeros((views.size, views.size, 3), np.uint8), np.int32(0)
-        else:
+        if position < count:
             image, label = views.view(position)
-        return {"image": image, "label": label, "weight": np.float32(position < count)}
+            return {"image": image, "label": label, "weight": np.float32(1)}
+        return {"image": black, "label": no_label, "weight": np.float32(0)}
 
     padded = -(-count // batch_size) * batch_size
     examples = grain.MapDataset.range(padded)[jax.process_index() :: jax.process_count()].map(example)

@@ -37,6 +37,10 @@ class Views:
     A view is drawn in two steps: pixels that are the same every time, which small sources keep in memory, and a random
     crop of them. Safe to use from several threads; a copy in another process starts with an empty cache.
 
+    Attributes:
+      size: side in pixels.
+      label_shape: of a label, () where each image has one.
+
     Args:
       source: the images.
       size: side of the views in pixels.
@@ -60,6 +64,7 @@ class Views:
         cache_bytes: int = 0,
     ) -> None:
         self.size = size
+        self.label_shape: tuple[int, ...] = getattr(source, "label_shape", ())
         self._source = source
         self._pixels: Callable[..., View] | None  # (pixels, size=)
         self._cut: Callable[..., View] | None  # (generator, pixels, size=)

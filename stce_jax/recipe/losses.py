@@ -29,6 +29,11 @@ def cross_entropy(logits: Float[Array, "B K"], labels: Int[Array, "B"]) -> Float
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def binary_cross_entropy(logits: Float[Array, "B K"], targets: Float[Array, "B K"]) -> Float[Array, "B"]:
+    """Mean over the classes of the cross entropy of "has the label", with targets 0..1 for each class by itself."""
+    return optax.sigmoid_binary_cross_entropy(logits, targets).mean(axis=-1)
+
+
 def top_hits(logits: Float[Array, "B K"], labels: Int[Array, "B"]) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
     """1 where the label has the highest logit, and where it is among the five highest, else 0.
 

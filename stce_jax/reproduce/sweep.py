@@ -112,6 +112,8 @@ def check_overrides(rows: Sequence[Row], overrides: Sequence[str]) -> None:
             key = migration.flag_key(word)
             if key in ("seed", "data_dir"):
                 raise ConfigError(f"{word}: give --{'seeds' if key == 'seed' else key} instead")
+            if key == "task":
+                raise ConfigError(f"{word}: the tables are of images with one label each; leave it out")
             if key in row.overrides:
                 raise ConfigError(f"{word} would undo what makes {row.run!r} that row; leave it, or --runs without it")
 

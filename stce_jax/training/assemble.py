@@ -166,7 +166,7 @@ def open_dataset(config: config_dict.ConfigDict, data_dir: str = "") -> Dataset:
     splits = ("train",) if config.holdout else catalog.SPLITS  # val/ need not be there
     place = data_dir or config.data_dir
     raw = config.raw_short_side
-    dataset = catalog.open_dataset(config.dataset, place, config.classes, splits, raw_short_side=raw)
+    dataset = catalog.open_dataset(config.dataset, place, config.classes, splits, raw_short_side=raw, task=config.task)
     report_passed_over(dataset)
     if config.holdout:
         dataset = hold_out(dataset, config.holdout)

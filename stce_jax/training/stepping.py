@@ -9,12 +9,13 @@ import optax
 from ml_collections import config_dict
 
 from stce_jax.models.bodies import Body
+from stce_jax.recipe.objectives import Objective
 from stce_jax.recipe.optimizers import Optimizer
 from stce_jax.training import optimization
 from stce_jax.training.mesh import sharded_shapes
 from stce_jax.training.optimization import ParameterRules
 from stce_jax.training.state import TrainState, abstract_state, init_state
-from stce_jax.training.step import Augment, Loss, make_train_step
+from stce_jax.training.step import Augment, make_train_step
 from stce_jax.training.timetable import Timetable
 
 
@@ -42,7 +43,7 @@ def build_stepping(
     rules: ParameterRules,
     timetable: Timetable,
     augment: Augment,
-    loss: Loss,
+    objective: Objective,
     mesh: jax.sharding.Mesh,
 ) -> Stepping:
     """The optimizer and step of a config; for `rules` see `optimization.parameter_rules`. Nothing is computed."""
@@ -56,7 +57,7 @@ def build_stepping(
         ema_decay=optimization.average_decay(config, timetable),
         state=state_shapes,
         mesh=mesh,
-        loss=loss,
+        objective=objective,
         accumulate=config.accumulate,
         deterministic=config.deterministic,
         sam_rho=config.optimizer.sam_rho,

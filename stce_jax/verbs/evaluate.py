@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from stce_jax.analysis import files, scores
+from stce_jax.analysis import files, label_sets, scores
 from stce_jax.data import catalog
 from stce_jax.data.holdout import HOLDOUT, hold_out
 from stce_jax.errors import ConfigError
@@ -14,6 +14,7 @@ from stce_jax.training import assemble as runs
 from stce_jax.training.evaluation import predict_split
 
 SPLITS = (*catalog.SPLITS, HOLDOUT)
+MEASURES: dict[str, Any] = {catalog.SINGLE_LABEL: scores, catalog.MULTI_LABEL: label_sets}
 
 
 def evaluate(
@@ -44,7 +45,8 @@ def evaluate(
       "images", "loss", "top1", "top5", "balanced_accuracy", "metrics", "calibration_error", "reliability", "per_class",
       "confusion"}, where holdout is the run's config.holdout; loss, top1, top5 and metrics, {name: value} of what the
       model's modules leave for the log, are means over the images, per_class is {class id: {"images", "top1"}}, the
-      others are those of `scores.summary`.
+      others are those of `scores.summary`. Where images have several labels, the measures are those of
+      `label_sets.summary` instead: "map" is among them, "top1" and "confusion" are not.
 
     Raises:
       StceError: the run or its data cannot be read, or the output not be written.
@@ -56,12 +58,13 @@ def evaluate(
     place = "val" if split == HOLDOUT else split
     runs.report_passed_over(images)
     catalog.check_class_names(images, run.class_ids)
+    measure = MEASURES[run.config.task]
     writes = bool(output) and processes.is_main()
     if writes:
         files.begin(output)
     parts, left, logits = [], [], []
     for outputs, labels, left_by_modules in predict_split(run, images, place):
-        parts.append(scores.of_images(outputs, labels))
+        parts.append(measure.of_images(outputs, labels))
         left.append(left_by_modules)
         if writes:
             logits.append(outputs)
@@ -79,7 +82,7 @@ def evaluate(
         "class_ids": list(run.class_ids),
         "class_names": list(run.class_names),
         "metrics": metrics,
-        **scores.summary(by_image, len(run.class_ids)),
+        **measure.summary(by_image, len(run.class_ids)),
     }
     result["per_class"] = dict(zip(run.class_ids, result["per_class"], strict=True))
     if writes:
@@ -100,6 +103,8 @@ def _open_dataset(config: Any, dataset: str, data_dir: str, classes: str, split:
         raw = 0 if dataset else config.raw_short_side  # a dataset that is named means its images as they were
         places = {"data_dir": data_dir or config.data_dir, "classes": classes or config.classes}
         opened = ("train",) if split == HOLDOUT else (split,)
-        found = catalog.open_dataset(config.dataset, **places, splits=opened, raw_short_side=raw, of_run=True)
+        found = catalog.open_dataset(
+            config.dataset, **places, splits=opened, raw_short_side=raw, task=config.task, of_run=True
+        )
         return found if dataset or split == "val" else hold_out(found, config.holdout)
-    return catalog.open_dataset(dataset, data_dir, classes, splits=(split,), of_run=True)
+    return catalog.open_dataset(dataset, data_dir, classes, splits=(split,), task=config.task, of_run=True)

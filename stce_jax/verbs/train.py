@@ -20,11 +20,12 @@ from stce_jax.processes.speaking import say, warn
 from stce_jax.processes.stopping import Exit, StopSignals, exit_on_signal
 from stce_jax.processes.watch import Watch
 from stce_jax.training import assemble as runs
-from stce_jax.training import objective, optimization
+from stce_jax.training import optimization
 from stce_jax.training.evaluation import eval_step
 from stce_jax.training.loop import ADVICE, RunDivergedError, Setup, StartingPoint, TrainLoop
 from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import check_batch_size, connect, make_mesh
+from stce_jax.training.objective import build_objective, class_weights
 from stce_jax.training.options import check_saved
 from stce_jax.training.phases import Phases, build_sizes, mixed_steps
 from stce_jax.training.progress import TrainProgress
@@ -40,6 +41,7 @@ from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.claim import Claim
 from stce_jax.workdir.meta import check_class_weights, check_fingerprint, checkpoint_meta
 from stce_jax.workdir.metrics import MetricsLog
+from stce_jax.workdir.score import SCORES, said
 
 
 def train(
@@ -55,7 +57,8 @@ def train(
         count from the process's start.
 
     Returns:
-      The last evaluation: {"loss", "top1", "top5"}, means over the validation images.
+      The last evaluation: {"loss", "top1", "top5"}, means over the validation images; "map" in place of the last two
+      where `config.task` is "multi_label".
 
     Raises:
       StceError: see `stce_jax.errors`; PreemptedError once the state is saved after SIGTERM or SIGINT.
@@ -79,7 +82,7 @@ def train(
         runs.check_options(config)
         rules = optimization.parameter_rules(config, model)
         timetable = runs.build_timetable(config, dataset)
-        weights = objective.class_weights(config, dataset)
+        weights = class_weights(config, dataset)
         meta = checkpoint_meta(config, dataset, weights)
         processes.agree(
             {
@@ -107,7 +110,7 @@ def train(
         checkpoints.scheduled = timetable.saves
         mixed, sizes = mixed_steps(config, timetable), build_sizes(config, timetable)
         augment = runs.build_augment(config, dataset, offset=timetable.offset, mixed_steps=mixed)
-        stepping = build_stepping(config, model, rules, timetable, augment, objective.build_loss(weights), mesh)
+        stepping = build_stepping(config, model, rules, timetable, augment, build_objective(config, weights), mesh)
         check_memory(config, stepping.state_shapes, mesh)
         setup = Setup(
             config=config,
@@ -121,7 +124,7 @@ def train(
             work=work_of_sizes(model, sizes),
             mixed_steps=mixed,
             key=run_key(config.seed, mesh),
-            eval_step=eval_step(model, dataset, deterministic=config.deterministic),
+            eval_step=eval_step(model, dataset, config, mesh),
             val_views=runs.eval_views(config, dataset),
             checkpoints=checkpoints,
             stop=stop,
@@ -140,7 +143,7 @@ def train(
             say(rules.note)
         step, final = int(start.state.step), start.metrics
         if step >= timetable.total and final:
-            say(f"already finished at step {step}: top-1 {100 * final['top1']:.2f}%; nothing to do")
+            say(f"already finished at step {step}: {said(final, SCORES)}; nothing to do")
             _plot(workdir)
         else:
             if step:
@@ -217,8 +220,7 @@ def _train_to_the_end(setup: Setup, start: StartingPoint) -> dict[str, float]:
             del loop
             start = _roll_back(setup, rollbacks, reason, log)
     plot = _plot(setup.workdir)
-    top1, top5 = 100 * final["top1"], 100 * final["top5"]
-    say(f"finished: top-1 {top1:.2f}%  top-5 {top5:.2f}%  waited for data {100 * data_wait:.0f}% of the time  {plot}")
+    say(f"finished: {said(final)}  waited for data {100 * data_wait:.0f}% of the time  {plot}")
     return final
 
 

@@ -14,6 +14,7 @@ from ml_collections import config_dict
 from stce_jax.data.dataset import Dataset
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.workdir import config as configuration
+from stce_jax.workdir.score import score_name
 
 IMPORTED = "imported"  # in place of the fingerprint of training images, for weights of `stce import`
 
@@ -31,7 +32,9 @@ def _are_three(value: Any) -> bool:
 
 
 def _are_metrics(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and "top1" in value and all(map(_is_number, value.values())))
+    return value is None or (
+        isinstance(value, dict) and score_name(value) is not None and all(map(_is_number, value.values()))
+    )
 
 
 def _is_guard(value: Any) -> bool:
