@@ -66,10 +66,12 @@ def hold_out(dataset: Dataset, share: float) -> Dataset:
     source = dataset.train
     assert source is not None, "the training images were not asked for"
     labels = labels_of(dataset)
-    one_each = labels.ndim == 1
-    held = held_out(labels, dataset.class_ids, share) if one_each else held_out(labels[:, 0] * 0, ("",), share)
-    if not one_each and not labels[held].any():
-        raise DataError("no image that is held out has a label; hold out more, config.holdout")
+    if labels.ndim == 1:
+        held = held_out(labels, dataset.class_ids, share)
+    else:
+        held = held_out(np.zeros(len(labels), np.int64), ("",), share)
+        if not labels[held].any():
+            raise DataError("no image that is held out has a label; hold out more, config.holdout")
 
     def find_fingerprint() -> str:
         return hash_of([dataset.fingerprint, f"held out: {share!r}, {int(held.sum())} of {len(held)}"])

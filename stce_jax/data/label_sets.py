@@ -105,7 +105,7 @@ def is_there(root: Path) -> bool:
     try:
         with open_regular(root / TABLE) as file:
             return file.readline(_LONGEST_LINE).lstrip(codecs.BOM_UTF8).split(b",")[0].strip() == PATH.encode()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no path can be so
         return False
 
 

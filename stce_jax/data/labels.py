@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,15 +17,11 @@ _THREADS = 8
 _CHUNK = 256  # images whose labels a thread reads at a time
 
 
-def class_counts(dataset: Dataset) -> Int[np.ndarray, "K"]:
-    """The number of training images of each class.
-
-    Raises:
-      DataError: a class has none, or labels cannot be read.
-    """
-    counts = np.bincount(labels_of(dataset), minlength=len(dataset.class_ids))
+def class_counts(labels: Int[np.ndarray, "n"], class_ids: Sequence[str]) -> Int[np.ndarray, "K"]:
+    """The number of training images of each class; raises DataError if a class has none."""
+    counts = np.bincount(labels, minlength=len(class_ids))
     if not counts.all():
-        name = dataset.class_ids[int(counts.argmin())]
+        name = class_ids[int(counts.argmin())]
         raise DataError(f"class {shown(name)} has no training image; add some, or leave the class away")
     return counts
 
@@ -38,7 +35,7 @@ def labels_of(dataset: Dataset) -> Int[np.ndarray, "n ..."]:
     source = dataset.train
     assert source is not None
     if (known := getattr(source, "labels", None)) is not None:
-        return np.asarray(known(), np.int64)
+        return np.asarray(known())
     path = _cache_file(dataset)
     if path and (found := _cached(path, len(source), len(dataset.class_ids))) is not None:
         return found

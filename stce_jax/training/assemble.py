@@ -80,7 +80,7 @@ def load_run(
 
     Args:
       workdir: its directory.
-      checkpoint: "last", "best" (by top-1 on the validation images), or a step.
+      checkpoint: "last", "best" (by top-1, or mAP, on the validation images), or a step.
       ema: load the weights' moving average instead of the weights.
       config: the config file that registers the run's modules, if they are not part of the package. It is run, and
         nothing else is read from it. A workdir names modules and never makes anything be imported.
@@ -257,8 +257,8 @@ def _order(config: config_dict.ConfigDict, dataset: Dataset, salt: int) -> Order
     """Which training image stands at each position of a run's stream; for `salt` see `make_order`."""
     labels, of_run = None, {"seed": config.seed, "salt": salt, "repeats": config.augment.repeats}
     if config.sampling:
-        class_counts(dataset)  # refuses a class without images
         labels = labels_of(dataset)
+        class_counts(labels, dataset.class_ids)  # refuses a class without images
     return make_order(config.sampling, labels, count=len(_train(dataset)), **of_run)
 
 

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 
 from stce_jax.data import catalog
 from stce_jax.data.dataset import Dataset
-from stce_jax.data.labels import class_counts
+from stce_jax.data.labels import class_counts, labels_of
 from stce_jax.recipe.class_weights import make_class_weights
 from stce_jax.recipe.losses import soft_target_cross_entropy
 from stce_jax.recipe.objectives import MULTI_LABEL, SINGLE_LABEL, Objective
@@ -23,7 +23,8 @@ def class_weights(config: config_dict.ConfigDict, dataset: Dataset) -> Float[np.
     """The weight of each class in the training loss, see `make_class_weights`; None: all alike."""
     if not config.class_weights:
         return None
-    return make_class_weights(config.class_weights, class_counts(dataset), dataset.class_ids)
+    counts = class_counts(labels_of(dataset), dataset.class_ids)
+    return make_class_weights(config.class_weights, counts, dataset.class_ids)
 
 
 def build_objective(config: config_dict.ConfigDict, weights: Float[np.ndarray, "K"] | None = None) -> Objective:

@@ -68,7 +68,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "salt": _is_count,
     "std": lambda value: _are_three(value) and min(value) > 0,
 }
-OPTIONAL = {"class_weights", "origin"}  # weights that all are 1 are not written; version 0.1.0 wrote no origin
+OPTIONAL = {"class_weights", "origin"}  # of runs that have weights; of versions after 0.1.0
 
 
 def find_problem(meta: Any, keys: Iterable[str]) -> str | None:

@@ -5,6 +5,9 @@ import io
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -123,6 +126,25 @@ def test_a_stopped_run_ends_with_the_same_bits(finished, images, tmp_path, monke
     train(config, tmp_path)
     for expected, actual in zip(leaves(finished[0]), leaves(tmp_path), strict=True):
         np.testing.assert_array_equal(actual, expected)
+
+
+def test_two_processes_rank_all_images_together(images, stce_here, tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    words = ("train", "--config=small_folder:patch", *words_of(images, "epochs=1"), f"--workdir={tmp_path / 'run'}")
+    joined = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, "-m", "stce_jax", *words]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, env=joined | {"JAX_PROCESS_ID": index}, **options) for index in "01"]
+    ended = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ended
+    logged = read_metrics(tmp_path / "run")[-1]
+    done = stce_here("evaluate", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert logged["map"] == pytest.approx(found["map"], abs=1e-9), "of a part of the images, or of some twice"
+    assert logged["loss"] == pytest.approx(found["loss"], rel=1e-5)
 
 
 def test_predictions_are_the_labels_of_at_least_the_threshold(finished, images, stce_here, tmp_path):
