@@ -33,6 +33,7 @@ from measure import interleave, machine, markdown_table, median_estimate
 from PIL import Image
 
 from stce_jax.data import catalog, crops, decode, loader
+from stce_jax.data.order import make_order
 from stce_jax.data.views import Views
 from stce_jax.verbs.prepare import prepare
 
@@ -223,8 +224,9 @@ def measure_loader(folder, threads, workers, seconds, side, resize):
     source = open_prepared(folder, side)
     options = {"size": SIZE, "crop": "random_resized", "fraction": FRACTION, "area": AREA, "ratio": RATIO}
     views = Views(source, **options, resize=resize)
-    options = {"batch_size": 128, "repeats": 1, "seed": 0, "salt": 0, "position": 0, "timeout": 60.0}
-    with loader.train_batches(views, **options, threads=threads, workers=workers) as batches:
+    order = make_order("", None, count=len(source), seed=0, salt=0, repeats=1)
+    options = {"batch_size": 128, "seed": 0, "position": 0, "timeout": 60.0}
+    with loader.train_batches(views, order, **options, threads=threads, workers=workers) as batches:
         for _ in range(4):  # what was made ahead before the clock starts would count as made in no time
             next(batches)
         start, count = time.perf_counter(), 0

@@ -14,8 +14,11 @@ def get_config() -> config_dict.ConfigDict:
 
     config.seed = 0  # root of initial parameters, order of images, and every random draw
     config.dataset = "folder"  # "digits", "folder" (train/<class>/, val/<class>/), "imagenet100", "imagenet2012"
+    config.task = "single_label"  # the class of an image; or "multi_label": any number of labels, by labels.csv
     config.classes = ""  # of imagenet100: "kaggle" (and ""), "cmc", "podnet", a file of ids, or its name
     config.holdout = 0.0  # share of each class's training images to evaluate on, in place of val; 0: off
+    config.sampling = ""  # each training image once an epoch; "balanced" or "sqrt": rare classes more often
+    config.class_weights = ""  # in the training loss: "balanced", "effective:0.999", a .csv file of them; "": all alike
     config.raw_short_side = 0  # pixels: takes what `stce prepare --raw_short_side` made of that size; 0: files
     config.data_dir = ""  # as --data_dir; "" is the user's data directory. Where, not what: never compared on resuming
     config.image_size = 224  # pixels, side of the square that the model sees
@@ -28,7 +31,7 @@ def get_config() -> config_dict.ConfigDict:
     config.log_every = 50  # steps between two lines of training metrics
     config.eval_every = 1.0  # epochs between two evaluations; each is followed by a checkpoint
     config.patience = 0  # evaluations in a row without a better one that end the run early; 0: it has all its epochs
-    config.patience_metric = "top1"  # of an evaluation, by which it is better; or "loss"
+    config.patience_metric = "score"  # by which an evaluation is better, top-1 or of several labels mAP; or "loss"
     config.keep_checkpoints = 2  # number of the newest checkpoints that are kept, beside the best
     config.init_from = ""  # as --init_from: a run, .safetensors or .npz file with the first weights; "": none
     config.accumulate = 1  # micro-batches of a batch, to save memory; BatchNorm sees each alone

@@ -59,7 +59,8 @@ def shown(value: object) -> str:
 def check_choice(option: str, value: object, choices: Collection[object]) -> None:
     """Raises ConfigError unless an option's value is one of the choices, which are text."""
     if not isinstance(value, str) or value not in choices:
-        raise ConfigError(f"{option} is {shown(value)}; it must be one of {', '.join(map(str, choices))}")
+        known = ", ".join(str(choice) or '""' for choice in choices)
+        raise ConfigError(f"{option} is {shown(value)}; it must be one of {known}")
 
 
 def check_whole(option: str, value: Any, minimum: int, maximum: int, *, or_zero: bool = False) -> None:

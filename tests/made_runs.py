@@ -56,7 +56,9 @@ def run_of(model, config=None, *, class_names=None, seed=0, interpolation=None):
     size, classes = model.image_size[0], model.num_classes
     if config is None:
         view = {"eval_crop_fraction": 0.875, "eval_interpolation": interpolation}
-        config = config_dict.ConfigDict({"image_size": size, "augment": view, "model": {"name": "tiny"}})
+        config = config_dict.ConfigDict(
+            {"image_size": size, "task": "single_label", "augment": view, "model": {"name": "tiny"}}
+        )
     rng = np.random.default_rng(seed)
 
     def noise(path, leaf):

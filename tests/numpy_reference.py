@@ -147,3 +147,12 @@ def vision_transformer(tokens, params, heads):
         hidden = gelu(dense(layer_norm(tokens, block["mlp_norm"]), block["mlp"]["in"]))
         tokens = tokens + dense(hidden, block["mlp"]["out"])
     return dense(layer_norm(tokens, params["norm"])[:, 0], params["head"])
+
+
+def weighted_cross_entropy(logits, targets, weights):
+    """(losses, their mean): -sum_c w_c log(p_c) y_c, over N, as PyTorch documents it for targets of probabilities."""
+    log_p = np.log(softmax(logits))
+    losses = [
+        -sum(w * p * y for w, p, y in zip(weights, *row, strict=True)) for row in zip(log_p, targets, strict=True)
+    ]
+    return np.array(losses), sum(losses) / len(losses)

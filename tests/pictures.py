@@ -1,14 +1,18 @@
 """Sources of pictures that tell what happened to them, and loaders of them. Loader processes import this, too."""
 
+import contextlib
 import functools
 import io
 import itertools
 import time
+from unittest import mock
 
+import jax
 import numpy as np
 from PIL import Image
 
 from stce_jax.data import loader
+from stce_jax.data.order import make_order
 from stce_jax.data.views import SAMPLES, Views
 
 COUNT = 10  # images of the usual source; no batch size of the tests divides it but 2
@@ -77,9 +81,7 @@ SOURCE = Source()
 VIEWS = {"size": 6, "crop": "random_resized", "area": (0.2, 0.8), "ratio": (0.75, 4 / 3), "fraction": 1.0}
 OPTIONS = {
     "batch_size": 4,
-    "repeats": 1,
     "seed": 3,
-    "salt": 0,
     "position": 0,
     "threads": 2,
     "workers": 0,
@@ -90,7 +92,10 @@ OPTIONS = {
 def feeder(source=SOURCE, **options):
     """The training batches of a source; options of the views and of the loader in one."""
     views = Views(source, **(VIEWS | {name: options.pop(name) for name in [*VIEWS, "cache_bytes"] if name in options}))
-    return loader.train_batches(views, **(OPTIONS | options))
+    options = OPTIONS | options
+    drawn = {"salt": options.pop("salt", 0), "repeats": options.pop("repeats", 1), "seed": options["seed"]}
+    order = make_order(options.pop("sampling", ""), options.pop("labels", None), count=len(source), **drawn)
+    return loader.train_batches(views, order, **options)
 
 
 def train(steps, source=SOURCE, **options):
@@ -109,3 +114,10 @@ def assert_equal(found, expected, message):
 @functools.cache
 def undisturbed():
     return train(45)
+
+
+@contextlib.contextmanager
+def as_process(index, count):
+    """As if this process were number `index` of `count`."""
+    with mock.patch.object(jax, "process_index", lambda: index), mock.patch.object(jax, "process_count", lambda: count):
+        yield

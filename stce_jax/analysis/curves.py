@@ -12,6 +12,7 @@ from jaxtyping import Float
 from stce_jax.paths import is_remote, open_path, write_bytes
 from stce_jax.platform import terminal
 from stce_jax.workdir.metric_lines import read_metrics
+from stce_jax.workdir.score import NAMES, score_of
 
 # Those of Okabe and Ito's colours, which differ for every kind of colour vision, that can be seen on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#000000", "#CC79A7")
@@ -22,7 +23,7 @@ Lines = Sequence[Mapping[str, Any]]  # of one run, as `read_metrics` gives them
 
 
 def curves(groups: Mapping[str, Sequence[Lines]], path: epath.PathLike) -> epath.PathLike:
-    """Draws loss (left) and top-1 (right) over epochs: evaluation solid with markers, training thin and dashed.
+    """Draws loss (left) and score (right) over epochs: evaluation solid with markers, training thin and dashed.
 
     A group of several runs, such as the seeds of one model, is drawn as their mean and a band from their minimum to
     their maximum, at the epochs that all runs with any value have: the mean is of the same runs everywhere.
@@ -45,7 +46,8 @@ def curves(groups: Mapping[str, Sequence[Lines]], path: epath.PathLike) -> epath
     columns = min(3, len(handles))
     rows = -(-len(handles) // columns)
     figure = Figure(figsize=(9, 3.6 + 0.25 * rows), layout="constrained")
-    panels = (("loss", "loss", 1), ("top1", "top-1 (%)", 100))
+    score = score_of(line for runs in groups.values() for lines in runs for line in lines)
+    panels = (("loss", "loss", 1), (score, f"{NAMES[score]} (%)", 100))
     for axes, (name, title, factor) in zip(figure.subplots(1, 2), panels, strict=True):
         for place, (label, runs) in enumerate(groups.items()):
             for split in ("train", "eval"):

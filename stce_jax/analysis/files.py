@@ -46,15 +46,15 @@ def write(
     directory: epath.PathLike,
     result: Mapping[str, Any],
     names: Iterable[str],
-    labels: Int[np.ndarray, "n"],
+    labels: Int[np.ndarray, "n ..."],
     logits: Float[np.ndarray, "n C"],
 ) -> None:
     """Writes an evaluation to a directory, each file whole, evaluation.json last.
 
     evaluation.json has `result` without the confusion matrix, null for what is not finite; its groups, if it has any,
-    are in by.json. predictions.npz has "labels" int32 [n], "logits" float32 [n, C], "names" str [n], "class_ids" str
-    [C], "tta" str []. confusion.csv has true classes in rows, predicted ones in columns. confusion.png and
-    reliability.png are pictures.
+    are in by.json. predictions.npz has "labels" int32 [n], or [n, C] of several labels, "logits" float32 [n, C],
+    "names" str [n], "class_ids" str [C], "tta" str []. Of one label an image, confusion.csv has true classes in rows,
+    predicted ones in columns; confusion.png and reliability.png are pictures.
 
     Args:
       directory: local or remote.
@@ -70,13 +70,14 @@ def write(
     texts: dict[str, Any] = {"names": names, "class_ids": result["class_ids"], "tta": result["tta"]}
     arrays |= {name: np.array(text, str) for name, text in texts.items()}
     np.savez(archive, **arrays)
-    confusion, class_names = result["confusion"], result["class_names"]
-    files = {
-        PREDICTIONS: archive.getvalue(),
-        "confusion.csv": _table(confusion, class_names),
-        "confusion.png": _draw_confusion(confusion, class_names),
-        "reliability.png": _draw_reliability(result["reliability"], result["calibration_error"]),
-    }
+    files = {PREDICTIONS: archive.getvalue()}
+    if "confusion" in result:
+        confusion, class_names = result["confusion"], result["class_names"]
+        files |= {
+            "confusion.csv": _table(confusion, class_names),
+            "confusion.png": _draw_confusion(confusion, class_names),
+            "reliability.png": _draw_reliability(result["reliability"], result["calibration_error"]),
+        }
     if "by" in result:
         files[BY] = _json({name: result[name] for name in EVALUATED} | result["by"])
     files[SCORES] = _json({name: value for name, value in result.items() if name not in ("confusion", "by")})

@@ -51,16 +51,19 @@ def summary(images: dict[str, np.ndarray], class_count: int) -> dict[str, Any]:
       class_count: C.
 
     Returns:
-      {"images": n, "loss", "top1", "top5": means, "calibration_error", "reliability": see `calibration`, "per_class":
-      see `per_class`, "confusion": see `confusion`}.
+      {"images": n, "loss", "top1", "top5": means, "balanced_accuracy": mean of the classes' top1, those without images
+      left out, as scikit-learn has it, "calibration_error", "reliability": see `calibration`, "per_class": see
+      `per_class`, "confusion": see `confusion`}.
     """
+    classes = per_class(images["label"], images["top1"], class_count)
     error, bins = calibration(images["confidence"], images["top1"])
     return {
         "images": len(images["label"]),
         **{name: float(images[name].mean()) for name in ("loss", "top1", "top5")},
+        "balanced_accuracy": float(np.mean([row["top1"] for row in classes if row["images"]])),
         "calibration_error": error,
         "reliability": bins,
-        "per_class": per_class(images["label"], images["top1"], class_count),
+        "per_class": classes,
         "confusion": confusion(images["label"], images["predicted"], class_count),
     }
 

@@ -25,7 +25,9 @@ DIFFERING = {  # why two evaluations cannot be compared -> how they were made
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("workdirs", nargs="+", metavar="RUN", help="workdirs of runs, finished or not")
     verb.add_argument("--output", default="compare.png", help="picture of the curves (default: compare.png)")
-    verb.add_argument("--checkpoint", default="last", help="whose loss and top-1: last (the default), best, or a step")
+    verb.add_argument(
+        "--checkpoint", default="last", help="whose loss and top-1 or mAP: last (the default), best, or a step"
+    )
     verb.add_argument("--json", action="store_true", help="print JSON in place of the table")
     common.add_modules(verb)
 
@@ -39,16 +41,19 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         terminal.Data().write(to_json(result).encode() + b"\n")
         return
     names = dict(zip(arguments.workdirs, short_names(arguments.workdirs), strict=True))
-    _print_runs(result["runs"], names, arguments.checkpoint)
+    _print_runs(result["runs"], result["score"], names, arguments.checkpoint)
     _print_differences(result["runs"], names)
     _print_pairs(result["pairs"], names)
-    _print_missing(result["runs"], names)
+    if result["pairs"]:
+        _print_missing(result["runs"], names)
     terminal.say(f"curves in {arguments.output}")
 
 
-def _print_runs(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], checkpoint: str) -> None:
+def _print_runs(rows: Sequence[Mapping[str, Any]], score: str, names: Mapping[str, str], checkpoint: str) -> None:
+    from stce_jax.workdir.score import NAMES
+
     shown = {"last": "last", "best": "best"}.get(checkpoint, f"step {checkpoint}")
-    header = ["run", "model", "epochs", "state", f"top-1, {shown}", "best top-1*", f"loss, {shown}"]
+    header = ["run", "model", "epochs", "state", f"{NAMES[score]}, {shown}", f"best {NAMES[score]}*", f"loss, {shown}"]
     table = [[*header, "parameters", "training images/s**"]]
     for row in rows:
         state = "finished" if row["finished"] else "in progress"
@@ -58,8 +63,8 @@ def _print_runs(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], che
                 row["model"],
                 f"{row['epoch']:.2f}/{row['epochs']:g}",
                 state if row["step"] is not None else "no evaluation yet",
-                _text(row["top1"], "{:.2%}"),
-                _text(row["best_top1"], "{:.2%}"),
+                _text(row[score], "{:.2%}"),
+                _text(row[f"best_{score}"], "{:.2%}"),
                 _text(row["loss"], "{:.4f}"),
                 _text(row["parameters"], "{:,}"),
                 _text(row["images_per_second"], "{:,.0f}"),

@@ -42,9 +42,12 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from stce_jax.data.catalog import check_single_label
     from stce_jax.processes import peers as processes
     from stce_jax.processes.stopping import interrupted_by_signal
     from stce_jax.verbs.evaluate import evaluate
+    from stce_jax.workdir.layout import read_config
+    from stce_jax.workdir.score import said
 
     names = ("data_dir", "dataset", "classes", "split", "output", "reduction", "tta", "by")
     options = {name: getattr(arguments, name) for name in names}
@@ -53,6 +56,8 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     hearing = interrupted_by_signal(arguments.exit_process) if processes.several() else contextlib.nullcontext()
     with hearing, processes.together():
         common.register_modules(arguments)
+        if arguments.confusion:
+            check_single_label(read_config(arguments.workdir).task, "--confusion counts classes", "leave it out")
         result = evaluate(**common.of_run(arguments), **options)
     first = processes.is_main()
     processes.leave()
@@ -60,24 +65,31 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         return
     terminal.say(
         f"step {result['step']}  epoch {result['epoch']:.2f}  {result['images']} images  loss {result['loss']:.4f}  "
-        f"top-1 {100 * result['top1']:.2f}%  top-5 {100 * result['top5']:.2f}%"
+        f"{said(result)}"
     )
     if result["tta"]:
         terminal.say(f"test-time augmentation {result['tta']}: means of the probabilities of several views of an image")
     if result["holdout"]:
         terminal.say(f"split {result['split']}: {SAID[result['split']]}")
-    terminal.say(f"calibration error {100 * result['calibration_error']:.2f}%, in {len(result['reliability'])} bins")
+    if "reliability" in result:
+        error = 100 * result["calibration_error"]
+        terminal.say(f"calibration error {error:.2f}%, in {len(result['reliability'])} bins")
     if result["metrics"]:
         terminal.say("  ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items()))
-    if arguments.by:
+    if "by" in result:
         terminal.say("", *_lines_by(result["by"], shutil.get_terminal_size((WIDTH, 24)).columns))
+        if arguments.by == "class":
+            terminal.say(f"balanced accuracy {100 * result['balanced_accuracy']:.2f}%, the mean of these")
+    elif arguments.by:
+        terminal.say("", *_lines_by_class(result))
     if arguments.confusion:
         from stce_jax.commands import confusion
 
         terminal.say("", *confusion.lines_of(result["confusion"], result["class_names"]))
     if arguments.output:
-        files = "evaluation.json, predictions.npz, confusion.csv, confusion.png, reliability.png"
-        terminal.say(f"{arguments.output}: {files}{', by.json' * bool(arguments.by)}")
+        pictures = ", confusion.csv, confusion.png, reliability.png" if "confusion" in result else ""
+        groups = ", by.json" if "by" in result else ""
+        terminal.say(f"{arguments.output}: evaluation.json, predictions.npz{pictures}{groups}")
 
 
 def _lines_by(by: Mapping[str, Any], width: int) -> list[str]:
@@ -97,3 +109,11 @@ def _lines_by(by: Mapping[str, Any], width: int) -> list[str]:
         if by[key]:
             lines.append(f"{by[key]:,} {said}")
     return lines
+
+
+def _lines_by_class(result: Mapping[str, Any]) -> list[str]:
+    """A table of the average precision of each class, where images have several labels."""
+    rows = [["class", "images", "average precision"]]
+    for class_name, own in zip(result["class_names"], result["per_class"].values(), strict=True):
+        rows.append([class_name, str(own["images"]), f"{100 * own['ap']:.2f}%" if own["images"] else "-"])
+    return ["by class", *tables.aligned(rows, right=(1, 2))]

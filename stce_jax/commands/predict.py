@@ -18,7 +18,10 @@ EXAMPLES = """
   stce predict photo.jpg --workdir=runs/pets
   stce predict photos more/*.png --workdir=runs/pets --topk=1 --csv=classes.csv
   stce predict photos --workdir=runs/pets --tta=flip
-  stce predict photos --workdir=runs/pets --json=- | jq -r '.[] | .name + " " + .classes[0].name'"""
+  stce predict photos --workdir=runs/pets --json=- | jq -r '.[] | .name + " " + .classes[0].name'
+  stce predict photos --workdir=runs/scenes --threshold=0.3
+
+Of a run whose images have several labels, all classes of at least the threshold are named, or none."""
 WIDEST = 60  # columns that names of files get before the others are pushed aside
 
 
@@ -29,7 +32,12 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     common.add_images(verb)
     common.add_reduction(verb)
     common.add_tta(verb)
-    verb.add_argument("--topk", type=int, default=5, metavar="K", help="classes of each image (default: 5)")
+    verb.add_argument(
+        "--topk", type=int, metavar="K", help="classes of each image at most (default: 5; of several labels: all)"
+    )
+    verb.add_argument(
+        "--threshold", type=float, metavar="P", help="least probability of a class (default: 0; of several labels: 0.5)"
+    )
     verb.add_argument("--json", default="", metavar="FILE", help="write a JSON array; - is standard output, alone")
     verb.add_argument("--csv", default="", metavar="FILE", help="write a line a class; - is standard output, alone")
 
@@ -47,6 +55,7 @@ def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         files,
         **common.of_run(arguments),
         topk=arguments.topk,
+        threshold=arguments.threshold,
         batch_size=arguments.batch_size,
         reduction=arguments.reduction,
         tta=arguments.tta,
@@ -112,6 +121,8 @@ def _table(files: Sequence[str]) -> Write:
     terminal.say(tables.line(["image", "probability", "class"], (width, 11, 0), right=(1,)))
 
     def write(record: dict[str, Any]) -> None:
+        if not record["classes"]:
+            terminal.say(tables.line([record["name"], "", "-"], (width, 11, 0), right=(1,)))
         for place, one in enumerate(record["classes"]):
             cells = ["" if place else record["name"], f"{100 * one['probability']:.2f}%", one["name"]]
             terminal.say(tables.line(cells, (width, 11, 0), right=(1,)))

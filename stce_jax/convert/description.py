@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stce_jax.convert.files import DESCRIPTION
+from stce_jax.data.catalog import MULTI_LABEL, SINGLE_LABEL
 from stce_jax.paths import write_text
 from stce_jax.training.assemble import Run
 from stce_jax.training.preprocessing import view_options
@@ -16,6 +17,10 @@ PIXELS = "pixels 0..255, [batch, row, column, (red, green, blue)]; normalised in
 IMAGES = "images [batch, row, column, (red, green, blue)], normalised as `image` says"
 INSIDE = "inside the program, not to be done again"
 BEFORE = "before the model is called"
+PROBABILITIES = {  # by config.task
+    SINGLE_LABEL: "softmax are the classes' probabilities",
+    MULTI_LABEL: "sigmoid is the probability of each label by itself",
+}
 
 
 def describe(
@@ -49,7 +54,7 @@ def describe(
         "output": {
             "shape": list(logits or ("batch", len(run.class_ids))),
             "dtype": "float32",
-            "meaning": "logits, [batch, class]; their softmax are the classes' probabilities",
+            "meaning": f"logits, [batch, class]; their {PROBABILITIES[run.config.task]}",
         },
         "image": {
             "size": size,

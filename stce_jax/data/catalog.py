@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -14,6 +15,7 @@ from stce_jax.data import class_lists, mirror
 from stce_jax.data.builders import open_builder
 from stce_jax.data.dataset import IMAGENET_MEAN, IMAGENET_STD, SPLITS, Dataset, hash_of
 from stce_jax.data.finding import PassedOver
+from stce_jax.data.label_sets import open_label_sets
 from stce_jax.data.places import (
     VERSION,
     called,
@@ -27,20 +29,24 @@ from stce_jax.data.places import (
     raw_short_side_of,
 )
 from stce_jax.data.records import FolderSource, TfdsSource, damaged
-from stce_jax.errors import ConfigError, DataError, check_choice, check_text, check_whole
+from stce_jax.errors import ConfigError, DataError, check_choice, check_text, check_whole, shown
 from stce_jax.paths import absolute, first_line, is_remote, open_path
 
 PREPARED = ("imagenet100", "imagenet2012", "folder")  # what `stce prepare` makes
 LARGEST_RAW = 4096  # pixels of the short side of raw images
 DATASETS = ("digits", "folder", "imagenet100", "imagenet2012")
+TASKS = SINGLE_LABEL, MULTI_LABEL = "single_label", "multi_label"
 
 
-def check_options(*, dataset: str, raw_short_side: int, data_dir: str, classes: str) -> None:
+def check_options(*, dataset: str, task: str, raw_short_side: int, data_dir: str, classes: str) -> None:
     """Raises ConfigError if a config's options of datasets cannot work, whatever is there."""
     check_choice("config.dataset", dataset, DATASETS)
+    check_choice("config.task", task, TASKS)
     check_whole("config.raw_short_side", raw_short_side, 0, LARGEST_RAW)
     check_text("config.data_dir", data_dir)
     check_text("config.classes", classes)
+    if task == MULTI_LABEL:
+        _check_label_sets(dataset, raw_short_side, classes)
 
 
 def open_dataset(
@@ -50,6 +56,7 @@ def open_dataset(
     splits: Sequence[str] = SPLITS,
     raw_short_side: int = 0,
     *,
+    task: str = SINGLE_LABEL,
     of_run: bool = False,
 ) -> Dataset:
     """Opens a dataset; the digits are prepared first if they are not there.
@@ -64,6 +71,7 @@ def open_dataset(
       splits: those that are needed; of class folders the others need not exist.
       raw_short_side: 0 for images as they were, or the short side, in pixels, that raw ones were prepared with. One
         kind never replaces the other.
+      task: one of TASKS: what an image's label is, its class, or all of its labels, see `label_sets`.
       of_run: for a run that is trained. Its config stands, so errors advise what `stce evaluate` takes instead.
 
     Raises:
@@ -78,6 +86,11 @@ def open_dataset(
         raise ConfigError(f"dataset {name!r} has no choice of classes, but was given {classes!r}")
     if raw_short_side and name == "digits":
         raise ConfigError(f'dataset "digits" cannot be prepared raw, but was given raw_short_side={raw_short_side}')
+    if task == MULTI_LABEL:
+        _check_label_sets(name, raw_short_side, classes)
+        if is_remote(data_dir) or not data_dir:
+            raise ConfigError("images with several labels are read from a local folder; give its path as --data_dir")
+        return open_label_sets(Path(_open_root(data_dir)), splits)
     if name == "folder":
         if not data_dir:
             raise ConfigError(
@@ -96,6 +109,27 @@ def open_dataset(
         others = [find_prepared(root, name, classes, side) for side in sides]
         raise not_prepared(root, name, classes, raw_short_side, [other for other in others if other], of_run)
     return open_prepared(_local(root, found))
+
+
+def _check_label_sets(name: str, raw_short_side: int, classes: str) -> None:
+    """Refuses what images with several labels cannot have."""
+    found: dict[str, Any] = {"dataset": name, "raw_short_side": raw_short_side, "classes": classes}
+    for option, wanted in (("dataset", "folder"), ("raw_short_side", 0), ("classes", "")):
+        if found[option] != wanted:
+            raise ConfigError(
+                f"config.{option} is {shown(found[option])}; with config.task multi_label it must be {wanted!r}, of "
+                "images in train/ and val/ with labels.csv beside them"
+            )
+
+
+def check_single_label(task: str, what: str, remedy: str) -> None:
+    """Refuses what is only of images with one label each; `what` begins the sentence, `remedy` ends it.
+
+    Raises:
+      ConfigError: the task is another.
+    """
+    if task != SINGLE_LABEL:
+        raise ConfigError(f"{what} where images have one label each, and this run's config.task is {task}; {remedy}")
 
 
 def check_class_names(dataset: Dataset, class_ids: Iterable[str]) -> None:

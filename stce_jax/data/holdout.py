@@ -6,31 +6,27 @@ are trained and judged on the same ones.
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from stce_jax.data.dataset import Dataset, hash_of
+from stce_jax.data.labels import labels_of
 from stce_jax.data.records import Record, Source
-from stce_jax.errors import ConfigError, DataError, check_range, shown
-from stce_jax.paths import read_regular, user_directory, write_bytes
+from stce_jax.errors import DataError, check_range, shown
 
 HOLDOUT = "holdout"  # what `stce evaluate --split` calls the part
 LARGEST_SHARE = 0.9
 _SEED = "stce holdout 1"  # another one would be another part; it is no option, so that all runs share the part
-_THREADS = 8
-_CHUNK = 256  # images whose labels a thread reads at a time
 
 
 class Part:
-    """Some images of a source, by their indices, in the source's order."""
+    """Some images of a source, by their indices, in the source's order, with their labels."""
 
-    def __init__(self, source: Source, indices: Int[np.ndarray, "m"]) -> None:
-        self._source, self._indices = source, indices
+    def __init__(self, source: Source, indices: Int[np.ndarray, "m"], labels: Int[np.ndarray, "m ..."]) -> None:
+        self._source, self._indices, self._labels = source, indices, labels
+        self.label_shape = labels.shape[1:]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -40,6 +36,10 @@ class Part:
 
     def __getitem__(self, index: int) -> Record:
         return self._source[int(self._indices[index])]
+
+    def labels(self) -> Int[np.ndarray, "m ..."]:
+        """The label of each image; nothing is read for them."""
+        return self._labels
 
 
 def check_options(*, holdout: float) -> None:
@@ -52,27 +52,34 @@ def hold_out(dataset: Dataset, share: float) -> Dataset:
 
     Of a class with n training images, `share * n` are held out, rounded to the nearest whole number, but at least one,
     and at least one stays. They come in their order in the data set; a smaller share's are among a larger one's.
+    Images with several labels are drawn from all, whatever their labels.
 
     Args:
       dataset: opened with its training images; others that were opened are left alone and not read.
       share: 0..0.9; 0 gives the dataset as it is.
 
     Raises:
-      DataError: a class has a single training image, or labels cannot be read.
+      DataError: a class has a single training image, none of several labels is held out, or labels cannot be read.
     """
     if not share:
         return dataset
     source = dataset.train
     assert source is not None, "the training images were not asked for"
-    held = held_out(labels_of(dataset), dataset.class_ids, share)
+    labels = labels_of(dataset)
+    if labels.ndim == 1:
+        held = held_out(labels, dataset.class_ids, share)
+    else:
+        held = held_out(np.zeros(len(labels), np.int64), ("",), share)
+        if not labels[held].any():
+            raise DataError("no image that is held out has a label; hold out more, config.holdout")
 
     def find_fingerprint() -> str:
         return hash_of([dataset.fingerprint, f"held out: {share!r}, {int(held.sum())} of {len(held)}"])
 
     return dataclasses.replace(
         dataset,
-        train=Part(source, np.flatnonzero(~held)),
-        val=Part(source, np.flatnonzero(held)),
+        train=Part(source, np.flatnonzero(~held), labels[~held]),
+        val=Part(source, np.flatnonzero(held), labels[held]),
         find_fingerprint=find_fingerprint,
     )
 
@@ -92,50 +99,3 @@ def held_out(labels: Int[np.ndarray, "n"], class_ids: Sequence[str], share: floa
         count = min(max(int(share * len(own) + 0.5), 1), len(own) - 1)
         held[own[np.argsort(np.array(keys, dtype="S32"), kind="stable")[:count]]] = True
     return held
-
-
-def labels_of(dataset: Dataset) -> Int[np.ndarray, "n"]:
-    """The label of each training image. Class folders know them; prepared images are read once, and labels kept.
-
-    They are kept in the user's cache directory, a file for each data set; without such a directory they are read anew.
-    """
-    source = dataset.train
-    assert source is not None
-    if (known := getattr(source, "labels", None)) is not None:
-        return np.asarray(known(), np.int64)
-    path = _cache_file(dataset)
-    if path and (found := _cached(path, len(source), len(dataset.class_ids))) is not None:
-        return found
-
-    def read(start: int) -> list[int]:
-        return [int(source[place]["label"]) for place in range(start, min(start + _CHUNK, len(source)))]
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        labels = np.array([label for part in pool.map(read, range(0, len(source), _CHUNK)) for label in part], np.int64)
-    if path:
-        try:
-            os.makedirs(path.parent, exist_ok=True)
-            write_bytes(path, labels.astype("<u4").tobytes())
-        except OSError:
-            pass  # a full or closed cache costs time alone
-    return labels
-
-
-def _cache_file(dataset: Dataset) -> Path | None:
-    try:
-        cache = user_directory("XDG_CACHE_HOME", ".cache", "a directory for caches")
-    except ConfigError:
-        return None
-    # Hashed: the fingerprint of prepared images is what their files say, which may be anything.
-    name = hashlib.sha256(dataset.fingerprint.encode(errors="surrogateescape")).hexdigest()
-    return cache / "stce_jax" / "labels" / f"{name}.u4"
-
-
-def _cached(path: Path, count: int, classes: int) -> Int[np.ndarray, "n"] | None:
-    """The labels that a file holds; None if it is not there, or cannot be of these images."""
-    try:
-        data = read_regular(path, 4 * count)
-    except (OSError, ValueError):
-        return None
-    labels = np.frombuffer(data[: len(data) // 4 * 4], "<u4").astype(np.int64)
-    return labels if len(labels) == count and int(labels.max(initial=0)) < classes else None

@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 
 from stce_jax.data.feeder import Feeder, prepare_worker
+from stce_jax.data.order import Order
 from stce_jax.data.views import Stream, Views
 from stce_jax.errors import ConfigError, check_range, check_whole
 from stce_jax.paths import first_line
@@ -31,11 +32,10 @@ LONGEST_WAIT = 1e9  # seconds, thirty years: what says "never"; the system's clo
 
 def train_batches(
     views: Views,
+    order: Order,
     *,
     batch_size: int,
-    repeats: int,
     seed: int,
-    salt: int,
     position: int,
     threads: int,
     workers: int,
@@ -47,24 +47,22 @@ def train_batches(
 
     Args:
       views: of the training images.
+      order: which image stands at each position of the stream, see `make_order`; picklable if there are workers.
       batch_size: images of a global batch; must be divisible by the number of processes.
-      repeats: how often in a row an image comes, each time with another crop; an epoch keeps its length, so of n
-        images the first n / repeats of its order come (repeated augmentation, Hoffer et al. 2020, as DeiT draws it).
-      seed: of order and crops.
-      salt: of the order, see `Stream`.
-      position: of the first global batch's first row, see `Stream`.
+      seed: of the crops.
+      position: of the first global batch's first row.
       threads: that decode in this process; 0: the feeder's own.
       workers: processes that decode instead, each in one thread; 0: none.
       timeout, stop: see `Feeder`.
       size_of: see `Stream`; picklable if there are workers.
 
     Returns:
-      An iterator over {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes]}; to be closed.
+      An iterator over {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes]}, or int32 [B /
+      processes, classes] of images with several labels, see `records.Record`; to be closed.
     """
     rows = batch_size // jax.process_count()
     first = position + jax.process_index() * rows
-    order: dict[str, Any] = {"seed": seed, "salt": salt, "repeats": repeats, "first": first}
-    stream = Stream(views, **order, rows=rows, batch_size=batch_size, size_of=size_of)
+    stream = Stream(views, order, seed=seed, first=first, rows=rows, batch_size=batch_size, size_of=size_of)
     examples = grain.MapDataset.range(sys.maxsize).map(stream.example)
     if workers:
         _check_semaphores()
@@ -103,13 +101,13 @@ def eval_batches(views: Views, *, batch_size: int, threads: int, timeout: float)
       [B / processes], 1 or 0}; to be closed.
     """
     count = len(views)
+    black, no_label = np.zeros((views.size, views.size, 3), np.uint8), np.zeros(views.label_shape, np.int32)
 
     def example(position: int) -> dict[str, Any]:
-        if position >= count:
-            image, label = np.zeros((views.size, views.size, 3), np.uint8), np.int32(0)
-        else:
+        if position < count:
             image, label = views.view(position)
-        return {"image": image, "label": label, "weight": np.float32(position < count)}
+            return {"image": image, "label": label, "weight": np.float32(1)}
+        return {"image": black, "label": no_label, "weight": np.float32(0)}
 
     padded = -(-count // batch_size) * batch_size
     examples = grain.MapDataset.range(padded)[jax.process_index() :: jax.process_count()].map(example)

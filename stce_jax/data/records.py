@@ -1,11 +1,16 @@
-"""Random-access sources of images with their labels: class folders, and what `stce prepare` wrote."""
+"""Random-access sources of images with their labels: class folders, and what `stce prepare` wrote.
+
+Shape letters: K classes.
+"""
 
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
+import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 
 from stce_jax.data.decode import MAX_BYTES
 from stce_jax.data.finding import PassedOver, find_images
@@ -14,10 +19,13 @@ from stce_jax.paths import read_regular
 
 
 class Record(TypedDict):
-    """One image: its encoded bytes, its label, and what to call it in an error message."""
+    """One image: its encoded bytes, its label, and what to call it in an error message.
+
+    Images with several labels have 1 for each class that is among them, else 0. Their source has a `label_shape`, (K,).
+    """
 
     image: bytes
-    label: int
+    label: int | UInt8[np.ndarray, "K"]
     name: str
 
 
@@ -64,11 +72,7 @@ class FolderSource:
         return self._files[index][0]
 
     def __getitem__(self, index: int) -> Record:
-        path, label = self._files[index]
-        try:
-            return {"image": read_regular(path, MAX_BYTES), "label": label, "name": path}
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}") from error
+        return read_record(*self._files[index])
 
     def labels(self) -> list[int]:
         """The label of each image; nothing is read for them."""
@@ -77,10 +81,23 @@ class FolderSource:
     def listing(self) -> Iterator[str]:
         """Yields label, path and size of each file: enough to notice that something has changed."""
         for path, label in self._files:
-            try:
-                yield f"{label} {os.path.relpath(path, self._root)} {os.stat(path).st_size}"
-            except OSError as error:
-                raise DataError(f"cannot read {path}: {error.strerror}") from error
+            yield f"{label} {os.path.relpath(path, self._root)} {size_of(path)}"
+
+
+def read_record(path: str, label: int | UInt8[np.ndarray, "K"]) -> Record:
+    """The record of an image file; raises DataError if it cannot be read."""
+    try:
+        return {"image": read_regular(path, MAX_BYTES), "label": label, "name": path}
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file; raises DataError if it is gone."""
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 class TfdsSource:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypedDict
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
 from stce_jax.data.crops import center_crop, open_for_crops, random_resized_crop
 from stce_jax.data.large_jpegs import LargeJpeg
+from stce_jax.data.order import Order
 from stce_jax.data.records import Source
 from stce_jax.data.resizing import INTERPOLATIONS, RESIZES, Pixels, vector_resize
 from stce_jax.errors import check_choice, check_pair, check_range, check_whole
@@ -49,6 +50,10 @@ class Views:
     A view is drawn in two steps: pixels that are the same every time, which small sources keep in memory, and a random
     crop of them. Safe to use from several threads; a copy in another process starts with an empty cache.
 
+    Attributes:
+      size: side in pixels.
+      label_shape: of a label, () where each image has one.
+
     Args:
       source: the images.
       size: side of the views in pixels.
@@ -72,6 +77,7 @@ class Views:
         cache_bytes: int = 0,
     ) -> None:
         self.size = size
+        self.label_shape: tuple[int, ...] = getattr(source, "label_shape", ())
         self._source, self._resize = source, "pillow" if crop == "center" else resize
         self._pixels: Callable[..., View] | None  # (pixels, size=)
         self._cut: Callable[..., View] | None  # (generator, pixels, size=)
@@ -177,9 +183,8 @@ class Stream:
 
     Args:
       views: see `Views`.
-      seed: of order and crops.
-      salt: of the order; another one when a run is rolled back, so that other images follow.
-      repeats: how often in a row an image comes.
+      order: of the images, see `make_order`.
+      seed: of the crops.
       first: position of this process's first row of its first batch.
       rows, batch_size: of this process's part of a batch, of the whole.
       size_of: number of a batch, from 0 -> side of its views in pixels; None: the views' own.
@@ -188,17 +193,15 @@ class Stream:
     def __init__(
         self,
         views: Views,
+        order: Order,
         *,
         seed: int,
-        salt: int,
-        repeats: int,
         first: int,
         rows: int,
         batch_size: int,
         size_of: Callable[[int], int] | None = None,
     ) -> None:
-        self._views, self._seed = views, seed
-        self._index = functools.partial(image_index, count=len(views), seed=seed, salt=salt, repeats=repeats)
+        self._views, self._order, self._seed = views, order, seed
         self._first, self._rows, self._batch_size, self._size_of = first, rows, batch_size, size_of
 
     def example(self, number: int) -> Example:
@@ -207,21 +210,8 @@ class Stream:
         position = self._first + step * self._batch_size + row
         draws = np.random.Generator(np.random.Philox(key=(self._seed, position)))
         size = self._size_of(step) if self._size_of else None
-        image, label = self._views.view(self._index(position), draws, size)
+        image, label = self._views.view(self._order(position), draws, size)
         return {"image": image, "label": label}
-
-
-def image_index(position: int, *, count: int, seed: int, salt: int, repeats: int) -> int:
-    """Which of `count` images stands at a position of the stream, see `Stream`."""
-    epoch, within = divmod(position, count)
-    return int(_order(seed, salt, epoch, count)[within // repeats])
-
-
-@functools.lru_cache(maxsize=2)  # where epochs meet, some threads are still in the old one
-def _order(seed: int, salt: int, epoch: int, count: int) -> Int[np.ndarray, "count"]:
-    """The order of `count` images in an epoch."""
-    # The crops have the same keys and another counter.
-    return np.random.Generator(np.random.Philox(key=(seed, epoch), counter=(0, 0, salt, 1))).permutation(count)
 
 
 def check_options(

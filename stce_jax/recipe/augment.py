@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from stce_jax.errors import ConfigError, check_range, shown
 from stce_jax.recipe.erasing import random_erasing
 from stce_jax.recipe.geometry import affine, rotate, shear_x, shear_y, translate_x, translate_y
-from stce_jax.recipe.mixing import mix, soft_targets
+from stce_jax.recipe.mixing import mix, soft_label_sets, soft_targets
 from stce_jax.recipe.parts import PARTS
 from stce_jax.recipe.pixels import (
     autocontrast,
@@ -68,6 +68,7 @@ __all__ = [
     "sharpness",
     "shear_x",
     "shear_y",
+    "soft_label_sets",
     "soft_targets",
     "solarize",
     "solarize_add",
@@ -77,7 +78,7 @@ __all__ = [
     "translate_y",
 ]
 Augment = Callable[
-    [PRNGKeyArray, Int[Array, ""], UInt8[Array, "B H W 3"], Int[Array, "B"]],
+    [PRNGKeyArray, Int[Array, ""], UInt8[Array, "B H W 3"], Int[Array, "B ..."]],
     tuple[Float[Array, "B H W 3"], Float[Array, "B classes"]],
 ]
 # The parts of version 0.1.0 keep their streams: a part's key had this number in a split of the image's key.
@@ -135,12 +136,14 @@ def make_augment(
 ) -> Augment:
     """The training augmentation: (key, step, images, labels) -> (normalised images, targets).
 
+    Labels are int [B], or [B, classes] of 0 and 1 where an image may have several.
+
     Parts that are switched off (0, False or "") cost nothing. Switching one on or off changes no draw of the others.
 
     Args:
       num_classes: length of a target.
       mean, std: for each channel, of values scaled to 0..1.
-      label_smoothing: 0..1, see `soft_targets`.
+      label_smoothing: 0..1, see `soft_targets` and `soft_label_sets`.
       offset: images by which step x batch is ahead of the position in the stream, in a run whose batch has changed.
       mixed_steps: how many steps of the run mix their batches, of the part "mix"; None: all. No other draw changes.
       options: all options of the parts and no other, see `option_names`.
@@ -165,7 +168,7 @@ def make_augment(
     singles = [*active["bytes"], *active["pixels"]]
 
     def augment(
-        key: PRNGKeyArray, step: Int[Array, ""], images: UInt8[Array, "B H W 3"], labels: Int[Array, "B"]
+        key: PRNGKeyArray, step: Int[Array, ""], images: UInt8[Array, "B H W 3"], labels: Int[Array, "B ..."]
     ) -> tuple[Float[Array, "B H W 3"], Float[Array, "B classes"]]:
         image_key, batch_key = jax.random.split(key)
         batch = images.shape[0]
@@ -178,7 +181,10 @@ def make_augment(
         normalized = normalize(images, mean=mean, std=std)
         for name, function in active["pixels"].items():
             normalized = jax.vmap(function)(keys[name], normalized)
-        targets = soft_targets(labels, num_classes, smoothing=label_smoothing)
+        if labels.ndim == 1:
+            targets = soft_targets(labels, num_classes, smoothing=label_smoothing)
+        else:
+            targets = soft_label_sets(labels, smoothing=label_smoothing)
         step_key = jax.random.fold_in(batch_key, step)
         for name, function in active["batch"].items():
             # Version 0.1.0 mixed with the step's own key.

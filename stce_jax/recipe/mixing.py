@@ -13,6 +13,14 @@ def soft_targets(labels: Int[Array, "B"], num_classes: int, *, smoothing: float)
     return jax.nn.one_hot(labels, num_classes) * (1.0 - smoothing) + smoothing / num_classes
 
 
+def soft_label_sets(labels: Int[Array, "B classes"], *, smoothing: float) -> Float[Array, "B classes"]:
+    """Targets of images with several labels, 0 or 1 for each class, moved by `smoothing` (0..1) towards 1/2.
+
+    Each class is a choice of two, over which its smoothing is spread.
+    """
+    return labels * (1.0 - smoothing) + 0.5 * smoothing
+
+
 def mix(
     key: PRNGKeyArray,
     images: Float[Array, "B H W 3"],

@@ -114,6 +114,8 @@ def check_overrides(rows: Sequence[Row], overrides: Sequence[str]) -> None:
                 raise ConfigError(f"{word}: give --{'seeds' if key == 'seed' else key} instead")
             if key == "patience":
                 raise ConfigError(f"{word}: the runs of a sweep are compared after the same epochs; leave it out")
+            if key == "task":
+                raise ConfigError(f"{word}: the tables are of images with one label each; leave it out")
             if key in row.overrides:
                 raise ConfigError(f"{word} would undo what makes {row.run!r} that row; leave it, or --runs without it")
 

@@ -20,7 +20,9 @@ from stce_jax.data.catalog import Dataset
 from stce_jax.data.feeder import Feeder
 from stce_jax.data.forms import ImageLike
 from stce_jax.data.holdout import hold_out
-from stce_jax.data.views import Views, image_index
+from stce_jax.data.labels import class_counts, labels_of
+from stce_jax.data.order import Order, make_order
+from stce_jax.data.views import Views
 from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.models import factory
 from stce_jax.models.bodies import Body
@@ -78,7 +80,7 @@ def load_run(
 
     Args:
       workdir: its directory.
-      checkpoint: "last", "best" (by top-1 on the validation images), or a step.
+      checkpoint: "last", "best" (by top-1, or mAP, on the validation images), or a step.
       ema: load the weights' moving average instead of the weights.
       config: the config file that registers the run's modules, if they are not part of the package. It is run, and
         nothing else is read from it. A workdir names modules and never makes anything be imported.
@@ -164,7 +166,7 @@ def open_dataset(config: config_dict.ConfigDict, data_dir: str = "") -> Dataset:
     splits = ("train",) if config.holdout else catalog.SPLITS  # val/ need not be there
     place = data_dir or config.data_dir
     raw = config.raw_short_side
-    dataset = catalog.open_dataset(config.dataset, place, config.classes, splits, raw_short_side=raw)
+    dataset = catalog.open_dataset(config.dataset, place, config.classes, splits, raw_short_side=raw, task=config.task)
     report_passed_over(dataset)
     if config.holdout:
         dataset = hold_out(dataset, config.holdout)
@@ -220,10 +222,9 @@ def train_batches(
     """
     return loader.train_batches(
         views or train_views(config, dataset),
+        _order(config, dataset, salt),
         batch_size=config.batch_size,
-        repeats=config.augment.repeats,
         seed=config.seed,
-        salt=salt,
         position=position,
         threads=loader_threads(config),
         workers=config.loader_workers,
@@ -248,10 +249,17 @@ def train_views(config: config_dict.ConfigDict, dataset: Dataset) -> Views:
 
 def batch_names(config: config_dict.ConfigDict, dataset: Dataset, position: int, salt: int) -> list[str]:
     """The names of the images of the global batch that begins at a position of the stream."""
-    images = _train(dataset)
-    order = {"count": len(images), "seed": config.seed, "salt": salt, "repeats": config.augment.repeats}
-    positions = range(position, position + config.batch_size)
-    return [images.name(image_index(place, **order)) for place in positions]
+    images, order = _train(dataset), _order(config, dataset, salt)
+    return [images.name(order(place)) for place in range(position, position + config.batch_size)]
+
+
+def _order(config: config_dict.ConfigDict, dataset: Dataset, salt: int) -> Order:
+    """Which training image stands at each position of a run's stream; for `salt` see `make_order`."""
+    labels, of_run = None, {"seed": config.seed, "salt": salt, "repeats": config.augment.repeats}
+    if config.sampling:
+        labels = labels_of(dataset)
+        class_counts(labels, dataset.class_ids)  # refuses a class without images
+    return make_order(config.sampling, labels, count=len(_train(dataset)), **of_run)
 
 
 def eval_views(

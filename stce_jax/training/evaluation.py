@@ -21,17 +21,19 @@ from stce_jax.recipe import augment
 from stce_jax.training import assemble as runs
 from stce_jax.training import several_views
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated, round_up
+from stce_jax.training.objective import build_objective
 from stce_jax.training.prediction import make_predict_step, predictions
 from stce_jax.training.preprocessing import view_options
-from stce_jax.training.step import make_eval_step
+from stce_jax.training.step import ROWS, make_eval_step
 
 IN_FLIGHT = 3  # evaluation steps that are on the devices at a time
 
 
-def eval_step(model: Body, dataset: Any, *, deterministic: bool = False) -> Any:
-    """The jitted evaluation step of a model on a dataset's pixels."""
+def eval_step(model: Body, dataset: Any, config: Any, mesh: Mesh) -> Any:
+    """The jitted evaluation step of a config's model on a dataset's pixels."""
     normalize = functools.partial(augment.normalize, mean=dataset.mean, std=dataset.std)
-    return make_eval_step(model, normalize, deterministic=deterministic)
+    objective = build_objective(config)
+    return make_eval_step(model, normalize, objective=objective, mesh=mesh, deterministic=config.deterministic)
 
 
 def mean_metrics(
@@ -45,7 +47,8 @@ def mean_metrics(
 ) -> dict[str, float] | None:
     """Means over all validation images: "loss", "top1", "top5", and what modules leave for the log, see `left`.
 
-    None if a process was asked to stop.
+    Of images with several labels, "map" in place of the hits: mean average precision over all images. None if a process
+    was asked to stop.
 
     Args:
       variables: parameters and BatchNorm statistics.
@@ -66,12 +69,18 @@ def mean_metrics(
             if jax.device_get(sums[-IN_FLIGHT][FLAG]) > 0:  # waits: more would only fill the memory
                 jax.block_until_ready(flag)  # what comes next may use the devices in another order
                 return None
-    totals = {name: sum(float(part[name]) for part in jax.device_get(sums)) for name in sums[0]}
+    parts = jax.device_get(sums)
+    totals = {name: sum(float(part[name]) for part in parts) for name in parts[0] if name != ROWS}
     if totals[FLAG]:
         return None
-    own = ("loss", "top1", "top5")
-    names = (*own, *(name for name in totals if name not in (*own, "count", FLAG)))
-    return {name: totals[name] / totals["count"] for name in names}
+    objective = build_objective(config)
+    own = {name: totals[name] / totals["count"] for name in ("loss", *objective.hit_names)}
+    for name, score in objective.of_all.items():
+        rows = {key: np.concatenate([part[ROWS][key] for part in parts]) for key in parts[0][ROWS]}
+        real = rows["weight"] > 0
+        own[name] = score(rows["logits"][real], rows["labels"][real])
+    left = [name for name in totals if name not in (*own, "count", FLAG)]
+    return own | {name: totals[name] / totals["count"] for name in left}
 
 
 def predict_split(
@@ -85,7 +94,8 @@ def predict_split(
     mesh = make_mesh()  # there may be fewer devices than in training
     normalize = functools.partial(augment.normalize, mean=run.mean, std=run.std)
     view = view_options(run.config)
-    step = make_predict_step(run.model, normalize, mesh, method=method, views=several_views.cuts(tta, view))
+    views_of = several_views.over(tta, view, build_objective(run.config).of_views)
+    step = make_predict_step(run.model, normalize, mesh, method=method, views=views_of)
     views = runs.eval_views(run.config, dataset, split, several_views.square(tta, view))
     count = jax.process_count()
     with _eval_batches(views, run.config, mesh) as batches:

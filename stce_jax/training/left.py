@@ -17,8 +17,8 @@ from stce_jax.processes.stop_flag import FLAG
 LOSSES, METRICS = "losses", "metrics"  # collections
 # What the lines of metrics.jsonl, steps and evaluations have anyway.
 TAKEN = {
-    *("step", "epoch", "split", "loss", "top1", "top5", "gradient_norm", "skipped", "learning_rate"),
-    *("images_per_second", "data_wait", "count", FLAG),
+    *("step", "epoch", "split", "loss", "top1", "top5", "map", "gradient_norm", "skipped"),
+    *("learning_rate", "images_per_second", "data_wait", "count", "rows", FLAG),
 }
 
 

@@ -158,7 +158,7 @@ class TrainLoop:
                 continue
             phase, rows = setup.phases.at_epoch(setup.timetable.epoch_after(step), step), setup.config.batch_size
             shapes: dict[str, Any] = {"image": ((rows, phase.side, phase.side, 3), np.uint8)}
-            shapes |= dict.fromkeys(("label", FLAG), ((rows,), np.int32))
+            shapes |= {"label": ((rows, *setup.val_views.label_shape), np.int32), FLAG: ((rows,), np.int32)}
             batch = {name: jax.ShapeDtypeStruct(*shape, sharding=sharding) for name, shape in shapes.items()}
             seconds = setup.phases.compile(phase, setup.state_shapes, batch, setup.key)
             if seconds is not None:

@@ -4,12 +4,12 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from stce_jax.data import catalog, holdout, loader, views
+from stce_jax.data import catalog, holdout, loader, order, views
 from stce_jax.data.loader import LONGEST_WAIT
-from stce_jax.errors import ConfigError, check_range, check_text, check_whole
+from stce_jax.errors import ConfigError, check_range, check_text, check_whole, shown
 from stce_jax.models.factory import LARGEST_SIDE
 from stce_jax.paths import first_line
-from stce_jax.recipe import augment, optimizers
+from stce_jax.recipe import augment, class_weights, optimizers
 from stce_jax.recipe.schedules import check_restarts
 from stce_jax.training import guard, patience, plan
 from stce_jax.training.sizes import check_sizes
@@ -42,11 +42,20 @@ def check_options(config: config_dict.ConfigDict) -> None:
     plan.check_options(minutes=config.minutes, plan=config.plan)
     catalog.check_options(
         dataset=config.dataset,
+        task=config.task,
         raw_short_side=config.raw_short_side,
         data_dir=config.data_dir,
         classes=config.classes,
     )
     holdout.check_options(holdout=config.holdout)
+    order.check_options(sampling=config.sampling)
+    class_weights.check_options(class_weights=config.class_weights)
+    for key in ("class_weights", "sampling"):
+        if config[key] and config.task != catalog.SINGLE_LABEL:
+            raise ConfigError(
+                f"config.{key} is {shown(config[key])}, which is for one class an image; leave it out, or set "
+                f"config.task to {catalog.SINGLE_LABEL}"
+            )
     loader.check_options(
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,

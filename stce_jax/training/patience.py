@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stce_jax.errors import check_choice, check_whole
+from stce_jax.workdir.score import score
 
-METRICS = ("top1", "loss")  # those that may be watched
+METRICS = ("score", "loss")  # those that may be watched; the score: see `workdir.score`
 
 
 class Patience:
@@ -13,7 +14,7 @@ class Patience:
 
     Args:
       limit: how many end the run; 0: none do.
-      metric: which number of an evaluation counts, one of `METRICS`; more "top1" is better, and less "loss".
+      metric: which number of an evaluation counts, one of `METRICS`; more "score" is better, and less "loss".
       state: of an earlier one, to continue from; None, or that of another metric: a new one.
     """
 
@@ -29,7 +30,7 @@ class Patience:
 
     def add(self, epoch: float, metrics: Mapping[str, Any]) -> None:
         """Takes the evaluation after so many epochs; a value of None is no better than any."""
-        value, best = metrics[self._metric], self._state["best"]
+        value, best = score(metrics) if self._metric == "score" else metrics["loss"], self._state["best"]
         if value is not None and (best is None or (value < best if self._metric == "loss" else value > best)):
             self._state |= {"best": value, "epoch": epoch, "waited": 0}
         else:
@@ -44,7 +45,7 @@ class Patience:
         """Why it ends, in words."""
         best, epoch, waited = (self._state[name] for name in ("best", "epoch", "waited"))
         shown = "none" if best is None else f"{best:.4f}" if self._metric == "loss" else f"{best:.2%}"
-        better = "lower loss" if self._metric == "loss" else "better top-1"
+        better = "lower loss" if self._metric == "loss" else "better score"
         return f"no {better} in {waited} evaluations than {shown} at epoch {epoch:.2f}"
 
 

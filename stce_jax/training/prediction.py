@@ -29,6 +29,7 @@ from stce_jax.training import assemble as runs
 from stce_jax.training import several_views
 from stce_jax.training.left import METRICS, left_metrics
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated, round_up
+from stce_jax.training.objective import build_objective
 from stce_jax.training.preprocessing import view_options
 
 View = UInt8[np.ndarray, "S S 3"] | DataError
@@ -71,7 +72,8 @@ def apply(
     batch_size = round_up(min(batch_size, len(files)), mesh)
     normalize = functools.partial(augment.normalize, mean=run.mean, std=run.std)
     view = view_options(run.config)
-    step = make_predict_step(model, normalize, mesh, method=method, views=several_views.cuts(tta, view))
+    views = several_views.over(tta, view, build_objective(run.config).of_views)
+    step = make_predict_step(model, normalize, mesh, method=method, views=views)
     seen = _views(run.config, files, 2 * batch_size, **several_views.square(tta, view))
     return _outputs(run, step, seen, batch_size, batch_sharding(mesh), unreadable)
 
@@ -82,7 +84,7 @@ def make_predict_step(
     mesh: Mesh,
     *,
     method: str = "__call__",
-    views: several_views.Cuts | None = None,
+    views: several_views.OverViews | None = None,
 ) -> Any:
     """Compiles (variables, batch) -> what a model makes of the images, whole in every process.
 
@@ -91,8 +93,7 @@ def make_predict_step(
       normalize: see `augment.normalize`.
       mesh: see `make_mesh`; the batch is split over it.
       method: name of the module's method.
-      views: of the batch's images, over which the outputs, logits, are averaged, see `several_views.mean_over`; None:
-        the images themselves.
+      views: of `several_views.over`, for outputs that are logits; None: of the images themselves.
 
     Returns:
       A jitted function. Its batch is {"image": uint8 [B, H, W, 3], ...}; it gives back the batch with float32 "outputs"
@@ -106,7 +107,7 @@ def make_predict_step(
             return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs), left_metrics(left)  # of Tokens, too
 
         images = batch["image"]
-        outputs, metrics = forward(images) if views is None else several_views.mean_over(forward, images, views)
+        outputs, metrics = forward(images) if views is None else views(forward, images)
         given = {name: rows for name, rows in batch.items() if name != "image"}
         return given | {"outputs": outputs, "metrics": metrics}
 

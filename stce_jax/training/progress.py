@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stce_jax.platform import terminal
+from stce_jax.workdir.score import said
 
 
 class TrainProgress:
@@ -54,17 +55,17 @@ class TrainProgress:
 
     def train(self, step: int, epoch: float, metrics: dict[str, Any]) -> None:
         """Reports a window of training steps."""
-        speed = f"top-1 {100 * metrics['top1']:.1f}%  {metrics['images_per_second']:,.0f} images/s"
-        text = f"loss {metrics['loss']:.3f}  {speed}  waiting {100 * metrics['data_wait']:.0f}%"
+        parts = (f"loss {metrics['loss']:.3f}", said(metrics, ("top1",), digits=1))
+        speed = f"{metrics['images_per_second']:,.0f} images/s  waiting {100 * metrics['data_wait']:.0f}%"
+        text = "  ".join(filter(None, (*parts, speed)))
         self._bar.update(self._task, completed=self._work(step), epoch=epoch, text=text)
         if not self._live:
             self.print(f"step {step}/{self._total}  epoch {epoch:.2f}  train  {text}{self._time_left()}")
 
     def evaluation(self, step: int, epoch: float, metrics: dict[str, Any]) -> None:
         """Reports an evaluation."""
-        text = "step {step}/{total}  epoch {epoch:.2f}  eval   loss {loss:.3f}  top-1 {top1:.2f}%  top-5 {top5:.2f}%"
-        percent = {name: 100 * metrics[name] for name in ("top1", "top5")}
-        self.print(text.format(step=step, total=self._total, epoch=epoch, loss=metrics["loss"], **percent))
+        text = f"eval   loss {metrics['loss']:.3f}  {said(metrics)}"
+        self.print(f"step {step}/{self._total}  epoch {epoch:.2f}  {text}")
 
     def _time_left(self) -> str:
         seconds = self._bar.tasks[0].time_remaining

@@ -19,6 +19,7 @@ from stce_jax.data.views import Views
 from stce_jax.training import assemble as runs
 from stce_jax.training.evaluation import eval_step, mean_metrics
 from stce_jax.training.mesh import batch_sharding, check_batch_size, make_mesh, round_up
+from stce_jax.training.objective import build_objective, class_weights
 from stce_jax.training.optimization import parameter_rules
 from stce_jax.training.plan import Costs, with_keys
 from stce_jax.training.sizes import Sizes, check_model
@@ -68,7 +69,8 @@ def time_run(config: Any, dataset: Any, *, clock: Clock = time.monotonic) -> Tim
     of_timing = with_keys(config, {"optimizer.learning_rate": rate})
     timetable = runs.build_timetable(with_keys(config, {"epochs": max(config.epochs, 1.0)}), dataset)
     rules = parameter_rules(of_timing, model)
-    stepping = build_stepping(of_timing, model, rules, timetable, runs.build_augment(config, dataset), mesh)
+    augment, objective = runs.build_augment(config, dataset), build_objective(config, class_weights(config, dataset))
+    stepping = build_stepping(of_timing, model, rules, timetable, augment, objective, mesh)
     start = clock()
     state = stepping.new_state(config.seed)
     jax.block_until_ready(state)
@@ -148,6 +150,7 @@ class _First:
 
     def __init__(self, source: Any, count: int) -> None:
         self._source, self._count = source, count
+        self.label_shape = getattr(source, "label_shape", ())
 
     def __len__(self) -> int:
         return self._count
@@ -166,7 +169,7 @@ def _time_evaluation(
     rows = round_up(config.eval_batch_size, mesh)
     count = min(len(dataset.val), EVALUATED * rows)
     settings: Any = jax.config
-    step = eval_step(model, dataset, deterministic=config.deterministic)
+    step = eval_step(model, dataset, config, mesh)
 
     def evaluate(step: Any, views: Views) -> float:
         start = clock()
@@ -176,7 +179,7 @@ def _time_evaluation(
     one = runs.eval_views(config, dataclasses.replace(dataset, val=_First(dataset.val, 1)))
     compiled = evaluate(step, one) - evaluate(step, one)
     if settings.jax_compilation_cache_dir:  # the run finds the same program there
-        again = eval_step(model, dataset, deterministic=config.deterministic)
+        again = eval_step(model, dataset, config, mesh)
         compiled = evaluate(again, one) - evaluate(again, one)
     some = runs.eval_views(config, dataclasses.replace(dataset, val=_First(dataset.val, count)))
     first, second = evaluate(step, some), evaluate(step, some)

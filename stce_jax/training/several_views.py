@@ -6,6 +6,7 @@ ResNet's ten crops are (Krizhevsky et al. 2012, He et al. 2016): every view coun
 Shape letters: B batch, V views, L side of the square, K classes.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ KINDS = ("flip", "crops")
 FRACTION = 0.875  # of the square's side that a crop covers at most: 224 of 256 pixels
 
 Forward = Callable[[UInt8[Array, "B side side 3"]], tuple[Float[Array, "B K"], dict[str, Float[Array, "B"]]]]
+OverViews = Callable[[Forward, UInt8[Array, "B L L 3"]], tuple[Float[Array, "B K"], dict[str, Float[Array, "B"]]]]
 
 
 class Cuts(NamedTuple):
@@ -70,10 +72,27 @@ def cuts(kinds: Sequence[str], view: dict[str, Any]) -> Cuts | None:
     return Cuts(side, tuple((top, left, flip) for flip in mirrored for top, left in corners))
 
 
+def over(
+    kinds: Sequence[str], view: dict[str, Any], mean: Callable[[Float[Array, "V B K"]], Float[Array, "B K"]]
+) -> OverViews | None:
+    """What `make_predict_step` takes as `views`; None without a kind.
+
+    Args:
+      kinds: of `parse`.
+      view: of `preprocessing.view_options`.
+      mean: of all views' logits, see `objectives.Objective.of_views`.
+    """
+    views = cuts(kinds, view)
+    return functools.partial(mean_over, views=views, mean=mean) if views else None
+
+
 def mean_over(
-    forward: Forward, images: UInt8[Array, "B L L 3"], views: Cuts
+    forward: Forward,
+    images: UInt8[Array, "B L L 3"],
+    views: Cuts,
+    mean: Callable[[Float[Array, "V B K"]], Float[Array, "B K"]],
 ) -> tuple[Float[Array, "B K"], dict[str, Float[Array, "B"]]]:
-    """(logarithms of the views' mean probabilities, the views' mean of each metric).
+    """(logits of the views' mean probabilities, the views' mean of each metric).
 
     One view after the other, so that no more activations are held than without.
 
@@ -81,6 +100,7 @@ def mean_over(
       forward: a view of all images -> (logits, metrics of each image).
       images: the squares.
       views: see `cuts`.
+      mean: see `over`.
     """
 
     def of_view(place: Array) -> Any:
@@ -89,5 +109,4 @@ def mean_over(
         return forward(jnp.where(mirrored > 0, view[:, :, ::-1], view))
 
     logits, metrics = jax.lax.map(of_view, jnp.array(views.places))  # [V, B, K] and [V, B]
-    logs = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(views.places))
-    return logs, {name: values.mean(axis=0) for name, values in metrics.items()}
+    return mean(logits), {name: values.mean(axis=0) for name, values in metrics.items()}

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from stce_jax.errors import ConfigError
 from stce_jax.models.bodies import Body
@@ -22,18 +22,22 @@ from stce_jax.platform import jax_settings
 from stce_jax.processes import peers as processes
 from stce_jax.processes.stop_flag import carries_flag
 from stce_jax.recipe.averages import Decay
-from stce_jax.recipe.losses import cross_entropy, soft_target_cross_entropy, top_hits
+from stce_jax.recipe.objectives import SINGLE_LABEL, Objective
 from stce_jax.recipe.optimizers import Optimizer
-from stce_jax.recipe.parameters import Frozen, merge, split
-from stce_jax.training.frozen import apply_with, average_unless
+from stce_jax.recipe.parameters import Frozen, split
+from stce_jax.training.frozen import apply_with
 from stce_jax.training.left import LOSSES, METRICS, added_loss, left_metrics
 from stce_jax.training.mesh import batch_sharding, replicated, state_shardings
 from stce_jax.training.state import TrainState
+from stce_jax.training.update import update, update_if
 
+ROWS = "rows"  # of an evaluation step
 Metrics = dict[str, Float[Array, ""]]
 Images = Float[Array, "B H W 3"]
 Targets = Float[Array, "B K"]
-Augment = Callable[[Key[Array, ""], Int[Array, ""], UInt8[Array, "B H W 3"], Int[Array, "B"]], tuple[Images, Targets]]
+Augment = Callable[
+    [Key[Array, ""], Int[Array, ""], UInt8[Array, "B H W 3"], Int[Array, "B ..."]], tuple[Images, Targets]
+]
 Apply = Callable[..., Any]  # as the model's
 Gradients = tuple[Any, Any, Metrics, Metrics]
 Normalize = Callable[[UInt8[Array, "B H W 3"]], Images]
@@ -47,6 +51,7 @@ def make_train_step(
     ema_decay: Decay,
     state: TrainState,
     mesh: Mesh,
+    objective: Objective = SINGLE_LABEL,
     accumulate: int = 1,
     deterministic: bool = False,
     sam_rho: float = 0.0,
@@ -55,8 +60,8 @@ def make_train_step(
     """Compiles (state, batch, key) -> (state, metrics). The old state is donated.
 
     Every draw comes from (key, step). The key is an argument, so that runs with other seeds compile nothing again; see
-    `run_key`. The loss is the batch's mean cross entropy with soft targets; BatchNorm's statistics are those of all
-    devices' images, because the step is written for the global batch and XLA splits it.
+    `run_key`. The loss is the mean over the batch's images; BatchNorm's statistics are those of all devices' images,
+    because the step is written for the global batch and XLA splits it.
 
     With `accumulate` > 1 the batch is augmented and mixed as a whole, then processed in that many micro-batches, one
     after the other, so that only one micro-batch's activations are held. The update uses the mean of their gradients.
@@ -80,16 +85,18 @@ def make_train_step(
         the steps made so far.
       state: a TrainState or its shapes, for its shardings.
       mesh: see `make_mesh`.
+      objective: the loss of each image, by default cross entropy with soft targets.
       accumulate: micro-batches in a batch, see `check_accumulation`.
       deterministic: on GPUs, use only operations that give the same bits every time.
       sam_rho: >= 0; 0: one pass.
       frozen: path of a parameter -> whether it stays as it is, to the bit; see `frozen.apply_with`. None: none does.
 
     Returns:
-      A jitted function; its batch is {"image": uint8 [B, H, W, 3], "label": int32 [B]}, its metrics are float32 scalars
-      "loss", "top1" and "top5" (fractions, against each image's heaviest target), "gradient_norm" (global, before the
-      optimizer clips it), "skipped" (1 if the step was skipped, else 0), and the means of what modules leave for the
-      log, see `left`; what they leave for the loss is part of it. A skipped step's may be NaN or inf.
+      A jitted function; its batch is {"image": uint8 [B, H, W, 3], "label": int32 [B], or [B, K] of several labels}.
+      Its metrics are float32 scalars "loss", those of `objective.hits` ("top1" and "top5", fractions, against each
+      image's heaviest target), "gradient_norm" (global, before the optimizer clips it), "skipped" (1 if the step was
+      skipped, else 0), and the means of what modules leave for the log, see `left`; what they leave for the loss is
+      part of it. A skipped step's may be NaN or inf.
     """
 
     def train_step(state: TrainState, batch: dict[str, Array], key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
@@ -98,7 +105,7 @@ def make_train_step(
         dropout_key = jax.random.fold_in(dropout_key, state.step)
         batches = (images, targets) if accumulate == 1 else _split((images, targets), accumulate, mesh)
         apply, variables = _trained(model, optimizer, state, frozen)
-        backward = _forward_backward if accumulate == 1 else _accumulate
+        backward = functools.partial(_forward_backward if accumulate == 1 else _accumulate, objective)
         gradients, statistics, metrics, left = backward(apply, variables, batches, dropout_key)
         finite = jnp.isfinite(metrics["loss"])
         if sam_rho:
@@ -107,8 +114,8 @@ def make_train_step(
             gradients = backward(apply, climbed, batches, dropout_key)[0]
         norm = optax.tree.norm(gradients)
         finite &= jnp.isfinite(norm)
-        update = functools.partial(_update, optimizer, gradients, statistics, ema_decay, frozen)
-        updated = _update_if(finite, update, state)
+        change = functools.partial(update, optimizer, gradients, statistics, ema_decay, frozen)
+        updated = update_if(finite, change, state)
         metrics |= {"gradient_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32), **left}
         return updated.replace(step=state.step + 1), metrics
 
@@ -124,29 +131,40 @@ def make_train_step(
     return processes.compile_together(step)
 
 
-def make_eval_step(model: Body, normalize: Normalize, *, deterministic: bool = False) -> Any:
-    """Compiles (variables, batch) -> sums over the batch: "loss", "top1", "top5" and "count", float32 scalars.
+def make_eval_step(
+    model: Body,
+    normalize: Normalize,
+    *,
+    objective: Objective = SINGLE_LABEL,
+    mesh: Mesh | None = None,
+    deterministic: bool = False,
+) -> Any:
+    """Compiles (variables, batch) -> sums over the batch: those of `objective.scores` and "count", float32 scalars.
 
-    To these come the sums of what modules leave for the log, see `left`.
+    To these come the sums of what modules leave for the log, see `left`; and, if the objective has a score of all
+    images together, ROWS: the "logits", "labels" and "weight" that it needs, whole on all devices of `mesh`.
 
     Args:
       model: called as model(images, train=False).
       normalize: see `augment.normalize`.
-      deterministic: see `make_train_step`.
+      objective, mesh, deterministic: see `make_train_step`.
 
     Returns:
       A jitted function; its batch is that of a training step, with "weight" float32 [B]: 0 for the images that only
       fill the batch up. See `carries_flag` for its argument `after`, which makes steps wait for one another.
     """
 
-    def eval_step(variables: Any, batch: dict[str, Array]) -> Metrics:
+    def eval_step(variables: Any, batch: dict[str, Array]) -> dict[str, Any]:
         logits, left = model.apply(variables, normalize(batch["image"]), train=False, mutable=[METRICS])
         weight = batch["weight"]
-        loss = cross_entropy(logits, batch["label"])
-        top1, top5 = top_hits(logits, batch["label"])
-        values = {"loss": loss, "top1": top1, "top5": top5, **left_metrics(left)}
+        values = {**objective.scores(logits, batch["label"]), **left_metrics(left)}
         sums = {name: jnp.where(weight > 0, value * weight, 0.0).sum() for name, value in values.items()}
-        return sums | {"count": weight.sum()}
+        sums |= {"count": weight.sum()}
+        if objective.of_all:
+            assert mesh is not None
+            rows = {"logits": logits, "labels": batch["label"], "weight": weight}
+            return sums | {ROWS: jax.lax.with_sharding_constraint(rows, replicated(mesh))}
+        return sums
 
     options = jax_settings.eval_options(
         jax.default_backend(), deterministic=deterministic, processes=jax.process_count()
@@ -200,10 +218,12 @@ def _climbed(params: Any, gradients: Any, rho: float) -> Any:
     return jax.tree.map(lambda param, gradient: param + scale * gradient, params, gradients)
 
 
-def _forward_backward(apply: Apply, variables: Any, batch: tuple[Images, Targets], key: Key[Array, ""]) -> Gradients:
+def _forward_backward(
+    objective: Objective, apply: Apply, variables: Any, batch: tuple[Images, Targets], key: Key[Array, ""]
+) -> Gradients:
     """(gradients, {"batch_stats": updated} or {}, metrics, metrics that modules leave) of the loss over these images.
 
-    The loss is the mean cross entropy, and what modules add to it.
+    The loss is the images' mean, and what modules add to it.
     """
     images, targets = batch
     mutable = ["batch_stats", LOSSES, METRICS]
@@ -211,13 +231,13 @@ def _forward_backward(apply: Apply, variables: Any, batch: tuple[Images, Targets
     def loss_and_outputs(params: Any) -> tuple[Float[Array, ""], tuple[Float[Array, "B K"], Any]]:
         merged = {**variables, "params": params}
         logits, left = apply(merged, images, train=True, rngs={"dropout": key}, mutable=mutable)
-        return added_loss(left, soft_target_cross_entropy(logits, targets).mean()), (logits, left)
+        return added_loss(left, objective.loss(logits, targets).mean()), (logits, left)
 
     (loss, (logits, left)), gradients = jax.value_and_grad(loss_and_outputs, has_aux=True)(variables["params"])
-    top1, top5 = (hits.mean() for hits in top_hits(logits, targets.argmax(axis=-1)))
+    hits = {name: values.mean() for name, values in objective.hits(logits, targets).items()}
     statistics = {name: left[name] for name in left if name not in (LOSSES, METRICS)}
     means = {name: values.mean() for name, values in left_metrics(left).items()}
-    return gradients, statistics, {"loss": loss, "top1": top1, "top5": top5}, means
+    return gradients, statistics, {"loss": loss, **hits}, means
 
 
 def _split(batch: Any, count: int, mesh: Mesh) -> Any:
@@ -235,7 +255,9 @@ def _split(batch: Any, count: int, mesh: Mesh) -> Any:
     return jax.tree.map(split, batch)
 
 
-def _accumulate(apply: Apply, variables: Any, micro_batches: tuple[Array, Array], key: Key[Array, ""]) -> Gradients:
+def _accumulate(
+    objective: Objective, apply: Apply, variables: Any, micro_batches: tuple[Array, Array], key: Key[Array, ""]
+) -> Gradients:
     """As `_forward_backward`, over micro-batches in turn: mean gradients and metrics, the last one's statistics."""
     params = variables["params"]
     count = len(micro_batches[0])
@@ -245,42 +267,11 @@ def _accumulate(apply: Apply, variables: Any, micro_batches: tuple[Array, Array]
         number, batch = numbered
         merged = {"params": params, **statistics}
         step_key = jax.random.fold_in(key, number)
-        gradients, statistics, metrics, left = _forward_backward(apply, merged, batch, step_key)
+        gradients, statistics, metrics, left = _forward_backward(objective, apply, merged, batch, step_key)
         return (statistics, jax.tree.map(jnp.add, sums, (gradients, metrics))), left
 
     statistics = {name: variables[name] for name in variables if name != "params"}
-    zeros = jax.tree.map(jnp.zeros_like, params), dict.fromkeys(("loss", "top1", "top5"), jnp.zeros(()))
+    zeros = jax.tree.map(jnp.zeros_like, params), dict.fromkeys(("loss", *objective.hit_names), jnp.zeros(()))
     (statistics, sums), left = jax.lax.scan(accumulate, (statistics, zeros), (jnp.arange(count), micro_batches))
     gradients, metrics = jax.tree.map(lambda total: total / count, sums)
     return gradients, statistics, metrics, {name: values.mean() for name, values in left.items()}  # of [count] each
-
-
-def _update_if(finite: Bool[Array, ""], update: Callable[[TrainState], TrainState], state: TrainState) -> TrainState:
-    """update(state), or, if not `finite`, the state as it is.
-
-    On CPUs in a branch: there, each array's new value takes the old one's place in one pass. Selected, XLA copies
-    parameters and moments first, in four times the time. GPUs would have to ask the host for the branch.
-    """
-
-    def branch(state: TrainState) -> TrainState:
-        return jax.lax.cond(finite, update, lambda state: state, state)
-
-    def select(state: TrainState) -> TrainState:
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(state), state)
-
-    return jax.lax.platform_dependent(state, cpu=branch, default=select)
-
-
-def _update(
-    optimizer: Optimizer, gradients: Any, statistics: Any, ema_decay: Decay, frozen: Frozen | None, state: TrainState
-) -> TrainState:
-    """The state after an update with these gradients and BatchNorm statistics, its step unchanged."""
-    params, rest = (state.variables["params"], None) if frozen is None else split(state.variables["params"], frozen)
-    changes, optimizer_state = optimizer.update(gradients, state.optimizer, params)
-    params = optax.apply_updates(params, changes)
-    variables = {"params": params if rest is None else merge(params, rest), **statistics}
-    ema = state.ema
-    if ema is not None:
-        decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
-        ema = average_unless(frozen, decay, ema, variables)
-    return state.replace(variables=variables, optimizer=optimizer_state, ema=ema)

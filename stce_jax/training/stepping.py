@@ -9,6 +9,7 @@ import optax
 from ml_collections import config_dict
 
 from stce_jax.models.bodies import Body
+from stce_jax.recipe.objectives import Objective
 from stce_jax.recipe.optimizers import Optimizer
 from stce_jax.training import optimization
 from stce_jax.training.mesh import sharded_shapes
@@ -42,6 +43,7 @@ def build_stepping(
     rules: ParameterRules,
     timetable: Timetable,
     augment: Augment,
+    objective: Objective,
     mesh: jax.sharding.Mesh,
     schedule: optax.Schedule | None = None,
 ) -> Stepping:
@@ -56,6 +58,7 @@ def build_stepping(
         ema_decay=optimization.average_decay(config, timetable),
         state=state_shapes,
         mesh=mesh,
+        objective=objective,
         accumulate=config.accumulate,
         deterministic=config.deterministic,
         sam_rho=config.optimizer.sam_rho,

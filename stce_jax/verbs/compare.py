@@ -12,6 +12,7 @@ from stce_jax.analysis import files
 from stce_jax.analysis.costs import count_parameters
 from stce_jax.analysis.curves import curves
 from stce_jax.analysis.intervals import bootstrap_difference, mcnemar
+from stce_jax.data.catalog import SINGLE_LABEL
 from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.paths import named_failures, open_path
 from stce_jax.training import assemble as runs
@@ -21,6 +22,7 @@ from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.metric_lines import read_metrics, training_speed
+from stce_jax.workdir.score import score
 
 
 def compare(
@@ -31,14 +33,15 @@ def compare(
     Args:
       workdirs: of the runs, at least one.
       output: picture to draw their curves to, its suffix says the format; "" for none.
-      checkpoint: whose evaluation is shown: "last", "best" (by top-1, of equals the last), or a step.
+      checkpoint: whose evaluation is shown: "last", "best" (by the score, of equals the last), or a step.
 
     Returns:
-      {"runs": [...], "pairs": [...]}. What is not there yet is None. A run is {"run", "model", "epoch": of the last
-      line logged, "epochs": of the config, "finished", "step", "loss", "top1": of the evaluation shown, "best_step",
-      "best_top1": chosen on the images of the evaluation, so no independent estimate, "parameters",
-      "images_per_second": median in training, "differences": of its config from the first run's,
-      "predictions": whether there is its evaluation/predictions.npz, of whatever checkpoint that was written}.
+      {"score": "top1", or "map" of runs whose images have several labels, "runs": [...], "pairs": [...], none of such
+      runs}. What is not there yet is None. A run is {"run", "model", "epoch": of the last line logged, "epochs": of the
+      config, "finished", "step", "loss", "top1" or "map": of the evaluation shown, "best_step", "best_top1" or
+      "best_map": chosen on the images of the evaluation, so no independent estimate, "parameters", "images_per_second":
+      median in training, "differences": of its config from the first run's, "predictions": whether there is its
+      evaluation/predictions.npz, of whatever checkpoint that was written}.
       A pair is the first run and another, compared by these predictions: {"first", "second", "images", "first_top1",
       "second_top1", "difference": the latter less the former, "low", "high": 95% interval of the paired bootstrap over
       images, "only_first", "only_second": images that one alone has right, "p_value": of McNemar's exact test, "tta":
@@ -46,7 +49,7 @@ def compare(
       fractions.
 
     Raises:
-      ConfigError: a workdir is none of a run, or the picture cannot be written.
+      ConfigError: a workdir is none of a run, runs have different tasks, or the picture cannot be written.
       CheckpointError: a run was not evaluated at the step.
       DataError: predictions are damaged.
     """
@@ -54,8 +57,10 @@ def compare(
     if len(set(paths)) < len(paths):
         raise ConfigError("a run is named twice; name each once")
     configs = [_read_config(path) for path in paths]
+    check_same_task(configs, paths)
     metrics = [read_metrics(path) for path in paths]
-    predictions = [files.read_predictions(open_path(path) / files.IN_RUN) for path in paths]
+    single = configs[0].task == SINGLE_LABEL
+    predictions = [files.read_predictions(open_path(path) / files.IN_RUN) if single else None for path in paths]
     counts: dict[str, int] = {}  # seeds of one model are counted once
     rows = [
         _row(path, config, lines, checkpoint, counts)
@@ -65,12 +70,23 @@ def compare(
     pairs = [
         {"first": paths[0], "second": path, **_difference(predictions[0], others)}
         for path, others in zip(paths[1:], predictions[1:], strict=True)
+        if single
     ]
     if output:
         groups = {label: [lines] for label, lines in zip(short_names(paths), metrics, strict=True)}
         with named_failures(f"write {output}", "give another --output", (OSError, ValueError)):
             curves(groups, open_path(output))
-    return {"runs": rows, "pairs": pairs}
+    return {"score": "top1" if single else "map", "runs": rows, "pairs": pairs}
+
+
+def check_same_task(configs: Sequence[Any], workdirs: Sequence[str]) -> None:
+    """Raises ConfigError for runs of which some have one label an image and others several: no score is of both."""
+    for config, workdir in zip(configs, workdirs, strict=True):
+        if config.task != configs[0].task:
+            raise ConfigError(
+                f"{workdir} has config.task {config.task}, and {workdirs[0]} {configs[0].task}: their scores cannot be "
+                "compared; leave one out"
+            )
 
 
 def short_names(workdirs: Sequence[str]) -> Sequence[str]:
@@ -96,7 +112,7 @@ def _row(
     """What is reported about a run; `counts` keeps the parameters of models already counted."""
     shown: Mapping[str, Any] | None
     evaluations = [line for line in lines if line["split"] == "eval"]
-    best: Mapping[str, Any] = max(evaluations, key=lambda line: (line["top1"] or 0.0, line["step"]), default={})
+    best: Mapping[str, Any] = max(evaluations, key=lambda line: (score(line) or 0.0, line["step"]), default={})
     if checkpoint in ("last", "best") or not evaluations:
         shown = best if checkpoint == "best" else next(reversed(evaluations), {})
     else:
@@ -104,6 +120,7 @@ def _row(
         if shown is None:
             steps = ", ".join(str(line["step"]) for line in evaluations)
             raise CheckpointError(f"{workdir} was not evaluated at step {checkpoint!r}; it was at last, best, {steps}")
+    name = "top1" if config.task == SINGLE_LABEL else "map"
     return {
         "run": workdir,
         "model": config.model.name,
@@ -112,9 +129,9 @@ def _row(
         "finished": is_finished(lines, config),
         "step": shown.get("step"),
         "loss": shown.get("loss"),
-        "top1": shown.get("top1"),
+        name: score(shown),
         "best_step": best.get("step"),
-        "best_top1": best.get("top1"),
+        f"best_{name}": score(best),
         "parameters": _count_parameters(workdir, config, counts),
         "images_per_second": training_speed(lines),
     }

@@ -6,7 +6,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool
 
-from stce_jax.analysis import files, groups, scores
+from stce_jax.analysis import files, groups, label_sets, scores
 from stce_jax.data import catalog
 from stce_jax.data.holdout import HOLDOUT, hold_out
 from stce_jax.errors import ConfigError
@@ -16,6 +16,7 @@ from stce_jax.training import several_views
 from stce_jax.training.evaluation import predict_split
 
 SPLITS = (*catalog.SPLITS, HOLDOUT)
+MEASURES: dict[str, Any] = {catalog.SINGLE_LABEL: scores, catalog.MULTI_LABEL: label_sets}
 
 
 def evaluate(
@@ -44,16 +45,18 @@ def evaluate(
       reduction: another token reduction than the run's, see `load_run`.
       tta: test-time augmentation, "flip", "crops" or "flip,crops": the mean of the probabilities of an image and its
         mirror image, of five crops, or of ten, see `several_views`. Logits are then the logarithms of these means.
-      by: "class", or "FILE.csv:COLUMN", see `groups.read_groups`: give the accuracy of each group, too.
+      by: "class", or "FILE.csv:COLUMN", see `groups.read_groups`: give the accuracy of each group, too. Where images
+        have several labels there is "class" alone.
 
     Returns:
       {"step", "epoch", "checkpoint", "ema", "reduction", "tta", "dataset", "split", "holdout", "class_ids",
-      "class_names", "images", "loss", "top1", "top5", "metrics", "calibration_error", "reliability", "per_class",
-      "confusion"}, where
-      holdout is the run's config.holdout; loss, top1, top5 and metrics, {name: value} of what the model's modules leave
-      for the log, are means over the images, per_class is {class id: {"images", "top1"}}, the others are those of
-      `scores.summary`. With `by` there is "by", {"by", "groups": see `groups.accuracies`, "images_without_row",
-      "rows_without_image"}, of which the last two are counts, 0 for classes.
+      "class_names", "images", "loss", "top1", "top5", "balanced_accuracy", "metrics", "calibration_error",
+      "reliability", "per_class", "confusion"}, where holdout is the run's config.holdout; loss, top1, top5 and metrics,
+      {name: value} of what the model's modules leave for the log, are means over the images, per_class is {class id:
+      {"images", "top1"}}, the others are those of `scores.summary`. With `by` there is "by", {"by", "groups": see
+      `groups.accuracies`, "images_without_row", "rows_without_image"}, of which the last two are counts, 0 for classes.
+      Where images have several labels, the measures are those of `label_sets.summary` instead: "map" is among them,
+      and "top1", "confusion" and "by" are not.
 
     Raises:
       StceError: the run or its data cannot be read, or the output not be written.
@@ -64,11 +67,13 @@ def evaluate(
     if by:
         groups.check_by(by)
     run = runs.load_run(workdir, checkpoint, ema, reduction=reduction)
+    if by not in ("", groups.CLASS):
+        catalog.check_single_label(run.config.task, "groups of a CSV file have a top-1", f"give --by={groups.CLASS}")
     images = _open_dataset(run.config, dataset, data_dir, classes, split)
     place = "val" if split == HOLDOUT else split
     runs.report_passed_over(images)
     catalog.check_class_names(images, run.class_ids)
-    source = getattr(images, place)
+    source, measure = getattr(images, place), MEASURES[run.config.task]
     names = [source.name(index) for index in range(len(source))]
     named = groups.read_groups(by, names) if by not in ("", groups.CLASS) else None
     writes = bool(output) and processes.is_main()
@@ -76,7 +81,7 @@ def evaluate(
         files.begin(output)
     parts, left, logits = [], [], []
     for outputs, labels, left_by_modules in predict_split(run, images, place, tta=kinds):
-        parts.append(scores.of_images(outputs, labels))
+        parts.append(measure.of_images(outputs, labels))
         left.append(left_by_modules)
         if writes:
             logits.append(outputs)
@@ -95,10 +100,10 @@ def evaluate(
         "class_ids": list(run.class_ids),
         "class_names": list(run.class_names),
         "metrics": metrics,
-        **scores.summary(by_image, len(run.class_ids)),
+        **measure.summary(by_image, len(run.class_ids)),
     }
     result["per_class"] = dict(zip(run.class_ids, result["per_class"], strict=True))
-    if by:
+    if by and "top1" in by_image:
         result["by"] = _by(by, named or groups.Groups(run.class_names, by_image["label"]), by_image["top1"])
     if writes:
         files.write(output, result, names, by_image["label"], np.concatenate(logits))
@@ -126,6 +131,8 @@ def _open_dataset(config: Any, dataset: str, data_dir: str, classes: str, split:
         raw = 0 if dataset else config.raw_short_side  # a dataset that is named means its images as they were
         places = {"data_dir": data_dir or config.data_dir, "classes": classes or config.classes}
         opened = ("train",) if split == HOLDOUT else (split,)
-        found = catalog.open_dataset(config.dataset, **places, splits=opened, raw_short_side=raw, of_run=True)
+        found = catalog.open_dataset(
+            config.dataset, **places, splits=opened, raw_short_side=raw, task=config.task, of_run=True
+        )
         return found if dataset or split == "val" else hold_out(found, config.holdout)
-    return catalog.open_dataset(dataset, data_dir, classes, splits=(split,), of_run=True)
+    return catalog.open_dataset(dataset, data_dir, classes, splits=(split,), task=config.task, of_run=True)

@@ -8,6 +8,7 @@ from etils import epath
 from stce_jax.analysis.files import IN_RUN, SCORES
 from stce_jax.analysis.intervals import wilson_interval
 from stce_jax.convert import formats, hub
+from stce_jax.data.catalog import check_single_label
 from stce_jax.errors import ConfigError
 from stce_jax.paths import absolute, open_path, read_json
 from stce_jax.training import assemble as runs
@@ -81,6 +82,7 @@ def export(
     with appearing(output) as directory:
         run = runs.load_run(workdir, checkpoint, ema)
         if format == "huggingface":
+            check_single_label(run.config.task, "--format=huggingface writes a model card", "take another format")
             options["known"] = _known(workdir, run.step, ema)
         done = formats.write(format, directory, run, ema=ema, **options)
     if push:

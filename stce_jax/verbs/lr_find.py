@@ -24,6 +24,7 @@ from stce_jax.training import assemble as runs
 from stce_jax.training import optimization
 from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import batch_sharding, check_batch_size, connect, make_mesh
+from stce_jax.training.objective import build_objective, class_weights
 from stce_jax.training.plan import with_keys
 from stce_jax.training.step import check_accumulation, run_key
 from stce_jax.training.stepping import build_stepping
@@ -122,6 +123,7 @@ def _train(config: Any, output: epath.PathLike, rates: Any, spread: float) -> tu
         rules,
         runs.build_timetable(config, dataset),
         runs.build_augment(config, dataset),
+        build_objective(config, class_weights(config, dataset)),
         mesh,
         schedule=lambda step: first * jnp.exp(growth * step),
     )

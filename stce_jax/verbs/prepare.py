@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from stce_jax.data import catalog
+from stce_jax.data import catalog, label_sets
 from stce_jax.errors import ConfigError, check_whole
 from stce_jax.paths import is_remote
 from stce_jax.prepare.making import make
@@ -58,6 +58,11 @@ def prepare(
         raise ConfigError("--source is empty; give the directory or archive with the images")
     if is_remote(source):
         raise ConfigError(f"--source={source} must be local; copy it to a disk first")
+    if label_sets.is_there(Path(source)):
+        raise ConfigError(
+            f"{source} has a {label_sets.TABLE}: images with several labels are not prepared but read as they are, by "
+            "stce train --config.task=multi_label; or take the table away"
+        )
     if dataset not in catalog.PREPARED:
         raise ConfigError(f"there is no dataset {dataset!r} to prepare; there are {', '.join(catalog.PREPARED)}")
     if classes and dataset != "imagenet100":

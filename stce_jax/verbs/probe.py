@@ -73,6 +73,9 @@ def _open_dataset(config: Any, data_dir: str, dataset: str, classes: str) -> Any
     """The images: those of a data_dir or dataset that is named, else the run's own."""
     if data_dir or dataset:
         return catalog.open_dataset(dataset or "folder", data_dir, classes)
+    catalog.check_single_label(
+        config.task, "a probe is fitted to the run's own images", "give --data_dir=DIR of others"
+    )
     raw = config.raw_short_side
     return catalog.open_dataset(config.dataset, config.data_dir, classes or config.classes, raw_short_side=raw)
 

@@ -10,6 +10,7 @@ from ml_collections import config_dict
 from PIL import Image
 
 from stce_jax.analysis.drawing import pictures
+from stce_jax.data.catalog import SINGLE_LABEL
 from stce_jax.errors import ConfigError, check_whole
 from stce_jax.training import assemble as runs
 from stce_jax.training.step import step_keys
@@ -26,8 +27,8 @@ def show_data(config: config_dict.ConfigDict, output: str | Path, *, step: int =
       step: the training step that would use the batch; 0 is the first.
 
     Returns:
-      The drawn targets: for each image [(class name, weight), ...], the heaviest first, without what label smoothing
-      spreads over all classes.
+      The drawn targets: for each image up to two [(class name, weight), ...], the heaviest first, without what label
+      smoothing gives to classes that an image does not have.
 
     Raises:
       StceError: see `stce_jax.errors`.
@@ -41,7 +42,7 @@ def show_data(config: config_dict.ConfigDict, output: str | Path, *, step: int =
     images, targets = jax.device_get(augment(augment_key, step, batch["image"], batch["label"]))
     pixels = 255 * (images * np.array(dataset.std) + np.array(dataset.mean))  # [B, S, S, 3]
     pixels = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
-    smoothing = config.augment.label_smoothing / len(dataset.class_names)
+    smoothing = smoothed(config, len(dataset.class_names))
     labels = [_heaviest(target, dataset.class_names, smoothing) for target in targets]
     try:
         _sheet(pixels, labels, caption(config, len(dataset.class_names))).save(Path(output))
@@ -53,14 +54,13 @@ def show_data(config: config_dict.ConfigDict, output: str | Path, *, step: int =
 def caption(config: config_dict.ConfigDict, class_count: int) -> list[str]:
     """Sentences that explain the percentages below the images: smoothing, and what mixing did to a batch."""
     augment = config.augment
-    sentences = [
-        "Below each image its target: the one or two classes that have more than smoothing gives to every class."
-    ]
+    shown = "the one or two classes" if config.task == SINGLE_LABEL else "the first two of its labels, those"
+    sentences = [f"Below each image its target: {shown} that have more than smoothing gives to every class."]
     if smoothing := augment.label_smoothing:
-        own, other = 1 - smoothing + smoothing / class_count, smoothing / class_count
+        other = smoothed(config, class_count)
         sentences.append(
-            f"Label smoothing {smoothing:g} gives {other:.2%} to each of the {class_count} classes; so {own:.1%} is "
-            "one class, unmixed."
+            f"Label smoothing {smoothing:g} gives {other:.2%} to each of the {class_count} classes; so "
+            f"{1 - smoothing + other:.1%} is one class, unmixed."
         )
     else:
         sentences.append("There is no label smoothing: 100% is one class, unmixed.")
@@ -75,6 +75,11 @@ def caption(config: config_dict.ConfigDict, class_count: int) -> list[str]:
     else:
         sentences.append("No images are mixed.")
     return sentences
+
+
+def smoothed(config: config_dict.ConfigDict, class_count: int) -> float:
+    """What label smoothing gives to a class that an image does not have."""
+    return config.augment.label_smoothing / (class_count if config.task == SINGLE_LABEL else 2)
 
 
 def _heaviest(

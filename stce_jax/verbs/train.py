@@ -25,6 +25,7 @@ from stce_jax.training.evaluation import eval_step
 from stce_jax.training.loop import ADVICE, RunDivergedError, Setup, StartingPoint, TrainLoop
 from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import check_batch_size, connect, make_mesh
+from stce_jax.training.objective import build_objective, class_weights
 from stce_jax.training.options import check_saved
 from stce_jax.training.patience import Patience
 from stce_jax.training.phases import Phases, build_sizes, mixed_steps
@@ -39,8 +40,9 @@ from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.claim import Claim
-from stce_jax.workdir.meta import check_fingerprint, checkpoint_meta
+from stce_jax.workdir.meta import check_class_weights, check_fingerprint, checkpoint_meta
 from stce_jax.workdir.metrics import MetricsLog
+from stce_jax.workdir.score import SCORES, said
 
 
 def train(
@@ -56,7 +58,8 @@ def train(
         count from the process's start.
 
     Returns:
-      The last evaluation: {"loss", "top1", "top5"}, means over the validation images.
+      The last evaluation: {"loss", "top1", "top5"}, means over the validation images; "map" in place of the last two
+      where `config.task` is "multi_label".
 
     Raises:
       StceError: see `stce_jax.errors`; PreemptedError once the state is saved after SIGTERM or SIGINT.
@@ -80,7 +83,8 @@ def train(
         runs.check_options(config)
         rules = optimization.parameter_rules(config, model)
         timetable = runs.build_timetable(config, dataset)
-        meta = checkpoint_meta(config, dataset)
+        weights = class_weights(config, dataset)
+        meta = checkpoint_meta(config, dataset, weights)
         processes.agree(
             {
                 "code": processes.code_digest(),
@@ -88,6 +92,7 @@ def train(
                 "workdir": str(workdir),
                 "fsdp_devices": str(config.fsdp_devices),
                 "data": dataset.fingerprint,
+                "class_weights": str(meta.get("class_weights")),
             }
         )
         connect(mesh)
@@ -101,11 +106,12 @@ def train(
         stack.enter_context(processes.together())  # innermost: what the others' contexts wait for may never come
         found = _find(checkpoints, dataset)
         if found:
+            check_class_weights(found[1], meta, allow_change=allow_config_change)
             timetable = continued(config, dataset, *found)
         checkpoints.scheduled = timetable.saves
         mixed, sizes = mixed_steps(config, timetable), build_sizes(config, timetable)
         augment = runs.build_augment(config, dataset, offset=timetable.offset, mixed_steps=mixed)
-        stepping = build_stepping(config, model, rules, timetable, augment, mesh)
+        stepping = build_stepping(config, model, rules, timetable, augment, build_objective(config, weights), mesh)
         check_memory(config, stepping.state_shapes, mesh)
         setup = Setup(
             config=config,
@@ -119,7 +125,7 @@ def train(
             work=work_of_sizes(model, sizes),
             mixed_steps=mixed,
             key=run_key(config.seed, mesh),
-            eval_step=eval_step(model, dataset, deterministic=config.deterministic),
+            eval_step=eval_step(model, dataset, config, mesh),
             val_views=runs.eval_views(config, dataset),
             checkpoints=checkpoints,
             stop=stop,
@@ -142,7 +148,7 @@ def train(
             early = "" if step >= timetable.total else f"it stopped early, for {patience.reason()}; "
             more = "--config.patience=0, or a larger one," if early else "more --config.epochs"
             say(
-                f"already finished at step {step}: top-1 {100 * final['top1']:.2f}%; {early}nothing to do; to go on, "
+                f"already finished at step {step}: {said(final, SCORES)}; {early}nothing to do; to go on, "
                 f"give {more} with --allow_config_change"
             )
             _plot(workdir)
@@ -199,8 +205,7 @@ def _train_to_the_end(setup: Setup, start: StartingPoint) -> dict[str, float]:
             del loop
             start = _roll_back(setup, rollbacks, reason, log)
     plot = _plot(setup.workdir)
-    top1, top5 = 100 * final["top1"], 100 * final["top5"]
-    say(f"finished: top-1 {top1:.2f}%  top-5 {top5:.2f}%  waited for data {100 * data_wait:.0f}% of the time  {plot}")
+    say(f"finished: {said(final)}  waited for data {100 * data_wait:.0f}% of the time  {plot}")
     return final
 
 

@@ -14,10 +14,11 @@ from stce_jax.analysis.pages import running
 from stce_jax.errors import CheckpointError, ConfigError, check_range
 from stce_jax.paths import is_remote, named_failures, open_path, write_text
 from stce_jax.platform import terminal
-from stce_jax.verbs.compare import is_finished, short_names
+from stce_jax.verbs.compare import check_same_task, is_finished, short_names
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
 from stce_jax.workdir.metric_lines import FILE_NAME, read_metrics, training_speed
+from stce_jax.workdir.score import score
 
 EVERY = 30.0  # seconds
 POLL = 0.2  # seconds between two looks for a signal
@@ -65,7 +66,8 @@ def watch(
       How often the page was written.
 
     Raises:
-      ConfigError: a workdir is none of a run at the beginning, or the page cannot be written.
+      ConfigError: a workdir is none of a run at the beginning, runs have different tasks, or the page cannot be
+        written.
       CheckpointError: a workdir without config.json has no whole checkpoint.
     """
     check_range("every", every, 1, 86_400)
@@ -74,6 +76,7 @@ def watch(
         raise ConfigError("a run is named twice; name each once")
     names = short_names(paths)
     seen = [_read(path) for path in paths]
+    check_same_task([run.config for run in seen], paths)
     times = 0
     while True:
         ends = once or stopped()
@@ -151,7 +154,7 @@ def _label(names: Sequence[str]) -> str:
 def _row(name: str, run: Seen) -> dict[str, Any]:
     evaluations = [line for line in run.lines if line["split"] == "eval"]
     last = evaluations[-1] if evaluations else {}
-    tops = [line["top1"] for line in evaluations if line["top1"] is not None]
+    scores = [found for line in evaluations if (found := score(line)) is not None]
     state = "no evaluation yet"
     if evaluations:
         state = "finished" if is_finished(run.lines, run.config) else "in progress"
@@ -161,8 +164,8 @@ def _row(name: str, run: Seen) -> dict[str, Any]:
         "state": "not readable any more" if run.gone else state,  # why, with its path, is for the terminal
         "epoch": max((line["epoch"] for line in run.lines), default=0.0),
         "epochs": run.config.epochs,
-        "top1": last.get("top1"),
-        "best_top1": max(tops, default=None),
+        "score": score(last),
+        "best_score": max(scores, default=None),
         "loss": last.get("loss"),
         "images_per_second": training_speed(run.lines),
         "last": run.last,

@@ -117,7 +117,7 @@ class CheckpointWriter(Checkpoints):
         Args:
           state: TrainState.
           meta: JSON-able dict.
-          metrics: {"top1": ...} of this step's evaluation, if there was one: top-1 decides which step is "best".
+          metrics: of this step's evaluation, if there was one: their score, see `score`, decides which is "best".
 
         Raises:
           CheckpointError: it cannot be written, or an earlier write failed.

@@ -20,6 +20,7 @@ from stce_jax.workdir import digests
 from stce_jax.workdir.meta import find_problem
 from stce_jax.workdir.mismatch import first_mismatch
 from stce_jax.workdir.optimizer_states import carry_over
+from stce_jax.workdir.score import score
 
 META_FILE = "meta.json"
 GONE = "it is gone"
@@ -140,8 +141,8 @@ class Checkpoints:
         terminal.warn(f"checkpoint {step} in {self._directory} is damaged: {damage}; {instead}")
 
     def best(self, steps: Sequence[int]) -> int | None:
-        """Of these steps the one with the best top-1, the later one on a tie; None if none has been evaluated."""
-        evaluated = {step: metrics["top1"] for step in steps if (metrics := self._metrics(step))}
+        """Of these steps the one with the best score, the later one on a tie; None if none has been evaluated."""
+        evaluated = {step: score(metrics) or 0.0 for step in steps if (metrics := self._metrics(step))}
         return max(evaluated, key=lambda step: (evaluated[step], step), default=None)
 
     def _metrics(self, step: int) -> dict[str, float] | None:

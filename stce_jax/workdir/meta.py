@@ -1,14 +1,20 @@
-"""What a checkpoint's meta.json holds, checked: the checkpoint may be anybody's."""
+"""What a checkpoint's meta.json holds, checked: the checkpoint may be anybody's.
+
+Shape letters: K classes.
+"""
 
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from ml_collections import config_dict
 
 from stce_jax.data.dataset import Dataset
-from stce_jax.errors import DataError
+from stce_jax.errors import ConfigError, DataError
 from stce_jax.workdir import config as configuration
+from stce_jax.workdir.score import score_name
 
 IMPORTED = "imported"  # in place of the fingerprint of training images, for weights of `stce import`
 
@@ -26,7 +32,9 @@ def _are_three(value: Any) -> bool:
 
 
 def _are_metrics(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and "top1" in value and all(map(_is_number, value.values())))
+    return value is None or (
+        isinstance(value, dict) and score_name(value) is not None and all(map(_is_number, value.values()))
+    )
 
 
 def _is_guard(value: Any) -> bool:
@@ -54,10 +62,10 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and value >= 0
 
 
-LATER = {"origin", "patience"}  # which checkpoints of version 0.1.0 do not have
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "class_ids": _are_names,
     "class_names": _are_names,
+    "class_weights": lambda value: isinstance(value, list) and all(map(_is_number, value)),
     "config": lambda value: isinstance(value, dict),
     "epoch": lambda value: _is_number(value) and value >= 0,
     "fingerprint": lambda value: isinstance(value, str),
@@ -69,6 +77,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "salt": _is_count,
     "std": lambda value: _are_three(value) and min(value) > 0,
 }
+OPTIONAL = {"class_weights", "origin", "patience"}  # of runs that have weights; of versions after 0.1.0
 
 
 def find_problem(meta: Any, keys: Iterable[str]) -> str | None:
@@ -84,7 +93,7 @@ def find_problem(meta: Any, keys: Iterable[str]) -> str | None:
     for key in used:
         if key not in meta:
             return f"it lacks {key!r}"
-    for key in sorted(used | (LATER & meta.keys())):
+    for key in sorted(used | (OPTIONAL & meta.keys())):
         if not CHECKS[key](meta[key]):
             return f"{key!r} cannot be what it is"
     if {"class_ids", "class_names"} <= used and len(meta["class_ids"]) != len(meta["class_names"]):
@@ -92,8 +101,11 @@ def find_problem(meta: Any, keys: Iterable[str]) -> str | None:
     return None
 
 
-def checkpoint_meta(config: config_dict.ConfigDict, dataset: Dataset) -> dict[str, Any]:
+def checkpoint_meta(
+    config: config_dict.ConfigDict, dataset: Dataset, class_weights: Float[np.ndarray, "K"] | None = None
+) -> dict[str, Any]:
     """What a checkpoint says besides arrays and its epoch, so that it can be used by itself."""
+    weights = {} if class_weights is None else {"class_weights": class_weights.tolist()}
     return {
         "config": configuration.to_dict(config),
         "class_ids": list(dataset.class_ids),
@@ -101,6 +113,7 @@ def checkpoint_meta(config: config_dict.ConfigDict, dataset: Dataset) -> dict[st
         "fingerprint": dataset.fingerprint,
         "mean": list(dataset.mean),
         "std": list(dataset.std),
+        **weights,
     }
 
 
@@ -114,4 +127,23 @@ def check_fingerprint(meta: dict[str, Any], dataset: Dataset) -> None:
         raise DataError(
             f"the images are not those the run was trained on: their fingerprint is {dataset.fingerprint[:12]}, "
             f"the checkpoint's is {meta['fingerprint'][:12]}; give the --data_dir it began with, or another --workdir"
+        )
+
+
+def check_class_weights(meta: dict[str, Any], own: dict[str, Any], *, allow_change: bool) -> None:
+    """Refuses to resume with the same option of class weights but other weights: their file has changed.
+
+    Args:
+      meta: of the checkpoint, its config read.
+      own: of `checkpoint_meta`, of the run that resumes.
+      allow_change: take them all the same.
+
+    Raises:
+      ConfigError: the weights differ.
+    """
+    name, before, now = own["config"]["class_weights"], meta.get("class_weights"), own.get("class_weights")
+    if meta["config"]["class_weights"] == name and before != now and not allow_change:
+        raise ConfigError(
+            f"the class weights in {name} are not those the run was trained with; put the file back, give another "
+            "--workdir, or --allow_config_change to continue with these"
         )

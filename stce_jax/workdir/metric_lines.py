@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 from stce_jax.errors import ConfigError
 from stce_jax.paths import first_line, is_remote, open_path
 from stce_jax.platform import terminal
+from stce_jax.workdir.score import score_name
 
 FILE_NAME = "metrics.jsonl"
 CHUNK = 10_000  # lines that are decoded at once
 SPLITS = ("train", "eval")
-NEEDED = ("loss", "top1")  # that every line has
 # Earlier versions wrote NaN and Infinity, for which JSON has no word. To make a decoder takes as long as a line does.
 _DECODER = json.JSONDecoder(parse_constant=lambda word: None)
 
@@ -42,8 +42,8 @@ class Line(NamedTuple):
 def read_metrics(workdir: str | PurePath) -> list[dict[str, Any]]:
     """The lines of a workdir's metrics.jsonl as dicts; those that are damaged are left out, and said once.
 
-    Each has "step" (1 or more), "epoch" (above 0), "split" ("train" or "eval"), "loss" and "top1"; every number but the
-    first two may be None, which stands for one that was not finite.
+    Each has "step" (1 or more), "epoch" (above 0), "split" ("train" or "eval"), "loss", and a score, see `score`:
+    "top1", or "map", which training has not. Every number but the first two may be None: it was not finite.
 
     Raises:
       ConfigError: the file is there and cannot be read.
@@ -114,7 +114,8 @@ def is_whole(values: dict[str, Any]) -> bool:
         number = (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**63)
         if not number and value is not None and name != "split":
             return False
-    return epoch > 0 and all(name in values for name in NEEDED)
+    judged = score_name(values) or (values["split"] == "train" and "top5" not in values)  # of several labels an image
+    return epoch > 0 and "loss" in values and bool(judged)
 
 
 def describe(damaged: Sequence[Line]) -> str:

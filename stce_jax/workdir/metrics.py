@@ -75,7 +75,7 @@ class MetricsLog:
                     self._close()
 
     def write(self, *, step: int, epoch: float, split: str, **values: float) -> None:
-        """Writes one line; `values` are loss, top1, top5 (fractions), learning_rate, images_per_second.
+        """Writes one line; `values` are loss, top1 and top5 or map (fractions), learning_rate, images_per_second.
 
         Values that are not finite become null, for JSON has no word for them; TensorBoard gets them as they are.
 

@@ -89,7 +89,7 @@ def lines_of(values, *, train=()):
 
 
 def row(name, **values):
-    keys = ("top1", "best_top1", "loss", "images_per_second")
+    keys = ("score", "best_score", "loss", "images_per_second")
     return (
         {"run": name, "seed": 0, "state": "in progress", "epoch": 1.0, "epochs": 2.0, "last": ""}
         | dict.fromkeys(keys)
@@ -120,9 +120,9 @@ def test_seeds_have_their_mean_with_its_interval_and_each_run_its_line():
 
 def test_the_interval_of_finished_seeds_is_said_and_of_others_not():
     runs = lines_of([1.0]), lines_of([1.2])
-    done = write([group("a", *runs, state="finished", top1=0.5)])
+    done = write([group("a", *runs, state="finished", score=0.5)])
     assert "mean of 2 seeds: top-1 50.00%, 95% interval 50.00 to 50.00" in done
-    assert "mean of" not in write([group("a", *runs, state="in progress", top1=0.5)])
+    assert "mean of" not in write([group("a", *runs, state="in progress", score=0.5)])
 
 
 @pytest.mark.parametrize(

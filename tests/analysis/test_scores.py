@@ -53,6 +53,10 @@ def test_confusion_and_classes_are_scikit_learns():
     predicted = logits.argmax(axis=1)
     expected = metrics.confusion_matrix(labels, predicted, labels=range(12))
     np.testing.assert_array_equal(found["confusion"], expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn warns of predicted classes without images
+        balanced = metrics.balanced_accuracy_score(labels, predicted)
+    assert found["balanced_accuracy"] == pytest.approx(balanced, abs=1e-12), "the class without images counts"
     recalls = metrics.recall_score(labels, predicted, labels=range(12), average=None, zero_division=np.nan)
     for number, (row, recall) in enumerate(zip(found["per_class"], recalls, strict=True)):
         assert row["images"] == (labels == number).sum(), f"images of class {number}"

@@ -101,7 +101,7 @@ def test_the_first_evaluation_is_that_of_the_source(source, data_dir):
     config = layout.read_config(workdir)
     dataset, model = runs.open_dataset(config, data_dir), tiny()
     state = initialize(new_state(model, make_mesh(), ema=False), read(workdir, model)[0])
-    step, views = evaluation.eval_step(model, dataset), runs.eval_views(config, dataset)
+    step, views = evaluation.eval_step(model, dataset, config, make_mesh()), runs.eval_views(config, dataset)
     metrics = evaluation.mean_metrics(state.variables, step, views, config, make_mesh())
     of_source = runs.load_run(workdir).variables
     assert metrics == evaluation.mean_metrics(of_source, step, views, config, make_mesh())

@@ -10,7 +10,8 @@ from image_sources import make_images, tree
 
 from stce_jax.data import holdout
 from stce_jax.data.catalog import open_dataset
-from stce_jax.data.holdout import hold_out, labels_of
+from stce_jax.data.holdout import hold_out
+from stce_jax.data.labels import labels_of
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.training import assemble as runs
 from stce_jax.verbs.prepare import prepare
@@ -71,6 +72,7 @@ def test_a_part_goes_to_loader_processes(folders):
     part = hold_out(open_dataset("folder", folders), 0.2).train
     copy = pickle.loads(pickle.dumps(part))
     assert names(copy) == names(part) and copy[3]["image"] == part[3]["image"]
+    assert copy.labels().tolist() == [record["label"] for record in map(part.__getitem__, range(len(part)))]
 
 
 def test_labels_of_prepared_images_are_read_once(folders, tmp_path, monkeypatch):

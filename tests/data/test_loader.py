@@ -1,10 +1,8 @@
 """The stream of batches: a pure function of seed and position, whatever the threads, processes and restarts."""
 
-import contextlib
 import itertools
 import threading
 import time
-from unittest import mock
 
 import hypothesis
 import jax
@@ -20,6 +18,7 @@ from pictures import (
     SlowSource,
     Source,
     UnevenSource,
+    as_process,
     assert_equal,
     feeder,
     train,
@@ -39,13 +38,6 @@ pytestmark = pytest.mark.usefixtures("eight_devices")
 def stream(steps, **options):
     """The same as one stream, positions first."""
     return {name: values.reshape(-1, *values.shape[2:]) for name, values in train(steps, **options).items()}
-
-
-@contextlib.contextmanager
-def as_process(index, count):
-    """As if this process were number `index` of `count`."""
-    with mock.patch.object(jax, "process_index", lambda: index), mock.patch.object(jax, "process_count", lambda: count):
-        yield
 
 
 # --- training

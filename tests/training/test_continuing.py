@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import SMALLEST_VIT, TINY, leaves
 
-from stce_jax.data.views import image_index
+from stce_jax.data.order import image_index
 from stce_jax.errors import DivergedError
 from stce_jax.training import assemble as runs
 from stce_jax.training.timetable import Origin, Timetable

@@ -32,23 +32,23 @@ STILL = (
 )
 
 
-def after(values, limit=2, metric="top1", state=None):
+def after(values, limit=2, metric="score", state=None):
     """The `Patience` after evaluations of these values."""
     patience = Patience(limit, metric, state)
     for number, value in enumerate(values, 1):
-        patience.add(float(number), {"top1": 0.5, "loss": 0.5} | {metric: value})
+        patience.add(float(number), {"top1": 0.5, "loss": 0.5} | {"top1" if metric == "score" else metric: value})
     return patience
 
 
 @pytest.mark.parametrize(
     "values, metric, waited",
     [
-        ([0.1, 0.2, 0.3], "top1", 0),
-        ([0.3, 0.3, 0.2], "top1", 2),  # as good is no better
-        ([0.3, 0.2, 0.4, 0.4], "top1", 1),
+        ([0.1, 0.2, 0.3], "score", 0),
+        ([0.3, 0.3, 0.2], "score", 2),  # as good is no better
+        ([0.3, 0.2, 0.4, 0.4], "score", 1),
         ([0.3, 0.2, 0.4, 0.1], "loss", 0),
         ([0.3, None, 0.3], "loss", 2),
-        ([None, None], "top1", 2),
+        ([None, None], "score", 2),
     ],
 )
 def test_evaluations_are_counted_since_the_best_one(values, metric, waited):
@@ -61,7 +61,7 @@ def test_it_continues_from_a_state_of_the_same_metric_alone():
     values = np.random.default_rng(0).integers(0, 4, 12) / 4
     for cut in range(12):
         state = json.loads(json.dumps(after(values[:cut].tolist()).state()))
-        again = Patience(2, "top1", state)
+        again = Patience(2, "score", state)
         for number, value in enumerate(values[cut:].tolist(), cut + 1):
             again.add(float(number), {"top1": value})
         assert again.state() == after(values.tolist()).state()
@@ -69,7 +69,7 @@ def test_it_continues_from_a_state_of_the_same_metric_alone():
 
 
 def test_why_a_run_ends_is_said():
-    assert after([0.25, 0.2, 0.1]).reason() == "no better top-1 in 2 evaluations than 25.00% at epoch 1.00"
+    assert after([0.25, 0.2, 0.1]).reason() == "no better score in 2 evaluations than 25.00% at epoch 1.00"
     assert after([0.25, 1, 2], metric="loss").reason() == "no lower loss in 2 evaluations than 0.2500 at epoch 1.00"
 
 
@@ -90,7 +90,7 @@ def test_a_run_that_gets_no_better_ends_early_and_says_why(ended, stce_here):
     assert [line["step"] for line in evaluations] == [4, 9, 13, 18], "the fourth is the third that is no better"
     top1 = evaluations[0]["top1"]
     stopped, finished = text.splitlines()[-2:]
-    reason = f"no better top-1 in 3 evaluations than {top1:.2%} at epoch 0.09"
+    reason = f"no better score in 3 evaluations than {top1:.2%} at epoch 0.09"
     assert stopped == f"stopped early at epoch 0.40 of 5: {reason}" and finished.startswith("finished: top-1 ")
     assert Checkpoints(layout.checkpoints_in(workdir)).find("last") == 18
     assert compare([workdir])["runs"][0]["finished"], "compare calls it unfinished"
@@ -107,7 +107,7 @@ def test_a_run_that_ended_early_goes_on_with_more_patience(ended, stce_here, tmp
     words, _, workdir = ended
     run = shutil.copytree(workdir, tmp_path / "run")
     done = stce_here(*words, "--config.patience=5", "--allow_config_change", f"--workdir={run}")
-    assert done.returncode == 0 and "stopped early at epoch 0.60 of 5: no better top-1 in 5" in done.stdout, done.stderr
+    assert done.returncode == 0 and "stopped early at epoch 0.60 of 5: no better score in 5" in done.stdout, done.stderr
     loss = (*words, "--config.patience=2", "--config.patience_metric=loss", "--config.epochs=1")
     done = stce_here(*loss, "--allow_config_change", f"--workdir={run}")
     assert "at epoch 0.89 of 1: no lower loss in 2 evaluations than" in done.stdout, (

@@ -159,6 +159,8 @@ def test_the_command_prints_tables(tiny_run, capsys, written, tmp_path):
     ]
     shown = [float(row[2][:-1]) for row in rows]
     assert shown == sorted(shown), "the worst class is not the first"
+    mean = np.mean([row["top1"] for row in result["per_class"].values()])
+    assert f"balanced accuracy {100 * mean:.2f}%, the mean of these" in lines
     place = lines.index("confusion: true classes in rows, predicted ones in columns")
     matrix = [list(map(int, line.split()[1:])) for line in lines[place + 2 :][:10]]
     np.testing.assert_array_equal(matrix, result["confusion"])

@@ -161,6 +161,7 @@ def test_a_signal_stops_the_sweep_and_no_time_is_lost(capsys, tmp_path, commands
         (("table6", "--scale=smoke", "--config.model.body.vit.heads=5"), 2, "cannot be divided among 5 heads"),
         (("table6", "--scale=smoke", "--sale=smoke"), 2, "did you mean --scale=smoke?"),
         (("table6", "--scale=smoke", "--config.epochs=2"), 2, "would undo what makes 'patch_500' that row"),
+        (("table6", "--scale=small", "--config.task=multi_label"), 2, "the tables are of images with one label each"),
         (
             ("table8", "--scale=smoke", "--config.model.embedding.stce.iterations=2"),
             2,

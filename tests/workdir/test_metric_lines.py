@@ -38,6 +38,18 @@ DAMAGED = [
 ]
 
 
+def test_lines_of_several_labels_an_image_are_whole():
+    lines = [{**GOOD[2], "map": 0.5}, GOOD[0]]
+    lines = [{key: value for key, value in line.items() if key not in ("top1", "top5")} for line in lines]
+    whole, damaged = sort_out("\n".join(map(json.dumps, [*lines, GOOD[0] | {"split": "eval"}])).encode())
+    assert [line.values for line in whole[:2]] == lines and not damaged
+    without = [{key: value for key, value in line.items() if key not in gone} for line, gone in LACKING]
+    assert len(sort_out("\n".join(map(json.dumps, without)).encode())[1]) == len(LACKING)
+
+
+LACKING = [(GOOD[0], ("top1",)), (GOOD[2], ("top1", "top5")), (GOOD[0], ("loss", "top1", "top5"))]
+
+
 @pytest.mark.parametrize("text", DAMAGED, ids=lambda text: repr(text[:30]))
 @pytest.mark.parametrize("place", [0, 1, 3])
 def test_a_damaged_line_is_told_from_the_whole_ones(text, place):

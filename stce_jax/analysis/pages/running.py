@@ -10,10 +10,11 @@ from jaxtyping import Float
 from stce_jax.analysis.curves import COLOURS, Lines, over_runs
 from stce_jax.analysis.intervals import mean_interval
 from stce_jax.analysis.pages import shell
+from stce_jax.workdir.score import NAMES, score_of
 
 TITLE = "Runs"
-# What is drawn: its name, title, factor and bounds. What is beyond them, such as a loss that blew up, is drawn there.
-PANELS = (("loss", "loss", 1, (-1e6, 1e6)), ("top1", "top-1 (%)", 100, (0, 100)))
+# What is drawn, beside the score: its name, title, factor and bounds. A loss that blew up beyond them is drawn there.
+LOSS = ("loss", "loss", 1, (-1e6, 1e6))
 WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 560, 320, 48, 36, 10  # of a panel, in units of SVG; margins of its axes
 POINTS = 400  # of a curve; of more, evenly chosen ones are drawn, and the last
 MARKS = 60  # of these points have a marker that says its figures
@@ -33,7 +34,7 @@ class Group(NamedTuple):
 
     Attributes:
       label: anybody's text.
-      rows: of each run what the table shows, {"run", "seed", "state", "epoch", "epochs", "top1", "best_top1", "loss",
+      rows: of each run what the table shows, {"run", "seed", "state", "epoch", "epochs", "score", "best_score", "loss",
         "images_per_second", "last"}; what is not there yet is None.
       lines: of each run, as `read_metrics` gives them.
     """
@@ -53,7 +54,9 @@ def write(groups: Sequence[Group], *, written: str, moment: float, every: float 
       every: seconds until it is written again; None: it is not.
     """
     several = any(len(group.lines) > 1 for group in groups)
-    panels = "".join(_panel(groups, *panel) for panel in PANELS)
+    score = score_of(line for group in groups for lines in group.lines for line in lines)
+    panels = _panel(groups, *LOSS) + _panel(groups, score, f"{NAMES[score]} (%)", 100, (0, 100))
+    table = _table(groups, NAMES[score])
     legend = "".join(_legend(place, group) for place, group in enumerate(groups))
     refresh = "It is not refreshed any more."
     if every is not None:
@@ -73,7 +76,7 @@ def write(groups: Sequence[Group], *, written: str, moment: float, every: float 
         f'<ul class="legend">{legend}</ul>\n<div class="panels">{panels}</div>\n'
         "<p>Solid with markers: evaluation. Dashed: training, of augmented images, the mean over the runs. "
         f"A marker says its figures when the pointer rests on it.</p>{band}\n"
-        f'<div class="scroll" tabindex="0" role="region" aria-label="figures of each run">{_table(groups)}</div>\n'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="figures of each run">{table}</div>\n'
         "<p>* The best of all evaluations: chosen on the images of the evaluation, so no independent estimate.<br>"
         "† Median while it trained, on its own machine beside its own neighbours: no comparison of models, which is "
         "<code>stce benchmark</code>.</p></main>"
@@ -211,15 +214,15 @@ def _ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _table(groups: Sequence[Group]) -> str:
+def _table(groups: Sequence[Group], score: str) -> str:
     names = (
         "group",
         "run",
         "seed",
         "state",
         "epochs",
-        "top-1",
-        "best top-1*",
+        score,
+        f"best {score}*",
         "loss",
         "training images/s†",
         "last line",
@@ -234,24 +237,24 @@ def _table(groups: Sequence[Group]) -> str:
                 str(row["seed"]),
                 row["state"],
                 f"{row['epoch']:.2f}/{row['epochs']:g}",
-                _text(row["top1"], "{:.2%}"),
-                _text(row["best_top1"], "{:.2%}"),
+                _text(row["score"], "{:.2%}"),
+                _text(row["best_score"], "{:.2%}"),
                 _text(row["loss"], "{:.4f}"),
                 _text(row["images_per_second"], "{:,.0f}"),
                 row["last"] or "-",
             ]
             rows.append("<tr>" + "".join(f"<td>{shell.text(cell)}</td>" for cell in cells) + "</tr>")
-        rows += _over_seeds(group)
+        rows += _over_seeds(group, score)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _over_seeds(group: Group) -> list[str]:
+def _over_seeds(group: Group, score: str) -> list[str]:
     """A line with the interval of the last evaluations, once all runs of several have finished."""
-    values = [row["top1"] for row in group.rows if row["state"] == "finished" and row["top1"] is not None]
+    values = [row["score"] for row in group.rows if row["state"] == "finished" and row["score"] is not None]
     if len(group.rows) < 2 or len(values) < len(group.rows):
         return []
     mean, low, high = (100 * value for value in mean_interval(values))
-    text = f"mean of {len(values)} seeds: top-1 {mean:.2f}%, 95% interval {low:.2f} to {high:.2f}"
+    text = f"mean of {len(values)} seeds: {score} {mean:.2f}%, 95% interval {low:.2f} to {high:.2f}"
     return [f'<tr><td>{shell.text(group.label)}</td><td colspan="9">{text}</td></tr>']
 
 
