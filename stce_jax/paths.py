@@ -13,7 +13,9 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -283,3 +285,13 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
 
 def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for who writes into it
+
+
+def remove_tree(directory: Path, *, patience: float = 2.0) -> None:
+    """Removes a local directory as far as it can be; for some seconds again, while threads still write into it."""
+    end = time.monotonic() + patience
+    while os.path.lexists(directory):
+        shutil.rmtree(directory, ignore_errors=True)
+        if time.monotonic() > end:
+            return
+        time.sleep(0.02)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from stce_jax.errors import PreemptedError
+from stce_jax.paths import remove_tree
 from stce_jax.platform.terminal import say
 from stce_jax.processes.stopping import NUMBERS, Exit, listening, unheard
 
@@ -30,7 +31,7 @@ def staging(directory: Path, name: str) -> Iterator[Path]:
         path.mkdir()
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
 
 
 class _StoppedError(BaseException):

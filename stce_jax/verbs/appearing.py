@@ -3,14 +3,13 @@
 import contextlib
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
 
 from stce_jax.errors import ConfigError, StceError
-from stce_jax.paths import absolute, is_remote, named_failures
+from stce_jax.paths import absolute, is_remote, named_failures, remove_tree
 
 PREFIX = ".stce-export-"  # of directories that are not finished, whatever verb writes them
 
@@ -44,7 +43,7 @@ def appearing(output: epath.PathLike, verb: str = "export", option: str = "--out
             error.args = tuple(str(part).replace(str(partial), str(path)) for part in error.args)
             raise
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_tree(partial)
             if lock is not None:
                 os.close(lock)
 
@@ -53,7 +52,7 @@ def _remove_killed(directory: Path) -> None:
     """Removes what processes that were killed have left in a directory: nobody holds its lock."""
     for left in directory.iterdir():
         if left.name.startswith(PREFIX) and (lock := _lock(left)) is not None:
-            shutil.rmtree(left, ignore_errors=True)
+            remove_tree(left)
             os.close(lock)
 
 
