@@ -27,17 +27,19 @@ from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import check_batch_size, connect, make_mesh
 from stce_jax.training.options import check_saved
 from stce_jax.training.phases import Phases, build_sizes, mixed_steps
-from stce_jax.training.progress import TrainProgress
+from stce_jax.training.progress import TrainProgress, show_opening
 from stce_jax.training.sizes import check_model
 from stce_jax.training.step import check_accumulation, run_key
 from stce_jax.training.stepping import build_stepping
 from stce_jax.training.timetable import Timetable
 from stce_jax.verbs.first_weights import first_weights, follow_weights
+from stce_jax.verbs.opening import opening
 from stce_jax.verbs.planning import planned
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.claim import Claim
+from stce_jax.workdir.loggers import check_installed
 from stce_jax.workdir.meta import check_fingerprint, checkpoint_meta
 from stce_jax.workdir.metrics import MetricsLog
 
@@ -67,11 +69,12 @@ def train(
         stop = stack.enter_context(StopSignals(exit_process))
         watch = stack.enter_context(Watch(config.step_timeout, processes.own_name()))
         layout.refuse_imported(workdir)
+        check_installed(config.loggers)
         trial: Any = runs.build_model(config, 1)  # refuses its options before data are prepared
         check_model(trial, tuple(config.progressive_sizes))
         dataset = runs.open_dataset(config)
         config = planned(config, workdir, dataset, seconds_of_life() if exit_process else 0.0)
-        config, dataset, source = follow_weights(config, workdir, dataset, trial.unshaped_options())
+        config, dataset, source, followed = follow_weights(config, workdir, dataset, trial.unshaped_options())
         mesh = make_mesh(config.fsdp_devices)
         check_batch_size(config.batch_size, mesh)
         check_accumulation(config.batch_size, config.accumulate, mesh)
@@ -90,7 +93,7 @@ def train(
             }
         )
         connect(mesh)
-        initial_weights = first_weights(config, source, model, dataset)
+        initial_weights, begins = first_weights(config, source, model, dataset)
         check_claim = _no_claim
         if processes.is_main():
             check_claim = stack.enter_context(Claim(workdir)).check
@@ -126,6 +129,12 @@ def train(
             check_claim=check_claim,
             meta=meta,
         )
+        step, final = (found[0], found[1]["metrics"] or {}) if found else (0, {})
+        finished = step >= timetable.total and final
+        if not finished and processes.is_main():
+            begins = f"resuming from step {step} of {timetable.total}" if step else begins
+            begins = begins or f"new weights, seed {config.seed}"
+            show_opening(opening(setup, model, trained=rules.note, begins="; ".join([begins, *followed])))
         if found:
             start = _restore(setup, *found)
         else:
@@ -133,15 +142,10 @@ def train(
             start = StartingPoint(initialize(state, initial_weights, stepping.optimizer) if initial_weights else state)
         if processes.is_main():
             layout.write_config(workdir, config)
-        if rules.note:
-            say(rules.note)
-        step, final = int(start.state.step), start.metrics
-        if step >= timetable.total and final:
+        if finished:
             say(f"already finished at step {step}: top-1 {100 * final['top1']:.2f}%; nothing to do")
             _plot(workdir)
         else:
-            if step:
-                say(f"resuming from step {step} of {timetable.total}")
             final = _train_to_the_end(setup, start)
     waiting = exit_on_signal(exit_process, "after its last step") if exit_process else contextlib.nullcontext()
     with waiting:
@@ -198,8 +202,9 @@ def _restore(setup: Setup, step: int, meta: dict[str, Any]) -> StartingPoint:
 def _train_to_the_end(setup: Setup, start: StartingPoint) -> dict[str, float]:
     """Trains; where the run diverges, goes back to a checkpoint and continues with other images."""
     first, main = int(start.state.step), processes.is_main()
+    found: dict[str, Any] = {"after_step": first, "evaluated": bool(start.metrics), "writes": main}
     with (
-        MetricsLog(setup.workdir, after_step=first, evaluated=bool(start.metrics), writes=main) as log,
+        MetricsLog(setup.workdir, setup.config.loggers, configuration.of_result(setup.config), **found) as log,
         TrainProgress(setup.timetable.total, first, quiet=not main, work=setup.work) as progress,
     ):
         while True:
@@ -208,6 +213,7 @@ def _train_to_the_end(setup: Setup, start: StartingPoint) -> dict[str, float]:
             del start  # and below the loop: there may be no memory for two states
             try:
                 final, data_wait = loop.run()
+                log.finish(final)
                 break
             except RunDivergedError as error:
                 reason = str(error)

@@ -1,0 +1,65 @@
+"""MLflow: on the server of MLFLOW_TRACKING_URI, else in a file of the workdir.
+
+The experiment is that of MLFLOW_EXPERIMENT_NAME, "stce" by default.
+"""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+
+from stce_jax.workdir.loggers import LoggedRun
+
+LONGEST = 500  # characters of a parameter that every version takes
+MOST = 100  # parameters of a request
+
+
+def open_log(run: LoggedRun) -> "MLflow":
+    """The log of a run; see `loggers`."""
+    return MLflow(run)
+
+
+class MLflow:
+    """The log of a run; see `loggers`. Each line is in the store once it is written."""
+
+    seconds = 0.0
+
+    def __init__(self, run: LoggedRun) -> None:
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it reports each table that it makes
+        own = run.place and "MLFLOW_TRACKING_URI" not in os.environ
+        self._client = MlflowClient(tracking_uri=f"sqlite:///{run.place}/mlflow.db" if own else None)
+        self.id, self._step = "", 0
+        if run.id:
+            with contextlib.suppress(MlflowException):  # the store has no such run
+                self._client.update_run(run.id, status="RUNNING")
+                self.id = run.id
+        if not self.id:
+            self.id = self._client.create_run(self._experiment(run), run_name=run.name).info.run_id
+            params = [Param(key, str(value)[:LONGEST]) for key, value in run.config.items()]
+            for start in range(0, len(params), MOST):
+                self._client.log_batch(self.id, params=params[start : start + MOST])
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        self._step = line["step"]
+        self._log(line["split"], {key: value for key, value in line.items() if key not in ("step", "split")})
+
+    def close(self, summary: Mapping[str, float] | None) -> None:
+        if summary:
+            self._log("final", summary)
+        self._client.set_terminated(self.id, "FINISHED" if summary else "KILLED")
+
+    def _log(self, group: str, values: Mapping[str, Any]) -> None:
+        now = round(1000 * time.time())
+        metrics = [Metric(f"{group}/{name}", float(value), now, self._step) for name, value in values.items()]
+        self._client.log_batch(self.id, metrics=metrics)
+
+    def _experiment(self, run: LoggedRun) -> str:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "stce")
+        found = self._client.get_experiment_by_name(name)
+        return found.experiment_id if found else self._client.create_experiment(name)
