@@ -9,6 +9,7 @@ from stce_jax.models.bodies import Body
 from stce_jax.recipe.optimizers import peak_learning_rate
 from stce_jax.training.loop import Setup
 from stce_jax.workdir import parts
+from stce_jax.workdir.loggers import logger_names
 from stce_jax.workdir.metric_lines import FILE_NAME
 
 
@@ -37,11 +38,11 @@ def opening(setup: Setup, model: Body, *, trained: str, begins: str) -> dict[str
         "data": _data(config, setup.dataset),
         "image size": f"{', then '.join(map(str, sides))} pixels",
         "batch": ", ".join(batch),
-        "epochs": f"{config.epochs:g}, which are {timetable.total:,} steps, evaluated every {config.eval_every:g}",
+        "epochs": f"{config.epochs:g}, {timetable.total:,} steps, an evaluation every {config.eval_every:g}",
         "optimizer": _optimizer(config),
         "devices": _devices(config, devices),
         "dtype": config.model.dtype or "float32",
-        "workdir": f"{setup.workdir}: {', '.join([FILE_NAME, *config.loggers])}",
+        "workdir": f"{setup.workdir}: {', '.join([FILE_NAME, *logger_names(config.loggers)])}",
         "start": begins,
     }
 

@@ -178,7 +178,7 @@ def differences(old: config_dict.ConfigDict, new: config_dict.ConfigDict) -> lis
 
 
 def of_result(config: config_dict.ConfigDict) -> dict[str, Any]:
-    """{"model.name": ..., ...} of the keys that a result can depend on: no `PLACE_KEYS`, no options of other modules."""
+    """{"model.name": ..., ...} of the keys that a result can depend on: without `PLACE_KEYS` and unused options."""
     names = parts.chosen(config.model)
     flat = flatten(config)
     return {key: flat[key] for key in flat if key not in PLACE_KEYS and parts.reads(key, names)}

@@ -83,24 +83,30 @@ class Log(Protocol):
         ...
 
 
-def check_loggers(names: Any) -> None:
+def logger_names(entries: Sequence[str]) -> list[str]:
+    """The names in `config.loggers`: the command line makes one entry of all that commas separate."""
+    return [name for entry in entries for name in entry.split(",") if name]
+
+
+def check_loggers(entries: Any) -> None:
     """Raises ConfigError unless `config.loggers` are names of the table, each once."""
-    known = isinstance(names, tuple | list) and all(isinstance(name, str) and name in LOGGERS for name in names)
-    if not known or len(set(names)) < len(names):
-        raise ConfigError(f"config.loggers is {shown(names)}; it must be some of {', '.join(LOGGERS)}, each once")
+    texts = isinstance(entries, tuple | list) and all(isinstance(entry, str) for entry in entries)
+    names = logger_names(entries) if texts else [""]
+    if not set(names) <= set(LOGGERS) or len(set(names)) < len(names):
+        raise ConfigError(f"config.loggers is {shown(entries)}; it must be some of {', '.join(LOGGERS)}, each once")
 
 
-def check_installed(names: Sequence[str]) -> None:
-    """Raises ConfigError if the package of one of these loggers is not installed. Nothing is imported."""
-    for name in names:
+def check_installed(entries: Sequence[str]) -> None:
+    """Raises ConfigError if the package of one of `config.loggers` is not installed. Nothing is imported."""
+    for name in logger_names(entries):
         if (package := LOGGERS[name]) and not _is_installed(package):
             raise ConfigError(
                 f'config.loggers has {name!r}, which is not installed: pip install "stce_jax[{name}]", or leave it out'
             )
 
 
-def open_logs(names: Sequence[str], run: LoggedRun) -> "Logs":
-    """The logs of these names, each of which fails softly."""
+def open_logs(entries: Sequence[str], run: LoggedRun) -> "Logs":
+    """The logs of `config.loggers`, each of which fails softly."""
     from stce_jax.workdir.loggers.background import Background
     from stce_jax.workdir.loggers.guarded import Guarded
     from stce_jax.workdir.loggers.kept import Kept
@@ -114,7 +120,7 @@ def open_logs(names: Sequence[str], run: LoggedRun) -> "Logs":
             return Background(name, lambda: Kept(name, own, run))
         return Guarded(name, lambda: own(run))
 
-    return Logs(make(name) for name in names)
+    return Logs(make(name) for name in logger_names(entries))
 
 
 class Logs:

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
@@ -33,7 +34,7 @@ class MLflow:
     def __init__(self, run: LoggedRun) -> None:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it reports each table that it makes
         own = run.place and "MLFLOW_TRACKING_URI" not in os.environ
-        self._client = MlflowClient(tracking_uri=f"sqlite:///{run.place}/mlflow.db" if own else None)
+        self._client = MlflowClient(tracking_uri=_database(Path(str(run.place))) if own else None)
         self.id, self._step = "", 0
         if run.id:
             with contextlib.suppress(MlflowException):  # the store has no such run
@@ -63,3 +64,13 @@ class MLflow:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "stce")
         found = self._client.get_experiment_by_name(name)
         return found.experiment_id if found else self._client.create_experiment(name)
+
+
+def _database(place: Path) -> str:
+    """The URI of a directory's database, which is there whole or not at all: MLflow cannot open a half-made one."""
+    path, partial = place / "mlflow.db", place / "mlflow.db.partial"
+    if not path.exists():
+        partial.unlink(missing_ok=True)
+        MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
+        partial.replace(path)
+    return f"sqlite:///{path}"
