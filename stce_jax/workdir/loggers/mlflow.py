@@ -3,17 +3,12 @@
 The experiment is that of MLFLOW_EXPERIMENT_NAME, "stce" by default.
 """
 
-import contextlib
 import logging
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
 
 from stce_jax.workdir.loggers import LoggedRun
 
@@ -32,14 +27,22 @@ class MLflow:
     seconds = 0.0
 
     def __init__(self, run: LoggedRun) -> None:
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it reports each table that it makes
-        own = run.place and "MLFLOW_TRACKING_URI" not in os.environ
-        self._client = MlflowClient(tracking_uri=_database(Path(str(run.place))) if own else None)
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
+
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it reports that it makes tables
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # and each try to reach a server
+        place = None if "MLFLOW_TRACKING_URI" in os.environ else run.place
+        self._client = MlflowClient(tracking_uri=_database(Path(place)) if place else None)
         self.id, self._step = "", 0
         if run.id:
-            with contextlib.suppress(MlflowException):  # the store has no such run
+            try:
                 self._client.update_run(run.id, status="RUNNING")
                 self.id = run.id
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # else it is another store
+                    raise
         if not self.id:
             self.id = self._client.create_run(self._experiment(run), run_name=run.name).info.run_id
             params = [Param(key, str(value)[:LONGEST]) for key, value in run.config.items()]
@@ -56,6 +59,8 @@ class MLflow:
         self._client.set_terminated(self.id, "FINISHED" if summary else "KILLED")
 
     def _log(self, group: str, values: Mapping[str, Any]) -> None:
+        from mlflow.entities import Metric
+
         now = round(1000 * time.time())
         metrics = [Metric(f"{group}/{name}", float(value), now, self._step) for name, value in values.items()]
         self._client.log_batch(self.id, metrics=metrics)
@@ -68,6 +73,8 @@ class MLflow:
 
 def _database(place: Path) -> str:
     """The URI of a directory's database, which is there whole or not at all: MLflow cannot open a half-made one."""
+    from mlflow import MlflowClient
+
     path, partial = place / "mlflow.db", place / "mlflow.db.partial"
     if not path.exists():
         partial.unlink(missing_ok=True)

@@ -7,10 +7,6 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-import trackio
-import trackio.run
-import trackio.utils
-
 from stce_jax.workdir.loggers import LoggedRun
 
 PROJECT = "stce"
@@ -27,6 +23,10 @@ class Trackio:
     seconds = 3.0  # it writes every half a second
 
     def __init__(self, run: LoggedRun) -> None:
+        import trackio
+        import trackio.run
+        import trackio.utils
+
         for module in (trackio, trackio.run, trackio.utils):
             module.print = _say_nothing  # type: ignore[attr-defined]  # it has no option to be quiet
         self.id = run.id or secrets.token_hex(4)

@@ -8,8 +8,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-import wandb
-
+from stce_jax.platform import terminal
 from stce_jax.workdir.loggers import PATIENCE, LoggedRun
 
 FLUSH = 1.0  # seconds after which it has a line on disk; a process that is killed takes its own with it
@@ -26,6 +25,8 @@ class Wandb:
     seconds = 2 * FLUSH
 
     def __init__(self, run: LoggedRun) -> None:
+        import wandb
+
         self.id = run.id or secrets.token_hex(4)
         begin: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", "stce"),
@@ -35,7 +36,11 @@ class Wandb:
             "config": dict(run.config),
             "reinit": "create_new",  # a notebook may have a run of its own
             "settings": wandb.Settings(
-                console="off", silent=True, finish_timeout=PATIENCE, x_transaction_log_flush_interval=FLUSH
+                console="off",
+                silent=True,
+                init_timeout=PATIENCE,
+                finish_timeout=PATIENCE,
+                x_transaction_log_flush_interval=FLUSH,
             ),
         }
         if run.place and "WANDB_DIR" not in os.environ:
@@ -43,8 +48,11 @@ class Wandb:
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
         try:
             self._run = wandb.init(**begin, mode=mode)
-        except wandb.errors.CommError:  # there is no network
+        except wandb.errors.CommError:  # nobody answers
+            wandb.teardown()  # or the id is in use
             self._run = wandb.init(**begin, mode="offline")
+        if not self._run.offline:
+            terminal.say(f"wandb: {self._run.url}")
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
