@@ -14,6 +14,7 @@ import time
 import pytest
 from helpers import SMALLEST_VIT, wait_for
 
+from stce_jax.workdir.loggers import LoggedRun
 from stce_jax.workdir.metric_lines import read_metrics
 
 for package in ("wandb", "trackio", "mlflow"):
@@ -177,6 +178,16 @@ def test_the_table_is_that_of_an_undisturbed_run(killed, stopped):
         rows.append([[line.split(",")[place] for place in places] for line in lines])
     assert len(rows[0]) == len(logged(killed))
     assert [row for row in rows[0] if row[2] == "eval"] == [row for row in rows[1] if row[2] == "eval"]
+
+
+def test_mlflow_begins_a_new_run_in_another_store(monkeypatch, tmp_path):
+    from stce_jax.workdir.loggers.mlflow import open_log
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    place = {"notes": tmp_path, "directory": tmp_path, "remote": False}
+    run = LoggedRun(name="run", config={"seed": 0}, lines=(), last={"train": 0, "eval": 0}, id="0" * 32, **place)
+    begun = open_log(run)
+    assert begun.id != run.id and open_log(run._replace(id=begun.id)).id == begun.id
 
 
 def test_servers_that_do_not_answer_end_nothing(data_dir, tmp_path):

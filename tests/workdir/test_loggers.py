@@ -15,6 +15,8 @@ from helpers import SMALLEST_VIT, run_cli
 
 from stce_jax.errors import ConfigError
 from stce_jax.platform import life
+from stce_jax.training.options import check_saved
+from stce_jax.workdir import config as configuration
 from stce_jax.workdir import loggers
 from stce_jax.workdir.loggers import LoggedRun, background
 from stce_jax.workdir.loggers.kept import Kept
@@ -130,6 +132,15 @@ def test_a_directory_of_that_name_is_no_package(monkeypatch, tmp_path):
     monkeypatch.setitem(loggers.LOGGERS, "some", "some_service")
     with pytest.raises(ConfigError, match="which is not installed"):
         loggers.check_installed(("some",))
+
+
+def test_a_run_resumes_with_other_loggers():
+    own, other = (
+        configuration.load_config("digits"),
+        configuration.load_config("digits", ["--config.loggers=csv,wandb"]),
+    )
+    assert not configuration.differences(own, other) and "loggers" not in configuration.of_result(own)
+    check_saved(other)  # wherever it was trained, what it logged to need not be installed here
 
 
 # --- csv

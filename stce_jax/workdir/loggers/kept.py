@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from stce_jax.paths import read_json, write_text
+from stce_jax.paths import read_json, whole_file
 from stce_jax.workdir.loggers import LoggedRun
 from stce_jax.workdir.metric_lines import SPLITS
 
@@ -77,7 +77,9 @@ class Kept:
             self._note()
 
     def _note(self) -> None:
-        write_text(self._path, json.dumps({"id": self._log.id, "config": self._config, **self._safe}) + "\n")
+        note = json.dumps({"id": self._log.id, "config": self._config, **self._safe}) + "\n"
+        with whole_file(self._path, flush=False) as file:  # once a line: only a machine without power may lose it
+            file.write(note.encode())
 
 
 def _read(path: Any) -> dict[str, Any]:
