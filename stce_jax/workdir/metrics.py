@@ -137,7 +137,7 @@ class MetricsLog:
     def _open(self, data: bytes, after_step: int, evaluated: bool) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Keeps what is of the run by then: (its lines, of each split the last step that can be among them)."""
         path = self._directory / FILE_NAME
-        last = {"train": after_step, "eval": after_step if evaluated else after_step - 1}
+        last = {"train": after_step, "eval": after_step if evaluated else max(0, after_step - 1)}
         whole, damaged = sort_out(data)
         if damaged:
             self._set_aside([line.raw for line in damaged])

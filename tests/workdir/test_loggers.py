@@ -6,6 +6,7 @@ The real services are met by tests/loggers, in an environment of their own.
 import csv
 import json
 import math
+import re
 import sys
 import threading
 import types
@@ -56,7 +57,7 @@ class Service:
 
     def open_log(self, run):
         self._do("open")
-        self.id = run.id or f"run-{len(self.runs)}"
+        self.id, self.is_new = run.id, run.id not in self.runs
         self.config = dict(run.config)
         self.runs.setdefault(self.id, [])
         return self
@@ -223,7 +224,7 @@ def test_a_stopped_run_goes_on_in_the_same_run_of_the_service(service, tmp_path)
     with MetricsLog(tmp_path, ("standin",), {"seed": 1}, after_step=2) as log:
         write(log, 3, 4)
         log.finish({"top1": 0.5})
-    assert service.runs == {"run-0": lines(tmp_path)}, "a line is lost, or stands twice"
+    assert [*service.runs.values()] == [lines(tmp_path)], "a line is lost, or stands twice"
     assert service.config == {"seed": 1} and service.closed == [None, {"top1": 0.5}]
 
 
@@ -237,12 +238,12 @@ def test_after_a_kill_a_service_gets_what_it_may_lack(service, tmp_path, seconds
         log.write(one)
     note = json.loads((tmp_path / "loggers" / "standin.json").read_text())
     assert [note["train"], note["eval"]] == noted
-    service.runs["run-0"] = []
+    service.runs[service.id].clear()
     log = Kept("standin", service.open_log, run_of(tmp_path, killed[:3]))
     log.write(killed[3])
     log.write(line(4, "train"))
     lacking = [one for one in [*killed, line(4, "train")] if one["step"] > noted[one["split"] == "eval"]]
-    assert service.runs == {"run-0": [(one["split"], one["step"], one["loss"]) for one in lacking]}
+    assert [*service.runs.values()] == [[(one["split"], one["step"], one["loss"]) for one in lacking]]
 
 
 def test_another_config_sends_the_later_steps_again(service, tmp_path):
@@ -250,7 +251,7 @@ def test_another_config_sends_the_later_steps_again(service, tmp_path):
         write(log, 1, 2, 3)
     with MetricsLog(tmp_path, ("standin",), {"epochs": 4}, after_step=2) as log:
         write(log, 3, scale=7.0)
-    assert service.runs["run-0"][-1] == ("train", 3, 7.0 / 3)
+    assert len(service.runs) == 1 and service.runs[service.id][-1] == ("train", 3, 7.0 / 3)
 
 
 def test_a_run_that_goes_back_sends_the_later_steps_again(service, tmp_path):
@@ -258,7 +259,7 @@ def test_a_run_that_goes_back_sends_the_later_steps_again(service, tmp_path):
         write(log, 1, 2, 3)
         log.rewind(1)
         write(log, 2, scale=7.0)
-    assert [row for row in service.runs["run-0"] if row[1] == 2] == [
+    assert [row for row in service.runs[service.id] if row[1] == 2] == [
         *(("train", 2, 0.5), ("eval", 2, 1.5)),
         *(("train", 2, 3.5), ("eval", 2, 1.5)),
     ]
@@ -269,20 +270,42 @@ def test_a_logger_that_is_named_later_gets_all_lines(service, tmp_path):
         write(log, 1, 2)
     with MetricsLog(tmp_path, ("standin",), after_step=2) as log:
         write(log, 3)
-    assert service.runs == {"run-0": lines(tmp_path)}
+    assert [*service.runs.values()] == [lines(tmp_path)]
+
+
+def test_a_service_that_has_no_such_run_gets_all_lines(service, tmp_path):
+    """As another server, or project, does."""
+    with MetricsLog(tmp_path, ("standin",), after_step=0) as log:
+        write(log, 1, 2)
+    before = [*service.runs]
+    service.runs.clear()
+    with MetricsLog(tmp_path, ("standin",), after_step=2) as log:
+        write(log, 3)
+    assert service.runs == {name: lines(tmp_path) for name in before}
+
+
+def test_a_process_that_is_killed_while_a_service_opens_leaves_no_run_behind(service, tmp_path):
+    service.failing = "open"
+    with MetricsLog(tmp_path, ("standin",), after_step=0, evaluated=False):
+        pass
+    noted = json.loads((tmp_path / "loggers" / "standin.json").read_text())["id"]
+    service.failing = ""
+    with MetricsLog(tmp_path, ("standin",), after_step=0, evaluated=False):
+        pass
+    assert [*service.runs] == [noted]
 
 
 @pytest.mark.parametrize(
-    "note", ["", "[]", '{"id": "../run-0", "train": 9, "eval": 9}', '{"id": "run-0", "train": "9"}']
+    "note", ["", "[]", '{"id": "../run-0", "train": 9, "eval": 9}', '{"id": "0123456789abcdef", "train": "9"}']
 )
 def test_a_note_that_can_be_none_begins_a_new_run(service, tmp_path, note):
     (tmp_path / "loggers").mkdir()
     (tmp_path / "loggers" / "standin.json").write_text(note)
-    service.runs["run-0"] = ["another's"]
     with MetricsLog(tmp_path, ("standin",), after_step=0) as log:
         write(log, 1)
-    assert service.runs["run-1"] == lines(tmp_path)
-    assert json.loads((tmp_path / "loggers" / "standin.json").read_text())["id"] == "run-1"
+    (name,) = service.runs
+    assert re.fullmatch("[0-9a-f]{16}", name) and service.runs[name] == lines(tmp_path)
+    assert json.loads((tmp_path / "loggers" / "standin.json").read_text())["id"] == name
 
 
 # --- the command
@@ -298,7 +321,7 @@ def test_the_command_trains_whatever_its_loggers_do(service, stce_here, data_dir
     assert done.returncode == 0 and "finished: top-1 " in done.stdout, done.stderr
     assert done.stderr == "stce: standin is off until the run is resumed: the quota; training goes on\n"
     assert f"workdir: {tmp_path / 'run'}: metrics.jsonl, csv, standin\n" in done.stdout
-    assert service.runs == {"run-0": lines(tmp_path / "run")} and len(table(tmp_path / "run")) == len(
+    assert [*service.runs.values()] == [lines(tmp_path / "run")] and len(table(tmp_path / "run")) == len(
         lines(tmp_path / "run")
     )
     assert service.config["optimizer.name"] == "adamw" and not {"loggers", "data_dir"} & set(service.config)

@@ -8,7 +8,7 @@ One that writes files of the workdir is called between two steps. One of a servi
 may take any time and fail in any way: it is called by a thread of its own, and `kept` remembers what the service has.
 Such a module's log has instead of `rewind` and `flush`
 
-- id: of the service's run, by which it goes on; text of letters, digits, "-" and "_";
+- is_new: whether the service had no run of that id, as far as it can tell;
 - seconds: how long the service may take until a line that it was given is safe from the death of this process.
 
 A new logger is one new file here and one line in the table.
@@ -45,7 +45,7 @@ class LoggedRun(NamedTuple):
       remote: whether it is one.
       lines: those of metrics.jsonl that the run keeps.
       last: of each split the step of the last line that can be among them: the run goes on behind it.
-      id: of the service's run that goes on; "" for a new one.
+      id: of the service's run, which goes on if there is one; hexadecimal digits.
     """
 
     name: str

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import re
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -33,13 +34,16 @@ class Kept:
         if not run.remote:
             self._path.parent.mkdir(exist_ok=True)
         note = _read(self._path)
-        self._log = open_log(run._replace(id=note.get("id", "")))
-        self._safe = {split: note.get(split, 0) if note.get("id") == self._log.id else 0 for split in SPLITS}
+        self._id = note.get("id") or secrets.token_hex(8)
+        self._safe = {split: note.get(split, 0) for split in SPLITS}
         if note.get("config") != self._config:  # steps that come again have other numbers
             self._safe = {split: min(step, run.last[split]) for split, step in self._safe.items()}
+        self._note()  # before there is a run of that id
+        self._log = open_log(run._replace(id=self._id))
+        if self._log.is_new:
+            self._safe = dict.fromkeys(SPLITS, 0)
         self._sent = dict(self._safe)
         self._waiting: collections.deque[tuple[float, str, int]] = collections.deque()
-        self._note()
         for line in run.lines:
             self.write(line)
 
@@ -77,7 +81,7 @@ class Kept:
             self._note()
 
     def _note(self) -> None:
-        note = json.dumps({"id": self._log.id, "config": self._config, **self._safe}) + "\n"
+        note = json.dumps({"id": self._id, "config": self._config, **self._safe}) + "\n"
         with whole_file(self._path, flush=False) as file:  # once a line: only a machine without power may lose it
             file.write(note.encode())
 
@@ -87,6 +91,6 @@ def _read(path: Any) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         note = read_json(path)
         steps = [note.get(split) for split in SPLITS] if isinstance(note, dict) else [None]
-        if all(type(step) is int and step >= 0 for step in steps) and re.fullmatch(r"[\w-]{1,64}", str(note.get("id"))):
+        if all(type(step) is int and step >= 0 for step in steps) and re.fullmatch("[0-9a-f]{16}", str(note.get("id"))):
             return note
     return {}

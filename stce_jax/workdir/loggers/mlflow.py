@@ -12,6 +12,7 @@ from typing import Any
 
 from stce_jax.workdir.loggers import LoggedRun
 
+TAG = "stce_id"  # of the run's id, for MLflow chooses its own
 LONGEST = 500  # characters of a parameter that every version takes
 MOST = 100  # parameters of a request
 
@@ -29,25 +30,22 @@ class MLflow:
     def __init__(self, run: LoggedRun) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Param
-        from mlflow.exceptions import MlflowException
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it reports that it makes tables
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # and each try to reach a server
         place = None if "MLFLOW_TRACKING_URI" in os.environ else run.place
         self._client = MlflowClient(tracking_uri=_database(Path(place)) if place else None)
-        self.id, self._step = "", 0
-        if run.id:
-            try:
-                self._client.update_run(run.id, status="RUNNING")
-                self.id = run.id
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # else it is another store
-                    raise
-        if not self.id:
-            self.id = self._client.create_run(self._experiment(run), run_name=run.name).info.run_id
-            params = [Param(key, str(value)[:LONGEST]) for key, value in run.config.items()]
-            for start in range(0, len(params), MOST):
-                self._client.log_batch(self.id, params=params[start : start + MOST])
+        self._step = 0
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "stce")
+        experiment = self._client.get_experiment_by_name(name)
+        inside = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        found = self._client.search_runs([inside], f"tags.{TAG} = '{run.id}'")
+        made = found[0] if found else self._client.create_run(inside, run_name=run.name, tags={TAG: run.id})
+        self._id, self.is_new = made.info.run_id, not found
+        self._client.update_run(self._id, status="RUNNING")
+        params = [Param(key, str(run.config[key])[:LONGEST]) for key in run.config if key not in made.data.params]
+        for start in range(0, len(params), MOST):
+            self._client.log_batch(self._id, params=params[start : start + MOST])
 
     def write(self, line: Mapping[str, Any]) -> None:
         self._step = line["step"]
@@ -56,19 +54,14 @@ class MLflow:
     def close(self, summary: Mapping[str, float] | None) -> None:
         if summary:
             self._log("final", summary)
-        self._client.set_terminated(self.id, "FINISHED" if summary else "KILLED")
+        self._client.set_terminated(self._id, "FINISHED" if summary else "KILLED")
 
     def _log(self, group: str, values: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric
 
         now = round(1000 * time.time())
         metrics = [Metric(f"{group}/{name}", float(value), now, self._step) for name, value in values.items()]
-        self._client.log_batch(self.id, metrics=metrics)
-
-    def _experiment(self, run: LoggedRun) -> str:
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "stce")
-        found = self._client.get_experiment_by_name(name)
-        return found.experiment_id if found else self._client.create_experiment(name)
+        self._client.log_batch(self._id, metrics=metrics)
 
 
 def _database(place: Path) -> str:

@@ -3,7 +3,6 @@
 By default that is Trackio's own in the user's cache, which its dashboard shows: `trackio show`. The project is "stce".
 """
 
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ def open_log(run: LoggedRun) -> "Trackio":
 class Trackio:
     """The log of a run; see `loggers`. Trackio knows a run by its name, which therefore ends with a number."""
 
+    is_new = False  # it does not tell
     seconds = 3.0  # it writes every half a second
 
     def __init__(self, run: LoggedRun) -> None:
@@ -29,8 +29,7 @@ class Trackio:
 
         for module in (trackio, trackio.run, trackio.utils):
             module.print = _say_nothing  # type: ignore[attr-defined]  # it has no option to be quiet
-        self.id = run.id or secrets.token_hex(4)
-        name, config = f"{run.name}-{self.id}", {key: _plain(value) for key, value in run.config.items()}
+        name, config = f"{run.name}-{run.id}", {key: _plain(value) for key, value in run.config.items()}
         self._run = trackio.init(project=PROJECT, name=name, config=config, resume="allow", embed=False)
         self._step = 0
 

@@ -4,7 +4,6 @@ WANDB_PROJECT ("stce" by default), WANDB_ENTITY, WANDB_MODE, WANDB_DIR and all o
 """
 
 import os
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,11 +26,10 @@ class Wandb:
     def __init__(self, run: LoggedRun) -> None:
         import wandb
 
-        self.id = run.id or secrets.token_hex(4)
         begin: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", "stce"),
             "name": os.environ.get("WANDB_NAME", run.name),
-            "id": self.id,
+            "id": run.id,
             "resume": "allow",
             "config": dict(run.config),
             "reinit": "create_new",  # a notebook may have a run of its own
@@ -53,6 +51,7 @@ class Wandb:
             self._run = wandb.init(**begin, mode="offline")
         if not self._run.offline:
             terminal.say(f"wandb: {self._run.url}")
+        self.is_new = not self._run.offline and not self._run.resumed
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
