@@ -29,6 +29,7 @@ def get_config() -> config_dict.ConfigDict:
     config.minutes = 0.0  # as --minutes: what is given in epochs is planned so that a new run takes so long; 0: off
     config.plan = ""  # and of which list in training/candidates.py image size and model are chosen; "": as they are
     config.log_every = 50  # steps between two lines of training metrics
+    config.loggers = ("tensorboard",)  # where metrics go, too: "tensorboard", "csv", "wandb", "trackio", "mlflow"
     config.eval_every = 1.0  # epochs between two evaluations; each is followed by a checkpoint
     config.patience = 0  # evaluations in a row without a better one that end the run early; 0: it has all its epochs
     config.patience_metric = "score"  # by which an evaluation is better, top-1 or of several labels mAP; or "loss"

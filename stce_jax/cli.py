@@ -32,7 +32,7 @@ from stce_jax.commands import (
     watch,
 )
 from stce_jax.errors import ConfigError, PreemptedError, StceError
-from stce_jax.platform import compile_cache, freed_memory, garbage, terminal
+from stce_jax.platform import compile_cache, freed_memory, garbage, life, terminal
 from stce_jax.processes import peers as processes
 
 EXIT_CODES = """exit codes:
@@ -99,6 +99,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             raise
         terminal.print_traceback(type(error), error, error.__traceback__)
         _exit(f"{type(error).__name__}: {terminal.one_line(error)}", 1, own_process)
+    if own_process and not life.can_exit():
+        sys.stdout.flush()
+        os._exit(0)
     sys.exit(0)
 
 
@@ -106,7 +109,8 @@ def _exit(message: str, exit_code: int, own_process: bool) -> NoReturn:
     """Exits with a message; at once if this process is one of several, or if something may keep Python from exiting."""
     blocking = [thread for thread in threading.enumerate()[1:] if not thread.daemon]
     views = sys.modules.get("stce_jax.data.views")  # whose threads may hang in a file that cannot be read
-    if own_process and (blocking or (views and views.slowest()) or processes.several()):
+    hanging = blocking or (views and views.slowest()) or not life.can_exit()
+    if own_process and (hanging or processes.several()):
         _exit_at_once(message, exit_code)
     terminal.warn(message)
     sys.exit(exit_code)

@@ -14,7 +14,7 @@ LOCK = (ROOT / "requirements.lock").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 LOCKED_EXTRAS = re.findall(r"--extra (\S+)", LOCK.splitlines()[1])
-UNLOCKED = {"onnx", "interop", "docs"}  # an environment of its own; what dev has anyway
+UNLOCKED = {"onnx", "interop", "docs", "wandb", "trackio", "mlflow", "loggers"}  # environments of their own; in dev
 
 
 def pins(version):

@@ -18,8 +18,17 @@ def count_model(model: Body, image_size: int) -> dict[str, int]:
     """{"parameters", "embedding_parameters", "multiply_adds"} of a body for square images of `image_size` pixels.
 
     Multiply-adds are those of one image forward, of matrix products and convolutions, as executed: in the last block of
-    a model that reads the class token alone, those of the class token. See also `count_reduction`.
+    a model that reads the class token alone, those of the class token. See also `count_reduction`. Equal models are
+    traced once.
     """
+    try:
+        key: Any = model, image_size
+        return dict(_known_counts(*key))
+    except TypeError:  # an option of somebody's module has no hash
+        return _counts(model, image_size)
+
+
+def _counts(model: Body, image_size: int) -> dict[str, int]:
     variables = abstract_variables(model, image_size)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     return {
@@ -27,6 +36,11 @@ def count_model(model: Body, image_size: int) -> dict[str, int]:
         "embedding_parameters": count_parameters(variables["params"].get("embedding", {})),
         "multiply_adds": count_multiply_adds(functools.partial(model.apply, train=False), variables, images),
     }
+
+
+@functools.lru_cache(maxsize=64)
+def _known_counts(model: Any, image_size: int) -> dict[str, int]:
+    return _counts(model, image_size)
 
 
 def work_of_sizes(model: Body, sizes: Sizes | None) -> Callable[[int], float] | None:

@@ -1,9 +1,21 @@
-"""How long this process has lived, by Linux's own books."""
+"""How long this process has lived, by Linux's own books, and whether Python can end it."""
 
 import os
+import threading
 import time
 
 MOST = 600.0  # seconds that a command can have taken to begin; more is a wrong clock
+_may_hang = threading.Event()
+
+
+def exit_may_hang() -> None:
+    """Notes that something has been given up for which Python would wait at its exit, perhaps without end."""
+    _may_hang.set()
+
+
+def can_exit() -> bool:
+    """Whether Python may end this process by itself."""
+    return not _may_hang.is_set()
 
 
 def seconds_of_life() -> float:

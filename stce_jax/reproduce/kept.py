@@ -22,7 +22,6 @@ from stce_jax.paths import first_line, parse_json, read_regular, write_text
 from stce_jax.reproduce import protocol, recipe_protocol
 from stce_jax.reproduce.cells import Row, load_rows
 from stce_jax.workdir import config as configuration
-from stce_jax.workdir import parts
 
 MOST_BYTES = 50_000  # of a run
 MOST_IMAGES = 100_000
@@ -45,13 +44,8 @@ _NEEDED = {
 
 def config_of(config: Any) -> dict[str, Any]:
     """The keys of a config that a result can depend on, without the seed, as JSON has them."""
-    names = parts.chosen(config.model)
-    flat = {
-        key: value
-        for key, value in configuration.flatten(config).items()
-        if value is not None and key != "seed" and key not in configuration.PLACE_KEYS and parts.reads(key, names)
-    }
-    return json.loads(json.dumps(flat))
+    found = configuration.of_result(config).items()
+    return json.loads(json.dumps({key: value for key, value in found if value is not None and key != "seed"}))
 
 
 @functools.cache

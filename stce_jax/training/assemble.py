@@ -28,7 +28,7 @@ from stce_jax.models import factory
 from stce_jax.models.bodies import Body
 from stce_jax.paths import first_line
 from stce_jax.processes import peers as processes
-from stce_jax.processes.speaking import say, warn
+from stce_jax.processes.speaking import warn
 from stce_jax.recipe import augment
 from stce_jax.training.mesh import connect, make_mesh, sharded_shapes
 from stce_jax.training.options import check_options, check_saved, on_devices
@@ -160,8 +160,8 @@ def build_model(config: config_dict.ConfigDict, num_classes: int) -> Body:
 def open_dataset(config: config_dict.ConfigDict, data_dir: str = "") -> Dataset:
     """The dataset that a config names, in `data_dir` or where the config says, with the config's normalisation.
 
-    With `config.holdout`, its `val` is the part that is held out, and no test image is read. Reports that, and which
-    files were passed over.
+    With `config.holdout`, its `val` is the part that is held out, and no test image is read. Reports which files were
+    passed over.
     """
     splits = ("train",) if config.holdout else catalog.SPLITS  # val/ need not be there
     place = data_dir or config.data_dir
@@ -170,8 +170,6 @@ def open_dataset(config: config_dict.ConfigDict, data_dir: str = "") -> Dataset:
     report_passed_over(dataset)
     if config.holdout:
         dataset = hold_out(dataset, config.holdout)
-        held: Any = dataset.val
-        say(f"training on {len(_train(dataset)):,} images, evaluating on {len(held):,} held out of them")
     return with_normalization(dataset, config)
 
 

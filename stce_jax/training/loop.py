@@ -101,7 +101,8 @@ class TrainLoop:
         self._guard = DivergenceGuard(max_skipped=options.max_skipped, loss_spike=options.loss_spike, state=start.guard)
         self._patience = Patience(setup.config.patience, setup.config.patience_metric, start.patience)
         self._alone = jax.process_count() == 1
-        self._saved = int(start.state.step)
+        self._first = int(start.state.step) + 1
+        self._saved = self._first - 1
         self._window = Window(setup.config.batch_size)
         self._phase: Phase | None = None
         self._said_mixing = False
@@ -137,13 +138,12 @@ class TrainLoop:
                     break
                 batch = self._next_batch(batches, step)
                 setup.check_claim()
-                train_step = self._train_step(step)
-                self._state, metrics = train_step(self._state, batch, setup.key)
+                self._state, metrics = self._train_step(step, batch)
                 stopping = self._check(self._window.add(step, metrics))
                 setup.watch.step(step)
                 setup.stop.finish_step_first()
                 setup.checkpoints.check()
-                if stopping or setup.timetable.evaluates(step) or step % config.log_every == 0:
+                if stopping or self._logs(step):
                     self._log_evaluate_save(step, stopping)
             setup.checkpoints.wait()
         assert self._metrics, "the last step is always evaluated, and so is one after which patience has run out"
@@ -160,12 +160,16 @@ class TrainLoop:
             shapes: dict[str, Any] = {"image": ((rows, phase.side, phase.side, 3), np.uint8)}
             shapes |= {"label": ((rows, *setup.val_views.label_shape), np.int32), FLAG: ((rows,), np.int32)}
             batch = {name: jax.ShapeDtypeStruct(*shape, sharding=sharding) for name, shape in shapes.items()}
-            seconds = setup.phases.compile(phase, setup.state_shapes, batch, setup.key)
-            if seconds is not None:
-                self._progress.print(f"compiled the step for {setup.phases.says(phase)} in {seconds:.0f} s")
+            if not setup.phases.is_compiled(phase):
+                with self._progress.compiling(self._program(phase)):
+                    setup.phases.compile(phase, setup.state_shapes, batch, setup.key)
 
-    def _train_step(self, step: int) -> Any:
-        """The program of a step. Where another one begins, says so, and stops the clocks, for it may compile."""
+    def _program(self, phase: Phase) -> str:
+        words = self._setup.phases.says(phase)
+        return f"the step for {words}" if words else "the step"
+
+    def _train_step(self, step: int, batch: Any) -> Any:
+        """Makes a step: (state, metrics). Where another program begins, says so, and stops the clocks."""
         setup = self._setup
         if setup.mixed_steps is not None and step > setup.mixed_steps and not self._said_mixing:
             self._said_mixing = True
@@ -177,7 +181,14 @@ class TrainLoop:
                 self._progress.print(f"{words} from step {step} on")
             setup.watch.pause()
             self._window.compiles()
-        return phase.step
+        if setup.phases.is_compiled(phase):
+            return phase.step(self._state, batch, setup.key)
+        with self._progress.compiling(self._program(phase)):
+            return setup.phases.first_call(phase, self._state, batch, setup.key)
+
+    def _logs(self, step: int) -> bool:
+        """Whether a line of metrics ends with this step, stopped or not."""
+        return self._setup.timetable.evaluates(step) or step % self._setup.config.log_every == 0
 
     def _stop_requested(self) -> bool:
         return bool(self._setup.stop.requested)
@@ -231,6 +242,8 @@ class TrainLoop:
         """Checks finished steps for divergence; returns whether to stop, the same in every process."""
         stopping = self._alone and self._stop_requested()
         for step, values in finished:
+            if step == self._first and not (values["skipped"] or self._logs(step)):
+                self._progress.first(step, self._setup.timetable.epoch_after(step), values)
             stopping = stopping or bool(values[FLAG])
             if values["skipped"]:
                 self._log_skipped(step, values)

@@ -13,6 +13,7 @@ from stce_jax.recipe import augment, class_weights, optimizers
 from stce_jax.recipe.schedules import check_restarts
 from stce_jax.training import guard, patience, plan
 from stce_jax.training.sizes import check_sizes
+from stce_jax.workdir.loggers import check_loggers
 from stce_jax.workdir.values import check_kinds
 
 # Key -> smallest and largest value. What a run holds in memory or on disk has a bound that a slip of the finger passes.
@@ -39,6 +40,7 @@ def check_options(config: config_dict.ConfigDict) -> None:
     check_range("config.step_timeout", config.step_timeout, 1, LONGEST_WAIT)
     check_text("config.init_from", config.init_from)
     patience.check_options(patience=config.patience, patience_metric=config.patience_metric)
+    check_loggers(config.loggers)
     plan.check_options(minutes=config.minutes, plan=config.plan)
     catalog.check_options(
         dataset=config.dataset,

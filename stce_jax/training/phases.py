@@ -3,7 +3,6 @@
 Which step an epoch has depends on the epoch alone, so that a run that resumes takes up the same.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -66,17 +65,23 @@ class Phases:
         self._made.insert(0, Phase(body, self._make(body), side))
         return self._made[0]
 
-    def compile(self, phase: Phase, *arguments: Any) -> float | None:
-        """Compiles a phase's step for these arguments, which may be shapes; seconds that it took, None: it is done.
+    def is_compiled(self, phase: Phase) -> bool:
+        """Whether a phase's step is compiled: a call of it takes no longer than it computes."""
+        return any(phase is done for done in self._compiled)
+
+    def compile(self, phase: Phase, *arguments: Any) -> None:
+        """Compiles a phase's step for these arguments, which may be shapes.
 
         Of several processes all must call it, for the same phases in the same order.
         """
-        if any(phase is done for done in self._compiled):
-            return None
-        start = time.monotonic()
         processes.compile_now(phase.step, *arguments)
         self._compiled.append(phase)
-        return time.monotonic() - start
+
+    def first_call(self, phase: Phase, *arguments: Any) -> Any:
+        """What a phase's step returns that is not compiled yet, and is compiled by this call."""
+        done = phase.step(*arguments)
+        self._compiled.append(phase)
+        return done
 
     def says(self, phase: Phase) -> str:
         """A phase in words, such as "48 pixels, keep rate 0.79"; "" for a run without a schedule."""

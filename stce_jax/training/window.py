@@ -54,6 +54,7 @@ class Window:
             jax.block_until_ready(metrics)
             self._compiled = True
             self.restart_clock()
+            return self._finish(0)
         return self._finish(self.IN_FLIGHT)
 
     def drain(self) -> Iterator[tuple[int, dict[str, float]]]:

@@ -103,7 +103,7 @@ def _train(config: Any, output: epath.PathLike, rates: Any, spread: float) -> tu
     """(loss of each step, why it stopped before the last rate, or "") of a training that nothing keeps."""
     trial: Any = runs.build_model(config, 1)
     dataset = runs.open_dataset(config)
-    config, dataset, source = follow_weights(config, str(output), dataset, trial.unshaped_options())
+    config, dataset, source, followed = follow_weights(config, str(output), dataset, trial.unshaped_options())
     config = with_keys(config, {"optimizer.ema_decay": 0.0, "optimizer.ema_share": 0.0})
     mesh = make_mesh(config.fsdp_devices)
     check_batch_size(config.batch_size, mesh)
@@ -111,7 +111,8 @@ def _train(config: Any, output: epath.PathLike, rates: Any, spread: float) -> tu
     connect(mesh)
     model = runs.build_model(config, len(dataset.class_names))
     rules = optimization.parameter_rules(config, model)
-    weights = first_weights(config, source, model, dataset)
+    weights, begins = first_weights(config, source, model, dataset)
+    say(*filter(None, (begins, *followed)))
     first, last = (
         peak_learning_rate(float(rate), config.optimizer.learning_rate_scaling, config.batch_size)
         for rate in (rates[0], rates[-1])

@@ -6,6 +6,7 @@ is refused before anything of the workdir is changed.
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,19 @@ from stce_jax.training.objective import build_objective, class_weights
 from stce_jax.training.options import check_saved
 from stce_jax.training.patience import Patience
 from stce_jax.training.phases import Phases, build_sizes, mixed_steps
-from stce_jax.training.progress import TrainProgress
+from stce_jax.training.progress import TrainProgress, show_opening
 from stce_jax.training.sizes import check_model
 from stce_jax.training.step import check_accumulation, run_key
 from stce_jax.training.stepping import build_stepping
 from stce_jax.verbs.extending import continued
 from stce_jax.verbs.first_weights import first_weights, follow_weights
+from stce_jax.verbs.opening import opening
 from stce_jax.verbs.planning import planned
 from stce_jax.workdir import config as configuration
 from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.claim import Claim
+from stce_jax.workdir.loggers import check_installed
 from stce_jax.workdir.meta import check_class_weights, check_fingerprint, checkpoint_meta
 from stce_jax.workdir.metrics import MetricsLog
 from stce_jax.workdir.score import SCORES, said
@@ -71,11 +74,12 @@ def train(
         stop = stack.enter_context(StopSignals(exit_process))
         watch = stack.enter_context(Watch(config.step_timeout, processes.own_name()))
         layout.refuse_imported(workdir)
+        check_installed(config.loggers)
         trial: Any = runs.build_model(config, 1)  # refuses its options before data are prepared
         check_model(trial, tuple(config.progressive_sizes))
         dataset = runs.open_dataset(config)
         config = planned(config, workdir, dataset, seconds_of_life() if exit_process else 0.0)
-        config, dataset, source = follow_weights(config, workdir, dataset, trial.unshaped_options())
+        config, dataset, source, followed = follow_weights(config, workdir, dataset, trial.unshaped_options())
         mesh = make_mesh(config.fsdp_devices)
         check_batch_size(config.batch_size, mesh)
         check_accumulation(config.batch_size, config.accumulate, mesh)
@@ -96,7 +100,7 @@ def train(
             }
         )
         connect(mesh)
-        initial_weights = first_weights(config, source, model, dataset)
+        initial_weights, begins = first_weights(config, source, model, dataset)
         check_claim = _no_claim
         if processes.is_main():
             check_claim = stack.enter_context(Claim(workdir)).check
@@ -133,6 +137,13 @@ def train(
             check_claim=check_claim,
             meta=meta,
         )
+        step, final = (found[0], found[1]["metrics"] or {}) if found else (0, {})
+        patience = Patience(config.patience, config.patience_metric, found[1].get("patience") if found else None)
+        finished = bool(final) and (step >= timetable.total or patience.ran_out)
+        if not finished and processes.is_main():
+            begins = f"resuming from step {step} of {timetable.total}" if step else begins
+            begins = begins or f"new weights, seed {config.seed}"
+            show_opening(opening(setup, model, trained=rules.note, begins="; ".join([begins, *followed])))
         if found:
             start = _restore(setup, *found)
         else:
@@ -140,21 +151,10 @@ def train(
             start = StartingPoint(initialize(state, initial_weights, stepping.optimizer) if initial_weights else state)
         if processes.is_main():
             layout.write_config(workdir, config)
-        if rules.note:
-            say(rules.note)
-        step, final = int(start.state.step), start.metrics
-        patience = Patience(config.patience, config.patience_metric, start.patience)
-        if final and (step >= timetable.total or patience.ran_out):
-            early = "" if step >= timetable.total else f"it stopped early, for {patience.reason()}; "
-            more = "--config.patience=0, or a larger one," if early else "more --config.epochs"
-            say(
-                f"already finished at step {step}: {said(final, SCORES)}; {early}nothing to do; to go on, "
-                f"give {more} with --allow_config_change"
-            )
+        if finished:
+            say(_why_finished(step, timetable.total, final, patience))
             _plot(workdir)
         else:
-            if step:
-                say(f"resuming from step {step} of {timetable.total}")
             final = _train_to_the_end(setup, start)
     waiting = exit_on_signal(exit_process, "after its last step") if exit_process else contextlib.nullcontext()
     with waiting:
@@ -186,11 +186,22 @@ def _restore(setup: Setup, step: int, meta: dict[str, Any]) -> StartingPoint:
     return StartingPoint(state, meta["metrics"], meta["salt"], meta["guard"], meta.get("patience"))
 
 
+def _why_finished(step: int, total: int, final: Mapping[str, Any], patience: Patience) -> str:
+    """What is said of a run of which nothing is left to do, and how to go on."""
+    early = "" if step >= total else f"it stopped early, for {patience.reason()}; "
+    more = "--config.patience=0, or a larger one," if early else "more --config.epochs"
+    return (
+        f"already finished at step {step}: {said(final, SCORES)}; {early}nothing to do; to go on, give {more} with "
+        "--allow_config_change"
+    )
+
+
 def _train_to_the_end(setup: Setup, start: StartingPoint) -> dict[str, float]:
     """Trains; where the run diverges, goes back to a checkpoint and continues with other images."""
     first, main = int(start.state.step), processes.is_main()
+    found: dict[str, Any] = {"after_step": first, "evaluated": bool(start.metrics), "writes": main}
     with (
-        MetricsLog(setup.workdir, after_step=first, evaluated=bool(start.metrics), writes=main) as log,
+        MetricsLog(setup.workdir, setup.config.loggers, configuration.of_result(setup.config), **found) as log,
         TrainProgress(setup.timetable.total, first, quiet=not main, work=setup.work) as progress,
     ):
         while True:
@@ -199,6 +210,7 @@ def _train_to_the_end(setup: Setup, start: StartingPoint) -> dict[str, float]:
             del start  # and below the loop: there may be no memory for two states
             try:
                 final, data_wait = loop.run()
+                log.finish(final)
                 break
             except RunDivergedError as error:
                 reason = str(error)

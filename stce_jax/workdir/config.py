@@ -28,8 +28,8 @@ from stce_jax.workdir.spelling import meant
 from stce_jax.workdir.values import check_kinds, leaves
 
 SHIPPED = Path(str(configs.__file__)).parent
-# Keys that say where and how fast a run computes, never what: they may change between a run and its resumption, and
-# between the processes of a run.
+# Keys that say where and how fast a run computes and where its numbers go, never what: they may change between a run
+# and its resumption, and between the processes of a run.
 PLACE_KEYS = (
     "data_dir",
     "loader_threads",
@@ -39,6 +39,7 @@ PLACE_KEYS = (
     "fsdp_devices",
     "step_timeout",
     "keep_checkpoints",
+    "loggers",
 )
 
 
@@ -174,6 +175,13 @@ def differences(old: config_dict.ConfigDict, new: config_dict.ConfigDict) -> lis
     pairs = {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
     # An empty text is shown as one, or the line would end in the air.
     return [f"{key}: {' -> '.join(str(value) or repr(value) for value in pair)}" for key, pair in pairs.items()]
+
+
+def of_result(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """{"model.name": ..., ...} of the keys that a result can depend on: without `PLACE_KEYS` and unused options."""
+    names = parts.chosen(config.model)
+    flat = flatten(config)
+    return {key: flat[key] for key in flat if key not in PLACE_KEYS and parts.reads(key, names)}
 
 
 def to_dict(config: config_dict.ConfigDict, *, places: bool = True) -> dict[str, Any]:

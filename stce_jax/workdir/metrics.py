@@ -1,40 +1,38 @@
-"""What a run measures: `metrics.jsonl` (one object per line), TensorBoard events, and `skipped.jsonl`."""
+"""What a run measures: `metrics.jsonl` (one object per line), what `loggers` make of it, and `skipped.jsonl`."""
 
 import contextlib
 import errno
 import json
 import math
 import os
-import secrets
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, Self
-
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from stce_jax.errors import ConfigError
 from stce_jax.paths import first_line, is_remote, open_path, write_bytes
 from stce_jax.platform import terminal
 from stce_jax.workdir.claim import LostClaimError
+from stce_jax.workdir.loggers import LoggedRun, open_logs
 from stce_jax.workdir.metric_lines import FILE_NAME, Line, describe, parse, read_bytes, sort_out
 
+LOGGERS = "loggers"  # the directory of what services have
 DAMAGED_FILE_NAME = "metrics.jsonl.damaged"
 SKIPPED_FILE_NAME = "skipped.jsonl"
 
 
 class MetricsLog:
-    """A workdir's metrics.jsonl and TensorBoard events; a context manager.
+    """A workdir's metrics.jsonl, and the loggers that get the same lines; a context manager.
 
     In a local workdir each line is on disk once it is written. A remote workdir's files can only be written whole:
     `flush` copies them there; lines since the last flush are those that a resumed run writes again.
 
     Args:
       workdir: the directory; must exist, if it is local.
+      loggers: names of `loggers.LOGGERS`. What fails there ends nothing.
+      config: of the run, for loggers that keep it: keys with dots, and their values.
       after_step: the step that training resumes from. Lines of later steps, left by a run that died after writing
         them, are removed, so that each (split, step) occurs once.
       evaluated: whether that step's evaluation is done; if not, its line is removed, too.
@@ -42,7 +40,14 @@ class MetricsLog:
     """
 
     def __init__(
-        self, workdir: str | PurePath, *, after_step: int, evaluated: bool = True, writes: bool = True
+        self,
+        workdir: str | PurePath,
+        loggers: Sequence[str] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
+        *,
+        after_step: int,
+        evaluated: bool = True,
+        writes: bool = True,
     ) -> None:
         self._writes = writes
         if not writes:
@@ -54,8 +59,18 @@ class MetricsLog:
                 self._directory = Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix="stce_metrics")))
             else:
                 self._directory = Path(self._workdir)
-            self._times_opened = 0
-            self._open(read_bytes(workdir), after_step, evaluated)
+            lines, last = self._open(read_bytes(workdir), after_step, evaluated)
+        run = LoggedRun(
+            name=self._workdir.name,
+            config=config or {},
+            notes=self._workdir / LOGGERS,
+            directory=self._directory,
+            remote=is_remote(self._workdir),
+            lines=lines,
+            last=last,
+        )
+        self._summary: dict[str, float] | None = None
+        self._logs = open_logs(loggers, run)
 
     def __enter__(self) -> Self:
         return self
@@ -65,19 +80,22 @@ class MetricsLog:
     ) -> None:
         if self._writes:
             with self._closing:
+                lost = isinstance(error, LostClaimError)  # the files, and services' runs, are another job's by now
                 try:
-                    if not isinstance(error, LostClaimError):  # the files are another job's by now
+                    if not lost:
                         self.flush()
                 except ConfigError:
                     if error is None:  # else there is something more important to say
                         raise
                 finally:
-                    self._close()
+                    self._file.close()
+                    if not lost:
+                        self._logs.close(self._summary)
 
     def write(self, *, step: int, epoch: float, split: str, **values: float) -> None:
         """Writes one line; `values` are loss, top1 and top5 or map (fractions), learning_rate, images_per_second.
 
-        Values that are not finite become null, for JSON has no word for them; TensorBoard gets them as they are.
+        Values that are not finite become null, for JSON has no word for them; loggers get them as they are.
 
         Raises:
           ConfigError: it cannot be written.
@@ -85,19 +103,22 @@ class MetricsLog:
         if not self._writes:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        scalars = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in values.items()]
         with self._named_failures():
             line = _line({"step": step, "epoch": epoch, "split": split, **finite}).encode()
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+        self._logs.write({"step": step, "epoch": epoch, "split": split, **values})
+
+    def finish(self, summary: dict[str, float]) -> None:
+        """Says that the run is done, with its last evaluation."""
+        self._summary = summary
 
     def flush(self) -> None:
         """Returns once all is on disk, or in the remote workdir; to be called before a checkpoint is saved."""
         if not self._writes:
             return
+        self._logs.flush()
         with self._named_failures():
-            self._events.flush()
             os.fsync(self._file.fileno())
             if is_remote(self._workdir):
                 for path in self._directory.iterdir():
@@ -108,37 +129,28 @@ class MetricsLog:
         if not self._writes:
             return
         with self._named_failures():
-            self._close()
-            self._open(read_bytes(self._directory), step, evaluated)
+            self._file.close()
+            lines, last = self._open(read_bytes(self._directory), step, evaluated)
+        self._logs.rewind(lines, last)
         self.flush()
 
-    def _open(self, data: bytes, after_step: int, evaluated: bool) -> None:
+    def _open(self, data: bytes, after_step: int, evaluated: bool) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Keeps what is of the run by then: (its lines, of each split the last step that can be among them)."""
         path = self._directory / FILE_NAME
-        last = {"train": after_step, "eval": after_step if evaluated else after_step - 1}
+        last = {"train": after_step, "eval": after_step if evaluated else max(0, after_step - 1)}
         whole, damaged = sort_out(data)
         if damaged:
             self._set_aside([line.raw for line in damaged])
             terminal.warn(f"{self._workdir / FILE_NAME}: {describe(damaged)} moved to {DAMAGED_FILE_NAME}")
-        kept = [_plain(line) for line in whole if line.values["step"] <= last[line.values["split"]]]
-        write_bytes(path, b"".join(b"%s\n" % line for line in kept))
+        kept = [line for line in whole if line.values["step"] <= last[line.values["split"]]]
+        write_bytes(path, b"".join(b"%s\n" % _plain(line) for line in kept))
         self._file = path.open("ab", buffering=0)
-        self._times_opened += 1
-        # Not tensorboardX's SummaryWriter: that queues events for a thread, and its flush leaves them there. Files are
-        # named by the second, hence the number. It follows links, hence a name that nobody can foresee.
-        suffix = f".{self._times_opened}.{secrets.token_hex(8)}"
-        self._events = EventsWriter(str(self._directory / "events"), suffix)
-        # TensorBoard forgets what other files hold from this step on.
-        started = SessionLog(status=SessionLog.START)
-        self._events.write_event(Event(wall_time=time.time(), step=after_step + 1, session_log=started))
+        return [line.values for line in kept], last
 
     def _set_aside(self, lines: Sequence[bytes]) -> None:
         """Adds damaged lines to a file of their own: they may still tell somebody something."""
         before = read_bytes(self._workdir, DAMAGED_FILE_NAME)
         write_bytes(self._workdir / DAMAGED_FILE_NAME, before + b"".join(b"%s\n" % line for line in lines))
-
-    def _close(self) -> None:
-        self._file.close()
-        self._events.close()
 
     @contextlib.contextmanager
     def _named_failures(self) -> Iterator[None]:

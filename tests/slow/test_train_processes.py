@@ -144,7 +144,7 @@ def test_one_process_reads_what_two_wrote_and_goes_on(two_processes, stce_here, 
     assert f"top-1 {100 * logged['top1']:.2f}%" in done.stdout, done.stderr
     shutil.rmtree(workdir / "checkpoints" / "30")
     [(output, _)] = finish(start(workdir, data_dirs, count=1, devices=2), [0])
-    assert output.startswith("resuming from step 15 of 30\n")
+    assert "\nstart: resuming from step 15 of 30\n" in output
     np.testing.assert_allclose(losses(workdir), losses(two_processes[0]), rtol=1e-5)
 
 
@@ -190,7 +190,7 @@ def test_when_one_is_killed_the_other_ends_naming_it_and_both_can_go_on(data_dir
     wait_for_steps(workdir, processes, reached + 5)
     processes[0].terminate()
     (output, _), _ = finish(processes, [75, 75])
-    assert output.splitlines()[0].startswith("resuming from step ") or "\nresuming from step " in output
+    assert "\nstart: resuming from step " in output
 
 
 def test_other_configs_refuse_to_start_together(data_dirs, tmp_path):

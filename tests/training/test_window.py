@@ -17,7 +17,7 @@ def metrics(loss, skipped=0):
 def test_every_step_is_given_once_and_in_order():
     window = Window(batch_size=4)
     given = [[step for step, _ in window.add(step, metrics(step))] for step in range(1, 6)]
-    assert given == [[], [], [1], [2], [3]], "the host waits for other steps than the one two before"
+    assert given == [[1], [], [], [2], [3]], "the host waits for other steps than the first, and the one two before"
     assert [(step, values["loss"]) for step, values in window.drain()] == [(4, 4.0), (5, 5.0)]
     assert window.close()["loss"] == 3.0
 

@@ -1,6 +1,7 @@
 """The command line end to end: a tiny run, its workdir, resumption to the bit, and evaluation."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from helpers import TINY
 
 import stce_jax
+from stce_jax.analysis.costs import count_model
+from stce_jax.training.mesh import make_mesh
 from stce_jax.workdir.metric_lines import read_metrics
 
 
@@ -41,10 +44,35 @@ def test_workdir_holds_what_is_documented(tiny_run):
 def test_output_is_plain_lines_without_a_terminal(tiny_run):
     _, output = tiny_run
     assert "\x1b" not in output and "\r" not in output
-    first, *_, last = output.splitlines()
-    assert first.startswith("step 20/90  epoch 0.4")
-    assert "images/s  waiting " in first and "left" in output
-    assert last.startswith("finished: top-1 ") and "  waited for data " in last
+    lines = output.splitlines()
+    place = lines.index("compiling the step")
+    assert re.fullmatch(r"compiled the step in \d+\.\d s", lines[place + 1])
+    first, second = lines[place + 2 : place + 4]
+    assert re.fullmatch(r"step 1/90  epoch 0\.02  train  loss \d\.\d{3}  top-1 \d+\.\d%", first), "or it has a speed"
+    assert second.startswith("step 20/90  epoch 0.4")
+    assert "images/s  waiting " in second and "left" in output
+    assert lines[-1].startswith("finished: top-1 ") and "  waited for data " in lines[-1]
+
+
+def test_a_run_opens_with_what_it_is(tiny_run):
+    workdir, output = tiny_run
+    opening = dict(line.split(": ", 1) for line in output.partition("compiling")[0].splitlines())
+    run = stce_jax.load_run(workdir)
+    counted = count_model(run.model, 16)
+    batch = run.config.batch_size
+    devices = make_mesh().size
+    assert opening["model"] == "vit_ti_stce: body vit, embedding stce, reduction none"
+    assert opening["parameters"] == f"{counted['parameters']:,}"
+    assert opening["multiply-adds"] == f"{counted['multiply_adds']:,} an image of 16 pixels"
+    assert opening["data"].startswith("digits in ")
+    assert opening["data"].endswith(": training on 1,437 images, evaluating on 360, 10 classes")
+    assert opening["image size"] == "16 pixels"
+    assert opening["batch"] == f"{batch} images, {batch // devices} on each device"
+    assert opening["epochs"] == "2, 90 steps, an evaluation every 1"
+    assert opening["optimizer"] == "adamw, learning rate 0.003, cosine after 0.5 epochs of warm-up, weight decay 0.05"
+    assert opening["devices"] == f"{devices} of cpu" and opening["dtype"] == "float32"
+    assert opening["workdir"].endswith("/tiny: metrics.jsonl, tensorboard")
+    assert opening["start"] == "new weights, seed 0" and len(opening) == 12
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from stce_jax.analysis.curves import plot_curves
-from stce_jax.training.progress import TrainProgress
+from stce_jax.training import progress as progress_module
+from stce_jax.training.progress import TrainProgress, show_opening
 from stce_jax.workdir.metric_lines import read_metrics
 from stce_jax.workdir.metrics import MetricsLog
 
@@ -361,6 +362,57 @@ def test_a_terminal_gets_a_live_line(no_terminal, monkeypatch, capsys, variable)
     assert "step 150/1000  epoch 1.50  eval   loss 1.234" in plain, "what should stay does not"
     assert "[bold]a line[/bold]" in plain
     assert "train" not in plain, "plain lines beside the live one"
+
+
+def as_terminal(monkeypatch):
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color"), ("COLUMNS", "100")):
+        monkeypatch.setenv(name, value)
+
+
+def shown(text):
+    """A terminal's text without what moves and colours it."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def test_compiling_is_two_lines_without_a_terminal(no_terminal, capsys):
+    with TrainProgress(10, 0) as progress, progress.compiling("the step"):
+        assert capsys.readouterr().out == "compiling the step\n"
+    assert re.fullmatch(r"compiled the step in 0\.\d s\n", capsys.readouterr().out)
+
+
+def test_a_clock_runs_on_a_terminal_while_it_compiles(no_terminal, monkeypatch, capsys):
+    as_terminal(monkeypatch)
+    now = itertools.count(1000, 83)
+    monkeypatch.setattr(progress_module, "time", types.SimpleNamespace(monotonic=lambda: float(next(now))))
+    with TrainProgress(10, 0) as progress:
+        with progress.compiling("the step"):
+            progress._bar.refresh()
+        progress.first(1, 0.1, {"loss": 2.5, "top1": 0.25})
+        progress._bar.refresh()
+    out = capsys.readouterr().out
+    assert "compiling the step, 83 s" in shown(out) and "compiling the step\n" not in shown(out)
+    assert re.search(r"compiled the step in \d+\.0 s", shown(out)) and "loss 2.500  top-1 25.0%" in shown(out)
+    assert "\x1b[?25l" not in out, "a signal that ends the process would leave the terminal without a cursor"
+
+
+def test_an_error_ends_the_clock(no_terminal, monkeypatch, capsys):
+    as_terminal(monkeypatch)
+    with pytest.raises(MemoryError), TrainProgress(10, 0) as progress, progress.compiling("the step"):
+        raise MemoryError
+    assert "compiled" not in capsys.readouterr().out
+    assert not progress._bar.live.is_started
+
+
+def test_an_opening_is_a_table_on_a_terminal_and_lines_elsewhere(no_terminal, monkeypatch, capsys):
+    rows = {"model": "vit [bold]", "data": "q" * 150 + "\x1b[2J", "start": "new"}
+    show_opening(rows)
+    assert capsys.readouterr().out.splitlines() == ["model: vit [bold]", f"data: {'q' * 150}\\x1b[2J", "start: new"]
+    as_terminal(monkeypatch)
+    show_opening(rows)
+    out = capsys.readouterr().out
+    assert "\x1b[2J" not in out and "vit [bold]" in shown(out), "text of others steers the terminal"
+    lines = shown(out).splitlines()
+    assert {len(line) for line in lines} == {100} and shown(out).count("q") == 150, "a long value is cut or runs over"
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(no_terminal, monkeypatch, capsys):
