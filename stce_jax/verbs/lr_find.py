@@ -112,7 +112,8 @@ def _train(config: Any, output: epath.PathLike, rates: Any, spread: float) -> tu
     model = runs.build_model(config, len(dataset.class_names))
     rules = optimization.parameter_rules(config, model)
     weights, begins = first_weights(config, source, model, dataset)
-    say(*filter(None, (begins, *followed)))
+    for line in filter(None, (begins, *followed)):
+        say(line)
     first, last = (
         peak_learning_rate(float(rate), config.optimizer.learning_rate_scaling, config.batch_size)
         for rate in (rates[0], rates[-1])
