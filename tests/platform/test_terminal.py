@@ -24,7 +24,7 @@ DOOR = PACKAGE / "platform" / "terminal.py"
 # What else may write, and why.
 OTHERS = {
     "commands/completion.py": {"sys.stdout.write"},  # a script of our own words
-    "training/progress.py": {"self._console.print"},  # rich, of numbers, and of what is escaped there
+    "training/progress.py": {"self._console.print", "console.print"},  # rich, of numbers, and what is escaped there
 }
 STEERING = "\x1b]0;title\x07\x1b[2J\r\x08\x7f\x9b31m\u202e\u2066\u200f\u2028\x00\udcff"
 UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
