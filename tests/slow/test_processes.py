@@ -355,6 +355,8 @@ def test_a_cut_link_ends_both_hosts(scenarios):
         pytest.skip(why_no_hosts())
     for index in (0, 1):
         other = f"stce: process {1 - index} on stce-host{1 - index} does not answer since 30 s .*"
+        if index:  # on a busy machine the kernel may give process 0's connection up before that, and JAX ends at once
+            other = rf"{other}|stce: process 0 on stce-host0 has ended or cannot be reached .*"
         check_end(done, index, other, 75)
 
 

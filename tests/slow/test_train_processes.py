@@ -152,7 +152,7 @@ def test_both_end_early_at_the_same_evaluation(data_dirs, tmp_path):
     still = [f"--config.optimizer.{rate}learning_rate=0" for rate in ("", "warmup_", "final_")]
     words = (*still, "--config.epochs=50", "--config.eval_every=0.5", "--config.patience=2")
     [(output, errors), (other, _)] = finish(start(tmp_path / "run", data_dirs, *words), [0, 0])
-    assert "stopped early at epoch " in output and " of 50: no better top-1 in 2 evaluations than" in output, errors
+    assert "stopped early at epoch " in output and " of 50: no better score in 2 evaluations than" in output, errors
     assert len([line for line in read_metrics(tmp_path / "run") if line["split"] == "eval"]) == 3
     assert without_gloo(other) == []
 
