@@ -28,10 +28,10 @@ from stce_jax.training.step import make_eval_step
 IN_FLIGHT = 3  # evaluation steps that are on the devices at a time
 
 
-def eval_step(model: Body, dataset: Any, *, deterministic: bool = False) -> Any:
-    """The jitted evaluation step of a model on a dataset's pixels."""
+def eval_step(model: Body, dataset: Any, mesh: Mesh, *, deterministic: bool = False) -> Any:
+    """The jitted evaluation step of a model on a dataset's pixels, its variables on a mesh."""
     normalize = functools.partial(augment.normalize, mean=dataset.mean, std=dataset.std)
-    return make_eval_step(model, normalize, deterministic=deterministic)
+    return make_eval_step(model, normalize, mesh, deterministic=deterministic)
 
 
 def mean_metrics(

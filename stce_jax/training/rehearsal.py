@@ -166,7 +166,7 @@ def _time_evaluation(
     rows = round_up(config.eval_batch_size, mesh)
     count = min(len(dataset.val), EVALUATED * rows)
     settings: Any = jax.config
-    step = eval_step(model, dataset, deterministic=config.deterministic)
+    step = eval_step(model, dataset, mesh, deterministic=config.deterministic)
 
     def evaluate(step: Any, views: Views) -> float:
         start = clock()
@@ -176,7 +176,7 @@ def _time_evaluation(
     one = runs.eval_views(config, dataclasses.replace(dataset, val=_First(dataset.val, 1)))
     compiled = evaluate(step, one) - evaluate(step, one)
     if settings.jax_compilation_cache_dir:  # the run finds the same program there
-        again = eval_step(model, dataset, deterministic=config.deterministic)
+        again = eval_step(model, dataset, mesh, deterministic=config.deterministic)
         compiled = evaluate(again, one) - evaluate(again, one)
     some = runs.eval_views(config, dataclasses.replace(dataset, val=_First(dataset.val, count)))
     first, second = evaluate(step, some), evaluate(step, some)

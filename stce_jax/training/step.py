@@ -26,6 +26,7 @@ from stce_jax.recipe.losses import cross_entropy, soft_target_cross_entropy, top
 from stce_jax.recipe.optimizers import Optimizer
 from stce_jax.recipe.parameters import Frozen, merge, split
 from stce_jax.training.frozen import apply_with, average_unless
+from stce_jax.training.gathering import gathering_apply
 from stce_jax.training.left import LOSSES, METRICS, added_loss, left_metrics
 from stce_jax.training.mesh import batch_sharding, replicated, state_shardings
 from stce_jax.training.state import TrainState
@@ -97,7 +98,7 @@ def make_train_step(
         images, targets = augment(augment_key, state.step, batch["image"], batch["label"])
         dropout_key = jax.random.fold_in(dropout_key, state.step)
         batches = (images, targets) if accumulate == 1 else _split((images, targets), accumulate, mesh)
-        apply, variables = _trained(model, optimizer, state, frozen)
+        apply, variables = _trained(model, optimizer, state, frozen, mesh)
         backward = _forward_backward if accumulate == 1 else _accumulate
         gradients, statistics, metrics, left = backward(apply, variables, batches, dropout_key)
         finite = jnp.isfinite(metrics["loss"])
@@ -124,7 +125,7 @@ def make_train_step(
     return processes.compile_together(step)
 
 
-def make_eval_step(model: Body, normalize: Normalize, *, deterministic: bool = False) -> Any:
+def make_eval_step(model: Body, normalize: Normalize, mesh: Mesh, *, deterministic: bool = False) -> Any:
     """Compiles (variables, batch) -> sums over the batch: "loss", "top1", "top5" and "count", float32 scalars.
 
     To these come the sums of what modules leave for the log, see `left`.
@@ -132,15 +133,17 @@ def make_eval_step(model: Body, normalize: Normalize, *, deterministic: bool = F
     Args:
       model: called as model(images, train=False).
       normalize: see `augment.normalize`.
+      mesh: see `make_mesh`; on which the variables lie.
       deterministic: see `make_train_step`.
 
     Returns:
       A jitted function; its batch is that of a training step, with "weight" float32 [B]: 0 for the images that only
       fill the batch up. See `carries_flag` for its argument `after`, which makes steps wait for one another.
     """
+    apply = gathering_apply(model, mesh)
 
     def eval_step(variables: Any, batch: dict[str, Array]) -> Metrics:
-        logits, left = model.apply(variables, normalize(batch["image"]), train=False, mutable=[METRICS])
+        logits, left = apply(variables, normalize(batch["image"]), train=False, mutable=[METRICS])
         weight = batch["weight"]
         loss = cross_entropy(logits, batch["label"])
         top1, top5 = top_hits(logits, batch["label"])
@@ -181,12 +184,14 @@ def step_keys(key: Key[Array, ""]) -> Key[Array, "2"]:
     return jax.random.split(key)
 
 
-def _trained(model: Body, optimizer: Optimizer, state: TrainState, frozen: Frozen | None) -> tuple[Apply, Any]:
+def _trained(
+    model: Body, optimizer: Optimizer, state: TrainState, frozen: Frozen | None, mesh: Mesh
+) -> tuple[Apply, Any]:
     """(the model as a function, the variables that its gradients are taken at, without frozen parameters)."""
-    apply, params = model.apply, state.variables["params"]
+    apply, params = gathering_apply(model, mesh), state.variables["params"]
     if frozen is not None:
         params, rest = split(params, frozen)
-        apply = apply_with(model, rest, frozen)
+        apply = apply_with(apply, rest, frozen)
     gradient_point = getattr(optimizer, "gradient_point", None)
     if gradient_point is not None:
         params = gradient_point(params, state.optimizer)

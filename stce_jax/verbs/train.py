@@ -119,7 +119,7 @@ def train(
             work=work_of_sizes(model, sizes),
             mixed_steps=mixed,
             key=run_key(config.seed, mesh),
-            eval_step=eval_step(model, dataset, deterministic=config.deterministic),
+            eval_step=eval_step(model, dataset, mesh, deterministic=config.deterministic),
             val_views=runs.eval_views(config, dataset),
             checkpoints=checkpoints,
             stop=stop,
