@@ -54,13 +54,26 @@ class Program:
                 self.operations[name] = Operation(len(self.operations), name, kind, _results(made), takes, rest)
 
     def collectives(self):
-        """Those of the whole program, that is of loops and branches, too: (kind, bytes, the line) of each."""
-        found = []
+        """(kind, bytes of the result, line) of each in the whole program, in loops and branches, too.
+
+        A TPU's program holds the stages of one collective in several places, under the number of its channel; a
+        reduce-scatter is there a computation that begins with "all-reduce-scatter".
+        """
+        found, computation = {}, ""
         for line in self._text.splitlines():
+            if line.endswith("{") and not line.startswith(" "):
+                computation = line.lstrip("%")
             match = _LINE.match(line)
-            if match and match[3].removesuffix("-start") in KINDS:
-                found.append((match[3].removesuffix("-start"), sum(size for _, size in _results(match[2])), line))
-        return found
+            kind = match[3].removesuffix("-start") if match else ""
+            if kind not in KINDS:
+                continue
+            kind = "reduce-scatter" if computation.startswith("all-reduce-scatter") else kind
+            channel = re.search(r"channel_id=(\d+)", line)
+            results = [size for _, size in _results(match[2])]
+            if match[3] == "collective-permute-start":  # what is sent, what comes, two counters
+                results = results[1:2]
+            found[kind, channel[1] if channel else match[1]] = (kind, sum(results), line)
+        return list(found.values())
 
     def of_kind(self, kind):
         return [operation for operation in self.operations.values() if operation.kind.removesuffix("-start") == kind]
@@ -113,7 +126,9 @@ class Program:
         inner = [_LINE.match(line).groups() for line in body.splitlines()]
         number = operation.takes.index(taken)
         (given,) = (name for name, _, kind, rest in inner if kind == "parameter" and rest.startswith(f"{number})"))
-        return all(kind == "dynamic-slice" for _, _, kind, rest in inner if re.search(rf"%{re.escape(given)}[,)]", rest))
+        return all(
+            kind == "dynamic-slice" for _, _, kind, rest in inner if re.search(rf"%{re.escape(given)}[,)]", rest)
+        )
 
 
 def _results(made):

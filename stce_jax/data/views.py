@@ -180,8 +180,9 @@ class Stream:
       seed: of order and crops.
       salt: of the order; another one when a run is rolled back, so that other images follow.
       repeats: how often in a row an image comes.
-      first: position of this process's first row of its first batch.
-      rows, batch_size: of this process's part of a batch, of the whole.
+      position: of the first batch's first image.
+      places: of this process's rows, which images of a batch they hold, counted in the stream's order.
+      batch_size: of the whole batch.
       size_of: number of a batch, from 0 -> side of its views in pixels; None: the views' own.
     """
 
@@ -192,19 +193,19 @@ class Stream:
         seed: int,
         salt: int,
         repeats: int,
-        first: int,
-        rows: int,
+        position: int,
+        places: Int[np.ndarray, "rows"],
         batch_size: int,
         size_of: Callable[[int], int] | None = None,
     ) -> None:
         self._views, self._seed = views, seed
         self._index = functools.partial(image_index, count=len(views), seed=seed, salt=salt, repeats=repeats)
-        self._first, self._rows, self._batch_size, self._size_of = first, rows, batch_size, size_of
+        self._position, self._places, self._batch_size, self._size_of = position, places, batch_size, size_of
 
     def example(self, number: int) -> Example:
         """Example `number`, 0 or more; its crop depends on its position in the shared stream alone."""
-        step, row = divmod(number, self._rows)
-        position = self._first + step * self._batch_size + row
+        step, row = divmod(number, len(self._places))
+        position = self._position + step * self._batch_size + int(self._places[row])
         draws = np.random.Generator(np.random.Philox(key=(self._seed, position)))
         size = self._size_of(step) if self._size_of else None
         image, label = self._views.view(self._index(position), draws, size)

@@ -28,6 +28,7 @@ from stce_jax.paths import first_line
 from stce_jax.processes import peers as processes
 from stce_jax.processes.speaking import say, warn
 from stce_jax.recipe import augment
+from stce_jax.recipe.mixing import place_in_batch
 from stce_jax.training.mesh import connect, make_mesh, sharded_shapes
 from stce_jax.training.options import check_options, check_saved, on_devices
 from stce_jax.training.other_reduction import only, with_reduction
@@ -230,6 +231,7 @@ def train_batches(
         timeout=config.loader_timeout,
         stop=stop,
         size_of=size_of,
+        places=place_in_batch(np.arange(config.batch_size), config.batch_size),
     )
 
 
