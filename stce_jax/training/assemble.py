@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from ml_collections import config_dict
 
 from stce_jax.data import catalog, loader
@@ -231,7 +231,7 @@ def train_batches(
         timeout=config.loader_timeout,
         stop=stop,
         size_of=size_of,
-        places=place_in_batch(np.arange(config.batch_size), config.batch_size),
+        places=_places(config),
     )
 
 
@@ -249,11 +249,15 @@ def train_views(config: config_dict.ConfigDict, dataset: Dataset) -> Views:
 
 
 def batch_names(config: config_dict.ConfigDict, dataset: Dataset, position: int, salt: int) -> list[str]:
-    """The names of the images of the global batch that begins at a position of the stream."""
+    """The names of the images of the global batch that begins at a position of the stream, row by row."""
     images = _train(dataset)
     order = {"count": len(images), "seed": config.seed, "salt": salt, "repeats": config.augment.repeats}
-    positions = range(position, position + config.batch_size)
-    return [images.name(image_index(place, **order)) for place in positions]
+    return [images.name(image_index(position + int(place), **order)) for place in _places(config)]
+
+
+def _places(config: config_dict.ConfigDict) -> Int[np.ndarray, "B"]:
+    """Which image of a batch, counted in the order of the stream, each of its rows holds."""
+    return place_in_batch(np.arange(config.batch_size), config.batch_size)
 
 
 def eval_views(
