@@ -4,18 +4,20 @@
     JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=8 python benchmarks/scaling_model.py --collectives
 
 The second command compiles the real train step for eight CPU devices, runs nothing, and counts what the devices would
-send each other: that holds the formulas against the program.
+send each other: that holds the formulas against the program. With `--topology v5e:2x4` it compiles for eight TPUs,
+which needs libtpu (`pip install "jax[tpu]"`) but no TPU.
 """
 
 import argparse
 import collections
 import math
-import re
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from collectives import Program
+from jax.experimental import topologies
 from measure import markdown_table
 
 from stce_jax.data.catalog import IMAGENET_MEAN, IMAGENET_STD
@@ -23,10 +25,10 @@ from stce_jax.errors import ConfigError
 from stce_jax.models.factory import model_options
 from stce_jax.recipe.optimizers import peak_learning_rate
 from stce_jax.training import assemble as runs
-from stce_jax.training.mesh import batch_sharding, check_batch_size, make_mesh, state_shardings
+from stce_jax.training.mesh import batch_sharding, check_batch_size, make_mesh, replicated, sharded_shapes
 from stce_jax.training.optimization import build_optimizer
 from stce_jax.training.state import abstract_state
-from stce_jax.training.step import make_train_step, run_key
+from stce_jax.training.step import make_train_step
 from stce_jax.verbs.summary import summarize
 from stce_jax.workdir import config as configuration
 
@@ -159,35 +161,54 @@ def recipe_rows():
     return rows
 
 
-def collective_rows(fsdp_devices):
-    """Compiles the step of `vit_s_stce` and lists what its devices send each other."""
+def made_up_devices(topology):
+    """Eight devices to compile for: this machine's, or those of TPUs that nobody needs to have, such as "v5e:2x4"."""
+    if not topology:
+        return jax.devices()
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+
+
+def compiled_step(fsdp_devices, devices):
+    """(the compiled training step of `vit_s_stce`, shapes of its state)."""
     config = configuration.load_config("stce_vit_s", ["--config.augment.rand_augment=", "--config.augment.erase=0"])
     dataset = SimpleNamespace(train=range(IMAGES), class_names=range(100), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     model = runs.build_model(config, 100)
     _, optimizer = build_optimizer(config, runs.build_timetable(config, dataset))
-    mesh = make_mesh(fsdp_devices)
-    state = abstract_state(model, optimizer, image_size=config.image_size, with_ema=True)
+    mesh = make_mesh(fsdp_devices, devices)
+    state = sharded_shapes(abstract_state(model, optimizer, image_size=config.image_size, with_ema=True), mesh)
     own = {"ema_decay": EMA_DECAY, "state": state, "mesh": mesh}
     step = make_train_step(model, optimizer, runs.build_augment(config, dataset), **own)
-    state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state,
-        state_shardings(state, mesh),
-    )
     batch, size = config.batch_size, config.image_size
     batch = {
         "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8, sharding=batch_sharding(mesh)),
         "label": jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh)),
     }
-    program = re.sub(r"/\*.*?\*/", "", step.lower(state, batch, run_key(0, mesh)).compile().as_text())
-    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=replicated(mesh))
+    return step.lower(state, batch, key).compile(), state
+
+
+def collective_rows(fsdp_devices, devices):
+    """What the devices send each other in a step of `vit_s_stce`, one row for each kind of collective."""
+    compiled, _ = compiled_step(fsdp_devices, devices)
+    program = Program(compiled.as_text())
     number, sizes = collections.Counter(), collections.Counter()
-    for shapes, kind in re.findall(rf"= (\([^=]*?\)|\S+) ({kinds})(?:-start)?\(", program):
+    for kind, size, _ in program.collectives():
         number[kind] += 1
-        for bits, sides in re.findall(r"[a-z]+(\d+)\[([\d,]*)\]", shapes):
-            sizes[kind] += int(bits) // 8 * math.prod(int(side) for side in sides.split(",") if side)
+        sizes[kind] += size
+    reductions = [(made, index) for made in program.of_kind("all-reduce") for index in range(len(made.results))]
+    parts = sum(made.results[index][1] for made, index in reductions if program.is_scattered(made, index))
+    notes = {
+        "all-gather": f"{program.most_gathered():,} at a time",
+        "all-reduce": f"{parts:,} read in parts alone" if parts else "",
+    }
     return [
-        {"fsdp_devices": fsdp_devices, "operation": kind, "number": number[kind], "result, bytes": f"{sizes[kind]:,}"}
+        {
+            "fsdp_devices": fsdp_devices,
+            "operation": kind,
+            "number": number[kind],
+            "result, bytes": f"{sizes[kind]:,}",
+            "of these, bytes": notes.get(kind, ""),
+        }
         for kind in sorted(number)
     ]
 
@@ -196,9 +217,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--utilisation", type=float, default=0.3, help="share of the peak that is reached (0.3)")
     parser.add_argument("--collectives", action="store_true", help="compile for the devices there are, and count")
+    parser.add_argument("--topology", help='TPUs to compile for in place of devices, such as "v5e:2x4" (libtpu)')
     options = parser.parse_args()
     if options.collectives:
-        print(markdown_table(collective_rows(1) + collective_rows(len(jax.devices()) // 2)))
+        devices = made_up_devices(options.topology)
+        print(markdown_table([row for parts in (1, 4, 8) for row in collective_rows(parts, devices)]))
         return
     models = {}
     for name in ("vit_s_stce", "vit_b_stce"):

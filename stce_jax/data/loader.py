@@ -1,9 +1,9 @@
 """From views of images to batches on the devices.
 
 The order of training examples, and every host-side draw, is a pure function of (seed, salt, position in the stream),
-and a global batch takes the next positions, row by row. A loader that starts at any position, with any batch size, any
-number of threads, workers or processes, continues the same stream. A process loads the rows that its devices hold: of P
-processes, number p the p-th P-th of every global batch.
+and a global batch takes the next positions, in an order that the caller may choose. A loader that starts at any
+position, with any batch size, any number of threads, workers or processes, continues the same stream. A process loads
+the rows that its devices hold: of P processes, number p the p-th P-th of every global batch.
 
 Shape letters: B images of a global batch.
 """
@@ -18,6 +18,7 @@ import grain
 import jax
 import numpy as np
 from absl import flags
+from jaxtyping import Int
 
 from stce_jax.data.feeder import Feeder, prepare_worker
 from stce_jax.data.order import Order
@@ -42,6 +43,7 @@ def train_batches(
     timeout: float,
     stop: Callable[[], bool] | None = None,
     size_of: Callable[[int], int] | None = None,
+    places: Int[np.ndarray, "B"] | None = None,
 ) -> Feeder:
     """This process's share of every global batch from a position of the stream on, without end.
 
@@ -55,14 +57,16 @@ def train_batches(
       workers: processes that decode instead, each in one thread; 0: none.
       timeout, stop: see `Feeder`.
       size_of: see `Stream`; picklable if there are workers.
+      places: which image of a global batch each row holds, counted in the stream's order; None: each its own.
 
     Returns:
       An iterator over {"image": uint8 [B / processes, size, size, 3], "label": int32 [B / processes]}, or int32 [B /
       processes, classes] of images with several labels, see `records.Record`; to be closed.
     """
     rows = batch_size // jax.process_count()
-    first = position + jax.process_index() * rows
-    stream = Stream(views, order, seed=seed, first=first, rows=rows, batch_size=batch_size, size_of=size_of)
+    places = np.arange(batch_size) if places is None else places
+    own: dict[str, Any] = {"position": position, "places": places[jax.process_index() * rows :][:rows]}
+    stream = Stream(views, order, seed=seed, **own, batch_size=batch_size, size_of=size_of)
     examples = grain.MapDataset.range(sys.maxsize).map(stream.example)
     if workers:
         _check_semaphores()

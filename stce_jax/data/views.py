@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypedDict
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from stce_jax.data.crops import center_crop, open_for_crops, random_resized_crop
 from stce_jax.data.large_jpegs import LargeJpeg
@@ -185,8 +185,9 @@ class Stream:
       views: see `Views`.
       order: of the images, see `make_order`.
       seed: of the crops.
-      first: position of this process's first row of its first batch.
-      rows, batch_size: of this process's part of a batch, of the whole.
+      position: of the first batch's first image.
+      places: of this process's rows, which images of a batch they hold, counted in the stream's order.
+      batch_size: of the whole batch.
       size_of: number of a batch, from 0 -> side of its views in pixels; None: the views' own.
     """
 
@@ -196,18 +197,18 @@ class Stream:
         order: Order,
         *,
         seed: int,
-        first: int,
-        rows: int,
+        position: int,
+        places: Int[np.ndarray, "rows"],
         batch_size: int,
         size_of: Callable[[int], int] | None = None,
     ) -> None:
         self._views, self._order, self._seed = views, order, seed
-        self._first, self._rows, self._batch_size, self._size_of = first, rows, batch_size, size_of
+        self._position, self._places, self._batch_size, self._size_of = position, places, batch_size, size_of
 
     def example(self, number: int) -> Example:
         """Example `number`, 0 or more; its crop depends on its position in the shared stream alone."""
-        step, row = divmod(number, self._rows)
-        position = self._first + step * self._batch_size + row
+        step, row = divmod(number, len(self._places))
+        position = self._position + step * self._batch_size + int(self._places[row])
         draws = np.random.Generator(np.random.Philox(key=(self._seed, position)))
         size = self._size_of(step) if self._size_of else None
         image, label = self._views.view(self._order(position), draws, size)

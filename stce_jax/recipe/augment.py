@@ -1,8 +1,8 @@
 """On the device, inside the jitted step: everything that is done to a batch between the loader and the model.
 
 `make_augment` assembles the table `parts.PARTS`. An image's draws depend on the seed, on its position in the stream
-(step x batch + row) and on the part's name, the batch's on the seed, the step and the part's name: the same for any
-sharding, and whatever other parts there are.
+(step x batch + its place in the batch, see `mixing.place_in_batch`) and on the part's name, the batch's on the seed,
+the step and the part's name: the same for any sharding, and whatever other parts there are.
 
 Shape letters: B batch, H W image height and width.
 """
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from stce_jax.errors import ConfigError, check_range, shown
 from stce_jax.recipe.erasing import random_erasing
 from stce_jax.recipe.geometry import affine, rotate, shear_x, shear_y, translate_x, translate_y
-from stce_jax.recipe.mixing import mix, soft_label_sets, soft_targets
+from stce_jax.recipe.mixing import mix, place_in_batch, soft_label_sets, soft_targets
 from stce_jax.recipe.parts import PARTS
 from stce_jax.recipe.pixels import (
     autocontrast,
@@ -172,7 +172,8 @@ def make_augment(
     ) -> tuple[Float[Array, "B H W 3"], Float[Array, "B classes"]]:
         image_key, batch_key = jax.random.split(key)
         batch = images.shape[0]
-        positions = jnp.asarray(step).astype(jnp.uint32) * batch + jnp.arange(batch, dtype=jnp.uint32)
+        places = place_in_batch(jnp.arange(batch, dtype=jnp.uint32), batch)
+        positions = jnp.asarray(step).astype(jnp.uint32) * batch + places
         if offset:
             positions -= np.uint32(offset % 2**32)
         keys = _part_keys(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(image_key, positions), singles)

@@ -3,6 +3,8 @@
 Shape letters: B batch, H W image height and width.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -32,7 +34,8 @@ def mix(
 ) -> tuple[Float[Array, "B H W 3"], Float[Array, "B classes"]]:
     """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of a batch with itself in reverse order, as in DeiT.
 
-    One lambda for a batch; CutMix's is corrected to the area that its box keeps within the image.
+    The image of place i is mixed with that of place B - 1 - i, its neighbour, see `place_in_batch`. One lambda for a
+    batch; CutMix's is corrected to the area that its box keeps within the image.
 
     Args:
       key: of this batch.
@@ -46,7 +49,7 @@ def mix(
     if not mixup and not cutmix:
         return images, targets
     switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 4)
-    other_images, other_targets = images[::-1], targets[::-1]
+    other_images, other_targets = _partners(images), _partners(targets)
     _, height, width, _ = images.shape
     keep = jax.random.beta(mixup_key, mixup, mixup) if mixup else 1.0
     blend = keep
@@ -59,6 +62,27 @@ def mix(
         blend = jnp.where(use_cutmix, 1.0, blend)  # CutMix blends nothing outside its box
     images = jnp.where(inside, other_images, blend * images + (1.0 - blend) * other_images)
     return images, keep * targets + (1.0 - keep) * other_targets
+
+
+def place_in_batch(row: Any, batch: int) -> Any:
+    """Which image of a batch, counted in the order of the stream, stands in a row: 0, B - 1, 1, B - 2, ...
+
+    Those that are mixed are neighbours, so that a device which holds an even number of rows has both, and no image
+    travels. The order is the same for any number of devices.
+
+    Args:
+      row: a whole number or an array of them, 0..batch - 1.
+      batch: images of the global batch, B.
+    """
+    odd = row % 2
+    return odd * (batch - 1) + (1 - 2 * odd) * (row // 2)
+
+
+def _partners(rows: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+    """Each pair of neighbouring rows the other way round; the last of an odd number stays."""
+    paired = len(rows) // 2 * 2
+    turned = rows[:paired].reshape(-1, 2, *rows.shape[1:])[:, ::-1].reshape(paired, *rows.shape[1:])
+    return turned if paired == len(rows) else jnp.concatenate([turned, rows[paired:]])
 
 
 def cutmix_box(key: PRNGKeyArray, keep: Float[Array, ""], height: int, width: int) -> Bool[Array, "H W 1"]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from ml_collections import config_dict
 
 from stce_jax.data import catalog, loader
@@ -30,6 +30,7 @@ from stce_jax.paths import first_line
 from stce_jax.processes import peers as processes
 from stce_jax.processes.speaking import warn
 from stce_jax.recipe import augment
+from stce_jax.recipe.mixing import place_in_batch
 from stce_jax.training.mesh import connect, make_mesh, sharded_shapes
 from stce_jax.training.options import check_options, check_saved, on_devices
 from stce_jax.training.other_reduction import only, with_reduction
@@ -229,6 +230,7 @@ def train_batches(
         timeout=config.loader_timeout,
         stop=stop,
         size_of=size_of,
+        places=_places(config),
     )
 
 
@@ -246,9 +248,9 @@ def train_views(config: config_dict.ConfigDict, dataset: Dataset) -> Views:
 
 
 def batch_names(config: config_dict.ConfigDict, dataset: Dataset, position: int, salt: int) -> list[str]:
-    """The names of the images of the global batch that begins at a position of the stream."""
+    """The names of the images of the global batch that begins at a position of the stream, row by row."""
     images, order = _train(dataset), _order(config, dataset, salt)
-    return [images.name(order(place)) for place in range(position, position + config.batch_size)]
+    return [images.name(order(position + int(place))) for place in _places(config)]
 
 
 def _order(config: config_dict.ConfigDict, dataset: Dataset, salt: int) -> Order:
@@ -258,6 +260,11 @@ def _order(config: config_dict.ConfigDict, dataset: Dataset, salt: int) -> Order
         labels = labels_of(dataset)
         class_counts(labels, dataset.class_ids)  # refuses a class without images
     return make_order(config.sampling, labels, count=len(_train(dataset)), **of_run)
+
+
+def _places(config: config_dict.ConfigDict) -> Int[np.ndarray, "B"]:
+    """Which image of a batch, counted in the order of the stream, each of its rows holds."""
+    return place_in_batch(np.arange(config.batch_size), config.batch_size)
 
 
 def eval_views(

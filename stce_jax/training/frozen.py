@@ -12,7 +12,6 @@ import jax
 import optax
 from flax import linen as nn
 
-from stce_jax.models.bodies import Body
 from stce_jax.models.conv_layers import GeluBatchNorm
 from stce_jax.recipe.optimizers import Optimizer
 from stce_jax.recipe.parameters import Frozen, merge, split
@@ -32,19 +31,20 @@ def train_only(optimizer: Optimizer, frozen: Frozen | None) -> Optimizer:
     return optax.GradientTransformation(init, optimizer.update)
 
 
-def apply_with(model: Body, rest: Any, frozen: Frozen) -> Callable[..., Any]:
-    """`model.apply` of variables whose "params" are the trained ones alone.
+def apply_with(apply: Callable[..., Any], rest: Any, frozen: Frozen) -> Callable[..., Any]:
+    """A model's `apply` for variables whose "params" are the trained ones alone.
 
     Args:
+      apply: for all variables.
       rest: the frozen parameters, see `parameters.split`.
       frozen: see `parameters.is_frozen`.
     """
 
-    def apply(variables: Any, *inputs: Any, **options: Any) -> Any:
+    def apply_trained(variables: Any, *inputs: Any, **options: Any) -> Any:
         with nn.intercept_methods(functools.partial(_keep_still, frozen)):
-            return model.apply({**variables, "params": merge(variables["params"], rest)}, *inputs, **options)
+            return apply({**variables, "params": merge(variables["params"], rest)}, *inputs, **options)
 
-    return apply
+    return apply_trained
 
 
 def average_unless(frozen: Frozen | None, decay: Any, mean: Any, new: Any) -> Any:

@@ -26,6 +26,7 @@ from stce_jax.recipe.objectives import SINGLE_LABEL, Objective
 from stce_jax.recipe.optimizers import Optimizer
 from stce_jax.recipe.parameters import Frozen, split
 from stce_jax.training.frozen import apply_with
+from stce_jax.training.gathering import gathering_apply
 from stce_jax.training.left import LOSSES, METRICS, added_loss, left_metrics
 from stce_jax.training.mesh import batch_sharding, replicated, state_shardings
 from stce_jax.training.state import TrainState
@@ -104,7 +105,7 @@ def make_train_step(
         images, targets = augment(augment_key, state.step, batch["image"], batch["label"])
         dropout_key = jax.random.fold_in(dropout_key, state.step)
         batches = (images, targets) if accumulate == 1 else _split((images, targets), accumulate, mesh)
-        apply, variables = _trained(model, optimizer, state, frozen)
+        apply, variables = _trained(model, optimizer, state, frozen, mesh)
         backward = functools.partial(_forward_backward if accumulate == 1 else _accumulate, objective)
         gradients, statistics, metrics, left = backward(apply, variables, batches, dropout_key)
         finite = jnp.isfinite(metrics["loss"])
@@ -147,15 +148,16 @@ def make_eval_step(
     Args:
       model: called as model(images, train=False).
       normalize: see `augment.normalize`.
-      objective, mesh, deterministic: see `make_train_step`.
+      objective, mesh, deterministic: see `make_train_step`; None of no mesh: variables are whole on each device.
 
     Returns:
       A jitted function; its batch is that of a training step, with "weight" float32 [B]: 0 for the images that only
       fill the batch up. See `carries_flag` for its argument `after`, which makes steps wait for one another.
     """
+    apply = model.apply if mesh is None else gathering_apply(model, mesh)
 
     def eval_step(variables: Any, batch: dict[str, Array]) -> dict[str, Any]:
-        logits, left = model.apply(variables, normalize(batch["image"]), train=False, mutable=[METRICS])
+        logits, left = apply(variables, normalize(batch["image"]), train=False, mutable=[METRICS])
         weight = batch["weight"]
         values = {**objective.scores(logits, batch["label"]), **left_metrics(left)}
         sums = {name: jnp.where(weight > 0, value * weight, 0.0).sum() for name, value in values.items()}
@@ -199,12 +201,14 @@ def step_keys(key: Key[Array, ""]) -> Key[Array, "2"]:
     return jax.random.split(key)
 
 
-def _trained(model: Body, optimizer: Optimizer, state: TrainState, frozen: Frozen | None) -> tuple[Apply, Any]:
+def _trained(
+    model: Body, optimizer: Optimizer, state: TrainState, frozen: Frozen | None, mesh: Mesh
+) -> tuple[Apply, Any]:
     """(the model as a function, the variables that its gradients are taken at, without frozen parameters)."""
-    apply, params = model.apply, state.variables["params"]
+    apply, params = gathering_apply(model, mesh), state.variables["params"]
     if frozen is not None:
         params, rest = split(params, frozen)
-        apply = apply_with(model, rest, frozen)
+        apply = apply_with(apply, rest, frozen)
     gradient_point = getattr(optimizer, "gradient_point", None)
     if gradient_point is not None:
         params = gradient_point(params, state.optimizer)

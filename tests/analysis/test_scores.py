@@ -9,6 +9,7 @@ from sklearn import metrics
 
 from stce_jax.analysis import scores
 from stce_jax.training import step
+from stce_jax.training.mesh import make_mesh
 
 
 def example(count=500, classes=7, seed=0, spread=2.0):
@@ -117,7 +118,7 @@ def test_ties_and_no_numbers_count_as_in_the_evaluation_step():
         def apply(self, variables, images, train, mutable):
             return images, {}
 
-    run = step.make_eval_step(Given(), lambda images: images)
+    run = step.make_eval_step(Given(), lambda images: images, mesh=make_mesh())
     sums = jax.device_get(run({}, {"image": logits, "label": labels, "weight": np.ones(400, np.float32)}))
     found = scores.of_images(logits, labels)
     assert (found["top1"].sum(), found["top5"].sum()) == (sums["top1"], sums["top5"])

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,7 @@ from sklearn.datasets import load_digits
 
 from stce_jax.data import catalog
 from stce_jax.data import digits as digits_module
+from stce_jax.data import records as records_module
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.verbs.prepare import prepare
 
@@ -382,6 +384,38 @@ def test_a_folders_fingerprint_notices_files_that_change(tmp_path):
         shutil.copytree(root, tmp_path / name)
         change(tmp_path / name / "train" / "a" / "1.png")
         assert catalog.open_folder(tmp_path / name).fingerprint != before, name
+
+
+def test_a_file_of_a_class_folder_takes_few_bytes_of_memory(tmp_path, monkeypatch):
+    """A million files are to be opened in each process that loads them."""
+
+    def listed(folder, passed_over):
+        return [f"{folder}/{folder.name}_{number}.JPEG" for number in range(5000)]
+
+    monkeypatch.setattr(records_module, "find_images", listed)
+    tracemalloc.start()
+    source = records_module.FolderSource(tmp_path, ["n01440764", "n01443537"])
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(source) == 10_000 and held / len(source) < 64
+    assert source.name(5001) == str(tmp_path / "n01443537" / "n01443537_1.JPEG")
+    assert source.name(-1) == source.name(9999) and source.labels()[[0, -1]].tolist() == [0, 1]
+    with pytest.raises(IndexError):
+        source.name(10_000)
+
+
+def test_names_that_are_no_text_are_read_by_their_bytes(tmp_path):
+    folder = write_images(tmp_path, "train/a/0.png", "val/a/0.png")
+    (folder / "train" / "a" / "0.png").rename(os.fsdecode(bytes(folder / "train" / "a") + b"/\xff.png"))
+    dataset = catalog.open_folder(folder)
+    assert dataset.train[0]["image"].startswith(b"\x89PNG") and len(dataset.fingerprint) == 64
+
+
+def test_a_file_that_vanished_is_named_when_sizes_are_asked_for(tmp_path):
+    dataset = catalog.open_folder(write_images(tmp_path, "train/a/0.png", "train/a/1.png", "val/a/0.png"))
+    (tmp_path / "train" / "a" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*/train/a/1.png: No such file"):
+        dataset.fingerprint  # noqa: B018
 
 
 def test_folders_are_normalised_as_imagenet(tmp_path):

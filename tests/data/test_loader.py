@@ -92,6 +92,18 @@ def test_processes_together_load_the_global_batch_row_by_row(processes, start):
     assert_equal(together, expected, f"{processes} processes from position {start} on")
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_rows_may_hold_a_batchs_images_in_another_order(processes):
+    places, expected = np.array([0, 7, 1, 6, 2, 5, 3, 4]), train(4, batch_size=8, position=3)
+    shares = []
+    for process in range(processes):
+        with as_process(process, processes):
+            shares.append(train(4, batch_size=8, position=3, places=places))
+    together = {name: np.concatenate([share[name] for share in shares], axis=1) for name in expected}
+    expected = {name: values[:, places] for name, values in expected.items()}
+    assert_equal(together, expected, f"{processes} processes, rows in another order")
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 10])
 def test_every_image_comes_exactly_once_in_each_epoch(count):
     labels = stream(-(-6 * count // 4), source=Source(count))["label"]

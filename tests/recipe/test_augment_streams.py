@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from stce_jax.recipe import augment, parts
+from stce_jax.recipe.mixing import place_in_batch
 
 STORED = np.load(Path(__file__).with_suffix("").with_name("augment_streams.npz"))
 CLASSES, KEY, STEP = 5, 7, 3
@@ -48,9 +49,11 @@ CONFIGS = {
 
 
 def run(options):
-    """(images, targets) of the stored images under these options."""
+    """(images, targets) of the stored images under these options, in the order of the stream."""
     function = jax.jit(augment.make_augment(CLASSES, mean=MEAN, std=STD, **options))
-    return jax.device_get(function(jax.random.key(KEY), STEP, STORED["images"], STORED["labels"]))
+    order = place_in_batch(np.arange(8), 8)
+    made = jax.device_get(function(jax.random.key(KEY), STEP, STORED["images"][order], STORED["labels"][order]))
+    return [rows[np.argsort(order)] for rows in made]
 
 
 @pytest.mark.slow

@@ -4,9 +4,11 @@ import contextlib
 import os
 import signal
 
+import numpy as np
 import pytest
 
 from stce_jax.errors import PreemptedError
+from stce_jax.recipe.mixing import place_in_batch
 from stce_jax.training import loop
 
 
@@ -20,7 +22,8 @@ class Seen:
 
     def _look(self, batches):
         for number, batch in enumerate(batches, start=1):
-            self.labels += batch["label"].tolist()
+            order = np.argsort(place_in_batch(np.arange(len(batch["label"])), len(batch["label"])))
+            self.labels += batch["label"][order].tolist()  # as in the stream
             self.sides.append(batch["image"].shape[1])
             if number == self._stop_at:
                 os.kill(os.getpid(), signal.SIGTERM)

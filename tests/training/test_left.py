@@ -91,8 +91,9 @@ def test_a_step_adds_losses_and_averages_metrics(accumulate):
 
 
 def test_an_evaluation_step_weighs_metrics_and_adds_no_loss():
-    batch, _ = batch_of(8)
-    sums = make_eval_step(Leaving(("one", "other")), lambda images: images.astype(jnp.float32))(variables(), batch)
+    batch, mesh = batch_of(8)
+    step = make_eval_step(Leaving(("one", "other")), lambda images: images.astype(jnp.float32), mesh=mesh)
+    sums = step(variables(), batch)
     assert {name: float(value) for name, value in sums.items()} == pytest.approx(
         {"loss": 6 * np.log(4), "top1": 6, "top5": 6, "count": 6, "one": 2 * 15, "other": 3 * 15}
     )

@@ -715,8 +715,9 @@ def evaluate(logits, labels, weights, devices=1):
     logits = np.asarray(logits, np.float32)
     rows, classes = logits.shape
     batch = {"image": numbered(rows), "label": np.asarray(labels, np.int32), "weight": np.asarray(weights, np.float32)}
-    batch = jax.device_put(batch, batch_sharding(make_mesh(1, jax.devices()[:devices])))
-    step = make_eval_step(Lookup(rows, classes), lambda images: images.astype(jnp.float32))
+    mesh = make_mesh(1, jax.devices()[:devices])
+    batch = jax.device_put(batch, batch_sharding(mesh))
+    step = make_eval_step(Lookup(rows, classes), lambda images: images.astype(jnp.float32), mesh=mesh)
     sums = step({"params": {"table": logits}}, batch)
     return {name: float(value) for name, value in sums.items()}
 
@@ -789,7 +790,7 @@ def test_evaluation_on_eight_devices_uses_the_running_statistics(topologies):
     _, state = topology.six_steps()
     variables = host(state.variables)
     batch = make_batch(5) | {"weight": np.ones(BATCH, np.float32)}
-    step = make_eval_step(MODEL, lambda images: images / 255.0)
+    step = make_eval_step(MODEL, lambda images: images / 255.0, mesh=topology.mesh)
     sums = step(state.variables, jax.device_put(batch, batch_sharding(topology.mesh)))
     logits = np.asarray(jax.jit(lambda v, x: MODEL.apply(v, x, train=False))(variables, batch["image"] / 255.0))
     losses = -np.log(numpy_reference.softmax(logits.astype(float)))[np.arange(BATCH), batch["label"]]
@@ -805,5 +806,5 @@ def test_deterministic_operations_are_an_option_for_xla(one, monkeypatch, determ
     monkeypatch.setattr(jax, "jit", lambda function, compiler_options=None, **_: passed.append(compiler_options))
     state = one.initial()
     make_train_step(MODEL, OPTIMIZER, AUGMENT, ema_decay=0.9, deterministic=deterministic, state=state, mesh=one.mesh)
-    make_eval_step(MODEL, lambda images: images / 255.0, deterministic=deterministic)
+    make_eval_step(MODEL, lambda images: images / 255.0, mesh=one.mesh, deterministic=deterministic)
     assert [options.get("xla_gpu_deterministic_ops", False) for options in passed] == [deterministic] * 2
