@@ -25,7 +25,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from measure import machine, markdown_table
 
 from stce_jax.data import places
-from stce_jax.data.views import image_index
+from stce_jax.data.order import make_order
 from stce_jax.prepare import writer
 from stce_jax.training import assemble as runs
 from stce_jax.workdir.meta import checkpoint_meta
@@ -96,7 +96,7 @@ def open_once(data_dir, holdout):
     before, begin, cpu = memory(), time.perf_counter(), time.process_time()
     dataset = runs.open_dataset(config)
     checkpoint_meta(config, dataset)
-    image_index(0, count=len(dataset.train), seed=0, salt=0, repeats=1)
+    make_order("", None, count=len(dataset.train), seed=0, salt=0, repeats=1)(0)
     for source in (dataset.train, dataset.val):
         assert source[len(source) - 1]["image"] == JPEG
     seconds = {"wall": time.perf_counter() - begin, "cpu": time.process_time() - cpu}

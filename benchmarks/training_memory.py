@@ -21,6 +21,7 @@ from stce_jax.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from stce_jax.training import assemble as runs
 from stce_jax.training import optimization
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated
+from stce_jax.training.objective import build_objective
 from stce_jax.training.stepping import build_stepping
 from stce_jax.workdir import config as configuration
 
@@ -42,7 +43,7 @@ def planned_bytes(words, classes):
     mesh, model = make_mesh(1, jax.devices()[:1]), runs.build_model(config, classes)
     timetable, augment = runs.build_timetable(config, dataset), runs.build_augment(config, dataset)
     rules = optimization.parameter_rules(config, model)
-    stepping = build_stepping(config, model, rules, timetable, augment, mesh)
+    stepping = build_stepping(config, model, rules, timetable, augment, build_objective(config), mesh)
     batch, size, split = config.batch_size, config.image_size, batch_sharding(mesh)
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8, sharding=split)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=split)
