@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from stce_jax.reproduce.accuracies import accuracy_blocks, percent
-from stce_jax.reproduce.cells import Row, load_rows
+from stce_jax.reproduce.cells import Row
 from stce_jax.reproduce.costs import NONE, Count, cost_rows, count_embedding, count_row, papers_row
 from stce_jax.reproduce.documents import Block, bullets, heading, paragraph, table
-from stce_jax.reproduce.kept_folders import TestImages, to_results
+from stce_jax.reproduce.kept_folders import TestImages, results_of
 from stce_jax.reproduce.results import Result, differences, progress
 
 TABLE = "bodies"
@@ -45,16 +45,13 @@ def study_blocks(
       folder: for figures; not used.
     """
     del folder
-    planned = sorted({*seeds, *(run["seed"] for run in runs)})
-    results = to_results(runs, load_rows(TABLE, scale), planned)
+    results = results_of(TABLE, runs, scale, seeds)
     blocks = [paragraph(progress(results, DECIDING))]
     finished = [result for result in results if result.seeds]
     if not finished:
         return blocks
-    classes = len(images.class_ids) if images else 10
-    costs = cost_rows(
-        finished, [], lambda run: count_row(next(of.row for of in finished if of.row.run == run), classes)
-    )
+    classes, rows = len(images.class_ids) if images else 10, {result.row.run: result.row for result in finished}
+    costs = cost_rows(finished, [], lambda run: count_row(rows[run], classes))
     places = sorted({run["place"] for run in runs if run["place"]})
     return [
         *blocks,

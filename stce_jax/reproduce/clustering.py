@@ -13,10 +13,9 @@ from stce_jax.analysis.costs import count_model
 from stce_jax.analysis.crossed import crossed_mean
 from stce_jax.analysis.curves import curves, over_epochs
 from stce_jax.analysis.differences import Line, forest
-from stce_jax.reproduce.cells import load_rows
 from stce_jax.reproduce.costs import NONE, count_embedding, mean_text
 from stce_jax.reproduce.documents import Block, bullets, figure, heading, paragraph, table
-from stce_jax.reproduce.kept_folders import TestImages, to_results
+from stce_jax.reproduce.kept_folders import TestImages, results_of
 from stce_jax.reproduce.protocol import (
     ALPHA,
     FAMILIES,
@@ -53,9 +52,7 @@ def study_blocks(
       seeds: that are planned; runs of others count, too.
       folder: where figures are written, differences.png, curves.png and entropy.png.
     """
-    rows = load_rows(TABLE, scale)
-    planned = sorted({*seeds, *(run["seed"] for run in runs)})
-    results = to_results(runs, rows, planned)
+    results = results_of(TABLE, runs, scale, seeds)
     by_run = {result.row.run: result for result in results if result.seeds}
     decisions = decide(by_run, scale)
     blocks = [paragraph(f"{progress(results, DECIDING)} Version {VERSION} of the protocol, scale `{scale}`.")]

@@ -129,6 +129,12 @@ def merge(source: Path, target: Path, scale: str, table: str = TABLE) -> tuple[l
     return added, there
 
 
+def results_of(table: str, runs: Sequence[Mapping[str, Any]], scale: str, seeds: Sequence[int]) -> list[Result]:
+    """The `Result` of each row of a table at a scale; `seeds` are planned, and those of runs that are there, too."""
+    planned = sorted({*seeds, *(run["seed"] for run in runs)})
+    return to_results(runs, load_rows(table, scale), planned)
+
+
 def to_results(runs: Sequence[Mapping[str, Any]], rows: Sequence[Row], seeds: Sequence[int]) -> list[Result]:
     """The `Result` of each row of what `read_folder` gives; `seeds` are those that are planned."""
     results = []

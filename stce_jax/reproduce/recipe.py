@@ -9,10 +9,9 @@ from stce_jax.analysis.curves import curves
 from stce_jax.analysis.differences import Line, forest
 from stce_jax.configs.tables import _recipe_times
 from stce_jax.configs.tables.recipe import BASE, INGREDIENTS
-from stce_jax.reproduce.cells import load_rows
 from stce_jax.reproduce.costs import NONE, mean_text
 from stce_jax.reproduce.documents import Block, bullets, figure, heading, paragraph, table
-from stce_jax.reproduce.kept_folders import TestImages, to_results
+from stce_jax.reproduce.kept_folders import TestImages, results_of
 from stce_jax.reproduce.protocol import p_text
 from stce_jax.reproduce.recipe_protocol import (
     ALPHA,
@@ -148,8 +147,7 @@ def _begun(
     name: str, runs: Sequence[Mapping[str, Any]], scale: str, seeds: Sequence[int]
 ) -> tuple[dict[str, Result], list[Block]]:
     """({row: its results} of a table, of those that there are; the report's first line)."""
-    planned = sorted({*seeds, *(run["seed"] for run in runs)})
-    results = to_results(runs, load_rows(name, scale), planned)
+    results = results_of(name, runs, scale, seeds)
     deciding = sum(result.row.decides for result in results)
     done = progress(results, f"{deciding} rows")
     first = paragraph(f"{done} Version {VERSION} of the protocol, scale `{scale}`. {_timed(scale)}")
