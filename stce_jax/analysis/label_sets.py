@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from stce_jax.recipe.objectives import average_precisions, mean_average_precision
+from stce_jax.recipe.objectives import average_precisions, mean_of_classes
 
 
 def of_images(logits: Float[np.ndarray, "n C"], labels: Int[np.ndarray, "n C"]) -> dict[str, np.ndarray]:
@@ -33,14 +33,14 @@ def summary(images: dict[str, np.ndarray], class_count: int) -> dict[str, Any]:
       average precision, None of a class without images}]}.
     """
     labels, logits = images["label"], images["logits"]
-    counts, precisions = labels.sum(axis=0).tolist(), average_precisions(logits, labels).tolist()
+    counts, precisions = labels.sum(axis=0).tolist(), average_precisions(logits, labels)
     return {
         "images": len(labels),
         "loss": float(images["loss"].mean()),
-        "map": mean_average_precision(logits, labels),
+        "map": mean_of_classes(precisions, labels),
         "per_class": [
             {"images": count, "ap": precision if count else None}
-            for count, precision in zip(counts, precisions, strict=True)
+            for count, precision in zip(counts, precisions.tolist(), strict=True)
         ],
     }
 

@@ -39,8 +39,12 @@ class Objective(NamedTuple):
 
 def mean_average_precision(logits: Float[np.ndarray, "n K"], labels: Int[np.ndarray, "n K"]) -> float:
     """Mean of the classes' average precision, those without an image that has them left out; NaN if all are."""
-    found = average_precisions(logits, labels)
-    known = found[labels.any(axis=0)]
+    return mean_of_classes(average_precisions(logits, labels), labels)
+
+
+def mean_of_classes(precisions: Float[np.ndarray, "K"], labels: Int[np.ndarray, "n K"]) -> float:
+    """The mean of those of the classes that an image has; NaN if there is none."""
+    known = precisions[labels.any(axis=0)]
     return float(known.mean()) if known.size else float("nan")
 
 
