@@ -67,16 +67,17 @@ def evaluate(
     if by:
         groups.check_by(by)
     run = runs.load_run(workdir, checkpoint, ema, reduction=reduction)
-    if by not in ("", groups.CLASS):
+    by_file = by not in ("", groups.CLASS)
+    if by_file:
         catalog.check_single_label(run.config.task, "groups of a CSV file have a top-1", f"give --by={groups.CLASS}")
     images = _open_dataset(run.config, dataset, data_dir, classes, split)
     place = "val" if split == HOLDOUT else split
     runs.report_passed_over(images)
     catalog.check_class_names(images, run.class_ids)
     source, measure = getattr(images, place), MEASURES[run.config.task]
-    names = [source.name(index) for index in range(len(source))]
-    named = groups.read_groups(by, names) if by not in ("", groups.CLASS) else None
     writes = bool(output) and processes.is_main()
+    names = [source.name(index) for index in range(len(source))] if by_file or writes else []
+    named = groups.read_groups(by, names) if by_file else None
     if writes:
         files.begin(output)
     parts, left, logits = [], [], []
