@@ -12,7 +12,7 @@ from stce_jax.analysis import files
 from stce_jax.analysis.costs import count_parameters
 from stce_jax.analysis.curves import curves
 from stce_jax.analysis.intervals import bootstrap_difference, mcnemar
-from stce_jax.data.catalog import SINGLE_LABEL
+from stce_jax.data.catalog import MULTI_LABEL, SINGLE_LABEL
 from stce_jax.errors import CheckpointError, ConfigError
 from stce_jax.paths import named_failures, open_path
 from stce_jax.training import assemble as runs
@@ -23,6 +23,8 @@ from stce_jax.workdir import layout
 from stce_jax.workdir.checkpoints import Checkpoints
 from stce_jax.workdir.metric_lines import read_metrics, training_speed
 from stce_jax.workdir.score import score
+
+_SCORE = {SINGLE_LABEL: "top1", MULTI_LABEL: "map"}  # by config.task
 
 
 def compare(
@@ -76,7 +78,7 @@ def compare(
         groups = {label: [lines] for label, lines in zip(short_names(paths), metrics, strict=True)}
         with named_failures(f"write {output}", "give another --output", (OSError, ValueError)):
             curves(groups, open_path(output))
-    return {"score": "top1" if single else "map", "runs": rows, "pairs": pairs}
+    return {"score": _SCORE[configs[0].task], "runs": rows, "pairs": pairs}
 
 
 def check_same_task(configs: Sequence[Any], workdirs: Sequence[str]) -> None:
@@ -120,7 +122,7 @@ def _row(
         if shown is None:
             steps = ", ".join(str(line["step"]) for line in evaluations)
             raise CheckpointError(f"{workdir} was not evaluated at step {checkpoint!r}; it was at last, best, {steps}")
-    name = "top1" if config.task == SINGLE_LABEL else "map"
+    name = _SCORE[config.task]
     return {
         "run": workdir,
         "model": config.model.name,
