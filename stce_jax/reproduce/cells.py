@@ -113,12 +113,20 @@ def load_rows(table: str, scale: str = "paper", more: Iterable[str] = ()) -> lis
     Raises:
       ConfigError: an unknown table or scale.
     """
+    if scale not in scales_of(table):
+        raise ConfigError(f"there is no scale {scale!r}; there are {', '.join(scales_of(table))}")
+    return [Row(table=table, scale=scale, more=tuple(more), **entry) for entry in _module(table).sweep(scale)]
+
+
+def scales_of(table: str) -> tuple[str, ...]:
+    """The scales that a table has; ConfigError if there is no such table."""
+    return tuple(_module(table).VARIANTS)
+
+
+def _module(table: str) -> Any:
     if table not in (*TABLES, *STUDIES):
         raise ConfigError(f"there is no table {table!r}; there are {', '.join((*TABLES, *STUDIES))}, and all")
-    module = importlib.import_module(f"stce_jax.configs.tables.{table}")
-    if scale not in module.VARIANTS:
-        raise ConfigError(f"there is no scale {scale!r}; there are {', '.join(module.VARIANTS)}")
-    return [Row(table=table, scale=scale, more=tuple(more), **entry) for entry in module.sweep(scale)]
+    return importlib.import_module(f"stce_jax.configs.tables.{table}")
 
 
 def cells_of(rows: Iterable[Row], seeds: Sequence[int], workdir: Path) -> list[Cell]:

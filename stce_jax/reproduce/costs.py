@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from stce_jax.analysis.costs import count_model, count_multiply_adds, count_parameters
 from stce_jax.models.embeddings.stem import strided_grid
 from stce_jax.paths import read_json
-from stce_jax.reproduce.cells import Row, load_rows
+from stce_jax.reproduce.cells import Row, load_rows, scales_of
 from stce_jax.reproduce.documents import Block, paragraph
 from stce_jax.reproduce.results import Result
 from stce_jax.training import assemble as runs
@@ -34,9 +34,10 @@ def cost_rows(results: Sequence[Result], speed: Sequence[Mapping[str, Any]], cou
         line = {"row": row.label}
         if "parameters" in row.paper:
             line |= {"parameters, paper": row.paper["parameters"]}
-        line |= {"ours at the paper's size": f"{counted['papers_parameters']:,}"}
+        if "papers_parameters" in counted:
+            line |= {"ours at the paper's size": f"{counted['papers_parameters']:,}"}
         if row.scale != "paper" or row.more:
-            line |= {"here": f"{counted['parameters']:,}"}
+            line |= {"here" if "papers_parameters" in counted else "parameters": f"{counted['parameters']:,}"}
         line |= {"multiply-adds": f"{counted['multiply_adds'] / 1e6:,.1f}M"}
         if "images_per_second" in {key for of in results for key in of.row.paper}:
             line |= {"paper, images/s": str(row.paper.get("images_per_second", NONE))}
@@ -51,9 +52,11 @@ def cost_rows(results: Sequence[Result], speed: Sequence[Mapping[str, Any]], cou
 
 
 def count_row(row: Row, classes: int) -> dict[str, int]:
-    """`count_model` of a row's model, and "papers_parameters": of its counterpart at the paper's size."""
+    """`count_model` of a row's model, and "papers_parameters": of its counterpart at the paper's size, if it has one."""
     config = row.config()
     counted = count_model(runs.build_model(config, classes), config.image_size)
+    if "paper" not in scales_of(row.table):  # a study of other models
+        return counted
     return counted | {"papers_parameters": count_parameters(parameters(papers_row(row)))}
 
 

@@ -15,7 +15,7 @@ from stce_jax.configs.tables.scales import super_tokens
 from stce_jax.data.catalog import open_dataset
 from stce_jax.errors import ConfigError
 from stce_jax.reproduce import documents, notes
-from stce_jax.reproduce.cells import TABLES, cells_of, load_rows
+from stce_jax.reproduce.cells import TABLES, TRAINED, cells_of, load_rows
 from stce_jax.reproduce.report import write_report
 from stce_jax.reproduce.results import differences, read_result
 from stce_jax.training import assemble as runs
@@ -306,6 +306,19 @@ def test_a_sweep_without_a_finished_run_has_a_report(tmp_path, data_dir):
     text = report.read_text()
     assert "0 of 5 runs are finished" in text and "Computed on: nothing yet" in text
     assert ["T = 1", "82.96", "–", "–", "–", "–", "0 of 1"] in cell_rows(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", TRAINED)
+def test_every_table_has_a_report_once_a_run_is_finished(table, tmp_path, data_dir):
+    """At a scale that every table has; the recipe's have no model of the paper's size to count."""
+    row, *_ = load_rows(table, "smoke")
+    (cell,) = cells_of([row], [0], tmp_path)
+    split = "holdout" if row.config().holdout else "val"
+    finish(cell, [True] * 15 + [False] * 5, split=split)
+    options = {"command": f"stce reproduce {table}", "dataset": open_dataset("digits", data_dir), "speed": {}}
+    text = write_report(tmp_path, [row], [0], **options).read_text()
+    assert "1 of 1 runs are finished" in text and row.label in text and "75.00" in text, text
 
 
 def test_documents_escape_what_would_break_them():
