@@ -4,9 +4,7 @@ Shape letters: n images.
 """
 
 import collections
-import csv
 import functools
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
@@ -17,7 +15,8 @@ from jaxtyping import Bool, Int
 
 from stce_jax.analysis.intervals import wilson_interval
 from stce_jax.errors import ConfigError, DataError, shown
-from stce_jax.paths import first_line, read_regular
+from stce_jax.paths import first_line
+from stce_jax.platform.csv_rows import read_rows
 
 CLASS = "class"
 KEYS = ("path", "index")  # columns that say which image a row is of; the first one that there is counts
@@ -103,23 +102,20 @@ def accuracies(groups: Groups, hits: Bool[np.ndarray, "n"]) -> list[dict[str, An
 def _rows(file: str, column: str) -> Iterator[tuple[int, str, str, str]]:
     """(line, name of the column that says the image, what it says, group) of each row; raises DataError."""
     try:
-        data = read_regular(file, MAX_BYTES)
-    except (OSError, ValueError) as error:  # ValueError: a name that no file has
-        raise DataError(f"cannot read {file}: {first_line(error)}; give --by=FILE.csv:COLUMN") from error
-    # Names of files may be no UTF-8; they come back as they are.
-    rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig", errors="surrogateescape"), newline=""))
-    try:
-        columns = list(rows.fieldnames or ())
+        rows = read_rows(file, MAX_BYTES)
+        _, columns = next(rows, (0, []))
         key = next((key for key in KEYS if key in columns), None)
         for wanted in (column, key):
             if wanted not in columns:
                 lacks = f"column {shown(column)}" if wanted else "column path, or index, to tell the images by"
                 raise DataError(f"{file} has no {lacks}; its columns are {', '.join(columns) or 'none'}")
         assert key is not None
-        for row in rows:
-            yield rows.line_num, key, row[key] or "", row[column] or ""
-    except csv.Error as error:
-        raise DataError(f"cannot read {file}: line {rows.line_num}: {error}") from error
+        of_key, of_group = columns.index(key), columns.index(column)
+        for line, row in rows:
+            text, group = (row[place] if place < len(row) else "" for place in (of_key, of_group))
+            yield line, key, text, group
+    except (OSError, ValueError) as error:  # ValueError: a name that no file has
+        raise DataError(f"cannot read {file}: {first_line(error)}; give --by=FILE.csv:COLUMN") from error
 
 
 def _by_index(count: int, text: str) -> int | None:

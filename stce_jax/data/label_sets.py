@@ -4,8 +4,6 @@ Shape letters: n images, K classes.
 """
 
 import codecs
-import csv
-import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +16,8 @@ from stce_jax.data.dataset import IMAGENET_MEAN, IMAGENET_STD, SPLITS, Dataset, 
 from stce_jax.data.finding import PassedOver, find_images
 from stce_jax.data.records import Record, read_record, size_of
 from stce_jax.errors import DataError, shown
-from stce_jax.paths import open_regular, read_regular
+from stce_jax.paths import open_regular
+from stce_jax.platform.csv_rows import read_rows
 
 TABLE = "labels.csv"
 PATH, LABELS, SEPARATOR = "path", "labels", ";"
@@ -119,15 +118,14 @@ def read_table(path: Path) -> Table:
       DataError: it cannot be read, is neither, or names an image twice; with the number of the line.
     """
     try:
-        text = read_regular(path, _MAX_BYTES).decode("utf-8-sig", errors="surrogateescape")
-        rows = [(number, row) for number, row in enumerate(csv.reader(io.StringIO(text, newline="")), start=1) if row]
+        rows = list(read_rows(path, _MAX_BYTES))
     except FileNotFoundError as error:
         raise DataError(
             f"{path.parent} has no {TABLE}, which gives each image its labels where config.task is multi_label; write "
             "it, or leave the key out for one class folder a label"
         ) from error
-    except (OSError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; repair it") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; repair it") from error
     header = [cell.strip() for cell in rows[0][1]] if rows else []
     if len(header) < 2 or header[0] != PATH or "" in header or len(set(header)) < len(header):
         raise DataError(

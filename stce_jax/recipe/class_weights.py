@@ -3,17 +3,14 @@
 Shape letters: K classes.
 """
 
-import csv
-import io
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from stce_jax.errors import LONGEST_TEXT, ConfigError, check_range, shown
-from stce_jax.paths import read_regular
+from stce_jax.platform.csv_rows import read_rows
 
 BALANCED, EFFECTIVE, SUFFIX = "balanced", "effective:", ".csv"
 HEADER = ["class_id", "weight"]  # first line of a file; it may be missing
@@ -75,14 +72,12 @@ def _beta(class_weights: str) -> float:
 def _read(path: str, class_ids: Sequence[str]) -> Float[np.ndarray, "K"]:
     """The weights of a file, in the order of the classes."""
     try:
-        data = read_regular(Path(os.path.expanduser(path)), _MAX_BYTES)
-        rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig", errors="surrogateescape"), newline="")))
-    except (OSError, csv.Error) as error:
-        cause = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot read the class weights {path}: {cause}; give another file") from error
+        rows = list(read_rows(os.path.expanduser(path), _MAX_BYTES))
+    except OSError as error:
+        raise ConfigError(f"cannot read the class weights {path}: {error.strerror}; give another file") from error
     known, weights = set(class_ids), {}
-    for number, row in enumerate(rows, start=1):
-        if not row or (number == 1 and [cell.strip() for cell in row] == HEADER):
+    for number, row in rows:
+        if number == 1 and [cell.strip() for cell in row] == HEADER:
             continue
         if len(row) != 2:
             raise ConfigError(f"{path}, line {number}: there are {len(row)} values; write `class id,weight`")

@@ -52,7 +52,7 @@ def cost_rows(results: Sequence[Result], speed: Sequence[Mapping[str, Any]], cou
 
 
 def count_row(row: Row, classes: int) -> dict[str, int]:
-    """`count_model` of a row's model, and "papers_parameters": of its counterpart at the paper's size, if it has one."""
+    """`count_model` of a row's model, and "papers_parameters": its counterpart's at the paper's size, if it has one."""
     config = row.config()
     counted = count_model(runs.build_model(config, classes), config.image_size)
     if "paper" not in scales_of(row.table):  # a study of other models
