@@ -2,93 +2,30 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh
 
 from stce_jax.data.loader import to_devices
-from stce_jax.data.views import Views
 from stce_jax.errors import DivergedError, PreemptedError
 from stce_jax.platform import terminal
 from stce_jax.processes import peers as processes
 from stce_jax.processes.stop_flag import FLAG, flagged
-from stce_jax.processes.stopping import StopSignals, stopped
-from stce_jax.processes.watch import Watch
+from stce_jax.processes.stopping import stopped
 from stce_jax.training import assemble as runs
 from stce_jax.training import evaluation
 from stce_jax.training.guard import DivergenceGuard
 from stce_jax.training.mesh import batch_sharding
 from stce_jax.training.patience import Patience
-from stce_jax.training.phases import Phase, Phases
+from stce_jax.training.phases import Phase
 from stce_jax.training.progress import TrainProgress
-from stce_jax.training.state import TrainState
-from stce_jax.training.timetable import Timetable
+from stce_jax.training.setup import RunDivergedError, RunReplannedError, Setup, StartingPoint
 from stce_jax.training.window import Window
-from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.metrics import MetricsLog, log_skipped
 
 ADVICE = "try a lower --config.optimizer.learning_rate, or --config.optimizer.clip_norm=1, with --allow_config_change"
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What stays the same from the first to the last step.
-
-    Attributes:
-      state_shapes: a TrainState of shapes and shardings.
-      phases: the training step of each epoch.
-      work: of so many steps, for the time left, see `TrainProgress`.
-      mixed_steps: how many steps mix their batches; None: all, or none.
-      key: of the run's draws, on the devices.
-      check_claim: raises if the workdir belongs to another job by now.
-      meta: what each checkpoint's meta.json holds of the run.
-    """
-
-    config: Any
-    workdir: str | Path
-    dataset: Any
-    mesh: Mesh
-    timetable: Timetable
-    schedule: optax.Schedule
-    state_shapes: TrainState
-    phases: Phases
-    work: Callable[[int], float] | None
-    mixed_steps: int | None
-    key: jax.Array
-    eval_step: Any
-    val_views: Views
-    checkpoints: CheckpointWriter
-    stop: StopSignals
-    watch: Watch
-    check_claim: Callable[[], None]
-    meta: dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class StartingPoint:
-    """A state to train from, new or restored.
-
-    Attributes:
-      metrics: of the state's evaluation; None if it has not taken place.
-      rollbacks: how often the run has gone back after diverging, which decides the order of images.
-      guard: state of the divergence guard; None for a new one.
-      patience: state of the `Patience`; None for a new one.
-    """
-
-    state: TrainState
-    metrics: dict[str, float] | None = None
-    rollbacks: int = 0
-    guard: dict[str, Any] | None = None
-    patience: dict[str, Any] | None = None
-
-
-class RunDivergedError(Exception):
-    """The run must go back to a checkpoint."""
 
 
 class TrainLoop:
@@ -113,6 +50,7 @@ class TrainLoop:
 
         Raises:
           RunDivergedError: the run must go back.
+          RunReplannedError: it must go on by another config.
           PreemptedError: everything is saved after a signal.
           StceError: see `stce_jax.errors`; what could be saved is.
         """
@@ -211,6 +149,9 @@ class TrainLoop:
         if stopping and not (ended and self._metrics):
             setup.checkpoints.wait()
             raise self._stopped(step)
+        if due and not ended and setup.pace and (config := setup.pace.corrected(setup.config, epoch)):
+            setup.checkpoints.wait()
+            raise RunReplannedError(config)
 
     def _evaluate_if_missing(self, start: int) -> None:
         """Evaluates the state that the run resumes from, if a stop has prevented its evaluation."""

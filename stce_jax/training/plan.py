@@ -1,7 +1,7 @@
 """How many epochs a run has in so many minutes: the arithmetic of `--minutes`, of what was timed before.
 
-A plan is made once, when a run begins, and written into its config as ordinary keys. A run that was stopped has the
-epochs that were planned, and the time until the stop is over: resumed, it takes the rest of them.
+A plan is made when a run begins, see `pace` for when it changes, and written into its config as ordinary keys. A run
+that was stopped has the epochs that were planned, and the time until the stop is over: resumed, it takes the rest.
 """
 
 import math
@@ -31,7 +31,8 @@ class Costs(NamedTuple):
     """Seconds that the parts of a run take on this machine.
 
     Attributes:
-      before: until the first step: all that has passed already, and what is still to be made and compiled.
+      before: until the first step, compiling apart: all that has passed already, and what is still to be made.
+      compiling: the training step, for each size.
       steps: of a step, for each of the run's image sizes, which have equal shares of the epochs.
       first_epoch: by how much the first epoch is longer, as its images are decoded for the first time.
       first_evaluation: by how much the first evaluation is longer, for the same reason and as it compiles.
@@ -40,6 +41,7 @@ class Costs(NamedTuple):
     """
 
     before: float
+    compiling: float
     steps: tuple[float, ...]
     first_epoch: float
     first_evaluation: float
@@ -81,7 +83,8 @@ def make_plan(minutes: float, costs: Costs, *, steps_per_epoch: float, eval_ever
     """
     epoch = steps_per_epoch * sum(costs.steps) / len(costs.steps)
     eval_every = max(eval_every, _rounded(costs.evaluation / (EVALUATIONS * epoch), math.ceil, digits=2))
-    fixed = costs.before + costs.first_evaluation + costs.evaluation + costs.after  # the last step is evaluated, too
+    before = costs.before + costs.compiling
+    fixed = before + costs.first_evaluation + costs.evaluation + costs.after  # the last step is evaluated, too
     each = epoch + costs.evaluation / eval_every
     left = (1.0 - SLACK) * 60.0 * minutes - fixed
     first = each + costs.first_epoch

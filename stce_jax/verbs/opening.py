@@ -7,7 +7,7 @@ import jax
 from stce_jax.analysis.costs import count_model, count_parameters
 from stce_jax.models.bodies import Body
 from stce_jax.recipe.optimizers import peak_learning_rate
-from stce_jax.training.loop import Setup
+from stce_jax.training.setup import Setup
 from stce_jax.workdir import parts
 from stce_jax.workdir.loggers import logger_names
 from stce_jax.workdir.metric_lines import FILE_NAME

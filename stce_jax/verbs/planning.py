@@ -16,13 +16,18 @@ from stce_jax.errors import ConfigError
 from stce_jax.processes.speaking import say, warn
 from stce_jax.training import assemble as runs
 from stce_jax.training.candidates import CANDIDATES
+from stce_jax.training.pace import Pace
 from stce_jax.training.plan import Costs, Plan, adopt, apply, chosen, make_plan, with_keys
 from stce_jax.training.rehearsal import Clock, Timing, time_run
 from stce_jax.workdir import layout
 
 
-def planned(config: Any, workdir: str | Path, dataset: Any, passed: float, *, clock: Clock = time.monotonic) -> Any:
-    """The config of a run with the epochs that `config.minutes` leave time for; a run that is resumed keeps its own.
+def planned(
+    config: Any, workdir: str | Path, dataset: Any, passed: float, *, clock: Clock = time.monotonic
+) -> tuple[Any, Pace | None]:
+    """(config with the epochs that `config.minutes` leave time for, what keeps the run to them).
+
+    A run without minutes has its own config and nothing of the kind; nor has one that is resumed, with its own epochs.
 
     Args:
       config: a run's; without `minutes` it is returned as it is.
@@ -36,9 +41,9 @@ def planned(config: Any, workdir: str | Path, dataset: Any, passed: float, *, cl
     """
     began = clock() - passed
     if not config.minutes:
-        return config
+        return config, None
     if layout.is_workdir(workdir):
-        return _resumed(config, layout.read_config(workdir))
+        return _resumed(config, layout.read_config(workdir)), None
     if jax.process_count() > 1:
         raise ConfigError("--minutes times one process, and this run has several; give --config.epochs instead")
     say(f"planning {config.minutes:g} minutes: timing this machine")
@@ -72,6 +77,8 @@ def planned(config: Any, workdir: str | Path, dataset: Any, passed: float, *, cl
             place -= epochs(place, None) < candidates[place].epochs
     made = plan(place)
     config = apply(made, options[place])
+    per_epoch = len(dataset.train) / config.batch_size
+    pace = Pace(config.minutes, timings[place].costs, steps_per_epoch=per_epoch, began=began, clock=clock)
     end = datetime.now() + timedelta(seconds=began + made.seconds - clock())
     sides = " then ".join(map(str, config.progressive_sizes)) or str(config.image_size)
     say(
@@ -80,7 +87,7 @@ def planned(config: Any, workdir: str | Path, dataset: Any, passed: float, *, cl
     )
     if config.epochs < 1:
         warn("note: that is less than one pass over the images; give more --minutes, or a smaller model")
-    return config
+    return config, pace
 
 
 def scaled(costs: Costs, multiply_adds: Sequence[float], others: Sequence[float]) -> Costs:
@@ -121,6 +128,6 @@ def _in_words(config: Any, timing: Timing) -> str:
     return (
         f"timed {config.model.name} at {config.image_size} pixels, input pipeline included: {timing.steps} steps of "
         f"{config.batch_size} images, {timing.images_per_second:,.0f} images/s (in the first epoch "
-        f"{timing.first_images_per_second:,.0f}); compiling takes {costs.before:.0f} s, an evaluation with its "
+        f"{timing.first_images_per_second:,.0f}); compiling takes {costs.compiling:.0f} s, an evaluation with its "
         f"checkpoint {costs.evaluation:.1f} s"
     )

@@ -23,7 +23,7 @@ from stce_jax.processes.watch import Watch
 from stce_jax.training import assemble as runs
 from stce_jax.training import optimization
 from stce_jax.training.evaluation import eval_step
-from stce_jax.training.loop import ADVICE, RunDivergedError, Setup, StartingPoint, TrainLoop
+from stce_jax.training.loop import ADVICE, TrainLoop
 from stce_jax.training.memory import check_memory
 from stce_jax.training.mesh import check_batch_size, connect, make_mesh
 from stce_jax.training.objective import build_objective, class_weights
@@ -31,9 +31,10 @@ from stce_jax.training.options import check_saved
 from stce_jax.training.patience import Patience
 from stce_jax.training.phases import Phases, build_sizes, mixed_steps
 from stce_jax.training.progress import TrainProgress, show_opening
+from stce_jax.training.setup import RunDivergedError, RunReplannedError, Setup, StartingPoint
 from stce_jax.training.sizes import check_model
 from stce_jax.training.step import check_accumulation, run_key
-from stce_jax.training.stepping import build_stepping
+from stce_jax.training.stepping import Stepping, build_stepping
 from stce_jax.verbs.extending import continued
 from stce_jax.verbs.first_weights import first_weights, follow_weights
 from stce_jax.verbs.opening import opening
@@ -78,7 +79,7 @@ def train(
         trial: Any = runs.build_model(config, 1)  # refuses its options before data are prepared
         check_model(trial, tuple(config.progressive_sizes))
         dataset = runs.open_dataset(config)
-        config = planned(config, workdir, dataset, seconds_of_life() if exit_process else 0.0)
+        config, pace = planned(config, workdir, dataset, seconds_of_life() if exit_process else 0.0)
         config, dataset, source, followed = follow_weights(config, workdir, dataset, trial.unshaped_options())
         mesh = make_mesh(config.fsdp_devices)
         check_batch_size(config.batch_size, mesh)
@@ -86,7 +87,6 @@ def train(
         model = runs.build_model(config, len(dataset.class_names))
         runs.check_options(config)
         rules = optimization.parameter_rules(config, model)
-        timetable = runs.build_timetable(config, dataset)
         weights = class_weights(config, dataset)
         meta = checkpoint_meta(config, dataset, weights)
         processes.agree(
@@ -111,23 +111,15 @@ def train(
         found = _find(checkpoints, dataset)
         if found:
             check_class_weights(found[1], meta, allow_change=allow_config_change)
-            timetable = continued(config, dataset, *found)
-        checkpoints.scheduled = timetable.saves
-        mixed, sizes = mixed_steps(config, timetable), build_sizes(config, timetable)
-        augment = runs.build_augment(config, dataset, offset=timetable.offset, mixed_steps=mixed)
-        stepping = build_stepping(config, model, rules, timetable, augment, build_objective(config, weights), mesh)
+        stepping, scheduled = _schedule(config, dataset, found, model, rules, weights, mesh)
+        checkpoints.scheduled = scheduled["timetable"].saves
         check_memory(config, stepping.state_shapes, mesh)
         setup = Setup(
             config=config,
             workdir=workdir,
             dataset=dataset,
             mesh=mesh,
-            timetable=timetable,
-            schedule=stepping.schedule,
-            state_shapes=stepping.state_shapes,
-            phases=Phases(model, stepping.make_step, sizes),
-            work=work_of_sizes(model, sizes),
-            mixed_steps=mixed,
+            **scheduled,
             key=run_key(config.seed, mesh),
             eval_step=eval_step(model, dataset, config, mesh),
             val_views=runs.eval_views(config, dataset),
@@ -136,7 +128,9 @@ def train(
             watch=watch,
             check_claim=check_claim,
             meta=meta,
+            pace=pace,
         )
+        timetable = setup.timetable
         step, final = (found[0], found[1]["metrics"] or {}) if found else (0, {})
         patience = Patience(config.patience, config.patience_metric, found[1].get("patience") if found else None)
         finished = bool(final) and (step >= timetable.total or patience.ran_out)
@@ -155,11 +149,45 @@ def train(
             say(_why_finished(step, timetable.total, final, patience))
             _plot(workdir)
         else:
-            final = _train_to_the_end(setup, start)
+            final, changed = _train_to_the_end(setup, start)
+            while changed is not None:
+                setup, start = _replanned(setup, changed, model, rules, weights)
+                final, changed = _train_to_the_end(setup, start)
     waiting = exit_on_signal(exit_process, "after its last step") if exit_process else contextlib.nullcontext()
     with waiting:
         processes.leave()
     return final
+
+
+def _schedule(
+    config: Any, dataset: Any, found: tuple[int, dict[str, Any]] | None, model: Any, rules: Any, weights: Any, mesh: Any
+) -> tuple[Stepping, dict[str, Any]]:
+    """(how a state is made and stepped, what of a `Setup` follows from the epochs) of a run, new or found."""
+    timetable = continued(config, dataset, *found) if found else runs.build_timetable(config, dataset)
+    mixed, sizes = mixed_steps(config, timetable), build_sizes(config, timetable)
+    augment = runs.build_augment(config, dataset, offset=timetable.offset, mixed_steps=mixed)
+    stepping = build_stepping(config, model, rules, timetable, augment, build_objective(config, weights), mesh)
+    return stepping, {
+        "timetable": timetable,
+        "schedule": stepping.schedule,
+        "state_shapes": stepping.state_shapes,
+        "phases": Phases(model, stepping.make_step, sizes),
+        "work": work_of_sizes(model, sizes),
+        "mixed_steps": mixed,
+    }
+
+
+def _replanned(setup: Setup, config: Any, model: Any, rules: Any, weights: Any) -> tuple[Setup, StartingPoint]:
+    """What a run goes on with that gets other epochs on its way: as if it were stopped and resumed with them."""
+    found = _find(setup.checkpoints, setup.dataset)
+    assert found, "it has just been saved"
+    say(f"off its plan of {config.minutes:g} minutes: {config.epochs:g} epochs in place of {setup.config.epochs:g}")
+    _, scheduled = _schedule(config, setup.dataset, found, model, rules, weights, setup.mesh)
+    setup.checkpoints.scheduled = scheduled["timetable"].saves
+    meta = checkpoint_meta(config, setup.dataset, weights)
+    setup = dataclasses.replace(setup, config=config, meta=meta, **scheduled)
+    layout.write_config(setup.workdir, config)
+    return setup, _restore(setup, *found)
 
 
 def _find(checkpoints: CheckpointWriter, dataset: Any, *, scheduled: bool = False) -> tuple[int, dict[str, Any]] | None:
@@ -196,8 +224,11 @@ def _why_finished(step: int, total: int, final: Mapping[str, Any], patience: Pat
     )
 
 
-def _train_to_the_end(setup: Setup, start: StartingPoint) -> dict[str, float]:
-    """Trains; where the run diverges, goes back to a checkpoint and continues with other images."""
+def _train_to_the_end(setup: Setup, start: StartingPoint) -> tuple[dict[str, float], Any | None]:
+    """(last metrics, None) once the run has ended, ({}, the config) where it must go on by another one.
+
+    Where it diverges, it goes back to a checkpoint and continues with other images.
+    """
     first, main = int(start.state.step), processes.is_main()
     found: dict[str, Any] = {"after_step": first, "evaluated": bool(start.metrics), "writes": main}
     with (
@@ -212,13 +243,15 @@ def _train_to_the_end(setup: Setup, start: StartingPoint) -> dict[str, float]:
                 final, data_wait = loop.run()
                 log.finish(final)
                 break
+            except RunReplannedError as change:
+                return {}, change.config
             except RunDivergedError as error:
                 reason = str(error)
             del loop
             start = _roll_back(setup, rollbacks, reason, log)
     plot = _plot(setup.workdir)
     say(f"finished: {said(final)}  waited for data {100 * data_wait:.0f}% of the time  {plot}")
-    return final
+    return final, None
 
 
 def _roll_back(setup: Setup, rollbacks: int, reason: str, log: MetricsLog) -> StartingPoint:

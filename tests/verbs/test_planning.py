@@ -57,7 +57,7 @@ def timed(monkeypatch):
         clock.now += 10.0
         seen.append(config)
         steps = tuple(each / 1e9 for each in planning._multiply_adds(config, dataset))
-        costs = Costs(5.0, steps, 0.0, 0.0, 0.5, 1.0)
+        costs = Costs(2.0, 3.0, steps, 0.0, 0.0, 0.5, 1.0)
         return Timing(costs, 100.0, 90.0, 7)
 
     monkeypatch.setattr(planning, "time_run", time_run)
@@ -66,12 +66,12 @@ def timed(monkeypatch):
 
 def plan(timed, workdir, minutes, *words, images=10_000, passed=3.0):
     config = load_config("small_folder", [f"--config.minutes={minutes}", *words])
-    return planning.planned(config, workdir, FakeDataset(range(images)), passed, clock=timed[0])
+    return planning.planned(config, workdir, FakeDataset(range(images)), passed, clock=timed[0])[0]
 
 
 def test_without_minutes_nothing_is_timed(timed, tmp_path):
     config = load_config("small_folder", [])
-    assert planning.planned(config, tmp_path, FakeDataset(range(9)), 0.0) is config and not timed[1]
+    assert planning.planned(config, tmp_path, FakeDataset(range(9)), 0.0) == (config, None) and not timed[1]
 
 
 def test_the_time_that_has_passed_counts(timed, tmp_path, capsys):
