@@ -5,6 +5,9 @@ Each step is a recipe: names of `recipe.INGREDIENTS`, first those that are kept,
 
 STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "smoke": (("mean_pooling", "conv"),),  # to prove the machinery
-    "small": (),
+    "small": (
+        ("schedule_free", "conv"),
+        ("schedule_free", "rope_axial"),
+    ),
     "medium": (),
 }

@@ -22,6 +22,10 @@ MS: dict[str, dict[str, float]] = {
         "swiglu": 2.697,
         "patch_dropout": 1.967,
         "modern": 3.153,
+        "batch_50": 2.461,
+        "batch_25": 2.332,
+        "light_crop": 2.541,
+        "rate_double": 2.46,
     },
     "medium": {},
 }

@@ -8,7 +8,7 @@ stce reproduce recipe --scale=small --data_dir=DIR --workdir=runs/recipe        
 stce reproduce recipe --scale=medium --data_dir=DIR --workdir=runs/recipe_64    the same at 64 pixels
 stce reproduce recipe --scale=smoke --seeds=0 --workdir=runs/smoke              minutes
 
-Rows that decide come first, with all seeds: the base, ten ingredients, and the steps of the forward selection, which
+Rows that decide come first, with all seeds: the base, fourteen ingredients, and the steps of the forward selection, which
 `benchmarks/recipe_steps.py` adds to `_recipe_steps` one after the other.
 """
 
@@ -84,9 +84,13 @@ INGREDIENTS: dict[str, Ingredient] = {
     "progressive": Ingredient("progressive resizing", ("sizes",), _sizes, True),
     "swiglu": Ingredient("SwiGLU", ("mlp",), {f"{_VIT}.mlp": "swiglu"}, True),
     "patch_dropout": Ingredient("patch dropout 0.25", ("tokens",), {f"{_VIT}.patch_dropout": 0.25}, True),
+    # Candidates since version 2 of the protocol.
+    "batch_50": Ingredient("batches of 50", ("batch",), {"batch_size": 50}, True),
+    "batch_25": Ingredient("batches of 25", ("batch",), {"batch_size": 25}, True),
+    "light_crop": Ingredient("crops of 70% or more", ("crop",), {"augment.crop_area": (0.7, 1.0)}, True),
+    "rate_double": Ingredient("twice the learning rate", ("rate",), _times("optimizer.learning_rate", 2.0), True),
     "linear": Ingredient("linear schedule", ("schedule",), {"optimizer.schedule": "linear"}),
     "wsd": Ingredient("warm-up, stable, decay", ("schedule",), {"optimizer.schedule": "wsd"}),
-    "rate_double": Ingredient("twice the learning rate", ("rate",), _times("optimizer.learning_rate", 2.0)),
     "rate_half": Ingredient("half the learning rate", ("rate",), _times("optimizer.learning_rate", 0.5)),
     "decay_double": Ingredient("twice the weight decay", ("decay",), _times("optimizer.weight_decay", 2.0)),
     "mixing": Ingredient("mixup 0.8, CutMix 1.0", ("mixing",), MIXING),

@@ -32,6 +32,7 @@ VERSIONS = {
     **dict.fromkeys(recipe_protocol.TABLES, recipe_protocol.VERSION),
     "bodies": 1,
 }
+EARLIER = dict.fromkeys(recipe_protocol.TABLES, recipe_protocol.EARLIER)  # versions whose results count, too
 CURVES = ("loss", "top1", "affinity_entropy")
 CLUSTERS = ("own", "other", "grid", "covered")  # see `analysis.edges.agreements`
 _PLAIN = re.compile(r"[\w .,;:()+/@-]*")
@@ -140,7 +141,7 @@ def read_run(path: Path, rows: Mapping[str, Row]) -> dict[str, Any]:
     table = next((row.table for row in rows.values()), protocol.TABLE)
     if found["table"] != table:
         raise DataError(f"{path} is of the table {shown(found['table'])}, not {table}; keep it elsewhere")
-    if found["protocol"] != VERSIONS[table]:
+    if found["protocol"] not in (VERSIONS[table], *EARLIER.get(table, ())):
         version = f"version {found['protocol']} of the protocol, not {VERSIONS[table]}"
         raise DataError(f"{path} is of {version}; keep it elsewhere")
     if path.stem != name or found["run"] not in rows:

@@ -14,7 +14,7 @@ from stce_jax.configs.tables._recipe_steps import STEPS
 from stce_jax.configs.tables.recipe import BASE, INGREDIENTS
 from stce_jax.reproduce.results import Result
 
-VERSION = 1
+VERSION, EARLIER = 2, (1,)  # of earlier ones the rows are as they were, and their results count
 SEARCH, TEST = "recipe", "recipe_test"
 TABLES = (SEARCH, TEST)
 SEEDS = (0, 1, 2)  # of every row, in the search and in the final comparison

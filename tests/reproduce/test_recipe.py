@@ -48,7 +48,7 @@ def test_rows_that_decide_come_first_with_all_seeds(scale, tmp_path):
     rows = load_rows("recipe", scale)
     assert len({row.run for row in rows}) == len(rows) and rows[0].run == BASE
     deciding = [row.run for row in rows if row.decides]
-    assert deciding[: 1 + len(DECIDING)] == [BASE, *DECIDING] and len(DECIDING) == 10
+    assert deciding[: 1 + len(DECIDING)] == [BASE, *DECIDING] and len(DECIDING) == 14
     names = [cell.directory.name for cell in cells_of(rows, SEEDS, tmp_path)]
     assert names[: 3 * len(deciding)] == [f"{run}_seed{seed}" for seed in SEEDS for run in deciding]
     assert ("large_cells" in {row.run for row in rows}) is (scale == "medium")
@@ -167,6 +167,8 @@ def test_results_of_another_table_are_refused(tmp_path):
     keep(tmp_path / "old", rows[BASE], 0, hits, table="recipe", protocol=7)
     with pytest.raises(DataError, match=f"version 7 of the protocol, not {kept.VERSIONS['recipe']}"):
         read_folder(tmp_path / "old", "smoke", "recipe")
+    keep(tmp_path / "earlier", rows[BASE], 0, hits, table="recipe", protocol=1)
+    assert read_folder(tmp_path / "earlier", "smoke", "recipe"), "its rows are as they were in version 1"
 
 
 @pytest.mark.slow
