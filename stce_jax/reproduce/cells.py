@@ -5,6 +5,7 @@ A sweep is a directory: `cells/<run>_seed<seed>/` holds a run each, `claims/` sa
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ TABLES = ("table1", "table6", "table7", "table8", "readings")  # of the paper
 STUDIES = ("reductions", "bodies", "clustering", "recipe", "recipe_test")  # what it prints no figures for
 TRAINED = (*TABLES[1:], *STUDIES)  # of the others no row needs a run
 CELL_FILE = "cell.json"
+_NAME = re.compile(r"([a-z0-9_]+)_seed([0-9]{1,9})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,8 +152,19 @@ def cells_of(rows: Iterable[Row], seeds: Sequence[int], workdir: Path) -> list[C
 
 def cell_of(row: Row, seed: int, workdir: Path) -> Cell:
     """The cell of a row and a seed."""
-    name = f"{row.run}_seed{seed}"
+    name = cell_name(row.run, seed)
     return Cell(row, seed, workdir / "cells" / name, workdir / "claims" / name)
+
+
+def cell_name(run: str, seed: int) -> str:
+    """What a cell is called: its directories, its file of kept results, and in `--cell`."""
+    return f"{run}_seed{seed}"
+
+
+def split_name(name: str) -> tuple[str, int] | None:
+    """(run, seed) of a cell's name; None if it is none."""
+    found = _NAME.fullmatch(name)
+    return (found[1], int(found[2])) if found else None
 
 
 def _read_json(path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """From the workdir of a sweep of a study with a protocol to the small files that are kept of it, and its report."""
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from stce_jax.analysis.files import IN_RUN, SCORES, read_predictions
 from stce_jax.errors import ConfigError, DataError, StceError
 from stce_jax.paths import read_json, write_bytes
 from stce_jax.reproduce import bodies, clusters, recipe, recipe_protocol
-from stce_jax.reproduce.cells import Cell, Row, cell_of, load_rows
+from stce_jax.reproduce.cells import Cell, Row, cell_of, load_rows, split_name
 from stce_jax.reproduce.clustering import study_blocks
 from stce_jax.reproduce.documents import Block, figure, heading, paragraph
 from stce_jax.reproduce.kept import (
@@ -43,7 +42,6 @@ BLOCKS: Mapping[str, Callable[..., list[Block]]] = {
     recipe_protocol.TEST: recipe.test_blocks,
     bodies.TABLE: bodies.study_blocks,
 }
-_NAME = re.compile(r"([a-z0-9_]+)_seed([0-9]{1,9})")
 
 
 def scale_of(workdir: Path) -> str:
@@ -85,7 +83,7 @@ def collect(workdir: Path, dataset: Any, table: str = TABLE) -> Path:
         edges = clusters.edges_of_images(config, dataset) if table == TABLE else None
         write_images(folder, TestImages(dataset.fingerprint, tuple(dataset.class_ids), labels, edges), table)
     for cell in finished_cells(workdir, rows):
-        kept = folder / f"{cell.row.run}_seed{cell.seed}.json"
+        kept = folder / f"{cell.directory.name}.json"
         evaluated = cell.directory / IN_RUN / SCORES
         if not kept.exists() or os.path.getmtime(kept) < os.path.getmtime(evaluated):
             write_run(folder, _result(cell, dataset))
@@ -94,9 +92,9 @@ def collect(workdir: Path, dataset: Any, table: str = TABLE) -> Path:
 
 def finished_cells(workdir: Path, rows: dict[str, Row]) -> list[Cell]:
     """The finished cells of a sweep that are rows, of whatever seeds, in the order of the rows, then of the seeds."""
-    found = [match for path in (workdir / "cells").glob("*_seed*") if (match := _NAME.fullmatch(path.name))]
+    found = [name for path in (workdir / "cells").glob("*_seed*") if (name := split_name(path.name))]
     order = list(rows)
-    named = [(order.index(match[1]), int(match[2])) for match in found if match[1] in rows]
+    named = [(order.index(run), seed) for run, seed in found if run in rows]
     cells = [cell_of(rows[order[place]], seed, workdir) for place, seed in sorted(named)]
     return [cell for cell in cells if cell.finished()]
 

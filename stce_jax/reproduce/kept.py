@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from stce_jax.errors import DataError, shown
 from stce_jax.paths import first_line, parse_json, read_regular, write_text
 from stce_jax.reproduce import protocol, recipe_protocol
-from stce_jax.reproduce.cells import Row, load_rows
+from stce_jax.reproduce.cells import Row, cell_name, load_rows
 from stce_jax.workdir import config as configuration
 
 MOST_BYTES = 50_000  # of a run
@@ -117,7 +117,7 @@ def write_run(folder: Path, run: Mapping[str, Any]) -> Path:
         raise DataError(
             f"the results of {run['run']}, seed {run['seed']}, take {len(text):,} bytes, not {MOST_BYTES:,}"
         )
-    path = folder / f"{run['run']}_seed{run['seed']}.json"
+    path = folder / f"{cell_name(run['run'], run['seed'])}.json"
     write_text(path, text)
     return path
 
@@ -137,7 +137,7 @@ def read_run(path: Path, rows: Mapping[str, Row]) -> dict[str, Any]:
         _check_kinds(found)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} holds no results: {first_line(error)}; take it out, and collect again") from error
-    name = f"{found['run']}_seed{found['seed']}"
+    name = cell_name(found["run"], found["seed"])
     table = next((row.table for row in rows.values()), protocol.TABLE)
     if found["table"] != table:
         raise DataError(f"{path} is of the table {shown(found['table'])}, not {table}; keep it elsewhere")

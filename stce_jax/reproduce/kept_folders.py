@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from stce_jax.errors import DataError
 from stce_jax.paths import first_line, parse_json, read_regular, write_text
-from stce_jax.reproduce.cells import Row, load_rows
+from stce_jax.reproduce.cells import Row, cell_name, load_rows
 from stce_jax.reproduce.kept import (
     CURVES,
     MOST_BYTES,
@@ -99,7 +99,7 @@ def read_folder(folder: Path, scale: str, table: str = TABLE) -> list[dict[str, 
     count = len(images.labels) if images else runs[0]["test_images"] if runs else 0
     for run in runs:
         if (run["images"], run["test_images"]) != (first, count):
-            name = f"{run['run']}_seed{run['seed']}.json"
+            name = f"{cell_name(run['run'], run['seed'])}.json"
             raise DataError(f"{folder / name} was tested on other images than the rest; keep it in a folder of its own")
     return runs
 
@@ -115,12 +115,12 @@ def merge(source: Path, target: Path, scale: str, table: str = TABLE) -> tuple[l
     prints = {run["images"] for run in (*new, *old)} | {own.fingerprint for own in (images, known) if own}
     if len(prints) > 1:
         raise DataError(f"{source} and {target} are of different images; keep them in different folders")
-    names = {f"{run['run']}_seed{run['seed']}" for run in old}
+    names = {cell_name(run["run"], run["seed"]) for run in old}
     added, there = [], []
     if images and not known:
         write_text(target / IMAGES, read_regular(source / IMAGES, MOST_BYTES_OF_IMAGES).decode())
     for run in new:
-        name = f"{run['run']}_seed{run['seed']}"
+        name = cell_name(run["run"], run["seed"])
         if name in names:
             there.append(name)
             continue

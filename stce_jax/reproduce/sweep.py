@@ -17,7 +17,7 @@ from stce_jax.errors import ConfigError, check_whole, shown
 from stce_jax.paths import absolute, is_remote, read_json, write_text
 from stce_jax.processes import clusters
 from stce_jax.processes.stopping import StopSignals, stopped
-from stce_jax.reproduce.cells import TABLES, Cell, Row, cells_of, load_rows
+from stce_jax.reproduce.cells import TABLES, Cell, Row, cells_of, load_rows, split_name
 from stce_jax.training import assemble as runs
 from stce_jax.workdir import migration
 
@@ -125,9 +125,9 @@ def find_cell(cells: Sequence[Cell], name: str) -> Cell:
     by_name = {cell.directory.name: cell for cell in cells}
     if name in by_name:
         return by_name[name]
-    run, _, seed = name.rpartition("_seed")
+    named = split_name(name)
     near = difflib.get_close_matches(name, by_name, 3)
-    if seed.isdecimal() and any(cell.row.run == run for cell in cells):
+    if named and any(cell.row.run == named[0] for cell in cells):
         seeds = dict.fromkeys(str(cell.seed) for cell in cells)
         advice = f"--seeds={','.join(seeds)} has no such seed"
     else:
