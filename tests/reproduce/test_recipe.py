@@ -128,20 +128,18 @@ def test_the_forward_selection_by_its_rule(steps):
     assert said[-1] == "No next step: no candidate is left."
 
 
-def test_the_selection_ends_after_two_refused_or_four_trained(steps):
-    gaining = ["muon", "conv", "swiglu", "mean_pooling", "rope_axial", "progressive", "light_mixing"]
-    shares = dict.fromkeys([BASE, *DECIDING], 0.5) | {name: 0.6 - 0.01 * at for at, name in enumerate(gaining)}
-    refused = dict(shares)
-    for number in (1, 2):
-        steps.append(select(results(refused), "small").next)
-        refused[f"step_{number}"] = 0.60
-    assert select(results(refused), "small").why == "2 candidates in a row added too little"
-    steps.clear()
-    for number in range(1, 5):
-        steps.append(select(results(shares), "small").next)
-        shares[f"step_{number}"] = 0.60 + 0.01 * number
+def test_the_selection_goes_on_after_refusals_and_ends_after_eight_trained(steps):
+    gaining = ["muon", "conv", "swiglu", "mean_pooling", "rope_axial", "progressive", "light_mixing", "three_augment"]
+    gaining += ["patch_dropout", "batch_50", "light_crop", "rate_double"]
+    shares = dict.fromkeys([BASE, *DECIDING], 0.5) | {name: 0.62 - 0.01 * at for at, name in enumerate(gaining)}
+    for number in range(1, 9):
+        found = select(results(shares), "small")
+        assert not found.why and found.next[-1] == gaining[number]
+        steps.append(found.next)
+        shares[f"step_{number}"] = 0.62 if number < 4 else 0.60 + 0.01 * number
     found = select(results(shares), "small")
-    assert found.why == "4 steps are trained" and found.kept == tuple(gaining[:5])
+    assert found.why == "8 steps are trained" and found.refused == tuple(gaining[1:4]), found
+    assert found.kept == ("muon", *gaining[4:9])
 
 
 def test_the_final_comparison_counts_errors():
