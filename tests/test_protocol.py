@@ -15,13 +15,14 @@ import pytest
 from flax import linen as nn
 from page_checks import check_page
 from PIL import Image
+from tiny_models import OWN, PARTS, SIZE, config_of
 
 import stce_jax
 from stce_jax.convert.initial import initialize, read_weights
 from stce_jax.errors import ConfigError
 from stce_jax.models.bodies import BODIES
 from stce_jax.models.embeddings import EMBEDDINGS
-from stce_jax.models.reductions import REDUCTIONS, acts_before
+from stce_jax.models.reductions import REDUCTIONS
 from stce_jax.models.tokens import Tokens
 from stce_jax.training import assemble as runs
 from stce_jax.training.mesh import make_mesh, replicated
@@ -39,33 +40,7 @@ from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 from stce_jax.workdir.meta import checkpoint_meta
 from stce_jax.workdir.weights import flatten
 
-SIZE, LARGER = 16, 32
-PARTS = ("body", "embedding", "reduction")
-# Options of the package's modules at a tiny size; modules of others come with defaults that fit such images.
-TINY = {
-    "body": {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24},
-    "embedding": {"patch_size": 4, "stem_widths": (8, 16), "stem_strides": (2, 2)},
-    "reduction": {"blocks": (1,), "initial_tokens": 16},
-    "body svit": {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2), "cells": (2, 1), "layer_scale": (0.0, 0.1)},
-    "body swin": {"widths": (8, 16), "depths": (2, 1), "heads": (2, 2), "window": 2},
-    "body cvt": {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2)},
-    "body deit": {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "distilled": True},
-    "body cmt": {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2), "key_strides": (2, 1), "mlp_ratios": (2.0, 2.0)},
-    "body mobilevit": {"width": 8, "widths": (12, 16), "token_widths": (8, 8), "depths": (1, 1), "heads": (2, 2)},
-    **{
-        f"body {name}": {"widths": (8, 16), "heads": (2, 2), "kinds": kinds, "windows": (2, 2), "groups": (1, 2)}
-        | {"kernels": (3, 3), "strides": (2, 1), "offset_ranges": (2.0, 0.0), "neighbourhoods": (3, 3)}
-        | {"layer_scale": (0.0, 0.1)}
-        for name, kinds in (("dat", ("S", "D")), ("datpp", ("N", "D")))
-    },
-    **dict.fromkeys(
-        ("body focal", "body focal_conv"),
-        {"widths": (8, 16), "depths": (1, 1), "heads": (2, 2), "layer_scale": (0.0, 0.1)}
-        | {"window": 2, "focal_windows": (3, 1), "expands": (1, 0)},
-    ),
-}
-TINY["body mobilevit"] |= {"strides": (2, 1), "expansion": 2, "head_width": 16}
-TINY["embedding mobilevit"] = {"stem_blocks": 1}
+LARGER = 32
 
 
 class ToyEmbed(nn.Module):
@@ -140,7 +115,6 @@ class ToyBody(nn.Module):
 
 TOYS = {"toy body": (BODIES, ToyBody), "toy embedding": (EMBEDDINGS, ToyEmbed), "toy": (REDUCTIONS, ToyReduction)}
 # The embedding that each body comes with is tried with it, every other one with the plain body and a reduction.
-OWN = {name: getattr(module, "EMBEDDING", "patch") for name, module in BODIES.items()}
 OTHERS = [name for name in EMBEDDINGS if name not in OWN.values()]
 WITH = {"evit": "stce", "topk": "conv", "kmedoids": "conv1x1", "dpcknn": "earlyconv", "dynamicvit": "hcformer"}
 # All options of plain blocks that the original ViT has not, together.
@@ -191,25 +165,6 @@ def entry(request, data_dir, tmp_path_factory):
         workdir = tmp_path_factory.mktemp("runs") / request.param.replace(" ", "_")
         write_run(workdir, config_of(names, data_dir))
         yield names, workdir
-
-
-def config_of(names, data_dir):
-    config = runs.load_config("digits", ["--config.batch_size=16", f"--config.data_dir={data_dir}"])
-    with config.unlocked():
-        config.image_size, config.model.name = SIZE, "vit_ti_patch"
-        for part in PARTS:
-            config.model[part].name = names[part]
-            follows_body = part == "embedding" and names["embedding"] == OWN.get(names["body"]) != "patch"
-            section = config.model[part].get(names[part] or "", {})  # a section is there for the package's own alone
-            given = {} if follows_body else TINY[part]
-            for option, value in {**given, **TINY.get(f"{part} {names[part]}", {})}.items():
-                if option in section:
-                    section[option] = value
-        config.model.body.get(names["body"], {}).update(names.get("options", {}))
-        if names["reduction"] in REDUCTIONS and not acts_before(REDUCTIONS[names["reduction"]]):
-            config.model.body.vit.depth = 1  # which is enough, and compiled in half the time
-            config.model.reduction.get(names["reduction"], {})["blocks"] = (0,)
-    return config
 
 
 def write_run(workdir, config):

@@ -26,7 +26,9 @@ from stce_jax.training.sizes import check_model
 from stce_jax.verbs import planning
 from stce_jax.workdir import config as configuration
 
-ROUND = Costs(before=14.0, compiling=6.0, steps=(0.1, 0.3), first_epoch=5.0, first_evaluation=2.0, evaluation=1.0, after=4.0)
+ROUND = Costs(
+    before=14.0, compiling=6.0, steps=(0.1, 0.3), first_epoch=5.0, first_evaluation=2.0, evaluation=1.0, after=4.0
+)
 seconds = st.floats(0.0, 60.0)
 
 
@@ -35,7 +37,15 @@ def duration(plan, costs, steps_per_epoch):
     training = plan.epochs * steps_per_epoch * sum(costs.steps) / len(costs.steps)
     training += min(1.0, plan.epochs) * costs.first_epoch
     evaluations = plan.epochs / plan.eval_every * costs.evaluation
-    return costs.before + costs.compiling + training + costs.first_evaluation + evaluations + costs.evaluation + costs.after
+    return (
+        costs.before
+        + costs.compiling
+        + training
+        + costs.first_evaluation
+        + evaluations
+        + costs.evaluation
+        + costs.after
+    )
 
 
 def test_a_plan_by_hand():
