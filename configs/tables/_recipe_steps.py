@@ -8,6 +8,7 @@ STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "small": (
         ("schedule_free", "conv"),
         ("schedule_free", "rope_axial"),
+        ("schedule_free", "light_crop"),
     ),
     "medium": (),
 }
