@@ -54,10 +54,11 @@ class Pace:
         late = (end(config.epochs) - self._end) / self._whole
         if -EARLY <= late <= LATE or self._end - now < LEAST * self._whole:
             return None
+        restart = self._costs.compiling + factor * self._costs.first_epoch  # images are decoded anew, too
         least, most = epoch + 1.0 / self._per_epoch, 10.0 * config.epochs
         for _ in range(50):
             middle = (least + most) / 2
-            in_time = end(middle) + self._costs.compiling <= self._end
+            in_time = end(middle) + restart <= self._end
             least, most = (middle, most) if in_time else (least, middle)
         epochs = float(f"{least:.4g}")
         if abs(epochs / config.epochs - 1.0) < SMALLEST:

@@ -42,7 +42,7 @@ class Machine:
             if epoch < self._config.epochs and (config := self._pace.corrected(self._config, epoch)):
                 self.changes.append(config.epochs)
                 self._config = config
-                self.now += costs.compiling
+                self.now += costs.compiling + self.speed * costs.first_epoch
         self.now += costs.after
         return self.now - start
 
