@@ -9,6 +9,10 @@ STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("schedule_free", "conv"),
         ("schedule_free", "rope_axial"),
         ("schedule_free", "light_crop"),
+        ("schedule_free", "light_crop", "rope_axial"),
+        ("schedule_free", "light_crop", "patch_dropout"),
+        ("schedule_free", "light_crop", "patch_dropout", "swiglu"),
+        ("schedule_free", "light_crop", "patch_dropout", "swiglu", "progressive"),
     ),
     "medium": (),
 }
