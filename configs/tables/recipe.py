@@ -8,8 +8,8 @@ stce reproduce recipe --scale=small --data_dir=DIR --workdir=runs/recipe        
 stce reproduce recipe --scale=medium --data_dir=DIR --workdir=runs/recipe_64    the same at 64 pixels
 stce reproduce recipe --scale=smoke --seeds=0 --workdir=runs/smoke              minutes
 
-Rows that decide come first, with all seeds: the base, fourteen ingredients, and the steps of the forward selection, which
-`benchmarks/recipe_steps.py` adds to `_recipe_steps` one after the other.
+Rows that decide come first, with all seeds: the base, fourteen ingredients, and the steps of the forward selection,
+which `benchmarks/recipe_steps.py` adds to `_recipe_steps` one after the other.
 """
 
 from collections.abc import Iterator, Sequence
