@@ -35,6 +35,7 @@ from stce_jax.training.setup import RunDivergedError, RunReplannedError, Setup, 
 from stce_jax.training.sizes import check_model
 from stce_jax.training.step import check_accumulation, run_key
 from stce_jax.training.stepping import Stepping, build_stepping
+from stce_jax.training.timetable import Timetable
 from stce_jax.verbs.extending import continued
 from stce_jax.verbs.first_weights import first_weights, follow_weights
 from stce_jax.verbs.opening import opening
@@ -87,6 +88,7 @@ def train(
         model = runs.build_model(config, len(dataset.class_names))
         runs.check_options(config)
         rules = optimization.parameter_rules(config, model)
+        timetable = runs.build_timetable(config, dataset)
         weights = class_weights(config, dataset)
         meta = checkpoint_meta(config, dataset, weights)
         processes.agree(
@@ -111,8 +113,9 @@ def train(
         found = _find(checkpoints, dataset)
         if found:
             check_class_weights(found[1], meta, allow_change=allow_config_change)
-        stepping, scheduled = _schedule(config, dataset, found, model, rules, weights, mesh)
-        checkpoints.scheduled = scheduled["timetable"].saves
+            timetable = continued(config, dataset, *found)
+        stepping, scheduled = _schedule(config, dataset, timetable, model, rules, weights, mesh)
+        checkpoints.scheduled = timetable.saves
         check_memory(config, stepping.state_shapes, mesh)
         setup = Setup(
             config=config,
@@ -130,7 +133,6 @@ def train(
             meta=meta,
             pace=pace,
         )
-        timetable = setup.timetable
         step, final = (found[0], found[1]["metrics"] or {}) if found else (0, {})
         patience = Patience(config.patience, config.patience_metric, found[1].get("patience") if found else None)
         finished = bool(final) and (step >= timetable.total or patience.ran_out)
@@ -160,10 +162,9 @@ def train(
 
 
 def _schedule(
-    config: Any, dataset: Any, found: tuple[int, dict[str, Any]] | None, model: Any, rules: Any, weights: Any, mesh: Any
+    config: Any, dataset: Any, timetable: Timetable, model: Any, rules: Any, weights: Any, mesh: Any
 ) -> tuple[Stepping, dict[str, Any]]:
-    """(how a state is made and stepped, what of a `Setup` follows from the epochs) of a run, new or found."""
-    timetable = continued(config, dataset, *found) if found else runs.build_timetable(config, dataset)
+    """(how a state is made and stepped, what of a `Setup` follows from the timetable)."""
     mixed, sizes = mixed_steps(config, timetable), build_sizes(config, timetable)
     augment = runs.build_augment(config, dataset, offset=timetable.offset, mixed_steps=mixed)
     stepping = build_stepping(config, model, rules, timetable, augment, build_objective(config, weights), mesh)
@@ -182,8 +183,9 @@ def _replanned(setup: Setup, config: Any, model: Any, rules: Any, weights: Any) 
     found = _find(setup.checkpoints, setup.dataset)
     assert found, "it has just been saved"
     say(f"off its plan of {config.minutes:g} minutes: {config.epochs:g} epochs in place of {setup.config.epochs:g}")
-    _, scheduled = _schedule(config, setup.dataset, found, model, rules, weights, setup.mesh)
-    setup.checkpoints.scheduled = scheduled["timetable"].saves
+    timetable = continued(config, setup.dataset, *found)
+    _, scheduled = _schedule(config, setup.dataset, timetable, model, rules, weights, setup.mesh)
+    setup.checkpoints.scheduled = timetable.saves
     meta = checkpoint_meta(config, setup.dataset, weights)
     setup = dataclasses.replace(setup, config=config, meta=meta, **scheduled)
     layout.write_config(setup.workdir, config)
