@@ -13,6 +13,7 @@ STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("schedule_free", "light_crop", "patch_dropout"),
         ("schedule_free", "light_crop", "patch_dropout", "swiglu"),
         ("schedule_free", "light_crop", "patch_dropout", "swiglu", "progressive"),
+        ("schedule_free", "light_crop", "patch_dropout", "swiglu", "batch_50"),
     ),
     "medium": (),
 }
