@@ -110,10 +110,9 @@ def _rows(file: str, column: str) -> Iterator[tuple[int, str, str, str]]:
                 lacks = f"column {shown(column)}" if wanted else "column path, or index, to tell the images by"
                 raise DataError(f"{file} has no {lacks}; its columns are {', '.join(columns) or 'none'}")
         assert key is not None
-        of_key, of_group = columns.index(key), columns.index(column)
         for line, row in rows:
-            text, group = (row[place] if place < len(row) else "" for place in (of_key, of_group))
-            yield line, key, text, group
+            cells = dict(zip(columns, row, strict=False))
+            yield line, key, cells.get(key, ""), cells.get(column, "")
     except (OSError, ValueError) as error:  # ValueError: a name that no file has
         raise DataError(f"cannot read {file}: {first_line(error)}; give --by=FILE.csv:COLUMN") from error
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stce_jax.training.plan import SLACK, Costs, Plan, apply
+from stce_jax.training.sizes import cost_until
 
 # Shares of the minutes: a run that would end earlier, or later, than it was planned to gets other epochs.
 EARLY, LATE = 0.05, 0.03
@@ -68,8 +69,7 @@ class Pace:
 
     def _seconds(self, config: Any, epochs: float, start: float, end: float) -> float:
         """Planned seconds from one epoch to another of a run of so many epochs."""
-        sizes = self._costs.steps
-        each = epochs / len(sizes)
-        steps = [max(0.0, min(end, (place + 1) * each) - max(start, place * each)) for place in range(len(sizes))]
-        training = self._per_epoch * sum(cost * part for cost, part in zip(sizes, steps, strict=True))
+        steps = self._costs.steps  # of the sizes, which have equal shares of the epochs
+        starts = [epochs * place / len(steps) for place in range(len(steps))]
+        training = self._per_epoch * (cost_until(end, starts, steps) - cost_until(start, starts, steps))
         return training + self._costs.evaluation * (end - start) / config.eval_every

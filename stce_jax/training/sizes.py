@@ -5,6 +5,7 @@ fast.ai's entry to DAWNBench (2018) and of EfficientNetV2 (Tan and Le 2021, arXi
 """
 
 import bisect
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -49,14 +50,19 @@ class Sizes(NamedTuple):
 
     def work(self, steps: int, costs: tuple[float, ...]) -> float:
         """What so many steps cost in all, where a step of each size costs so much."""
-        ends = [*self.starts[1:], steps]
-        begun = [0, *self.starts[1:]]
-        return sum(cost * max(0, min(end, steps) - start) for cost, start, end in zip(costs, begun, ends, strict=True))
+        return cost_until(steps, self.starts, costs)
 
     def starts_from(self, step: int) -> list[int]:
         """This step and the later ones after which another size begins, of sizes that have a step at all."""
         starts = [max(step, start) for start in self.starts]
         return [start for start, end in zip(starts, [*starts[1:], None], strict=True) if start != end]
+
+
+def cost_until(end: float, starts: Sequence[float], costs: Sequence[float]) -> float:
+    """What a run costs from 0 to `end`, in steps or epochs, where one costs so much from each of the starts on."""
+    starts = [0, *starts[1:]]
+    ends = [*starts[1:], end]
+    return sum(cost * max(0, min(last, end) - first) for cost, first, last in zip(costs, starts, ends, strict=True))
 
 
 def check_sizes(sides: Any, image_size: int) -> None:

@@ -50,6 +50,7 @@ def planned(
     candidates = CANDIDATES[config.plan] if config.plan and not config.init_from else ()
     options = [with_keys(config, candidate.keys) for candidate in candidates] or [config]
     timings: dict[int, Timing] = {}
+    per_epoch = len(dataset.train) / config.batch_size  # which no candidate changes
 
     def plan(place: int, like: int | None = None) -> Plan:
         """The plan for an option, by its own timing or by that of another and their multiply-adds."""
@@ -60,7 +61,6 @@ def planned(
         if like is not None and like != place:
             costs = scaled(costs, _multiply_adds(options[place], dataset), _multiply_adds(options[like], dataset))
         costs = costs._replace(before=costs.before + clock() - began)
-        per_epoch = len(dataset.train) / config.batch_size
         return make_plan(config.minutes, costs, steps_per_epoch=per_epoch, eval_every=config.eval_every)
 
     def epochs(place: int, like: int | None) -> float:
@@ -77,7 +77,6 @@ def planned(
             place -= epochs(place, None) < candidates[place].epochs
     made = plan(place)
     config = apply(made, options[place])
-    per_epoch = len(dataset.train) / config.batch_size
     pace = Pace(config.minutes, timings[place].costs, steps_per_epoch=per_epoch, began=began, clock=clock)
     end = datetime.now() + timedelta(seconds=began + made.seconds - clock())
     sides = " then ".join(map(str, config.progressive_sizes)) or str(config.image_size)

@@ -36,16 +36,8 @@ def duration(plan, costs, steps_per_epoch):
     """Seconds of a run with a plan, part by part."""
     training = plan.epochs * steps_per_epoch * sum(costs.steps) / len(costs.steps)
     training += min(1.0, plan.epochs) * costs.first_epoch
-    evaluations = plan.epochs / plan.eval_every * costs.evaluation
-    return (
-        costs.before
-        + costs.compiling
-        + training
-        + costs.first_evaluation
-        + evaluations
-        + costs.evaluation
-        + costs.after
-    )
+    evaluations = costs.first_evaluation + (plan.epochs / plan.eval_every + 1) * costs.evaluation
+    return costs.before + costs.compiling + training + evaluations + costs.after
 
 
 def test_a_plan_by_hand():
