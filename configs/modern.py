@@ -1,11 +1,12 @@
-"""Any class folders, by the recipe for small data: what the search of docs/recipe.md is for.
+"""Any class folders, by the recipe for small data: what the search of docs/recipe.md selected.
 
 stce train --config=modern --data_dir=DIR --workdir=runs/modern     DIR holds train/<class>/ and val/<class>/
 stce train --config=modern:patch ...                                another embedding: stce, conv or patch
 
-It is `small_folder` with other choices. They are from the literature so far, for other models and more images; the
-comments say from where. NONE OF THEM IS MEASURED HERE YET: what each gains on small data the search says, and what it
-refuses goes out again.
+It is `small_folder` with what gained there in runs of a few minutes: 8,000 images of 32 pixels, three seeds, equal
+time, top-1 of 2,000 training images held out. Each comment says what its value gained alone and, in the order here,
+on top of those above it. Together they went from 46.98% to 60.87%. `python benchmarks/study.py --table=recipe` draws
+these numbers.
 """
 
 from ml_collections import config_dict
@@ -19,16 +20,15 @@ def get_config(embedding: str = "stce") -> config_dict.ConfigDict:
     config = small_folder.get_config(embedding)
     if embedding == "stce":
         config.plan = "class_folders"  # what --minutes chooses image size and model from; unused without it
-    body = config.model.body.vit
-    # The mean of the tokens in place of a class token: Beyer, Zhai and Kolesnikov 2022, "Better plain ViT baselines".
-    body.pooling = "mean"
-    # Angles of rows and columns: Heo, Park, Han and Yun 2024, "Rotary position embedding for vision transformer".
-    body.position_embedding = "rope_axial"
-    # Muon on matrices, AdamW on the rest: Jordan et al. 2024. About a third less time to the same loss there.
-    config.optimizer.name = "muon"
-    # Grey, solarised or blurred: Touvron, Cord and Jegou 2022, "DeiT III".
-    config.augment.three_augment = True
-    # Light mixing: most images stay almost whole. The full amount needs runs that are longer than small ones are.
-    config.augment.mixup = 0.2
-    config.augment.cutmix = 0.2
+    # +7.80 points alone. An average of the weights stands for the decay of the rate (Defazio et al. 2024).
+    config.optimizer.name = "schedule_free_adamw"
+    config.optimizer.schedule = "constant"
+    # +5.00 alone, +2.15 here. A short run sees few crops of each image: let them show what it is of.
+    config.augment.crop_area = (0.7, 1.0)
+    # +3.72 alone, +2.05 here. A quarter of the tokens is left out, so more epochs fit the time (Liu et al. 2023).
+    config.model.body.vit.patch_dropout = 0.25
+    # +3.65 alone, +0.83 here, with as many parameters (Shazeer 2020).
+    config.model.body.vit.mlp = "swiglu"
+    # +2.13 alone, +1.05 here: twice the steps.
+    config.batch_size = 50
     return config.lock()

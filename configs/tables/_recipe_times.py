@@ -21,13 +21,16 @@ MS: dict[str, dict[str, float]] = {
         "progressive": 1.899,
         "swiglu": 2.697,
         "patch_dropout": 1.967,
-        "modern": 3.153,
+        "modern": 1.824,
         "batch_50": 2.461,
         "batch_25": 2.332,
         "light_crop": 2.541,
         "rate_double": 2.46,
     },
-    "medium": {},
+    "medium": {
+        "base": 16.58,
+        "modern": 9.801,
+    },
 }
 
 

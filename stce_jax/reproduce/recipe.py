@@ -150,14 +150,15 @@ def _begun(
     results = results_of(name, runs, scale, seeds)
     deciding = sum(result.row.decides for result in results)
     done = progress(results, f"{deciding} rows")
-    first = paragraph(f"{done} Version {VERSION} of the protocol, scale `{scale}`. {_timed(scale)}")
+    timed = _timed(scale, [result.row.run for result in results if result.row.decides])
+    first = paragraph(f"{done} Version {VERSION} of the protocol, scale `{scale}`. {timed}")
     return {result.row.run: result for result in results if result.seeds}, [first]
 
 
-def _timed(scale: str) -> str:
+def _timed(scale: str, deciding: Sequence[str]) -> str:
     if scale not in _recipe_times.MS:
         return "No row is compared with another; each is trained for its epochs."
-    if _recipe_times.MS[scale]:
+    if {run for run in deciding if not run.startswith("step_")} <= set(_recipe_times.MS[scale]):
         return "Every row trains for as long as the base, by times that were measured in turn."
     return "Times of this scale are not measured: every row has the base's epochs."
 

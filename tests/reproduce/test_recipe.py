@@ -1,6 +1,7 @@
 """The search for a recipe: its rows and their order, equal time, the forward selection, the final comparison."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from stce_jax.configs.tables.recipe import BASE, INGREDIENTS
 from stce_jax.errors import DataError
 from stce_jax.reproduce import documents, kept, recipe_protocol
 from stce_jax.reproduce.cells import cell_of, cells_of, load_rows
-from stce_jax.reproduce.kept_folders import merge, read_folder
+from stce_jax.reproduce.kept_folders import merge, read_folder, results_of
 from stce_jax.reproduce.recipe import choices, search_blocks, test_blocks
 from stce_jax.reproduce.recipe_protocol import SEEDS, gains, outcomes, select, verdict
 from stce_jax.reproduce.results import Result
@@ -20,6 +21,7 @@ from stce_jax.workdir import config as configuration
 test_blocks.__test__ = False  # pytest takes it for a test
 DECIDING = [name for name, ingredient in INGREDIENTS.items() if ingredient.decides]
 IMAGES = 1000
+RESULTS = Path(__file__).parents[2] / "docs" / "recipe"
 
 
 def results(shares, seeds=SEEDS, table="recipe", scale="small"):
@@ -62,6 +64,17 @@ def test_the_base_is_small_folder_as_shipped_but_for_its_length_and_the_images()
     assert {line.partition(":")[0] for line in changed} == {"epochs", "eval_every"}
 
 
+def test_modern_is_what_the_search_selected():
+    runs = read_folder(RESULTS / "small", "small", "recipe")
+    kept_now = select({result.row.run: result for result in results_of("recipe", runs, "small", SEEDS)}, "small").kept
+    expected = configuration.load_config("small_folder")
+    with expected.unlocked():
+        expected.plan = "class_folders"
+        for name in kept_now:
+            expected.update_from_flattened_dict(INGREDIENTS[name].overrides)
+    assert configuration.differences(expected, configuration.load_config("modern")) == []
+
+
 def test_every_row_trains_for_as_long_as_the_base(monkeypatch, steps):
     steps.append(("muon", "conv"))
     monkeypatch.setitem(_recipe_times.MS, "small", {"base": 4.0, "muon": 5.0, "conv": 3.0, "modern": 2.0})
@@ -80,7 +93,10 @@ def test_times_are_of_rows_that_there_are(scale):
     rows = {row.run for table in recipe_protocol.TABLES for row in load_rows(table, scale)}
     measured = _recipe_times.MS[scale]
     assert set(measured) <= rows and all(value > 0 for value in measured.values())
-    assert not measured or {BASE, *DECIDING} <= set(measured), "a scale is measured wholly or not at all"
+    test = {"modern"} & set(measured)
+    assert set(measured) == {BASE} | test or {BASE, *DECIDING} <= set(measured) or not measured, (
+        "a table is measured wholly or not at all"
+    )
     for step in _recipe_steps.STEPS[scale]:
         families = [family for part in step for family in INGREDIENTS[part].families]
         assert len(families) == len(set(families)), step
