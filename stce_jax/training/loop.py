@@ -34,6 +34,7 @@ class TrainLoop:
     def __init__(self, setup: Setup, start: StartingPoint, log: MetricsLog, progress: TrainProgress) -> None:
         options = setup.config.divergence
         self._setup, self._log, self._progress = setup, log, progress
+        self._course = setup.course
         self._state, self._rollbacks, self._metrics = start.state, start.rollbacks, start.metrics
         self._guard = DivergenceGuard(max_skipped=options.max_skipped, loss_spike=options.loss_spike, state=start.guard)
         self._patience = Patience(setup.config.patience, setup.config.patience_metric, start.patience)
@@ -43,7 +44,7 @@ class TrainLoop:
         self._window = Window(setup.config.batch_size)
         self._phase: Phase | None = None
         self._said_mixing = False
-        self._learning_rate = jax.jit(setup.schedule).lower(jax.ShapeDtypeStruct((), np.int32)).compile()
+        self._learning_rate = jax.jit(self._course.schedule).lower(jax.ShapeDtypeStruct((), np.int32)).compile()
 
     def run(self) -> tuple[dict[str, float], float]:
         """Returns (metrics of the last evaluation, share of the time spent waiting for data).
@@ -58,8 +59,8 @@ class TrainLoop:
         setup.stop.end_at_once(start)
         # A single process need not wait for data before it stops; of several, none may miss a step of the others.
         stop_waiting = self._stop_requested if self._alone else None
-        position = setup.timetable.position(start)
-        sizes = setup.phases.sizes
+        position = self._course.timetable.position(start)
+        sizes = self._course.phases.sizes
         size_of = sizes.seen_from(start).after if sizes else None
         loading = runs.train_batches(
             config, setup.dataset, position, self._rollbacks, stop=stop_waiting, size_of=size_of
@@ -69,9 +70,9 @@ class TrainLoop:
             self._evaluate_if_missing(start)
             setup.watch.pause()  # the first step compiles
             self._compile_sizes(start)
-            for step in range(start + 1, setup.timetable.total + 1):
+            for step in range(start + 1, self._course.timetable.total + 1):
                 if self._patience.ran_out:
-                    epoch, reason = setup.timetable.epoch_after(step - 1), self._patience.reason()
+                    epoch, reason = self._course.timetable.epoch_after(step - 1), self._patience.reason()
                     self._progress.print(f"stopped early at epoch {epoch:.2f} of {config.epochs:g}: {reason}")
                     break
                 batch = self._next_batch(batches, step)
@@ -89,53 +90,53 @@ class TrainLoop:
 
     def _compile_sizes(self, start: int) -> None:
         """Compiles the step of every size of images that is still to come, so that no change is waited for or fails."""
-        setup, sizes = self._setup, self._setup.phases.sizes
+        setup, sizes = self._setup, self._course.phases.sizes
         sharding = batch_sharding(setup.mesh)
         for step in sizes.starts_from(start) if sizes else ():
-            if step >= setup.timetable.total:
+            if step >= self._course.timetable.total:
                 continue
-            phase, rows = setup.phases.at_epoch(setup.timetable.epoch_after(step), step), setup.config.batch_size
+            phase, rows = self._course.phase_after(step), setup.config.batch_size
             shapes: dict[str, Any] = {"image": ((rows, phase.side, phase.side, 3), np.uint8)}
             shapes |= {"label": ((rows, *setup.val_views.label_shape), np.int32), FLAG: ((rows,), np.int32)}
             batch = {name: jax.ShapeDtypeStruct(*shape, sharding=sharding) for name, shape in shapes.items()}
-            if not setup.phases.is_compiled(phase):
+            if not self._course.phases.is_compiled(phase):
                 with self._progress.compiling(self._program(phase)):
-                    setup.phases.compile(phase, setup.state_shapes, batch, setup.key)
+                    self._course.phases.compile(phase, self._course.state_shapes, batch, setup.key)
 
     def _program(self, phase: Phase) -> str:
-        words = self._setup.phases.says(phase)
+        words = self._course.phases.says(phase)
         return f"the step for {words}" if words else "the step"
 
     def _train_step(self, step: int, batch: Any) -> Any:
         """Makes a step: (state, metrics). Where another program begins, says so, and stops the clocks."""
         setup = self._setup
-        if setup.mixed_steps is not None and step > setup.mixed_steps and not self._said_mixing:
+        if self._course.mixed_steps is not None and step > self._course.mixed_steps and not self._said_mixing:
             self._said_mixing = True
             self._progress.print(f"mixup and CutMix are off from step {step} on")
-        phase = setup.phases.at_epoch(setup.timetable.epoch_after(step - 1), step - 1)
+        phase = self._course.phase_after(step - 1)
         if phase is not self._phase:
             self._phase = phase
-            if words := setup.phases.says(phase):
+            if words := self._course.phases.says(phase):
                 self._progress.print(f"{words} from step {step} on")
             setup.watch.pause()
             self._window.compiles()
-        if setup.phases.is_compiled(phase):
+        if self._course.phases.is_compiled(phase):
             return phase.step(self._state, batch, setup.key)
         with self._progress.compiling(self._program(phase)):
-            return setup.phases.first_call(phase, self._state, batch, setup.key)
+            return self._course.phases.first_call(phase, self._state, batch, setup.key)
 
     def _logs(self, step: int) -> bool:
         """Whether a line of metrics ends with this step, stopped or not."""
-        return self._setup.timetable.evaluates(step) or step % self._setup.config.log_every == 0
+        return self._course.timetable.evaluates(step) or step % self._setup.config.log_every == 0
 
     def _stop_requested(self) -> bool:
         return bool(self._setup.stop.requested)
 
     def _log_evaluate_save(self, step: int, stopping: bool) -> None:
         """Logs the window, evaluates and saves if it is time, and stops if requested."""
-        setup, due = self._setup, self._setup.timetable.evaluates(step)
+        setup, due = self._setup, self._course.timetable.evaluates(step)
         stopping = self._check(self._window.drain()) or stopping
-        values, epoch = self._window.close(), setup.timetable.epoch_after(step)
+        values, epoch = self._window.close(), self._course.timetable.epoch_after(step)
         applied = np.int32(step - 1 - self._guard.total_skipped)  # skipped steps do not advance the schedule
         learning_rate = float(jax.device_get(self._learning_rate(jax.device_put(applied))))
         self._log.write(step=step, epoch=epoch, split="train", **values, learning_rate=learning_rate)
@@ -145,7 +146,7 @@ class TrainLoop:
         if due or stopping:
             self._save(step)
             self._window.restart_clock()
-        ended = step == setup.timetable.total or self._patience.ran_out
+        ended = step == self._course.timetable.total or self._patience.ran_out
         if stopping and not (ended and self._metrics):
             setup.checkpoints.wait()
             raise self._stopped(step)
@@ -155,7 +156,7 @@ class TrainLoop:
 
     def _evaluate_if_missing(self, start: int) -> None:
         """Evaluates the state that the run resumes from, if a stop has prevented its evaluation."""
-        timetable = self._setup.timetable
+        timetable = self._course.timetable
         due = timetable.evaluates(start) or start >= timetable.total
         if start and due and not self._metrics:
             self._metrics = self._evaluate(start)
@@ -184,7 +185,7 @@ class TrainLoop:
         stopping = self._alone and self._stop_requested()
         for step, values in finished:
             if step == self._first and not (values["skipped"] or self._logs(step)):
-                self._progress.first(step, self._setup.timetable.epoch_after(step), values)
+                self._progress.first(step, self._course.timetable.epoch_after(step), values)
             stopping = stopping or bool(values[FLAG])
             if values["skipped"]:
                 self._log_skipped(step, values)
@@ -195,7 +196,7 @@ class TrainLoop:
 
     def _save(self, step: int) -> None:
         self._log.flush()
-        timetable = self._setup.timetable
+        timetable = self._course.timetable
         own = {"salt": self._rollbacks, "guard": self._guard.state(), "patience": self._patience.state()}
         place = {"epoch": timetable.epoch_after(step), "origin": dataclasses.asdict(timetable.origin)}
         self._setup.checkpoints.save(self._state, self._setup.meta | place | own, self._metrics)
@@ -222,7 +223,7 @@ class TrainLoop:
             return None
         if not math.isfinite(metrics["loss"]):
             raise DivergedError(f"the evaluation's loss is not finite at step {step}; {ADVICE}")
-        epoch = setup.timetable.epoch_after(step)
+        epoch = self._course.timetable.epoch_after(step)
         self._log.write(step=step, epoch=epoch, split="eval", **metrics)
         self._progress.evaluation(step, epoch, metrics)
         self._patience.add(epoch, metrics)
@@ -230,7 +231,7 @@ class TrainLoop:
 
     def _log_skipped(self, step: int, values: dict[str, float]) -> None:
         if processes.is_main():
-            position = self._setup.timetable.position(step - 1)
+            position = self._course.timetable.position(step - 1)
             images = runs.batch_names(self._setup.config, self._setup.dataset, position, self._rollbacks)
             numbers = {name: values[name] for name in ("loss", "gradient_norm")}
             log_skipped(self._setup.workdir, step=step, rollbacks=self._rollbacks, images=images, **numbers)

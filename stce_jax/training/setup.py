@@ -13,10 +13,34 @@ from stce_jax.data.views import Views
 from stce_jax.processes.stopping import StopSignals
 from stce_jax.processes.watch import Watch
 from stce_jax.training.pace import Pace
-from stce_jax.training.phases import Phases
+from stce_jax.training.phases import Phase, Phases
 from stce_jax.training.state import TrainState
 from stce_jax.training.timetable import Timetable
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """What of a run follows from its epochs.
+
+    Attributes:
+      schedule: learning rate after so many steps.
+      state_shapes: a TrainState of shapes and shardings.
+      phases: the training step of each epoch.
+      work: of so many steps, for the time left, see `TrainProgress`.
+      mixed_steps: how many steps mix their batches; None: all, or none.
+    """
+
+    timetable: Timetable
+    schedule: optax.Schedule
+    state_shapes: TrainState
+    phases: Phases
+    work: Callable[[int], float] | None
+    mixed_steps: int | None
+
+    def phase_after(self, step: int) -> Phase:
+        """How the step after so many is made."""
+        return self.phases.at_epoch(self.timetable.epoch_after(step), step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +48,6 @@ class Setup:
     """What stays the same from the first to the last step.
 
     Attributes:
-      state_shapes: a TrainState of shapes and shardings.
-      phases: the training step of each epoch.
-      work: of so many steps, for the time left, see `TrainProgress`.
-      mixed_steps: how many steps mix their batches; None: all, or none.
       key: of the run's draws, on the devices.
       check_claim: raises if the workdir belongs to another job by now.
       meta: what each checkpoint's meta.json holds of the run.
@@ -38,12 +58,7 @@ class Setup:
     workdir: str | Path
     dataset: Any
     mesh: Mesh
-    timetable: Timetable
-    schedule: optax.Schedule
-    state_shapes: TrainState
-    phases: Phases
-    work: Callable[[int], float] | None
-    mixed_steps: int | None
+    course: Course
     key: jax.Array
     eval_step: Any
     val_views: Views

@@ -22,7 +22,7 @@ def opening(setup: Setup, model: Body, *, trained: str, begins: str) -> dict[str
       trained: which parameters are trained; "": all.
       begins: with which weights, or from which step.
     """
-    config, timetable, devices = setup.config, setup.timetable, setup.mesh.size
+    config, timetable, devices = setup.config, setup.course.timetable, setup.mesh.size
     names = ", ".join(f"{part} {name or 'none'}" for part, name in parts.chosen(config.model).items())
     multiply_adds = count_model(model, config.image_size)["multiply_adds"]
     sides = tuple(config.progressive_sizes) or (config.image_size,)
@@ -33,7 +33,7 @@ def opening(setup: Setup, model: Body, *, trained: str, begins: str) -> dict[str
         batch.append(f"in {config.accumulate} micro-batches")
     return {
         "model": f"{config.model.name}: {names}",
-        "parameters": trained or f"{count_parameters(setup.state_shapes.variables['params']):,}",
+        "parameters": trained or f"{count_parameters(setup.course.state_shapes.variables['params']):,}",
         "multiply-adds": f"{multiply_adds:,} an image of {config.image_size} pixels",
         "data": _data(config, setup.dataset),
         "image size": f"{', then '.join(map(str, sides))} pixels",

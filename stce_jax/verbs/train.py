@@ -6,7 +6,8 @@ is refused before anything of the workdir is changed.
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from stce_jax.training.options import check_saved
 from stce_jax.training.patience import Patience
 from stce_jax.training.phases import Phases, build_sizes, mixed_steps
 from stce_jax.training.progress import TrainProgress, show_opening
-from stce_jax.training.setup import RunDivergedError, RunReplannedError, Setup, StartingPoint
+from stce_jax.training.setup import Course, RunDivergedError, RunReplannedError, Setup, StartingPoint
 from stce_jax.training.sizes import check_model
 from stce_jax.training.step import check_accumulation, run_key
 from stce_jax.training.stepping import Stepping, build_stepping
@@ -114,7 +115,7 @@ def train(
         if found:
             check_class_weights(found[1], meta, allow_change=allow_config_change)
             timetable = continued(config, dataset, *found)
-        stepping, scheduled = _schedule(config, dataset, timetable, model, rules, weights, mesh)
+        stepping, course = _course(config, dataset, timetable, model, rules, weights, mesh)
         checkpoints.scheduled = timetable.saves
         check_memory(config, stepping.state_shapes, mesh)
         setup = Setup(
@@ -122,7 +123,7 @@ def train(
             workdir=workdir,
             dataset=dataset,
             mesh=mesh,
-            **scheduled,
+            course=course,
             key=run_key(config.seed, mesh),
             eval_step=eval_step(model, dataset, config, mesh),
             val_views=runs.eval_views(config, dataset),
@@ -151,31 +152,29 @@ def train(
             say(_why_finished(step, timetable.total, final, patience))
             _plot(workdir)
         else:
-            final, changed = _train_to_the_end(setup, start)
-            while changed is not None:
-                setup, start = _replanned(setup, changed, model, rules, weights)
-                final, changed = _train_to_the_end(setup, start)
+            replanned = functools.partial(_replanned, model=model, rules=rules, weights=weights)
+            final = _train_to_the_end(setup, start, replanned)
     waiting = exit_on_signal(exit_process, "after its last step") if exit_process else contextlib.nullcontext()
     with waiting:
         processes.leave()
     return final
 
 
-def _schedule(
+def _course(
     config: Any, dataset: Any, timetable: Timetable, model: Any, rules: Any, weights: Any, mesh: Any
-) -> tuple[Stepping, dict[str, Any]]:
-    """(how a state is made and stepped, what of a `Setup` follows from the timetable)."""
+) -> tuple[Stepping, Course]:
+    """(how a state is made and stepped, what of the run follows from its timetable)."""
     mixed, sizes = mixed_steps(config, timetable), build_sizes(config, timetable)
     augment = runs.build_augment(config, dataset, offset=timetable.offset, mixed_steps=mixed)
     stepping = build_stepping(config, model, rules, timetable, augment, build_objective(config, weights), mesh)
-    return stepping, {
-        "timetable": timetable,
-        "schedule": stepping.schedule,
-        "state_shapes": stepping.state_shapes,
-        "phases": Phases(model, stepping.make_step, sizes),
-        "work": work_of_sizes(model, sizes),
-        "mixed_steps": mixed,
-    }
+    return stepping, Course(
+        timetable=timetable,
+        schedule=stepping.schedule,
+        state_shapes=stepping.state_shapes,
+        phases=Phases(model, stepping.make_step, sizes),
+        work=work_of_sizes(model, sizes),
+        mixed_steps=mixed,
+    )
 
 
 def _replanned(setup: Setup, config: Any, model: Any, rules: Any, weights: Any) -> tuple[Setup, StartingPoint]:
@@ -184,10 +183,10 @@ def _replanned(setup: Setup, config: Any, model: Any, rules: Any, weights: Any) 
     assert found, "it has just been saved"
     say(f"off its plan of {config.minutes:g} minutes: {config.epochs:g} epochs in place of {setup.config.epochs:g}")
     timetable = continued(config, setup.dataset, *found)
-    _, scheduled = _schedule(config, setup.dataset, timetable, model, rules, weights, setup.mesh)
+    _, course = _course(config, setup.dataset, timetable, model, rules, weights, setup.mesh)
     setup.checkpoints.scheduled = timetable.saves
     meta = checkpoint_meta(config, setup.dataset, weights)
-    setup = dataclasses.replace(setup, config=config, meta=meta, **scheduled)
+    setup = dataclasses.replace(setup, config=config, meta=meta, course=course)
     layout.write_config(setup.workdir, config)
     return setup, _restore(setup, *found)
 
@@ -212,7 +211,7 @@ def _find(checkpoints: CheckpointWriter, dataset: Any, *, scheduled: bool = Fals
 
 def _restore(setup: Setup, step: int, meta: dict[str, Any]) -> StartingPoint:
     changed = "; ".join(configuration.differences(meta["config"], setup.config))
-    state = setup.checkpoints.restore(step, setup.state_shapes, changed=changed)
+    state = setup.checkpoints.restore(step, setup.course.state_shapes, changed=changed)
     return StartingPoint(state, meta["metrics"], meta["salt"], meta["guard"], meta.get("patience"))
 
 
@@ -226,16 +225,28 @@ def _why_finished(step: int, total: int, final: Mapping[str, Any], patience: Pat
     )
 
 
-def _train_to_the_end(setup: Setup, start: StartingPoint) -> tuple[dict[str, float], Any | None]:
-    """(last metrics, None) once the run has ended, ({}, the config) where it must go on by another one.
+def _train_to_the_end(setup: Setup, start: StartingPoint, replanned: Callable[..., Any]) -> dict[str, float]:
+    """The last metrics; `replanned`(setup, config) gives the setup and the state of a run that goes on by a config."""
+    while True:
+        try:
+            return _train_by_plan(setup, start)
+        except RunReplannedError as change:
+            config = change.config
+        del start  # there may be no memory for two states
+        setup, start = replanned(setup, config)
 
-    Where it diverges, it goes back to a checkpoint and continues with other images.
+
+def _train_by_plan(setup: Setup, start: StartingPoint) -> dict[str, float]:
+    """The last metrics; where a run diverges, it goes back to a checkpoint and continues with other images.
+
+    Raises:
+      RunReplannedError: it must go on by another config.
     """
     first, main = int(start.state.step), processes.is_main()
     found: dict[str, Any] = {"after_step": first, "evaluated": bool(start.metrics), "writes": main}
     with (
         MetricsLog(setup.workdir, setup.config.loggers, configuration.of_result(setup.config), **found) as log,
-        TrainProgress(setup.timetable.total, first, quiet=not main, work=setup.work) as progress,
+        TrainProgress(setup.course.timetable.total, first, quiet=not main, work=setup.course.work) as progress,
     ):
         while True:
             loop = TrainLoop(setup, start, log, progress)
@@ -245,15 +256,13 @@ def _train_to_the_end(setup: Setup, start: StartingPoint) -> tuple[dict[str, flo
                 final, data_wait = loop.run()
                 log.finish(final)
                 break
-            except RunReplannedError as change:
-                return {}, change.config
             except RunDivergedError as error:
                 reason = str(error)
             del loop
             start = _roll_back(setup, rollbacks, reason, log)
     plot = _plot(setup.workdir)
     say(f"finished: {said(final)}  waited for data {100 * data_wait:.0f}% of the time  {plot}")
-    return final, None
+    return final
 
 
 def _roll_back(setup: Setup, rollbacks: int, reason: str, log: MetricsLog) -> StartingPoint:
@@ -263,7 +272,7 @@ def _roll_back(setup: Setup, rollbacks: int, reason: str, log: MetricsLog) -> St
         raise DivergedError(f"{reason}, after the run had gone back {rollbacks} times; {ADVICE}")
     setup.watch.pause()
     found = _find(setup.checkpoints, setup.dataset, scheduled=True)
-    if found is None or found[0] < setup.timetable.origin.step:
+    if found is None or found[0] < setup.course.timetable.origin.step:
         raise DivergedError(f"{reason}, before the first checkpoint; {ADVICE}")
     start = _restore(setup, *found)
     step, count = found[0], rollbacks + 1
