@@ -21,7 +21,7 @@ TABLES = ("table1", "table6", "table7", "table8", "readings")  # of the paper
 STUDIES = ("reductions", "bodies", "clustering", "recipe", "recipe_test")  # what it prints no figures for
 TRAINED = (*TABLES[1:], *STUDIES)  # of the others no row needs a run
 CELL_FILE = "cell.json"
-_NAME = re.compile(r"([a-z0-9_]+)_seed([0-9]{1,9})")
+_NAME = re.compile(r"([a-z0-9_]+)_seed([0-9]{1,10})")  # a seed is below 2^32
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from stce_jax.paths import write_text
 from stce_jax.reproduce import documents
 from stce_jax.reproduce.accuracies import accuracy_blocks
 from stce_jax.reproduce.bodies import body_blocks, embedding_blocks
-from stce_jax.reproduce.cells import TRAINED, Row, load_rows
+from stce_jax.reproduce.cells import TABLES, TRAINED, Row, load_rows
 from stce_jax.reproduce.collecting import BLOCKS, sweep_blocks
 from stce_jax.reproduce.costs import Count, cost_rows, count_row, how_timed, parameters
 from stce_jax.reproduce.documents import Block, bullets, commands, figure, heading, paragraph, table
@@ -65,13 +65,13 @@ def write_report(
     """
     results = {row.run: read_result(row, seeds, workdir) for row in rows if row.table in TRAINED}
     count = functools.cache(lambda run: _count(results[run].row, len(dataset.class_names)))  # tables share runs
-    blocks = [
-        heading("The paper's tables, reproduced", level=1),
-        *_opening(rows, results, seeds, command, dataset),
-    ]
-    for name in dict.fromkeys(row.table for row in rows):
+    names = list(dict.fromkeys(row.table for row in rows))
+    title = "The paper's tables, reproduced" if set(names) <= set(TABLES) else TITLES[names[0]]
+    blocks = [heading(title, level=1), *_opening(rows, results, seeds, command, dataset)]
+    for name in names:
         of_table = [row for row in rows if row.table == name]
-        blocks.append(heading(TITLES[name]))
+        if TITLES[name] != title:
+            blocks.append(heading(TITLES[name]))
         if name == "table1":
             blocks += _embeddings(of_table)
         else:
@@ -82,7 +82,7 @@ def write_report(
     blocks += _closing(rows, results)
     report = workdir / "report.md"
     write_text(report, documents.to_markdown(blocks))
-    write_text(report.with_suffix(".html"), documents.to_html(blocks, "The paper's tables, reproduced"))
+    write_text(report.with_suffix(".html"), documents.to_html(blocks, title))
     return report
 
 

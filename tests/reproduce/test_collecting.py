@@ -15,13 +15,13 @@ ROWS = {row.run: row for row in load_rows("clustering", "smoke")}
 
 
 def test_finished_cells_of_any_seed_come_in_the_rows_order(tmp_path):
-    for run, seed in (("strided", 0), ("stce", 11), ("stce", 2), ("patch", 0)):
+    for run, seed in (("strided", 0), ("stce", 2**32 - 1), ("stce", 2), ("patch", 0)):
         finish(cell_of(ROWS[run], seed, tmp_path), np.arange(100) % 3 > 0)
     fail(cell_of(ROWS["conv"], 0, tmp_path))
     for name in ("other_seed0", "stce_seedx", "stce_seed-1"):
         (tmp_path / "cells" / name).mkdir()
     found = [cell.directory.name for cell in collecting.finished_cells(tmp_path, ROWS)]
-    assert found == ["patch_seed0", "stce_seed2", "stce_seed11", "strided_seed0"]
+    assert found == ["patch_seed0", "stce_seed2", "stce_seed4294967295", "strided_seed0"]
 
 
 def test_a_scale_is_that_of_the_sweep(tmp_path):

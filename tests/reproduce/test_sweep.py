@@ -319,6 +319,8 @@ def test_every_table_has_a_report_once_a_run_is_finished(table, tmp_path, data_d
     options = {"command": f"stce reproduce {table}", "dataset": open_dataset("digits", data_dir), "speed": {}}
     text = write_report(tmp_path, [row], [0], **options).read_text()
     assert "1 of 1 runs are finished" in text and row.label in text and "75.00" in text, text
+    title = "The paper's tables, reproduced" if table in TABLES else notes.TITLES[table]
+    assert text.startswith(f"# {title}\n") and text.count(notes.TITLES[table]) == 1, text
 
 
 def test_documents_escape_what_would_break_them():
