@@ -23,13 +23,23 @@ DATA = Path(_recipe_steps.__file__)
 
 def with_step(text, scale, step):
     """The text of `_recipe_steps.py` with another step at the end of a scale's."""
+    start = text.index("STEPS: ")
+    text, before = text[start:], text[:start]
     line = f"        ({', '.join(repr(name) for name in step)},),".replace("'", '"').replace(",),", "),")
     empty, full = f'    "{scale}": (),\n', re.compile(rf'    "{scale}": \(\n(.*?)    \),\n', re.DOTALL)
     if empty in text:
-        return text.replace(empty, f'    "{scale}": (\n{line}\n    ),\n')
+        return before + text.replace(empty, f'    "{scale}": (\n{line}\n    ),\n')
     if not full.search(text):
         sys.exit(f"{DATA} has no steps of {scale} that this script has written; add {step} by hand")
-    return full.sub(lambda found: f'    "{scale}": (\n{found[1]}{line}\n    ),\n', text)
+    return before + full.sub(lambda found: f'    "{scale}": (\n{found[1]}{line}\n    ),\n', text)
+
+
+def with_first(text, scale, recipe):
+    """The text of `_recipe_steps.py` with what the first round gave at a scale."""
+    start, words = text.index("FIRST: "), ", ".join(f'"{name}"' for name in recipe)
+    before, empty, after = text[start:].partition(f'    "{scale}": (),\n')
+    assert empty, "it is written once"
+    return text[:start] + before + f'    "{scale}": ({words}{"," if len(recipe) == 1 else ""}),\n' + after
 
 
 def main():
@@ -51,8 +61,14 @@ def main():
         sys.exit(error.exit_code)
     results = {result.row.run: result for result in to_results(runs, rows, SEEDS) if result.seeds}
     terminal.say(*choices(results, options.scale))
-    step = select(results, options.scale).next
-    if not step or options.dry_run:
+    found = select(results, options.scale)
+    step = found.next
+    if options.dry_run:
+        return
+    if found.first and not _recipe_steps.FIRST[options.scale]:
+        write_text(DATA, with_first(DATA.read_text(), options.scale, found.first))
+        terminal.say(f"train the second round: stce reproduce recipe --scale={options.scale}")
+    if not step:
         return
     steps = _recipe_steps.STEPS[options.scale]
     if step not in steps:

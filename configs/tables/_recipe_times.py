@@ -26,6 +26,8 @@ MS: dict[str, dict[str, float]] = {
         "batch_25": 2.332,
         "light_crop": 2.541,
         "rate_double": 2.46,
+        "patch_dropout_half": 1.475,
+        "one_iteration": 2.406,
     },
     "medium": {
         "base": 16.58,

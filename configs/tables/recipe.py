@@ -8,8 +8,9 @@ stce reproduce recipe --scale=small --data_dir=DIR --workdir=runs/recipe        
 stce reproduce recipe --scale=medium --data_dir=DIR --workdir=runs/recipe_64    the same at 64 pixels
 stce reproduce recipe --scale=smoke --seeds=0 --workdir=runs/smoke              minutes
 
-Rows that decide come first, with all seeds: the base, fourteen ingredients, and the steps of the forward selection,
-which `benchmarks/recipe_steps.py` adds to `_recipe_steps` one after the other.
+Rows that decide come first, with all seeds: the base, fourteen ingredients, ten more on top of what these gave (the
+second round), and the steps of the forward selections. `benchmarks/recipe_steps.py` adds to `_recipe_steps` what the
+first round gave, and one step after the other.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ class Ingredient(NamedTuple):
       label: in the report.
       families: of these at most one ingredient can be in a recipe.
       overrides: {key of the config: value}, or a function of the scale that gives it.
-      decides: whether it is among the deciding rows.
+      decides: whether it is among the deciding rows of the first round.
       ema: whether the weights' average is evaluated.
     """
 
@@ -89,6 +90,14 @@ INGREDIENTS: dict[str, Ingredient] = {
     "batch_25": Ingredient("batches of 25", ("batch",), {"batch_size": 25}, True),
     "light_crop": Ingredient("crops of 70% or more", ("crop",), {"augment.crop_area": (0.7, 1.0)}, True),
     "rate_double": Ingredient("twice the learning rate", ("rate",), _times("optimizer.learning_rate", 2.0), True),
+    # Candidates of the second round, since version 3.
+    "warmup_quarter": Ingredient("warm-up of 0.25 epochs", ("warmup",), {"optimizer.warmup_epochs": 0.25}),
+    "clip": Ingredient("gradients clipped to 1", ("clip",), {"optimizer.clip_norm": 1.0}),
+    "no_smoothing": Ingredient("no label smoothing", ("smoothing",), {"augment.label_smoothing": 0.0}),
+    "rate_quadruple": Ingredient("four times the rate", ("rate",), _times("optimizer.learning_rate", 4.0)),
+    "decay_quadruple": Ingredient("four times the weight decay", ("decay",), _times("optimizer.weight_decay", 4.0)),
+    "patch_dropout_half": Ingredient("patch dropout 0.5", ("tokens",), {f"{_VIT}.patch_dropout": 0.5}),
+    "one_iteration": Ingredient("one round of clustering", ("iterations",), {f"{_STCE}.iterations": 1}),
     "linear": Ingredient("linear schedule", ("schedule",), {"optimizer.schedule": "linear"}),
     "wsd": Ingredient("warm-up, stable, decay", ("schedule",), {"optimizer.schedule": "wsd"}),
     "rate_half": Ingredient("half the learning rate", ("rate",), _times("optimizer.learning_rate", 0.5)),
@@ -110,6 +119,9 @@ INGREDIENTS: dict[str, Ingredient] = {
     "average_pooling": Ingredient("average pooling for clustering", ("embedding",), {f"{_STCE}.iterations": 0}),
     "large_cells": Ingredient("cells of 4x4, a quarter of the tokens", ("embedding",), {f"{_STCE}.cell": (4, 4)}),
 }
+# On top of the recipe of the first round, where they replace what is of their family.
+SECOND = ("rate_double", "rate_quadruple", "warmup_quarter", "clip", "decay_quadruple", "no_smoothing", "batch_25")
+SECOND += ("patch_dropout_half", "one_iteration", "sincos2d")
 
 
 def get_config(scale: str = "small") -> config_dict.ConfigDict:
@@ -137,8 +149,18 @@ def sweep(scale: str = "small") -> Iterator[scales.Row]:
             if ingredient.decides is decides and (name != "large_cells" or scale == "medium"):
                 yield recipe_row(name, (name,), scale) | {"decides": decides}
         if decides:
+            first = _recipe_steps.FIRST[scale]
+            for name in SECOND if first else ():
+                row = recipe_row(f"second_{name}", added(first, name), scale)
+                yield row | {"label": f"+ {INGREDIENTS[name].label}", "decides": True}
             for number, parts in enumerate(_recipe_steps.STEPS[scale], 1):
                 yield recipe_row(f"step_{number}", parts, scale) | {"decides": True}
+
+
+def added(parts: Sequence[str], name: str) -> tuple[str, ...]:
+    """A recipe with another ingredient, in place of those of its family."""
+    families = set(INGREDIENTS[name].families)
+    return (*(part for part in parts if not families & set(INGREDIENTS[part].families)), name)
 
 
 def recipe_row(run: str, parts: Sequence[str], scale: str) -> scales.Row:
