@@ -22,6 +22,7 @@ MS: dict[str, dict[str, float]] = {
         "swiglu": 2.697,
         "patch_dropout": 1.967,
         "modern": 1.824,
+        "first_round": 1.824,
         "batch_50": 2.461,
         "batch_25": 2.332,
         "light_crop": 2.541,

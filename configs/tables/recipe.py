@@ -152,7 +152,8 @@ def sweep(scale: str = "small") -> Iterator[scales.Row]:
             first = _recipe_steps.FIRST[scale]
             for name in SECOND if first else ():
                 row = recipe_row(f"second_{name}", added(first, name), scale)
-                yield row | {"label": f"+ {INGREDIENTS[name].label}", "decides": True}
+                against = (row_of(first, scale),)
+                yield row | {"label": f"+ {INGREDIENTS[name].label}", "decides": True, "against": against}
             for number, parts in enumerate(_recipe_steps.STEPS[scale], 1):
                 yield recipe_row(f"step_{number}", parts, scale) | {"decides": True}
 
@@ -163,6 +164,23 @@ def added(parts: Sequence[str], name: str) -> tuple[str, ...]:
     return (*(part for part in parts if not families & set(INGREDIENTS[part].families)), name)
 
 
+def row_of(parts: tuple[str, ...], scale: str) -> str:
+    """Name of the row of a recipe that comes from a selection; "" if there is none."""
+    if len(parts) == 1:
+        return parts[0]
+    numbers = {step: number for number, step in enumerate(_recipe_steps.STEPS[scale], 1)}
+    return f"step_{numbers[parts]}" if parts in numbers else ""
+
+
+def overrides_of(parts: Sequence[str], scale: str) -> scales.Options:
+    """What several ingredients set."""
+    found: scales.Options = {}
+    for part in parts:
+        own = INGREDIENTS[part].overrides
+        found |= own(scale) if callable(own) else own
+    return found
+
+
 def recipe_row(run: str, parts: Sequence[str], scale: str) -> scales.Row:
     """The base with several ingredients, trained for as long as the base.
 
@@ -171,10 +189,7 @@ def recipe_row(run: str, parts: Sequence[str], scale: str) -> scales.Row:
       parts: names of ingredients, of no family more than one.
       scale: one of VARIANTS.
     """
-    found: scales.Options = {}
-    for part in parts:
-        own = INGREDIENTS[part].overrides
-        found |= own(scale) if callable(own) else own
+    found = overrides_of(parts, scale)
     own_time = _recipe_times.ratio(scale, run, parts)
     label = " + ".join(INGREDIENTS[part].label for part in parts)
     row = scales.row(run, label, found | {"epochs": round(EPOCHS[scale] / own_time, 2)}, (BASE,))

@@ -3,7 +3,8 @@
 stce reproduce recipe_test --scale=small --data_dir=DIR --workdir=runs/recipe_test        class folders at 32 pixels
 
 All are trained on all training images. Both of a pair, with super tokens, patches or a convolution stem, train for the
-same time: the epochs of `modern` follow from `_recipe_times`. The pair with super tokens decides. `medium_128` has
+same time: the epochs of `modern` follow from `_recipe_times`. The pair with super tokens decides. `first_round` is what
+`modern` was when it was looked at first. `medium_128` has
 other rows: `modern_vit_s` at 128 pixels on an accelerator, 20 and 80 epochs, beside the records of fastai's Imagenette.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from ml_collections import config_dict
 
 from .. import digits, modern, modern_vit_s, small_folder
-from . import _recipe_times, scales
+from . import _recipe_steps, _recipe_times, recipe, scales
 
 VARIANTS = ("smoke", "small", "medium", "medium_128")
 RECORDS = {20: 91.57, 80: 93.55}  # epochs -> top-1, github.com/fastai/imagenette, of its own 3,925 images
@@ -43,6 +44,10 @@ def sweep(scale: str = "small") -> Iterator[scales.Row]:
         overrides |= {"epochs": round(EPOCHS[scale] / time, 2)}
         ema = own.optimizer.ema_decay > 0 or own.optimizer.get("ema_share", 0.0) > 0
         yield scales.row(f"modern{ending}", f"modern{words}", overrides, (f"base{ending}",)) | decides | {"ema": ema}
+    if "first_round" in _recipe_times.MS[scale]:
+        overrides = recipe.overrides_of(_recipe_steps.FIRST[scale], scale) | {"plan": "class_folders"}
+        overrides |= {"epochs": round(EPOCHS[scale] / _recipe_times.ratio(scale, "first_round", ()), 2)}
+        yield scales.row("first_round", "what the first round gave", overrides, ("base",))
 
 
 def _accelerator() -> config_dict.ConfigDict:

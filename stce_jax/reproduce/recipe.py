@@ -55,9 +55,14 @@ def search_blocks(
     if drawn:
         path = forest(drawn, "points of top-1 more than the base", folder / "gains.png")
         blocks.append(figure(path, "Gains with 95% intervals over seeds and images, uncorrected."))
+    second = [result for run, result in by_run.items() if run.startswith("second_")]
+    if second:
+        rows = sorted(((result, _against(result, by_run)) for result in second), key=lambda pair: -_mean(pair[1]))
+        own = [_accuracy(result, more, than="what the first round gave") for result, more in rows]
+        blocks += [heading("On top of what the first round gave", level=3), table(own)]
     steps = [result for run, result in by_run.items() if run.startswith("step_")]
     if steps:
-        own = [_accuracy(result, gain(result, by_run[BASE]) if BASE in by_run else None) for result in steps]
+        own = [_accuracy(result, _against(result, by_run)) for result in steps]
         blocks += [heading("Forward selection", level=3), table(own)]
     text = (
         f"Of {runs[0]['test_images']:,} images held out of the training images; differences paired by seed and image, "
@@ -89,7 +94,7 @@ def test_blocks(
     ]
     said = [sentence(own) for own in found[:1]] or [_beside_record(result) for result in by_run.values()]
     blocks += [bullets(said), *([table(lines)] if lines else [])]
-    blocks.append(table([_accuracy(result, None) for result in by_run.values()]))
+    blocks.append(table([_accuracy(result, _against(result, by_run)) for result in by_run.values()]))
     groups = {result.row.label: result.curves for result in by_run.values() if result.row.decides}
     if groups:
         blocks.append(figure(curves(groups, folder / "curves.png"), "Loss and top-1 over epochs."))
@@ -168,16 +173,25 @@ def _order(by_run: Mapping[str, Result], found: Sequence[Gain]) -> list[str]:
     return [*([BASE] if BASE in by_run else []), *(own.run for own in found)]
 
 
-def _accuracy(result: Result, own: Gain | None) -> dict[str, str]:
+def _mean(own: Gain | None) -> float:
+    return own.mean if own else -math.inf
+
+
+def _accuracy(result: Result, own: Gain | None, than: str = "the base") -> dict[str, str]:
     interval = result.interval()
     return {
         "row": result.row.label,
         "epochs": f"{result.row.config().epochs:g}",
         "top-1 %": f"{100 * interval.mean:.2f}" if interval else NONE,
         "each seed": ", ".join(f"{100 * top1:.2f}" for top1 in result.top1),
-        "more than the base, points [95%]": _points(own) if own else NONE,
+        f"more than {than}, points [95%]": _points(own) if own else NONE,
         "minutes a run": mean_text(result.seconds, unit=60, digits=1),
     }
+
+
+def _against(result: Result, by_run: Mapping[str, Result]) -> Gain | None:
+    """What a row has more than the one that it is compared with, if that is there."""
+    return next((gain(result, by_run[other]) for other in result.row.against if other in by_run), None)
 
 
 def _line(own: Gain, label: str) -> Line | None:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from stce_jax.analysis.crossed import Crossed, crossed_mean, holm
-from stce_jax.configs.tables._recipe_steps import FIRST, STEPS
-from stce_jax.configs.tables.recipe import BASE, INGREDIENTS, SECOND, added
+from stce_jax.configs.tables._recipe_steps import FIRST
+from stce_jax.configs.tables.recipe import BASE, INGREDIENTS, SECOND, added, row_of
 from stce_jax.reproduce.results import Result
 
 VERSION, EARLIER = 3, (1, 2)  # of earlier ones the rows are as they were, and their results count
@@ -116,7 +116,7 @@ def select(results: Mapping[str, Result], scale: str) -> Selection:
         return first
     if missing := _missing(results, [f"second_{name}" for name in SECOND]):
         return dataclasses.replace(first, why=missing)
-    before = results[_row(recipe, scale)]
+    before = results[row_of(recipe, scale)]
     gained = {name: own.mean for name in SECOND if (own := gain(results[f"second_{name}"], before))}
     candidates = sorted((name for name in gained if gained[name] > 0), key=lambda name: -gained[name])
     if not candidates or gained[candidates[0]] < MARGIN:
@@ -137,7 +137,7 @@ def _forward(
         if trained == MOST_STEPS:
             return Selection(kept, refused, (), f"{MOST_STEPS} steps are trained")
         step = added(kept, candidate)
-        result = results.get(_row(step, scale))
+        result = results.get(row_of(step, scale))
         if not _complete(result):
             return Selection(kept, refused, step, "")
         assert result is not None
@@ -148,14 +148,6 @@ def _forward(
         else:
             refused = (*refused, candidate)
     return Selection(kept, refused, (), "no candidate is left")
-
-
-def _row(parts: tuple[str, ...], scale: str) -> str:
-    """Name of the row of a recipe; "" if there is none."""
-    if len(parts) == 1:
-        return parts[0]
-    numbers = {step: number for number, step in enumerate(STEPS[scale], 1)}
-    return f"step_{numbers[parts]}" if parts in numbers else ""
 
 
 def _missing(results: Mapping[str, Result], runs: Sequence[str]) -> str:

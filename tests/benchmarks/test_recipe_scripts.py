@@ -38,6 +38,14 @@ def test_steps_are_added_behind_those_that_are_there():
         assert loaded(once)["STEPS"][scale] == (("muon", "conv"),)
 
 
+def test_what_the_first_round_gave_is_written_once():
+    text = recipe_steps.DATA.read_text()
+    for scale in [scale for scale, parts in _recipe_steps.FIRST.items() if not parts]:
+        for recipe in (("muon",), ("muon", "conv")):
+            found = loaded(recipe_steps.with_first(text, scale, recipe))
+            assert found["FIRST"] == _recipe_steps.FIRST | {scale: recipe} and found["STEPS"] == _recipe_steps.STEPS
+
+
 def test_times_are_written_and_read_again(monkeypatch):
     text = recipe_times.DATA.read_text()
     new = recipe_times.with_times(text, "small", {"base": 4.0, "muon": 5.00004})

@@ -50,6 +50,8 @@ def test_rows_that_decide_come_first_with_all_seeds(scale, tmp_path):
     rows = load_rows("recipe", scale)
     assert len({row.run for row in rows}) == len(rows) and rows[0].run == BASE
     deciding = [row.run for row in rows if row.decides]
+    second = [f"second_{name}" for name in recipe.SECOND] if _recipe_steps.FIRST[scale] else []
+    assert deciding[1 + len(DECIDING) :][: len(second)] == second
     assert deciding[: 1 + len(DECIDING)] == [BASE, *DECIDING] and len(DECIDING) == 14
     names = [cell.directory.name for cell in cells_of(rows, SEEDS, tmp_path)]
     assert names[: 3 * len(deciding)] == [f"{run}_seed{seed}" for seed in SEEDS for run in deciding]
@@ -156,6 +158,38 @@ def test_the_selection_goes_on_after_refusals_and_ends_after_eight_trained(steps
     found = select(results(shares), "small")
     assert found.why == "8 steps are trained" and found.refused == tuple(gaining[1:4]), found
     assert found.kept == ("muon", *gaining[4:9])
+
+
+def test_the_second_round_begins_with_what_the_first_gave(steps, monkeypatch):
+    first = ("schedule_free", "patch_dropout")
+    shares = dict.fromkeys([BASE, *DECIDING], 0.5) | {"schedule_free": 0.6, "patch_dropout": 0.55, "step_1": 0.65}
+    steps.append(first)
+    monkeypatch.setitem(_recipe_steps.FIRST, "small", ())
+    assert not [row for row in load_rows("recipe", "small") if row.run.startswith("second_")]
+    found = select(results(shares), "small")
+    assert (found.kept, found.first, found.why) == (first, first, "no candidate is left")
+    monkeypatch.setitem(_recipe_steps.FIRST, "small", first)
+    rows = {row.run: row for row in load_rows("recipe", "small")}
+    assert rows["second_clip"].against == ("step_1",) and rows["second_clip"].decides
+    half = rows["second_patch_dropout_half"].overrides
+    assert half["model.body.vit.patch_dropout"] == 0.5 and half["optimizer.name"] == "schedule_free_adamw"
+    assert "not all seeds of second_rate_double, " in select(results(shares), "small").why
+    shares |= {f"second_{name}": 0.6 for name in recipe.SECOND}
+    assert select(results(shares), "small").kept == first, "nothing is better"
+    assert "nothing adds the margin" in select(results(shares | {"second_clip": 0.654}), "small").why
+    shares |= {"second_patch_dropout_half": 0.7, "second_clip": 0.68, "second_no_smoothing": 0.67}
+    found = select(results(shares), "small")
+    assert found.next == ("schedule_free", "patch_dropout_half", "clip") and found.first == first
+    steps.append(found.next)
+    for share, kept_now in (
+        (0.704, ("patch_dropout_half", "no_smoothing")),
+        (0.71, (*found.next[1:], "no_smoothing")),
+    ):
+        assert select(results(shares | {"step_2": share}), "small").next == ("schedule_free", *kept_now)
+    steps.append(("schedule_free", "patch_dropout_half", "no_smoothing"))
+    done = select(results(shares | {"step_2": 0.704, "step_3": 0.704}), "small")
+    assert (done.next, done.refused, done.why) == ((), ("clip", "no_smoothing"), "no candidate is left")
+    assert done.kept == ("schedule_free", "patch_dropout_half") and done.first == first
 
 
 def test_the_final_comparison_counts_errors():
