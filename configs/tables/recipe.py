@@ -120,8 +120,10 @@ INGREDIENTS: dict[str, Ingredient] = {
     "large_cells": Ingredient("cells of 4x4, a quarter of the tokens", ("embedding",), {f"{_STCE}.cell": (4, 4)}),
 }
 # On top of the recipe of the first round, where they replace what is of their family.
-SECOND = ("rate_double", "rate_quadruple", "warmup_quarter", "clip", "decay_quadruple", "no_smoothing", "batch_25")
-SECOND += ("patch_dropout_half", "one_iteration", "sincos2d")
+SECOND = (
+    *("rate_double", "rate_quadruple", "warmup_quarter", "clip", "decay_quadruple"),
+    *("no_smoothing", "batch_25", "patch_dropout_half", "one_iteration", "sincos2d"),
+)
 
 
 def get_config(scale: str = "small") -> config_dict.ConfigDict:

@@ -10,19 +10,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.models.layers import LayerNorm, is_training, linear
+from stce_jax.models.batch_norms import BatchNorm, GeluBatchNorm
+from stce_jax.models.layers import LayerNorm, linear
 from stce_jax.models.ops.activations import gelu
 from stce_jax.models.ops.convolution import depthwise_convolution, halving_convolution, halving_depthwise_convolution
-from stce_jax.models.ops.norms import (
-    BATCH_NORM_EPSILON,
-    TORCH_LAYER_NORM_EPSILON,
-    gelu_batch_norm,
-    gelu_batch_norm_plain,
-)
-from stce_jax.models.ops.precision import of_rank, widened
+from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
+from stce_jax.models.ops.precision import of_rank
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-BATCH_NORM_MOMENTUM = 0.9  # PyTorch's default; there it is the share of the new statistics, 0.1
 
 
 def _convolve(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
@@ -50,44 +45,6 @@ def convolution(features: int, kernel: int, stride: int, dtype: Any, *, bias: bo
     )
 
 
-class GeluBatchNorm(nn.Module):
-    """GELU -> BatchNorm; variables are called as those of flax.linen.BatchNorm.
-
-    PyTorch's defaults but for the running variance: here, as in flax, it is the biased batch variance, in PyTorch the
-    unbiased one, larger by n / (n - 1) with n = B * H * W.
-
-    Attributes:
-      dtype: dtype of the result; parameters and statistics are float32.
-      axis_name: as flax.linen.BatchNorm's: an axis of devices whose images count in the statistics, too. The gradient
-        is then the one that JAX derives.
-    """
-
-    dtype: jnp.dtype = jnp.float32
-    axis_name: Any = None
-
-    @nn.compact
-    def __call__(self, inputs: Float[Array, "B H W C"], train: bool | None = None) -> Float[Array, "B H W C"]:
-        width = inputs.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (width,), jnp.float32)
-        running_variance = self.variable("batch_stats", "var", jnp.ones, (width,), jnp.float32)
-        if not is_training(self, train):
-            activated = gelu(widened(inputs))
-            inverse = jax.lax.rsqrt(running_variance.value + BATCH_NORM_EPSILON)
-            normalized = (activated - of_rank(4, running_mean.value)) * of_rank(4, inverse * scale)
-            return (normalized + of_rank(4, bias)).astype(self.dtype)
-        if self.axis_name is None or self.is_initializing():  # the axis need not exist then, as in flax
-            outputs, mean, variance = gelu_batch_norm(inputs, scale, bias, self.dtype)
-        else:
-            outputs, mean, variance = gelu_batch_norm_plain(inputs, scale, bias, self.dtype, self.axis_name)
-        if not self.is_initializing():
-            for running, new in ((running_mean, mean), (running_variance, variance)):
-                new = jax.lax.stop_gradient(new).astype(running.value.dtype)
-                running.value = BATCH_NORM_MOMENTUM * running.value + (1.0 - BATCH_NORM_MOMENTUM) * new
-        return outputs
-
-
 class ConvModule(nn.Module):
     """Eq. 1: convolution -> GELU -> BatchNorm, [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features].
 
@@ -96,7 +53,7 @@ class ConvModule(nn.Module):
       stride: of the convolution, in both directions.
       kernel: side of the convolution's kernel.
       dtype: dtype of the computation; parameters and statistics are float32.
-      axis_name: see `GeluBatchNorm`.
+      axis_name: see `batch_norms.BatchNorm`.
     """
 
     features: int
@@ -111,16 +68,6 @@ class ConvModule(nn.Module):
         return GeluBatchNorm(self.dtype, self.axis_name, name="norm")(outputs, train=train)
 
 
-def batch_norm(dtype: Any, axis_name: Any = None, name: str | None = None) -> nn.BatchNorm:
-    """BatchNorm with PyTorch's defaults; `use_running_average` comes with the call.
-
-    The running variance is the biased batch variance, as in flax; see `GeluBatchNorm`.
-    """
-    return nn.BatchNorm(
-        axis_name=axis_name, momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, dtype=dtype, name=name
-    )
-
-
 class EarlyConvModule(nn.Module):
     """EarlyConv's order (Xiao et al. 2021): convolution without bias -> BatchNorm -> ReLU; shapes as `ConvModule`.
 
@@ -128,7 +75,7 @@ class EarlyConvModule(nn.Module):
       features: channels of the result.
       stride: of the convolution, in both directions.
       dtype: dtype of the computation; parameters and statistics are float32.
-      axis_name: see `GeluBatchNorm`.
+      axis_name: see `batch_norms.BatchNorm`.
     """
 
     features: int
@@ -139,8 +86,7 @@ class EarlyConvModule(nn.Module):
     @nn.compact
     def __call__(self, inputs: Float[Array, "B H W C"], train: bool | None = None) -> Float[Array, "B h w features"]:
         outputs = convolution(self.features, 3, self.stride, self.dtype, bias=False)(inputs)
-        norm = batch_norm(self.dtype, self.axis_name, name="norm")
-        return nn.relu(norm(outputs, use_running_average=not is_training(self, train)))
+        return nn.relu(BatchNorm(self.dtype, self.axis_name, name="norm")(outputs, train=train))
 
 
 def uniform_initializers(fan_in: int) -> dict[str, Any]:
@@ -235,7 +181,7 @@ class ConvMerging(nn.Module):
     Attributes:
       features: channels of the result.
       dtype: dtype of the computation; parameters and statistics are float32.
-      axis_name: of BatchNorm's statistics, see `GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     features: int
@@ -246,8 +192,7 @@ class ConvMerging(nn.Module):
     def __call__(self, inputs: Float[Array, "B H W C"], train: bool | None = None) -> Float[Array, "B h w features"]:
         initializers = uniform_initializers(9 * inputs.shape[-1])
         outputs = convolution(self.features, 3, 2, self.dtype, **initializers)(inputs)
-        norm = batch_norm(self.dtype, self.axis_name, name="norm")
-        return norm(outputs, use_running_average=not is_training(self, train))
+        return BatchNorm(self.dtype, self.axis_name, name="norm")(outputs, train=train)
 
 
 class NormedHalving(nn.Module):

@@ -12,7 +12,7 @@ import jax
 import optax
 from flax import linen as nn
 
-from stce_jax.models.conv_layers import GeluBatchNorm
+from stce_jax.models.batch_norms import BatchNorm
 from stce_jax.recipe.optimizers import Optimizer
 from stce_jax.recipe.parameters import Frozen, merge, split
 from stce_jax.recipe.schedule_free import Averaging
@@ -62,7 +62,7 @@ def _keep_still(frozen: Frozen, method: Callable[..., Any], inputs: Any, options
     module = context.module
     if context.method_name != "__call__" or not frozen((*module.path, "mean")):  # where its statistics are
         return method(*inputs, **options)
-    if isinstance(module, GeluBatchNorm):
+    if isinstance(module, BatchNorm):
         return method(inputs[0], train=False)
     if isinstance(module, nn.BatchNorm) and module.use_running_average is None:
         return method(*inputs, **{**options, "use_running_average": True})

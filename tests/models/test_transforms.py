@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import stce_jax
 from stce_jax.errors import ConfigError
-from stce_jax.models import conv_layers, downsampling, layers
+from stce_jax.models import batch_norms, conv_layers, downsampling, layers
 from stce_jax.models.bodies import BODIES
 from stce_jax.models.embeddings import EMBEDDINGS
 from stce_jax.models.factory import model_options, presets
@@ -43,7 +43,7 @@ LAYERS = {  # name -> (options, inputs)
     "MLP": ({"hidden": 24}, VALUES),
     "SwiGLU": ({"hidden": 24}, VALUES),
     "Attention": ({"heads": 2}, Tokens(VALUES)),
-    "GeluBatchNorm": ({}, FEATURES),
+    **dict.fromkeys(("BatchNorm", "BatchNormSilu", "GeluBatchNorm"), ({}, FEATURES)),
     "ConvModule": ({"features": 6, "stride": 2}, FEATURES),
     "EarlyConvModule": ({"features": 6, "stride": 2}, FEATURES),
     "DepthwiseResidual": ({}, FEATURES),
@@ -57,7 +57,7 @@ LAYERS = {  # name -> (options, inputs)
 }
 KINDS = {
     name: value
-    for file in (layers, conv_layers, downsampling)
+    for file in (layers, batch_norms, conv_layers, downsampling)
     for name, value in vars(file).items()
     if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == file.__name__
 }
@@ -301,7 +301,7 @@ def has_axis(module):
     return {**module.__dataclass_fields__, **getattr(module, "embedding", module).__dataclass_fields__}
 
 
-@pytest.mark.parametrize("name", ["GeluBatchNorm", "EarlyConvModule"])
+@pytest.mark.parametrize("name", ["BatchNorm", "BatchNormSilu", "GeluBatchNorm", "EarlyConvModule"])
 def test_batch_norm_over_a_named_axis(name):
     """Outputs, statistics and gradients of the pieces are those of the whole."""
     options, _ = LAYERS[name]

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.models.conv_layers import batch_norm, uniform_initializers
+from stce_jax.models.batch_norms import BatchNorm
+from stce_jax.models.conv_layers import uniform_initializers
 from stce_jax.models.layers import linear
 from stce_jax.models.ops.attention import attention_weights, dot_product_attention
 from stce_jax.models.ops.convolution import depthwise_convolution, halving_depthwise_convolution, halving_mean
@@ -30,7 +31,7 @@ class ConvProjection(nn.Module):
     Attributes:
       halved: whether the convolution has stride 2: h = ceil(H / 2), w = ceil(W / 2).
       dtype: dtype of the computation; parameters and statistics are float32.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     halved: bool
@@ -43,7 +44,7 @@ class ConvProjection(nn.Module):
         kernel = self.param("kernel", uniform_initializers(9)["kernel_init"], (3, 3, 1, channels), jnp.float32)
         convolve = halving_depthwise_convolution if self.halved else depthwise_convolution
         outputs = convolve(inputs.astype(self.dtype), kernel.astype(self.dtype))
-        return batch_norm(self.dtype, self.axis_name, name="norm")(outputs, use_running_average=not train)
+        return BatchNorm(self.dtype, self.axis_name, name="norm")(outputs, train)
 
 
 class ConvAttention(nn.Module):
@@ -57,7 +58,7 @@ class ConvAttention(nn.Module):
       projection: "conv": `ConvProjection`; "average": keys and values are means of 3x3 places, queries the map itself.
       scale: logits are divided by the square root of the whole "width" C, as CvT's code does, or of a "head"'s E.
       dtype: dtype of the computation; parameters and statistics are float32.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     heads: int

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.models.conv_layers import batch_norm, he_normal_fan_out
+from stce_jax.models.batch_norms import BatchNorm
+from stce_jax.models.conv_layers import he_normal_fan_out
 from stce_jax.models.layers import linear
 from stce_jax.models.ops.attention import dot_product_attention
 from stce_jax.models.ops.precision import of_rank
@@ -28,7 +29,7 @@ class LightAttention(nn.Module):
       heads: number of heads; must divide C.
       key_stride: side of a key's square in places of the map, which it divides; 1: no convolution.
       dtype: dtype of the computation; parameters and statistics are float32.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     heads: int
@@ -61,5 +62,4 @@ class LightAttention(nn.Module):
         own = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32).astype(self.dtype)
         squares = features.reshape(batch, height // side, side, width // side, side, channels)
         summed = (squares * kernel.reshape(1, 1, side, 1, side, channels)).sum(axis=(2, 4))
-        norm = batch_norm(self.dtype, self.axis_name, name="norm")
-        return norm(summed + of_rank(4, own), use_running_average=not train)
+        return BatchNorm(self.dtype, self.axis_name, name="norm")(summed + of_rank(4, own), train)

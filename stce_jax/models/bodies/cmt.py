@@ -18,8 +18,9 @@ from jaxtyping import Array, Float
 
 from stce_jax.errors import CheckpointError, ConfigError, check_range, check_whole
 from stce_jax.models.attentions.light import LightAttention
+from stce_jax.models.batch_norms import BatchNorm, BatchNormSilu, GeluBatchNorm
 from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add_branch, as_tokens, stage_ranges, whole
-from stce_jax.models.conv_layers import DepthwiseResidual, GeluBatchNorm, batch_norm, he_normal_fan_out, pointwise
+from stce_jax.models.conv_layers import DepthwiseResidual, he_normal_fan_out, pointwise
 from stce_jax.models.embeddings.cmt import HalvingPatches
 from stce_jax.models.layers import LayerNorm, is_training, linear
 from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
@@ -37,7 +38,7 @@ class ConvMLP(nn.Module):
     Attributes:
       hidden: channels between the 1x1 convolutions.
       dtype: dtype of the computation; parameters and statistics are float32.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     hidden: int
@@ -51,7 +52,7 @@ class ConvMLP(nn.Module):
         hidden = DepthwiseResidual(self.dtype, he_normal_fan_out, name="depthwise")(hidden)
         hidden = GeluBatchNorm(self.dtype, self.axis_name, name="depthwise_norm")(hidden, train=train)
         outputs = pointwise(hidden, features.shape[-1], self.dtype, "out")
-        return batch_norm(self.dtype, self.axis_name, name="out_norm")(outputs, use_running_average=not train)
+        return BatchNorm(self.dtype, self.axis_name, name="out_norm")(outputs, train)
 
 
 class CMTBlock(nn.Module):
@@ -59,7 +60,7 @@ class CMTBlock(nn.Module):
 
     Attributes:
       heads, key_stride, dtype: dtype of the computation; parameters and statistics are float32.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
       hidden: see `ConvMLP`.
     """
 
@@ -106,7 +107,7 @@ class CMT(StagedBody):
       mlp_ratios: hidden channels of the MLPs over those of their stage; the product is rounded down.
       head_width: channels of the pooled features.
       dropout: rate before the head, 0 <= rate < 1.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     widths: Sequence[int] = (64, 128, 256, 512)
@@ -166,7 +167,7 @@ class CMT(StagedBody):
         # The LayerNorms before a stage; those of blocks have the ViT's epsilon.
         self.stage_norms = [LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON) for _ in self.widths]
         self.projection = linear(self.head_width, self.dtype, kernel_init=he_normal_fan_out)
-        self.norm = batch_norm(self.dtype, self.axis_name)
+        self.norm = BatchNormSilu(self.dtype, self.axis_name)
         self.head_dropout = nn.Dropout(self.dropout)
         self.head = self.make_head()
 
@@ -182,7 +183,7 @@ class CMT(StagedBody):
         features = self._run_stages(self.embed(images, train), train)
         batch, rows, columns, channels = features.shape
         projected = self.projection(features.reshape(-1, channels)).reshape(batch, rows, columns, self.head_width)
-        return as_tokens(nn.silu(self.norm(projected, use_running_average=not train)))
+        return as_tokens(self.norm(projected, train))
 
     def before_head(self, pooled: Float[Array, "B D"], train: bool | None) -> Float[Array, "B D"]:
         return self.head_dropout(pooled, deterministic=not is_training(self, train))

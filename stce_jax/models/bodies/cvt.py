@@ -79,7 +79,7 @@ class CvT(StagedBody):
         see `SuperTokenDownsample`, which is not in the paper. A LayerNorm follows either.
       drop_path: stochastic depth rate of the last block, 0 <= rate < 1; it grows from 0 within the last stage, and the
         other stages have none.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     widths: Sequence[int] = (64, 192, 384)

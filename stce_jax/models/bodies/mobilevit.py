@@ -16,8 +16,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.errors import check_range, check_whole
+from stce_jax.models.batch_norms import BatchNormSilu
 from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add_branch, as_tokens, whole
-from stce_jax.models.conv_layers import batch_norm, convolution, he_normal_fan_out, pointwise
+from stce_jax.models.conv_layers import convolution, he_normal_fan_out, pointwise
 from stce_jax.models.embeddings.mobilevit import LARGEST_EXPANSION, InvertedResidual
 from stce_jax.models.layers import LayerNorm, is_training, linear
 from stce_jax.models.ops.attention import dot_product_attention
@@ -75,7 +76,7 @@ class MobileViTBlock(nn.Module):
       depth: number of transformer blocks.
       heads, dropout: see `TransformerBlock`.
       dtype: dtype of the computation; parameters and statistics are float32.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     width: int
@@ -90,7 +91,7 @@ class MobileViTBlock(nn.Module):
         """Computes a map of the same shape; `scales`: see `TransformerBlock`, for each."""
 
         def activated(features: jax.Array, name: str) -> jax.Array:
-            return nn.silu(batch_norm(self.dtype, self.axis_name, name=name)(features, use_running_average=not train))
+            return BatchNormSilu(self.dtype, self.axis_name, name=name)(features, train)
 
         height, width, channels = inputs.shape[1:]
         local = convolution(channels, 3, 1, self.dtype, bias=False, name="local")(inputs)
@@ -128,7 +129,7 @@ class MobileViT(StagedBody):
       head_width: channels of the pooled features.
       dropout: rate of what attention and MLP give, 0 <= rate < 1.
       head_dropout: rate before the head, 0 <= rate < 1.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     width: int = 64
@@ -189,7 +190,7 @@ class MobileViT(StagedBody):
             for width, depth, heads in zip(self.token_widths, self.depths, self.heads, strict=True)
         ]
         self.projection = linear(self.head_width, self.dtype, use_bias=False, kernel_init=he_normal_fan_out)
-        self.norm = batch_norm(self.dtype, self.axis_name)
+        self.norm = BatchNormSilu(self.dtype, self.axis_name)
         self.pooled_dropout = nn.Dropout(self.head_dropout)
         self.head = self.make_head()
 
@@ -203,7 +204,7 @@ class MobileViT(StagedBody):
             done += depth
         batch, rows, columns, channels = features.shape
         projected = self.projection(features.reshape(-1, channels)).reshape(batch, rows, columns, self.head_width)
-        return as_tokens(nn.silu(self.norm(projected, use_running_average=not train)))
+        return as_tokens(self.norm(projected, train))
 
     def before_head(self, pooled: Float[Array, "B D"], train: bool | None) -> Float[Array, "B D"]:
         return self.pooled_dropout(pooled, deterministic=not is_training(self, train))

@@ -15,13 +15,13 @@ from jaxtyping import Array, Float
 
 from stce_jax.errors import check_whole
 from stce_jax.models.attentions.supertoken import SuperTokenAttention
+from stce_jax.models.batch_norms import BatchNorm, BatchNormSilu
 from stce_jax.models.bodies.stages import DEPTHS, HEADS, WIDTHS, StagedBody, add_branch, as_tokens, share, stage_ranges
 from stce_jax.models.conv_layers import (
     ConvFFN,
     ConvMerging,
     DepthwiseResidual,
     LayerScale,
-    batch_norm,
     uniform_initializers,
 )
 from stce_jax.models.layers import LayerNorm, is_training, linear
@@ -37,7 +37,7 @@ class SuperTokenBlock(nn.Module):
       hidden: channels of the hidden map of the ConvFFN.
       layer_scale: what the last two branches are first multiplied by; 0: no layer scale.
       dtype: dtype of the computation; parameters and statistics are float32.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     heads: int
@@ -57,8 +57,8 @@ class SuperTokenBlock(nn.Module):
         branch = LayerNorm(self.dtype, name="attention_norm")(features)
         branch = SuperTokenAttention(self.heads, self.cell, self.iterations, dtype=self.dtype, name="attention")(branch)
         features = add_branch(features, self._scaled(branch, "attention_scale"), scales, 0)
-        norm = batch_norm(self.dtype, self.axis_name, name="mlp_norm")
-        branch = ConvFFN(self.hidden, self.dtype, name="mlp")(norm(features, use_running_average=not train))
+        normalized = BatchNorm(self.dtype, self.axis_name, name="mlp_norm")(features, train)
+        branch = ConvFFN(self.hidden, self.dtype, name="mlp")(normalized)
         return add_branch(features, self._scaled(branch, "mlp_scale"), scales, 1)
 
     def _scaled(self, branch: jax.Array, name: str) -> jax.Array:
@@ -82,7 +82,7 @@ class SViT(StagedBody):
       mlp_ratio: hidden channels of a ConvFFN over those of its stage.
       layer_scale: see `SuperTokenBlock`, for each stage, in 0..1.
       head_width: channels of the pooled features.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     widths: Sequence[int] = (64, 128, 320, 512)
@@ -143,7 +143,7 @@ class SViT(StagedBody):
         ]
         self.merging = [ConvMerging(width, self.dtype, self.axis_name) for width in self.widths[1:]]
         self.projection = linear(self.head_width, self.dtype, **uniform_initializers(self.widths[-1]))
-        self.norm = batch_norm(self.dtype, self.axis_name)
+        self.norm = BatchNormSilu(self.dtype, self.axis_name)
         self.head = self.make_head()
 
     def tokens(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
@@ -153,8 +153,7 @@ class SViT(StagedBody):
         batch, rows, columns, channels = features.shape
         # As a map for BatchNorm, whose statistics are those of all places.
         projected = self.projection(features.reshape(-1, channels)).reshape(batch, rows, columns, self.head_width)
-        activated = nn.silu(self.norm(projected, use_running_average=not train))
-        return as_tokens(activated)
+        return as_tokens(self.norm(projected, train))
 
     def unshaped_options(self) -> dict[str, Any]:
         """Options that change the logits and show in no parameter's shape."""

@@ -56,7 +56,7 @@ class CMTEmbed(nn.Module):
       stem_widths: channels of each 3x3 convolution.
       stem_strides: and their strides; the last convolution, of 2x2 pixels, halves once more.
       dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     width: int = 64

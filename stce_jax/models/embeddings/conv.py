@@ -24,7 +24,7 @@ class ConvEmbed(nn.Module):
       stem_strides: stride of each module.
       dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
       width: D, if it is to be checked against the last module's.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     stem_widths: Sequence[int] = (96, 192, 384, 384, 384)

@@ -22,7 +22,7 @@ class EarlyConvEmbed(nn.Module):
       width: D.
       stem_widths, stem_strides: channels and stride of each module before the 1x1 convolution.
       dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     width: int = 384

@@ -41,7 +41,7 @@ class HCFormerEmbed(nn.Module):
       stem_widths, stem_strides: channels and stride of each convolution module before the last halving.
       assignment_width: in which pixels and places are compared.
       dtype: dtype of convolutions and linear layers; assignments and means are computed in float32 at least.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     width: int = 384

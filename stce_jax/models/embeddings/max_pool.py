@@ -30,7 +30,7 @@ class MaxPoolConvEmbed(nn.Module):
       stem_widths, stem_strides: channels and stride of each convolution module; empty for none.
       cell: cell size in pixels of the stack's output, an int or (rows, columns).
       dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     width: int = 384

@@ -13,7 +13,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.errors import ConfigError, check_whole
-from stce_jax.models.conv_layers import DepthwiseConvolution, batch_norm, convolution, pointwise
+from stce_jax.models.batch_norms import BatchNorm, BatchNormSilu
+from stce_jax.models.conv_layers import DepthwiseConvolution, convolution, pointwise
 from stce_jax.models.embeddings.stem import check_stem, halvings, stem_places, strided_grid
 from stce_jax.models.layers import is_training
 from stce_jax.models.tokens import Tokens
@@ -31,7 +32,7 @@ class InvertedResidual(nn.Module):
       stride: of the depthwise convolution, 1 or 2.
       expansion: hidden channels over C.
       dtype: dtype of the computation; parameters and statistics are float32.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     features: int
@@ -42,16 +43,13 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w features"]:
-        def norm(name: str) -> nn.BatchNorm:
-            return batch_norm(self.dtype, self.axis_name, name=name)
-
-        channels, fixed = inputs.shape[-1], not train
+        channels, options = inputs.shape[-1], (self.dtype, self.axis_name)
         hidden = pointwise(inputs, self.expansion * channels, self.dtype, "expand", use_bias=False)
-        hidden = nn.silu(norm("expand_norm")(hidden, use_running_average=fixed))
+        hidden = BatchNormSilu(*options, name="expand_norm")(hidden, train)
         hidden = DepthwiseConvolution(self.stride, self.dtype, name="depthwise")(hidden)
-        hidden = nn.silu(norm("depthwise_norm")(hidden, use_running_average=fixed))
+        hidden = BatchNormSilu(*options, name="depthwise_norm")(hidden, train)
         outputs = pointwise(hidden, self.features, self.dtype, "project", use_bias=False)
-        outputs = norm("project_norm")(outputs, use_running_average=fixed)
+        outputs = BatchNorm(*options, name="project_norm")(outputs, train)
         return inputs + outputs if self.stride == 1 and self.features == channels else outputs
 
 
@@ -65,7 +63,7 @@ class MobileViTEmbed(nn.Module):
       stem_blocks: blocks of the last stage; the others have one.
       stem_expansion: hidden channels of a block over its inputs'.
       dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     width: int = 64
@@ -110,7 +108,7 @@ class MobileViTEmbed(nn.Module):
         train = is_training(self, train)
         first, *widths = self.stem_widths
         features = convolution(first, 3, self.stem_strides[0], self.dtype, bias=False)(images)
-        features = nn.silu(batch_norm(self.dtype, self.axis_name, name="norm")(features, use_running_average=not train))
+        features = BatchNormSilu(self.dtype, self.axis_name, name="norm")(features, train)
         for stage, (width, stride) in enumerate(zip(widths, self.stem_strides[1:], strict=True)):
             for index in range(self.stem_blocks if stage == len(widths) - 1 else 1):
                 block = InvertedResidual(

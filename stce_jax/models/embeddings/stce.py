@@ -48,7 +48,7 @@ class SuperTokenConvEmbed(nn.Module):
       iterations: T of the clustering (Table 8); 0: the cells' means take its place, which Table 8 leaves out.
       border, differentiable: see `cluster_super_tokens`.
       dtype: dtype of convolutions and of the linear layer; the clustering computes in float32 at least.
-      axis_name: of BatchNorm's statistics, see `conv_layers.GeluBatchNorm`.
+      axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
     """
 
     width: int = 384

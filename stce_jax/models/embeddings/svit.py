@@ -11,7 +11,8 @@ from typing import Any
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.models.conv_layers import GeluBatchNorm, convolution, uniform_initializers
+from stce_jax.models.batch_norms import GeluBatchNorm
+from stce_jax.models.conv_layers import convolution, uniform_initializers
 from stce_jax.models.embeddings.conv import ConvEmbed
 from stce_jax.models.tokens import Tokens
 

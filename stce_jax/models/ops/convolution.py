@@ -66,16 +66,20 @@ def _by_parity(cotangent: Array, kernel: Array, shape: tuple[int, ...]) -> Array
     Input row 2i meets the kernel's middle row alone, in output row i; input row 2i + 1 the last in output row i and
     the first in output row i + 1. The same holds for columns.
     """
-    batch, rows, columns, _ = cotangent.shape
-    channels = shape[-1]
     kernel = kernel.transpose(0, 1, 3, 2)  # [3, 3, features, C]
     met = ((slice(1, 2), (0, 0)), (slice(2, None, -2), (0, 1)))  # the kernel's rows in order, and the padding
     parts = [
         convolve(cotangent, kernel[down, across], 1, (below, right)) for down, below in met for across, right in met
     ]
+    return _woven(parts, shape)
+
+
+def _woven(parts: list[Array], shape: tuple[int, ...]) -> Array:
+    """The map of `shape` of which these are even rows' even and odd columns, then the same of odd rows."""
+    batch, rows, columns, channels = parts[0].shape
     even, odd = (jnp.stack(pair, axis=3).reshape(batch, rows, 2 * columns, channels) for pair in (parts[:2], parts[2:]))
-    gradient = jnp.stack([even, odd], axis=2).reshape(batch, 2 * rows, 2 * columns, channels)
-    return gradient[:, : shape[1], : shape[2]]
+    woven = jnp.stack([even, odd], axis=2).reshape(batch, 2 * rows, 2 * columns, channels)
+    return woven[:, : shape[1], : shape[2]]
 
 
 def _halving(inputs: Array, kernel: Array) -> Array:
@@ -161,16 +165,19 @@ def _by_shifts(inputs: Array, kernel: Array) -> Array:
     return functools.reduce(jnp.add, products).astype(inputs.dtype)
 
 
-def _depthwise_kernel_gradient(inputs: Float[Array, "B H W C"], cotangent: Float[Array, "B H W C"]) -> Array:
+def _depthwise_kernel_gradient(
+    inputs: Float[Array, "B H W C"], cotangent: Float[Array, "B h w C"], stride: int = 1
+) -> Array:
     """[3, 3, 1, C], in float32 at least; the images stay apart until the end, as they may lie on several devices."""
-    _, rows, columns, channels = inputs.shape
+    _, rows, columns, channels = cotangent.shape
     padded = _padded(inputs)
 
     def of_row(row: Array | int) -> list[Array]:
-        """What one row of the cotangent gives to each of the nine numbers of a channel, [B, W, C]."""
-        met = widened(jax.lax.dynamic_slice_in_dim(padded, row, 3, axis=1))  # [B, 3, W + 2, C]
-        own = widened(jax.lax.dynamic_slice_in_dim(cotangent, row, 1, axis=1)[:, 0])  # [B, W, C]
-        return [met[:, down, right : right + columns] * own for down in range(3) for right in range(3)]
+        """What one row of the cotangent gives to each of the nine numbers of a channel, [B, w, C]."""
+        met = widened(jax.lax.dynamic_slice_in_dim(padded, stride * row, 3, axis=1))  # [B, 3, W + 2, C]
+        own = widened(jax.lax.dynamic_slice_in_dim(cotangent, row, 1, axis=1)[:, 0])  # [B, w, C]
+        ends = [right + stride * (columns - 1) + 1 for right in range(3)]
+        return [met[:, down, right : ends[right] : stride] * own for down in range(3) for right in range(3)]
 
     def add_row(sums: list[Array], row: Array) -> tuple[list[Array], None]:
         return jax.tree.map(jnp.add, sums, of_row(row)), None
@@ -193,18 +200,56 @@ def halving_depthwise_convolution_plain(
     )
 
 
+def _halving_depthwise_forward(inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    def cut(inputs: Array, kernel: Array) -> Array:
+        return _by_shifts(inputs, kernel)[:, ::2, ::2]
+
+    outputs = jax.lax.platform_dependent(inputs, kernel, cpu=cut, default=halving_depthwise_convolution_plain)
+    return outputs, (inputs, kernel)
+
+
+def _halving_depthwise_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    inputs, kernel = saved
+
+    def apart(inputs: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
+        dkernel = _depthwise_kernel_gradient(inputs, cotangent, 2).astype(kernel.dtype)
+        return _depthwise_by_parity(cotangent, kernel, inputs.shape), dkernel
+
+    def plain(inputs: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
+        return jax.vjp(halving_depthwise_convolution_plain, inputs, kernel)[1](cotangent)
+
+    return jax.lax.platform_dependent(inputs, kernel, cotangent, cpu=apart, default=plain)
+
+
+@own_gradient(_halving_depthwise_forward, _halving_depthwise_backward)
 def halving_depthwise_convolution(
     inputs: Float[Array, "B H W C"], kernel: Float[Array, "3 3 1 C"]
 ) -> Float[Array, "B H2 W2 C"]:
     """`depthwise_convolution` at every second row and column: H2 = ceil(H / 2), W2 = ceil(W / 2). Both of one dtype.
 
+    Gradient: for CPUs; saves three of four multiplications, as that of `halving_convolution`.
+
     On CPUs the nine shifted maps are cut, and XLA computes no other places; other backends have strided kernels.
     """
+    return _halving_depthwise_forward(inputs, kernel)[0]
 
-    def cut(inputs: Array, kernel: Array) -> Array:
-        return depthwise_convolution(inputs, kernel)[:, ::2, ::2]
 
-    return jax.lax.platform_dependent(inputs, kernel, cpu=cut, default=halving_depthwise_convolution_plain)
+def _depthwise_by_parity(cotangent: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
+    """The inputs' gradient, [B, H, W, C] = `shape`: of even and odd rows and columns apart, see `_by_parity`."""
+    _, rows, columns, _ = cotangent.shape
+    padded = jax.lax.optimization_barrier(jnp.pad(cotangent, ((0, 0), (0, 1), (0, 1), (0, 0))))
+    met = (((0, 1),), ((0, 2), (1, 0)))  # of an even and an odd place: (places on, the kernel's number)
+
+    def of_parity(down: int, across: int) -> Array:
+        products = (
+            widened(padded[:, below : below + rows, right : right + columns])
+            * widened(kernel[row : row + 1, column : column + 1])
+            for below, row in met[down]
+            for right, column in met[across]
+        )
+        return functools.reduce(jnp.add, products).astype(cotangent.dtype)
+
+    return _woven([of_parity(down, across) for down in range(2) for across in range(2)], shape)
 
 
 def halving_mean(inputs: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:

@@ -1,4 +1,4 @@
-"""LayerNorm, RMSNorm, and GELU with BatchNorm as one operation.
+"""LayerNorm, RMSNorm, and BatchNorm with the activation before or behind it as one operation.
 
 Shape letters: B batch, H W feature height and width, C channels, D model width.
 """
@@ -141,10 +141,10 @@ def gelu_batch_norm_plain(
     return outputs.astype(dtype), jax.lax.stop_gradient(mean), jax.lax.stop_gradient(variance)
 
 
-def _statistics(activated: Array, axis_name: Any = None) -> tuple[Array, Array]:
-    """(mean, variance), each [C], as flax takes them."""
-    mean = activated.mean(axis=(0, 1, 2))
-    of_squares = jnp.square(activated).mean(axis=(0, 1, 2))
+def _statistics(inputs: Array, axis_name: Any = None) -> tuple[Array, Array]:
+    """(mean, variance), each [C], as flax takes them: biased, mean of squares less squared mean, never below 0."""
+    mean = inputs.mean(axis=(0, 1, 2))
+    of_squares = jnp.square(inputs).mean(axis=(0, 1, 2))
     if axis_name is not None:
         mean, of_squares = jax.lax.pmean((mean, of_squares), axis_name)
     return mean, jnp.maximum(of_squares - jnp.square(mean), 0.0)
@@ -195,3 +195,67 @@ def gelu_batch_norm(
       variance as flax takes it (biased, mean of squares less squared mean, never below 0), constants of the gradient.
     """
     return _gelu_batch_norm_forward(inputs, scale, bias, dtype)[0]
+
+
+def batch_norm_plain(
+    inputs: Float[Array, "B H W C"],
+    scale: Float[Array, "C"],
+    bias: Float[Array, "C"],
+    dtype: DTypeLike,
+    silu: bool,
+    axis_name: Any = None,
+) -> tuple[Float[Array, "B H W C"], Float[Array, "C"], Float[Array, "C"]]:
+    """The plain form of `batch_norm`; `axis_name`: see `gelu_batch_norm_plain`."""
+    (outputs, mean, variance), _ = _batch_norm_forward(inputs, scale, bias, dtype, silu, axis_name)
+    return outputs, jax.lax.stop_gradient(mean), jax.lax.stop_gradient(variance)
+
+
+def _batch_norm_forward(
+    inputs: Array, scale: Array, bias: Array, dtype: DTypeLike, silu: bool, axis_name: Any = None
+) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array, Array, Array]]:
+    wide = widened(inputs)
+    mean, variance = _statistics(wide, axis_name)
+    inverse = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
+    outputs = (wide - of_rank(4, mean)) * of_rank(4, inverse * scale) + of_rank(4, bias)
+    outputs = jax.nn.silu(outputs) if silu else outputs
+    return (outputs.astype(dtype), mean, variance), (inputs, scale, bias, mean, inverse)
+
+
+def _batch_norm_backward(
+    dtype: DTypeLike,
+    silu: bool,
+    saved: tuple[Array, Array, Array, Array, Array],
+    cotangents: tuple[Array, Array, Array],
+) -> tuple[Array, Array, Array]:
+    del dtype
+    inputs, scale, bias, mean, inverse = saved
+    inputs, cotangent = jax.lax.platform_dependent(
+        inputs, cotangents[0], cpu=lambda *both: both, default=recompute_from
+    )
+    wide, cotangent = widened(inputs), widened(cotangent)
+    centered, slope = wide - of_rank(4, mean), of_rank(4, inverse * scale)
+    if silu:
+        normalized = centered * slope + of_rank(4, bias)
+        share = jax.nn.sigmoid(normalized)
+        cotangent = cotangent * (share * (1.0 + normalized * (1.0 - share)))
+    axes, count = (0, 1, 2), wide.size // wide.shape[-1]
+    dbias = cotangent.sum(axis=axes)
+    # The mean leaves the sum, as in `_gelu_batch_norm_backward`.
+    dscale = inverse * ((cotangent * wide).sum(axis=axes) - mean * dbias)
+    dinputs = slope * (cotangent - of_rank(4, dbias / count) - centered * of_rank(4, inverse * dscale / count))
+    return dinputs.astype(inputs.dtype), dscale, dbias
+
+
+@own_gradient(_batch_norm_forward, _batch_norm_backward, nondiff_argnums=(3, 4))
+def batch_norm(
+    inputs: Float[Array, "B H W C"], scale: Float[Array, "C"], bias: Float[Array, "C"], dtype: DTypeLike, silu: bool
+) -> tuple[Float[Array, "B H W C"], Float[Array, "C"], Float[Array, "C"]]:
+    """BatchNorm by the batch's own statistics, then SiLU, x * sigmoid(x), where `silu` says so.
+
+    Gradient: for every backend; saves memory, for it keeps the inputs alone. What XLA derives keeps the differences to
+    the mean, the sigmoid and the SiLU's inputs as well, and writes and reads each of them.
+
+    Returns:
+      (outputs, mean, variance): as `gelu_batch_norm`; the statistics are those of `inputs`.
+    """
+    return _batch_norm_forward(inputs, scale, bias, dtype, silu)[0]

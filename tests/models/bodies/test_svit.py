@@ -10,8 +10,8 @@ from golden_files import EXACT, assert_close, golden, last, linear, norm, statis
 from golden_svit import block, check, merging, stem
 
 from stce_jax.errors import ConfigError
+from stce_jax.models.batch_norms import BATCH_NORM_MOMENTUM
 from stce_jax.models.bodies.svit import SuperTokenBlock, SViT
-from stce_jax.models.conv_layers import BATCH_NORM_MOMENTUM
 from stce_jax.models.embeddings.svit import SViTEmbed
 from stce_jax.models.factory import create_model, list_models, model_options
 

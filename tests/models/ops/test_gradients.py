@@ -45,6 +45,14 @@ OPERATIONS = {  # name -> (operation, plain form, shapes of the operands)
         functools.partial(normalize, norms.gelu_batch_norm_plain),
         [(2, 3, 2, 4), (4,), (4,)],
     ),
+    **{
+        f"batch_norm{'_silu' * silu}": (
+            functools.partial(normalize, norms.batch_norm, more=(silu,)),
+            functools.partial(normalize, norms.batch_norm_plain, more=(silu,)),
+            [(2, 3, 2, 4), (4,), (4,)],
+        )
+        for silu in (False, True)
+    },
     "halving_convolution": (
         convolution.halving_convolution,
         convolution.halving_convolution_plain,

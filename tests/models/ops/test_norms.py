@@ -1,4 +1,4 @@
-"""LayerNorm, and GELU with BatchNorm, against their plain forms, with their gradients."""
+"""LayerNorm, and BatchNorm with its activations, against their plain forms, with their gradients."""
 
 import functools
 
@@ -32,10 +32,21 @@ def _with_epsilon(form, *operands):
     return form(*operands, 1e-6)
 
 
+def _with_silu(form, *operands, silu):
+    return form(*operands, silu)
+
+
 FORMS = {
     "layer_norm": [functools.partial(_with_epsilon, form) for form in (norms.layer_norm, norms.layer_norm_plain)],
     "gelu_batch_norm": (norms.gelu_batch_norm, norms.gelu_batch_norm_plain),
+    **{
+        f"batch_norm{'_silu' * silu}": [
+            functools.partial(_with_silu, form, silu=silu) for form in (norms.batch_norm, norms.batch_norm_plain)
+        ]
+        for silu in (False, True)
+    },
 }
+BATCH_NORMS = [name for name in FORMS if "batch_norm" in name]
 
 
 @pytest.mark.slow
@@ -52,10 +63,11 @@ def test_equals_its_plain_form_with_its_gradients(name, dtype):
     chex.assert_trees_all_close(ours, plain, rtol=tolerance, atol=tolerance, custom_message=name)
 
 
-def test_statistics_equal_the_plain_forms():
+@pytest.mark.parametrize("name", BATCH_NORMS)
+def test_statistics_equal_the_plain_forms(name):
     inputs = draw(*SHAPE) + 5
     scale, bias = np.ones(SHAPE[-1], np.float32), np.zeros(SHAPE[-1], np.float32)
-    ours, plain = (form(inputs, scale, bias, jnp.float32)[1:] for form in FORMS["gelu_batch_norm"])
+    ours, plain = (form(inputs, scale, bias, jnp.float32)[1:] for form in FORMS[name])
     chex.assert_trees_all_close(ours, plain, rtol=1e-5)
 
 
@@ -72,20 +84,27 @@ def test_layer_norm_of_bfloat16_computes_in_float32():
     chex.assert_trees_all_equal(*jax.tree.map(lambda x: x.astype(jnp.float32), (actual, exact)))
 
 
-def test_the_statistics_are_constants_of_the_gradient():
+@pytest.mark.parametrize("name", BATCH_NORMS)
+def test_the_statistics_are_constants_of_the_gradient(name):
     inputs = np.random.default_rng(4).normal(size=SHAPE).astype(np.float32)
     scale, bias = np.ones(SHAPE[-1], np.float32), np.zeros(SHAPE[-1], np.float32)
 
     def statistic(inputs):
-        _, mean, variance = norms.gelu_batch_norm(inputs, scale, bias, jnp.float32)
+        _, mean, variance = FORMS[name][0](inputs, scale, bias, jnp.float32)
         return (mean + variance).sum()
 
     assert not np.any(jax.grad(statistic)(jnp.asarray(inputs)))
 
 
-def test_the_backward_pass_keeps_the_inputs_alone():
+@pytest.mark.parametrize(
+    "forward",
+    [
+        functools.partial(norms._gelu_batch_norm_forward, dtype=jnp.float32),
+        functools.partial(norms._batch_norm_forward, dtype=jnp.float32, silu=True),
+    ],
+)
+def test_the_backward_pass_keeps_the_inputs_alone(forward):
     inputs = jnp.zeros((8, 32, 32, 16))
-    forward = functools.partial(norms._gelu_batch_norm_forward, dtype=jnp.float32)
     _, saved = jax.eval_shape(forward, inputs, jnp.ones(16), jnp.zeros(16))
     kept = [leaf for leaf in jax.tree.leaves(saved) if leaf.size > 16]
     assert len(kept) == 1, f"{len(kept)} arrays of the inputs' size are kept"
@@ -102,17 +121,18 @@ def test_the_backward_pass_recomputes_the_gelu_but_on_cpus(platform, recomputes)
 
 
 @pytest.mark.parametrize("mean", [0.0, 10.0, 100.0])
-def test_the_gradient_of_gelu_and_batch_norm_is_as_exact_as_the_plain_forms(mean):
+@pytest.mark.parametrize("name", BATCH_NORMS)
+def test_the_gradient_of_batch_norm_is_as_exact_as_the_plain_forms(name, mean):
     """In float32, with means of up to a hundred deviations, which both take out of sums."""
     rng = np.random.default_rng(5)
     inputs, cotangent = rng.normal(size=(2, 4, 16, 16, 6))
     operands = inputs + mean, rng.uniform(0.5, 1.5, size=6), rng.normal(size=6)
 
     def ours(inputs, scale, bias):
-        return norms.gelu_batch_norm(inputs, scale, bias, inputs.dtype)[0]
+        return FORMS[name][0](inputs, scale, bias, inputs.dtype)[0]
 
     def plain(inputs, scale, bias):
-        return norms.gelu_batch_norm_plain(inputs, scale, bias, inputs.dtype)[0]
+        return FORMS[name][1](inputs, scale, bias, inputs.dtype)[0]
 
     def gradients(form, dtype):
         numbers = (jnp.asarray(array, dtype) for array in (*operands, cotangent))
