@@ -21,6 +21,7 @@ STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("schedule_free", "light_crop", "patch_dropout", "swiglu", "progressive"),
         ("schedule_free", "light_crop", "patch_dropout", "swiglu", "batch_50"),
         ("schedule_free", "light_crop", "swiglu", "patch_dropout_half", "batch_25"),
+        ("schedule_free", "light_crop", "swiglu", "batch_50", "patch_dropout_half", "one_iteration"),
     ),
     "medium": (),
 }

@@ -21,7 +21,7 @@ MS: dict[str, dict[str, float]] = {
         "progressive": 1.899,
         "swiglu": 2.697,
         "patch_dropout": 1.967,
-        "modern": 1.824,
+        "modern": 1.454,
         "first_round": 1.824,
         "batch_50": 2.461,
         "batch_25": 2.332,
