@@ -32,7 +32,7 @@ MS: dict[str, dict[str, float]] = {
     },
     "medium": {
         "base": 16.58,
-        "modern": 9.801,
+        "modern": 6.986,
     },
 }
 
