@@ -31,14 +31,15 @@ ARROWS = {
     "__main__": {"cli"},
     "__init__": {"models", "recipe", "data", "training", "convert", "verbs"},  # the public names, lazily
 }
-LAYERS = {"ops", "tokens", "layers", "conv_layers"}
+LAYERS = {"ops", "tokens", "layers", "batch_norms", "conv_layers"}
 # Inside `models`: nothing above an operation, nothing beside a module.
 MODELS = {
     "ops": {"ops"},
     "tokens": set(),
     "contracts": set(),
     "layers": {"ops", "tokens"},
-    "conv_layers": {"ops", "tokens", "layers"},
+    "batch_norms": {"ops", "layers"},
+    "conv_layers": {"ops", "tokens", "layers", "batch_norms"},
     "downsampling": LAYERS,
     "attentions": {*LAYERS, "attentions"},
     "embeddings": {*LAYERS, "attentions", "embeddings"},

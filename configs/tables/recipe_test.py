@@ -1,11 +1,11 @@
-"""The final comparison of docs/recipe.md: `modern` beside `small_folder` as shipped, on the test images, once.
+"""The final comparison of docs/recipe.md: `modern` beside `small_folder` as shipped, on the test images.
 
 stce reproduce recipe_test --scale=small --data_dir=DIR --workdir=runs/recipe_test        class folders at 32 pixels
 
 All are trained on all training images. Both of a pair, with super tokens, patches or a convolution stem, train for the
 same time: the epochs of `modern` follow from `_recipe_times`. The pair with super tokens decides. `first_round` is what
-`modern` was when it was looked at first. `medium_128` has
-other rows: `modern_vit_s` at 128 pixels on an accelerator, 20 and 80 epochs, beside the records of fastai's Imagenette.
+`modern` was when it was looked at first. `medium_128` has other rows: `modern_vit_s` at 128 pixels on an accelerator,
+20 and 80 epochs, beside the records of fastai's Imagenette.
 """
 
 from collections.abc import Iterator

@@ -61,13 +61,17 @@ class BatchNorm(nn.Module):
                 running.value = BATCH_NORM_MOMENTUM * running.value + (1.0 - BATCH_NORM_MOMENTUM) * new
         return outputs
 
-    def before(self, inputs: jax.Array) -> jax.Array:
+    def before(self, inputs: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """The activation before it."""
         return inputs
 
-    def behind(self, outputs: jax.Array) -> jax.Array:
+    def behind(self, outputs: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """The activation behind it."""
         return nn.silu(outputs) if self.silu else outputs
 
-    def by_batch(self, inputs: jax.Array, scale: jax.Array, bias: jax.Array, axis_name: Any) -> tuple[jax.Array, ...]:
+    def by_batch(
+        self, inputs: Float[Array, "B H W C"], scale: Float[Array, "C"], bias: Float[Array, "C"], axis_name: Any
+    ) -> tuple[Float[Array, "B H W C"], Float[Array, "C"], Float[Array, "C"]]:
         """(outputs, mean, variance) by the batch's own statistics."""
         if axis_name is None:
             return batch_norm(inputs, scale, bias, self.dtype, self.silu)
@@ -83,10 +87,12 @@ class BatchNormSilu(BatchNorm):
 class GeluBatchNorm(BatchNorm):
     """GELU -> BatchNorm; everything else as in `BatchNorm`."""
 
-    def before(self, inputs: jax.Array) -> jax.Array:
+    def before(self, inputs: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         return gelu(inputs)
 
-    def by_batch(self, inputs: jax.Array, scale: jax.Array, bias: jax.Array, axis_name: Any) -> tuple[jax.Array, ...]:
+    def by_batch(
+        self, inputs: Float[Array, "B H W C"], scale: Float[Array, "C"], bias: Float[Array, "C"], axis_name: Any
+    ) -> tuple[Float[Array, "B H W C"], Float[Array, "C"], Float[Array, "C"]]:
         if axis_name is None:
             return gelu_batch_norm(inputs, scale, bias, self.dtype)
         return gelu_batch_norm_plain(inputs, scale, bias, self.dtype, axis_name)
