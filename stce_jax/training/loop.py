@@ -44,7 +44,9 @@ class TrainLoop:
         self._window = Window(setup.config.batch_size)
         self._phase: Phase | None = None
         self._said_mixing = False
-        self._learning_rate = jax.jit(self._course.schedule).lower(jax.ShapeDtypeStruct((), np.int32)).compile()
+        self._learning_rate = (
+            jax.jit(self._course.stepping.schedule).lower(jax.ShapeDtypeStruct((), np.int32)).compile()
+        )
 
     def run(self) -> tuple[dict[str, float], float]:
         """Returns (metrics of the last evaluation, share of the time spent waiting for data).
@@ -101,7 +103,7 @@ class TrainLoop:
             batch = {name: jax.ShapeDtypeStruct(*shape, sharding=sharding) for name, shape in shapes.items()}
             if not self._course.phases.is_compiled(phase):
                 with self._progress.compiling(self._program(phase)):
-                    self._course.phases.compile(phase, self._course.state_shapes, batch, setup.key)
+                    self._course.phases.compile(phase, self._course.stepping.state_shapes, batch, setup.key)
 
     def _program(self, phase: Phase) -> str:
         words = self._course.phases.says(phase)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 from jax.sharding import Mesh
 
 from stce_jax.data.views import Views
@@ -15,6 +14,7 @@ from stce_jax.processes.watch import Watch
 from stce_jax.training.pace import Pace
 from stce_jax.training.phases import Phase, Phases
 from stce_jax.training.state import TrainState
+from stce_jax.training.stepping import Stepping
 from stce_jax.training.timetable import Timetable
 from stce_jax.workdir.checkpoint_writer import CheckpointWriter
 
@@ -24,16 +24,13 @@ class Course:
     """What of a run follows from its epochs.
 
     Attributes:
-      schedule: learning rate after so many steps.
-      state_shapes: a TrainState of shapes and shardings.
       phases: the training step of each epoch.
       work: of so many steps, for the time left, see `TrainProgress`.
       mixed_steps: how many steps mix their batches; None: all, or none.
     """
 
     timetable: Timetable
-    schedule: optax.Schedule
-    state_shapes: TrainState
+    stepping: Stepping
     phases: Phases
     work: Callable[[int], float] | None
     mixed_steps: int | None

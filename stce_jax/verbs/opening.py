@@ -33,7 +33,7 @@ def opening(setup: Setup, model: Body, *, trained: str, begins: str) -> dict[str
         batch.append(f"in {config.accumulate} micro-batches")
     return {
         "model": f"{config.model.name}: {names}",
-        "parameters": trained or f"{count_parameters(setup.course.state_shapes.variables['params']):,}",
+        "parameters": trained or f"{count_parameters(setup.course.stepping.state_shapes.variables['params']):,}",
         "multiply-adds": f"{multiply_adds:,} an image of {config.image_size} pixels",
         "data": _data(config, setup.dataset),
         "image size": f"{', then '.join(map(str, sides))} pixels",

@@ -35,7 +35,7 @@ from stce_jax.training.progress import TrainProgress, show_opening
 from stce_jax.training.setup import Course, RunDivergedError, RunReplannedError, Setup, StartingPoint
 from stce_jax.training.sizes import check_model
 from stce_jax.training.step import check_accumulation, run_key
-from stce_jax.training.stepping import Stepping, build_stepping
+from stce_jax.training.stepping import build_stepping
 from stce_jax.training.timetable import Timetable
 from stce_jax.verbs.extending import continued
 from stce_jax.verbs.first_weights import first_weights, follow_weights
@@ -115,9 +115,9 @@ def train(
         if found:
             check_class_weights(found[1], meta, allow_change=allow_config_change)
             timetable = continued(config, dataset, *found)
-        stepping, course = _course(config, dataset, timetable, model, rules, weights, mesh)
+        course = _course(config, dataset, timetable, model, rules, weights, mesh)
         checkpoints.scheduled = timetable.saves
-        check_memory(config, stepping.state_shapes, mesh)
+        check_memory(config, course.stepping.state_shapes, mesh)
         setup = Setup(
             config=config,
             workdir=workdir,
@@ -144,8 +144,10 @@ def train(
         if found:
             start = _restore(setup, *found)
         else:
-            state = stepping.new_state(config.seed)
-            start = StartingPoint(initialize(state, initial_weights, stepping.optimizer) if initial_weights else state)
+            state = course.stepping.new_state(config.seed)
+            if initial_weights:
+                state = initialize(state, initial_weights, course.stepping.optimizer)
+            start = StartingPoint(state)
         if processes.is_main():
             layout.write_config(workdir, config)
         if finished:
@@ -160,17 +162,14 @@ def train(
     return final
 
 
-def _course(
-    config: Any, dataset: Any, timetable: Timetable, model: Any, rules: Any, weights: Any, mesh: Any
-) -> tuple[Stepping, Course]:
-    """(how a state is made and stepped, what of the run follows from its timetable)."""
+def _course(config: Any, dataset: Any, timetable: Timetable, model: Any, rules: Any, weights: Any, mesh: Any) -> Course:
+    """What of a run follows from its timetable."""
     mixed, sizes = mixed_steps(config, timetable), build_sizes(config, timetable)
     augment = runs.build_augment(config, dataset, offset=timetable.offset, mixed_steps=mixed)
     stepping = build_stepping(config, model, rules, timetable, augment, build_objective(config, weights), mesh)
-    return stepping, Course(
+    return Course(
         timetable=timetable,
-        schedule=stepping.schedule,
-        state_shapes=stepping.state_shapes,
+        stepping=stepping,
         phases=Phases(model, stepping.make_step, sizes),
         work=work_of_sizes(model, sizes),
         mixed_steps=mixed,
@@ -183,7 +182,7 @@ def _replanned(setup: Setup, config: Any, model: Any, rules: Any, weights: Any) 
     assert found, "it has just been saved"
     say(f"off its plan of {config.minutes:g} minutes: {config.epochs:g} epochs in place of {setup.config.epochs:g}")
     timetable = continued(config, setup.dataset, *found)
-    _, course = _course(config, setup.dataset, timetable, model, rules, weights, setup.mesh)
+    course = _course(config, setup.dataset, timetable, model, rules, weights, setup.mesh)
     setup.checkpoints.scheduled = timetable.saves
     meta = checkpoint_meta(config, setup.dataset, weights)
     setup = dataclasses.replace(setup, config=config, meta=meta, course=course)
@@ -211,7 +210,7 @@ def _find(checkpoints: CheckpointWriter, dataset: Any, *, scheduled: bool = Fals
 
 def _restore(setup: Setup, step: int, meta: dict[str, Any]) -> StartingPoint:
     changed = "; ".join(configuration.differences(meta["config"], setup.config))
-    state = setup.checkpoints.restore(step, setup.course.state_shapes, changed=changed)
+    state = setup.checkpoints.restore(step, setup.course.stepping.state_shapes, changed=changed)
     return StartingPoint(state, meta["metrics"], meta["salt"], meta["guard"], meta.get("patience"))
 
 

@@ -237,8 +237,8 @@ def halving_depthwise_convolution(
 def _depthwise_by_parity(cotangent: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
     """The inputs' gradient, [B, H, W, C] = `shape`: of even and odd rows and columns apart, see `_by_parity`."""
     _, rows, columns, _ = cotangent.shape
-    padded = jax.lax.optimization_barrier(jnp.pad(cotangent, ((0, 0), (0, 1), (0, 1), (0, 0))))
-    met = (((0, 1),), ((0, 2), (1, 0)))  # of an even and an odd place: (places on, the kernel's number)
+    padded = _padded(cotangent)
+    met = (((1, 1),), ((1, 2), (2, 0)))  # of an even and an odd place: (the first in `padded`, the kernel's number)
 
     def of_parity(down: int, across: int) -> Array:
         products = (

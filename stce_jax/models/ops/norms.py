@@ -134,10 +134,7 @@ def gelu_batch_norm_plain(
       axis_name: name of an axis of devices (`jax.shard_map`, `jax.pmap`, `jax.vmap`) whose images count in the
         statistics, too; None: those of `inputs` alone.
     """
-    activated = gelu_plain(widened(inputs))
-    mean, variance = _statistics(activated, axis_name)
-    inverse = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
-    outputs = (activated - of_rank(4, mean)) * of_rank(4, inverse * scale) + of_rank(4, bias)
+    outputs, mean, variance, _ = _by_batch(gelu_plain(widened(inputs)), scale, bias, axis_name)
     return outputs.astype(dtype), jax.lax.stop_gradient(mean), jax.lax.stop_gradient(variance)
 
 
@@ -150,13 +147,30 @@ def _statistics(inputs: Array, axis_name: Any = None) -> tuple[Array, Array]:
     return mean, jnp.maximum(of_squares - jnp.square(mean), 0.0)
 
 
+def _by_batch(inputs: Array, scale: Array, bias: Array, axis_name: Any = None) -> tuple[Array, Array, Array, Array]:
+    """(outputs, mean, variance, 1 / standard deviation) by the batch's own statistics."""
+    mean, variance = _statistics(inputs, axis_name)
+    inverse = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
+    return (inputs - of_rank(4, mean)) * of_rank(4, inverse * scale) + of_rank(4, bias), mean, variance, inverse
+
+
+def _by_batch_backward(
+    inputs: Array, scale: Array, mean: Array, inverse: Array, cotangent: Array
+) -> tuple[Array, Array, Array]:
+    """(dinputs, dscale, dbias) of `_by_batch`'s outputs."""
+    axes, count = (0, 1, 2), inputs.size // inputs.shape[-1]
+    dbias = cotangent.sum(axis=axes)
+    # The mean leaves the sum, as in the variance: no array of what is normalized is needed for it.
+    dscale = inverse * ((cotangent * inputs).sum(axis=axes) - mean * dbias)
+    normalized = (inputs - of_rank(4, mean)) * of_rank(4, inverse)
+    centered = cotangent - of_rank(4, dbias / count) - normalized * of_rank(4, dscale / count)
+    return of_rank(4, inverse * scale) * centered, dscale, dbias
+
+
 def _gelu_batch_norm_forward(
     inputs: Array, scale: Array, bias: Array, dtype: DTypeLike
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array, Array]]:
-    activated = gelu(widened(inputs))
-    mean, variance = _statistics(activated)
-    inverse = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
-    outputs = (activated - of_rank(4, mean)) * of_rank(4, inverse * scale) + of_rank(4, bias)
+    outputs, mean, variance, inverse = _by_batch(gelu(widened(inputs)), scale, bias)
     return (outputs.astype(dtype), mean, variance), (inputs, scale, mean, inverse)
 
 
@@ -169,15 +183,8 @@ def _gelu_batch_norm_backward(
         inputs, cotangents[0], cpu=lambda *both: both, default=recompute_from
     )
     wide, cotangent = widened(inputs), widened(cotangent)
-    activated = gelu(wide)
-    axes, count = (0, 1, 2), wide.size // wide.shape[-1]
-    dbias = cotangent.sum(axis=axes)
-    # The mean leaves the sum, as in the variance: no array of what is normalized is needed for it.
-    dscale = inverse * ((cotangent * activated).sum(axis=axes) - mean * dbias)
-    normalized = (activated - of_rank(4, mean)) * of_rank(4, inverse)
-    centered = cotangent - of_rank(4, dbias / count) - normalized * of_rank(4, dscale / count)
-    dinputs = of_rank(4, inverse * scale) * centered * gelu_derivative(wide)
-    return dinputs.astype(inputs.dtype), dscale, dbias
+    dactivated, dscale, dbias = _by_batch_backward(gelu(wide), scale, mean, inverse, cotangent)
+    return (dactivated * gelu_derivative(wide)).astype(inputs.dtype), dscale, dbias
 
 
 @own_gradient(_gelu_batch_norm_forward, _gelu_batch_norm_backward, nondiff_argnums=(3,))
@@ -213,10 +220,7 @@ def batch_norm_plain(
 def _batch_norm_forward(
     inputs: Array, scale: Array, bias: Array, dtype: DTypeLike, silu: bool, axis_name: Any = None
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array, Array, Array]]:
-    wide = widened(inputs)
-    mean, variance = _statistics(wide, axis_name)
-    inverse = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
-    outputs = (wide - of_rank(4, mean)) * of_rank(4, inverse * scale) + of_rank(4, bias)
+    outputs, mean, variance, inverse = _by_batch(widened(inputs), scale, bias, axis_name)
     outputs = jax.nn.silu(outputs) if silu else outputs
     return (outputs.astype(dtype), mean, variance), (inputs, scale, bias, mean, inverse)
 
@@ -233,16 +237,11 @@ def _batch_norm_backward(
         inputs, cotangents[0], cpu=lambda *both: both, default=recompute_from
     )
     wide, cotangent = widened(inputs), widened(cotangent)
-    centered, slope = wide - of_rank(4, mean), of_rank(4, inverse * scale)
     if silu:
-        normalized = centered * slope + of_rank(4, bias)
+        normalized = (wide - of_rank(4, mean)) * of_rank(4, inverse * scale) + of_rank(4, bias)
         share = jax.nn.sigmoid(normalized)
         cotangent = cotangent * (share * (1.0 + normalized * (1.0 - share)))
-    axes, count = (0, 1, 2), wide.size // wide.shape[-1]
-    dbias = cotangent.sum(axis=axes)
-    # The mean leaves the sum, as in `_gelu_batch_norm_backward`.
-    dscale = inverse * ((cotangent * wide).sum(axis=axes) - mean * dbias)
-    dinputs = slope * (cotangent - of_rank(4, dbias / count) - centered * of_rank(4, inverse * dscale / count))
+    dinputs, dscale, dbias = _by_batch_backward(wide, scale, mean, inverse, cotangent)
     return dinputs.astype(inputs.dtype), dscale, dbias
 
 
