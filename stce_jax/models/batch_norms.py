@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from stce_jax.models.layers import is_training
 from stce_jax.models.ops.activations import gelu
-from stce_jax.models.ops.norms import (
+from stce_jax.models.ops.batch_norms import (
     BATCH_NORM_EPSILON,
     batch_norm,
     batch_norm_plain,

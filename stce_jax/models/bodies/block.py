@@ -13,6 +13,8 @@ from jaxtyping import Array, Float
 from stce_jax.errors import ConfigError
 from stce_jax.models.conv_layers import LayerScale
 from stce_jax.models.layers import MLPS, NORMS, Attention
+from stce_jax.models.ops.forms import chosen
+from stce_jax.models.ops.fused import residual_layer_norm
 from stce_jax.models.ops.norms import LAYER_NORM_EPSILON
 from stce_jax.models.reductions import Reduction, acts_before
 from stce_jax.models.tokens import Tokens, check_tokens
@@ -73,13 +75,19 @@ class Block(nn.Module):
         )
         needs = () if self.reduction is None else self.reduction.needs
         branch, given = attention(tokens.with_values(norm(tokens.values)), context, train=train, give=needs)
-        tokens = _add_branch(tokens, self._scaled(branch, "attention_scale"), scales, 0)
+        branch = _dropped(self._scaled(branch, "attention_scale"), scales, 0)
         before_next = acts_before(self.reduction)
-        if not before_next:
-            tokens = self._reduce(tokens, given, train)
-        normed = NORMS[self.norm_kind](self.dtype, self.epsilon, name="mlp_norm")(tokens.values)
+        if chosen("residual_norm") and self.norm_kind == "layernorm" and (before_next or self.reduction is None):
+            values, normed = ResidualLayerNorm(self.dtype, self.epsilon, name="mlp_norm")(tokens.values, branch)
+            tokens = tokens.with_values(values)
+        else:
+            tokens = tokens.with_values(tokens.values + branch)
+            if not before_next:
+                tokens = self._reduce(tokens, given, train)
+            normed = NORMS[self.norm_kind](self.dtype, self.epsilon, name="mlp_norm")(tokens.values)
         branch = MLPS[self.mlp_kind](self.mlp_dim, self.dropout, self.dtype, name="mlp")(normed, train=train)
-        tokens = _add_branch(tokens, self._scaled(branch, "mlp_scale"), scales, 1)
+        branch = _dropped(self._scaled(branch, "mlp_scale"), scales, 1)
+        tokens = tokens.with_values(tokens.values + branch)
         return self._reduce(tokens, given, train) if before_next else tokens
 
     def _scaled(self, branch: jax.Array, name: str) -> jax.Array:
@@ -95,7 +103,25 @@ class Block(nn.Module):
         return dataclasses.replace(reduced, initial_grid=tokens.initial_grid, registers=tokens.registers)
 
 
-def _add_branch(tokens: Tokens, branch: Float[Array, "B N D"], scales: jax.Array | None, index: int) -> Tokens:
-    """The residual connection."""
-    branch = branch if scales is None else branch * scales[index].astype(branch.dtype)
-    return tokens.with_values(tokens.values + branch)
+class ResidualLayerNorm(nn.Module):
+    """A residual connection and the LayerNorm after it, in one pass on GPUs; attributes are those of `LayerNorm`."""
+
+    dtype: jnp.dtype = jnp.float32
+    epsilon: float = LAYER_NORM_EPSILON
+
+    @nn.compact
+    def __call__(
+        self, inputs: Float[Array, "B N D"], branch: Float[Array, "B N D"]
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"]]:
+        """(inputs + branch, the norm of that)."""
+        width = inputs.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
+        rows, added = inputs.reshape(-1, width), branch.reshape(-1, width)
+        total, normed = residual_layer_norm(rows, added, scale, bias, self.dtype, self.epsilon)
+        return total.reshape(inputs.shape), normed.reshape(inputs.shape)
+
+
+def _dropped(branch: Float[Array, "B N D"], scales: jax.Array | None, index: int) -> Float[Array, "B N D"]:
+    """A residual branch under stochastic depth."""
+    return branch if scales is None else branch * scales[index].astype(branch.dtype)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from stce_jax.models.ops.forms import chosen
 from stce_jax.models.ops.gradients import own_gradient
 from stce_jax.models.ops.precision import widened
 
@@ -86,7 +87,12 @@ def _halving(inputs: Array, kernel: Array) -> Array:
     _, _, channels, features = kernel.shape
     if channels > 3 or features > 16:  # with more, XLA for CPUs is as fast without blocks, or faster
         return halving_convolution_plain(inputs, kernel)
-    return jax.lax.platform_dependent(inputs, kernel, cpu=_by_blocks, default=halving_convolution_plain)
+    cuda = halving_convolution_plain
+    if chosen("blocks_of_2"):
+        cuda = _by_blocks
+    elif chosen("blocks_of_4"):
+        cuda = _by_larger_blocks
+    return jax.lax.platform_dependent(inputs, kernel, cpu=_by_blocks, cuda=cuda, default=halving_convolution_plain)
 
 
 def _by_blocks(inputs: Array, kernel: Array) -> Array:
@@ -101,6 +107,30 @@ def _by_blocks(inputs: Array, kernel: Array) -> Array:
     kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0))).reshape(2, 2, 2, 2 * channels, -1)
     kernel = kernel.transpose(0, 2, 1, 3, 4).reshape(2, 2, 4 * channels, -1)
     return convolve(blocks.reshape(batch, rows, columns, 4 * channels), kernel, 1, ((0, 0), (0, 0)))
+
+
+def _by_larger_blocks(inputs: Array, kernel: Array) -> Array:
+    """The convolution with blocks of 4x4 pixels as one of 16 times the channels, which gives 2x2 outputs at once.
+
+    The block at (i, j) begins a row and a column before output row 2i and column 2j; the two outputs in a direction see
+    its pixels 0 to 2 and 2 to 4, of which the last is the next block's first.
+    """
+    batch, height, width, channels = inputs.shape
+    features = kernel.shape[-1]
+    rows, columns = -(-height // 4) + 1, -(-width // 4) + 1
+    margins = ((0, 0), (1, 4 * rows - height - 1), (1, 4 * columns - width - 1), (0, 0))
+    blocks = jnp.pad(inputs, margins).reshape(batch, rows, 4, columns, 4 * channels).transpose(0, 1, 3, 2, 4)
+    parts = [
+        jnp.pad(kernel, ((2 * down, 5 - 2 * down), (2 * right, 5 - 2 * right), (0, 0), (0, 0)))
+        for down in range(2)
+        for right in range(2)
+    ]  # each [8, 8, C, F]: two blocks in each direction
+    large = jnp.stack(parts, axis=3).reshape(2, 4, 2, 4 * channels, 4 * features).transpose(0, 2, 1, 3, 4)
+    large = large.reshape(2, 2, 16 * channels, 4 * features)
+    outputs = convolve(blocks.reshape(batch, rows, columns, 16 * channels), large, 1, ((0, 0), (0, 0)))
+    outputs = outputs.reshape(batch, rows - 1, columns - 1, 2, 2, features).transpose(0, 1, 3, 2, 4, 5)
+    outputs = outputs.reshape(batch, 2 * (rows - 1), 2 * (columns - 1), features)
+    return outputs[:, : -(-height // 2), : -(-width // 2)]
 
 
 def depthwise_convolution_plain(

@@ -45,7 +45,7 @@ def own_gradient(
             return outputs, _tangents(outputs, saved, tangents, functools.partial(backward, *statics), refusal)
 
         differentiable.defjvp(rule, symbolic_zeros=True)
-        forward_pass = _never_differentiated(forward, refusal) if refusal else forward
+        forward_pass = _never_differentiated(forward, nondiff_argnums, refusal) if refusal else forward
 
         @functools.wraps(operation)
         def wrapper(*operands: Any) -> Any:
@@ -57,8 +57,8 @@ def own_gradient(
     return decorate
 
 
-def _never_differentiated(forward: Forward, refusal: str) -> Forward:
-    guarded = jax.custom_jvp(forward)
+def _never_differentiated(forward: Forward, nondiff_argnums: tuple[int, ...], refusal: str) -> Forward:
+    guarded = jax.custom_jvp(forward, nondiff_argnums=nondiff_argnums)
 
     def rule(*_: Any) -> Any:
         raise TypeError(refusal)

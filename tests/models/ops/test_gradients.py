@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stce_jax.models.ops import activations, attention, convolution, linear, norms
+from stce_jax.models.ops import activations, attention, batch_norms, convolution, linear, norms
 
 MASK = np.array([[True, True, False, True], [False, True, True, True]])
 
@@ -41,14 +41,14 @@ OPERATIONS = {  # name -> (operation, plain form, shapes of the operands)
         [(3, 4), (4,)],
     ),
     "gelu_batch_norm": (
-        functools.partial(normalize, norms.gelu_batch_norm),
-        functools.partial(normalize, norms.gelu_batch_norm_plain),
+        functools.partial(normalize, batch_norms.gelu_batch_norm),
+        functools.partial(normalize, batch_norms.gelu_batch_norm_plain),
         [(2, 3, 2, 4), (4,), (4,)],
     ),
     **{
         f"batch_norm{'_silu' * silu}": (
-            functools.partial(normalize, norms.batch_norm, more=(silu,)),
-            functools.partial(normalize, norms.batch_norm_plain, more=(silu,)),
+            functools.partial(normalize, batch_norms.batch_norm, more=(silu,)),
+            functools.partial(normalize, batch_norms.batch_norm_plain, more=(silu,)),
             [(2, 3, 2, 4), (4,), (4,)],
         )
         for silu in (False, True)

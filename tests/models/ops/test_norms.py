@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stce_jax.models.ops import norms
+from stce_jax.models.ops import batch_norms, norms
 
 SHAPE = (3, 5, 4, 6)
 
@@ -38,10 +38,11 @@ def _with_silu(form, *operands, silu):
 
 FORMS = {
     "layer_norm": [functools.partial(_with_epsilon, form) for form in (norms.layer_norm, norms.layer_norm_plain)],
-    "gelu_batch_norm": (norms.gelu_batch_norm, norms.gelu_batch_norm_plain),
+    "gelu_batch_norm": (batch_norms.gelu_batch_norm, batch_norms.gelu_batch_norm_plain),
     **{
         f"batch_norm{'_silu' * silu}": [
-            functools.partial(_with_silu, form, silu=silu) for form in (norms.batch_norm, norms.batch_norm_plain)
+            functools.partial(_with_silu, form, silu=silu)
+            for form in (batch_norms.batch_norm, batch_norms.batch_norm_plain)
         ]
         for silu in (False, True)
     },
@@ -99,8 +100,8 @@ def test_the_statistics_are_constants_of_the_gradient(name):
 @pytest.mark.parametrize(
     "forward",
     [
-        functools.partial(norms._gelu_batch_norm_forward, dtype=jnp.float32),
-        functools.partial(norms._batch_norm_forward, dtype=jnp.float32, silu=True),
+        functools.partial(batch_norms._gelu_batch_norm_forward, dtype=jnp.float32),
+        functools.partial(batch_norms._batch_norm_forward, dtype=jnp.float32, silu=True),
     ],
 )
 def test_the_backward_pass_keeps_the_inputs_alone(forward):
@@ -113,7 +114,7 @@ def test_the_backward_pass_keeps_the_inputs_alone(forward):
 @pytest.mark.parametrize(("platform", "recomputes"), [("cpu", False), ("cuda", True), ("tpu", True)])
 def test_the_backward_pass_recomputes_the_gelu_but_on_cpus(platform, recomputes):
     def loss(inputs):
-        return norms.gelu_batch_norm(inputs, jnp.ones(16), jnp.zeros(16), jnp.float32)[0].sum()
+        return batch_norms.gelu_batch_norm(inputs, jnp.ones(16), jnp.zeros(16), jnp.float32)[0].sum()
 
     traced = jax.jit(jax.grad(loss)).trace(jnp.zeros((8, 32, 32, 16)))
     program = traced.lower(lowering_platforms=(platform,)).as_text()

@@ -6,12 +6,12 @@ import pytest
 from jax import export
 
 from stce_jax.models.ops.attention import attention_weights, dot_product_attention
+from stce_jax.models.ops.batch_norms import gelu_batch_norm
 from stce_jax.models.ops.convolution import (
     depthwise_convolution,
     halving_convolution,
     halving_depthwise_convolution,
 )
-from stce_jax.models.ops.norms import gelu_batch_norm
 from stce_jax.models.ops.supertoken import associate, cluster_super_tokens, pool_cells
 
 

@@ -1,0 +1,225 @@
+"""Which forms for GPUs pay: each of `forms.GPU_FORMS` in a training step, and flags of XLA, kept one after the other.
+
+    python benchmarks/gpu_forms.py --minutes 10              on a GPU, bfloat16, 256 images a step
+    python benchmarks/gpu_forms.py --flags --minutes 4       there, XLA's flags, a process for each
+    python benchmarks/gpu_forms.py --paper --write           anywhere: what each can save at most
+    python benchmarks/gpu_forms.py --batch 2 --image_size 32 --dtype float32 --seconds 0.1    on a CPU, to try it
+
+Steps are those of `stce train` on images that lie on the device. A form is first checked: loss and gradients of a step
+with it must be those without. Then the step with the forms kept so far and the one with the next form as well are timed
+in turn; the form is kept if the whole 95% interval of the ratio lies above 1. On other devices than CUDA's all forms
+are the plain ones, and nothing can be kept.
+
+What a form can save at most is counted in passes over its arrays: those that XLA makes now, by the profile in
+docs/performance.md, and those that are left. Forms of the first convolution change arithmetic, and are not estimated.
+"""
+
+import argparse
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from documents import write_section
+from measure import interleave, machine, markdown_table, median_estimate
+from training import CLASSES, compile_step
+
+from stce_jax.models.factory import create_model, model_options
+from stce_jax.models.ops.forms import GPU_FORMS, gpu_forms
+from stce_jax.models.ops.supertoken import grid_shape
+
+MODEL = "vit_s_stce"
+TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}  # of loss and gradients, each relative to the largest of its array
+FLAGS = (  # measured one by one, against none
+    "--xla_gpu_enable_command_buffer=",  # none of the operations in CUDA graphs
+    "--xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN",
+    "--xla_gpu_graph_min_graph_size=1",
+    "--xla_gpu_enable_latency_hiding_scheduler=true",
+    "--xla_gpu_autotune_level=4",
+    "--xla_gpu_enable_triton_gemm=false",
+    "--xla_gpu_cudnn_gemm_fusion_level=2",
+    "--xla_gpu_exhaustive_tiling_search=true",
+)
+STEP_MS = 29.7  # of MODEL on the H200 of docs/performance.md
+
+
+def make_step(arguments, forms):
+    """The `training.Step` with these forms."""
+    with gpu_forms(forms):
+        return compile_step(*parts(arguments))
+
+
+@functools.cache
+def parts_of(batch, size, dtype):
+    model = create_model(MODEL, num_classes=CLASSES, image_size=size, dtype=dtype)
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    images = jax.random.normal(jax.random.key(1), (batch, size, size, 3))
+    return model, variables, images, jnp.arange(batch) % CLASSES
+
+
+def parts(arguments):
+    """(model, variables, images, labels)."""
+    return parts_of(arguments.batch, arguments.image_size, arguments.dtype)
+
+
+def loss_and_gradients(arguments, forms):
+    """Of one training batch."""
+    model, variables, images, labels = parts(arguments)
+
+    def loss(params):
+        logits, _ = model.apply(
+            variables | {"params": params},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(2)},
+        )
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
+
+    with gpu_forms(forms):
+        return jax.device_get(jax.jit(jax.value_and_grad(loss))(variables["params"]))
+
+
+def difference(given, expected):
+    """The largest difference of two trees, relative to the largest number of each array."""
+    pairs = zip(jax.tree.leaves(given), jax.tree.leaves(expected), strict=True)
+    return max(
+        float(np.abs(np.float64(ours) - theirs).max() / max(np.abs(theirs).max(), 1e-8)) for ours, theirs in pairs
+    )
+
+
+def measure_forms(arguments):
+    """One row a form, in the order in which they are tried."""
+    end = time.monotonic() + 60 * arguments.minutes
+    expected, kept = loss_and_gradients(arguments, ()), ()
+    best, rows = make_step(arguments, kept), []
+    for form in arguments.forms:
+        if time.monotonic() > end:
+            print(f"no time is left for {form}", flush=True)
+            continue
+        apart = difference(loss_and_gradients(arguments, (form,)), expected)
+        row = {"form": form, "difference": f"{apart:.1e}", "ms without": "", "ms with": "", "gain": "", "kept": "no"}
+        if apart > TOLERANCES[arguments.dtype]:
+            row["kept"] = "no: wrong"
+        else:
+            step = make_step(arguments, (*kept, form))
+            seconds = interleave(
+                {"without": best.call, "with": step.call}, arguments.rounds, shortest=arguments.seconds
+            )
+            without, own = (np.array(seconds[name].wall) for name in ("without", "with"))
+            gain = median_estimate(without / own)
+            row |= {"ms without": f"{1e3 * np.median(without):.2f}", "ms with": f"{1e3 * np.median(own):.2f}"}
+            row["gain"] = f"{gain.value - 1:+.1%} ± {gain.margin:.1%}"
+            if gain.value - gain.margin > 1:
+                kept, best = (*kept, form), step
+                row["kept"] = "yes"
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def measure_flags(arguments):
+    """One row a set of flags, each in a process of its own, and none of them first and last."""
+    end = time.monotonic() + 60 * arguments.minutes
+    rows = []
+    for flags in ("", *FLAGS, ""):
+        if time.monotonic() > end:
+            print(f"no time is left for {flags or 'no flag'}", flush=True)
+            continue
+        command = [sys.executable, __file__, "--one_step", "--batch", str(arguments.batch)]
+        command += ["--image_size", str(arguments.image_size), "--dtype", arguments.dtype]
+        command += ["--seconds", str(arguments.seconds)]
+        environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        last = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1:]
+        ms = f"{json.loads(last[0]):.2f}" if done.returncode == 0 else f"refused: {''.join(last)[:100]}"
+        rows.append({"XLA_FLAGS": f"`{flags}`" if flags else "none", "ms a step": ms})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def time_one_step(arguments):
+    """ms a step, without any form."""
+    step = make_step(arguments, ())
+    seconds = interleave({"step": step.call}, arguments.rounds, shortest=arguments.seconds)
+    return 1e3 * float(np.median(seconds["step"].wall))
+
+
+def paper_rows(batch, image_size, size, bandwidth):
+    """What each form saves at most of a step: one row each."""
+    options = model_options(MODEL)
+    shape, modules = (image_size, image_size), []
+    for features, stride in zip(options["stem_widths"], options["stem_strides"], strict=True):
+        shape = tuple(-(-side // stride) for side in shape)
+        modules.append(batch * shape[0] * shape[1] * features)
+    grid = grid_shape(*shape, options["cell"])
+    tokens, blocks = batch * (grid[0] * grid[1] + 1), options["depth"] - 1  # the last block has only a class token
+    stream, hidden = tokens * options["width"], tokens * options["mlp_dim"]
+    counted = {  # form -> (what, numbers of one pass in all, passes now, passes left)
+        # Forward: the sum is 3 passes, the norm reads twice and writes. Backward: two reads for the sums along a row,
+        # two for the gradients of scale and bias, three and a write for the result. Half of the norms follow a sum.
+        "residual_norm": ("a norm of two in each block", blocks * stream, 6 + 8, 4 + 4),
+        # The bias's gradient reads GELU's once more.
+        "bias_gelu": ("each MLP", blocks * hidden, 2 + 3 + 1, 2 + 3),
+        # XLA reduces the few channels of the stem apart: once for each of two sums, forward and backward.
+        "gelu_statistics": ("each module of the stem", sum(modules), 2 + 4, 1 + 2),
+        # Three parts are cut out and written, and their gradients joined.
+        "split_products": ("each attention", blocks * 3 * stream, 2 + 2, 0),
+    }
+    return [
+        {
+            "form": form,
+            "in": what,
+            "passes now": now,
+            "passes left": left,
+            "MB saved": f"{numbers * size * (now - left) / 1e6:,.0f}",
+            "ms saved at most": f"{1e3 * numbers * size * (now - left) / bandwidth:.2f}",
+            "share of the step": f"{1e3 * numbers * size * (now - left) / bandwidth / STEP_MS:.1%}",
+        }
+        for form, (what, numbers, now, left) in counted.items()
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--dtype", choices=tuple(TOLERANCES), default="bfloat16")
+    parser.add_argument("--forms", nargs="+", choices=tuple(GPU_FORMS), default=list(GPU_FORMS))
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=0.5, help="that a timing lasts, about")
+    parser.add_argument("--minutes", type=float, default=10.0, help="after which nothing new is started")
+    parser.add_argument("--flags", action="store_true", help="measure XLA's flags in place of forms")
+    parser.add_argument("--paper", action="store_true", help="measure nothing: what forms save at most")
+    parser.add_argument("--bandwidth", type=float, default=4.3e12, help="bytes/s, for --paper")
+    parser.add_argument("--write", action="store_true", help="write --paper's table into docs/performance.md")
+    parser.add_argument("--one_step", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one_step:
+        print(json.dumps(time_one_step(arguments)))
+        return
+    if arguments.paper:
+        rows = paper_rows(
+            arguments.batch, arguments.image_size, jnp.dtype(arguments.dtype).itemsize, arguments.bandwidth
+        )
+        setting = f"`{MODEL}`, {arguments.batch} images of {arguments.image_size} pixels, {arguments.dtype}"
+        text = (
+            f"{setting}, at {arguments.bandwidth / 1e12:g} TB/s, of a step of {STEP_MS} ms:\n\n{markdown_table(rows)}"
+        )
+        if arguments.write:
+            write_section("forms on paper", text)
+        print(text)
+        return
+    rows = measure_flags(arguments) if arguments.flags else measure_forms(arguments)
+    print(f"\n{machine()}; batch {arguments.batch}, {arguments.image_size} pixels, {arguments.dtype}\n")
+    if rows:
+        print(markdown_table(rows))
+
+
+if __name__ == "__main__":
+    main()
