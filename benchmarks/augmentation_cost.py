@@ -116,17 +116,17 @@ def subjects(batch, size):
             operation, magnitude=magnitude, sign=sign, increasing=True, height=size, width=size
         )
     )(draws.operation[:, 0], draws.magnitude[:, 0], draws.sign[:, 0])
-    for name, part, fill in (
+    for name, part, options in (
         ("geometric part", rand_augment.warp, {"fill": FILL}),
-        ("lookup-table part", rand_augment.recolor, {}),
-        ("blending part", rand_augment.enhance, {}),
+        ("lookup-table part", rand_augment.recolor, {"names": rand_augment.TABLES}),
+        ("blending part", rand_augment.enhance, {"names": rand_augment.ENHANCEMENTS}),
         ("all three: one operation", rand_augment.apply, {"fill": FILL}),
     ):
         add_each(
             "RandAugment",
             name,
-            lambda image, operation, amount, part=part, fill=fill: part(
-                image, operation=operation, amount=amount, **fill
+            lambda image, operation, amount, part=part, options=options: part(
+                image, operation=operation, amount=amount, **options
             ),
             images,
             draws.operation[:, 0],
@@ -134,6 +134,13 @@ def subjects(batch, size):
         )
     whole = functools.partial(augment.rand_augment, policy=POLICY, fill=FILL)
     add_each("RandAugment", f"whole, {POLICY}", whole, keys, images)
+    for name, chosen in (("each image by what it drew", True), ("each image by all parts", False)):
+
+        def in_form(keys, images, chosen=chosen):
+            with rand_augment.sorted_operations(chosen):
+                return jax.vmap(whole)(keys, images)
+
+        add("RandAugment", f"whole, {name}", in_form, keys, images)
 
     add_each("part", "flip", functools.partial(augment.random_flip, probability=0.5), keys, images)
     add_each("part", "three_augment", augment.three_augment, keys, images)

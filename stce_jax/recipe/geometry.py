@@ -53,8 +53,8 @@ def rotation(height: int, width: int, *, degrees: Scalar) -> Matrix:
     odd, sign = quarters & 1, 1.0 - (quarters & 2)
     sine, cosine = sign * jnp.where(odd, cosine, sine), sign * jnp.where(odd, -sine, cosine)
     middle_x, middle_y = width / 2, height / 2
-    left = middle_x - cosine * middle_x + sine * middle_y
-    top = middle_y - sine * middle_x - cosine * middle_y
+    left = middle_x - _rounded(cosine * middle_x) + _rounded(sine * middle_y)
+    top = middle_y - _rounded(sine * middle_x) - _rounded(cosine * middle_y)
     return cosine, -sine, left, sine, cosine, top
 
 
@@ -73,7 +73,8 @@ def affine(image: UInt8[Array, "H W 3"], *, matrix: Matrix, fill: Color) -> UInt
     height, width, _ = image.shape
     a, b, c, d, e, f = matrix
     columns, rows = jnp.arange(width) + 0.5, jnp.arange(height)[:, None] + 0.5
-    x, y = jnp.asarray(a * columns + b * rows + c), jnp.asarray(d * columns + e * rows + f)  # [H, W]
+    x = _rounded(a * columns) + _rounded(b * rows) + c  # [H, W]
+    y = _rounded(d * columns) + _rounded(e * rows) + f
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
     right_share, bottom_share = (x - 0.5 - left)[:, :, None], (y - 0.5 - top)[:, :, None]
@@ -93,4 +94,14 @@ def _cubic(taps: list[Pixels], share: Float[Array, "H W 1"]) -> Pixels:
     """Pillow's cubic (a = -1) between the second and third of four; in differences, so flat neighbours stay exact."""
     before, start, end, after = taps
     first, second = end - before, 2 * (before - start) + end - after
-    return start + share * (first + share * (second + share * (start - before + after - end)))
+    third = _rounded(share * (start - before + after - end))
+    return start + _rounded(share * (first + _rounded(share * (second + third))))
+
+
+def _rounded(product: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """A product of -2^30 or more that is rounded before anything is added.
+
+    Compilers would fuse the two into one rounding, in some programs or some uses of a position and not in others: then
+    a pixel's place and its share disagree. They do not across a maximum.
+    """
+    return jnp.maximum(product, -(2.0**30))

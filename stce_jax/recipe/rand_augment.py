@@ -2,19 +2,22 @@
 
 Under vmap a branch for each operation would compute all of them. So an operation is described by numbers, and each step
 of the chain is one geometric transform, one lookup table and one blend; those that the operation does not need are the
-identity. `policy` reads how often and how strongly operations are applied.
+identity. Or, under vmap, each image gets only the part that it drew, see `sorted_operations`. `policy` reads how often
+and how strongly operations are applied.
 
-Shape letters: H W image height and width.
+Shape letters: B batch, H W image height and width.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int32, Num, PRNGKeyArray, UInt8
 
-from stce_jax.recipe import geometry, pixels
+from stce_jax.recipe import drawn, geometry, pixels
 from stce_jax.recipe.pixels import Scalar
 from stce_jax.recipe.policy import WEIGHTS, Policy, parse_policy
 
@@ -22,6 +25,11 @@ GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 TABLES = ("autocontrast", "equalize", "invert", "posterize", "solarize", "solarize_add")
 ENHANCEMENTS = ("color", "contrast", "brightness", "sharpness")
 OPERATIONS = GEOMETRIC + TABLES + ENHANCEMENTS
+COUNTED = ("autocontrast", "equalize")  # tables that need a histogram
+# How images under vmap are computed, as `with sorted_operations(...):` around what is traced says. True: each by the
+# part that it drew. False: each by all parts. None: the first on CPUs, where it was measured to be faster, if each
+# device of this one process has whole groups; a GPU waits for the host at each pass of a loop, and was not measured.
+sorted_operations = jax.make_user_context(None)
 
 
 class Draws(NamedTuple):
@@ -143,11 +151,68 @@ def apply(
       amount: the operation's option, as `amount` gives it.
       fill: 0..255 for each channel.
     """
+    single = jax.custom_batching.custom_vmap(functools.partial(_to_one, fill=fill))
+    several = jax.custom_batching.custom_vmap(functools.partial(_to_several, fill=fill))
+
+    @single.def_vmap
+    def of_batch(size: int, batched: list[bool], *operands: Array) -> tuple[Array, bool]:
+        return several(*_with_batch(size, batched, operands)), True
+
+    @several.def_vmap
+    def of_batches(size: int, batched: list[bool], *operands: Array) -> tuple[Array, bool]:
+        operands = _with_batch(size, batched, operands)
+        made = several(*(each.reshape(-1, *each.shape[2:]) for each in operands))
+        return made.reshape(operands[0].shape), True
+
+    return single(image, jnp.asarray(operation), jnp.asarray(amount))
+
+
+def _with_batch(size: int, batched: list[bool], operands: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Repeats those operands that do not have the batch axis, of `size` images."""
+    pairs = zip(operands, batched, strict=True)
+    return tuple(each if own else jnp.broadcast_to(each, (size, *each.shape)) for each, own in pairs)
+
+
+def _to_one(
+    image: UInt8[Array, "H W 3"], operation: Int[Array, ""], amount: Num[Array, ""], *, fill: geometry.Color
+) -> UInt8[Array, "H W 3"]:
+    """`apply`, by computing every part."""
     # All three start from the same image, not from one another, again because of fusion.
     warped = warp(image, operation=operation, amount=amount, fill=fill)
-    recolored = recolor(image, operation=operation, amount=amount)
-    enhanced = enhance(image, operation=operation, amount=amount)
+    recolored = recolor(image, operation=operation, amount=amount, names=TABLES)
+    enhanced = enhance(image, operation=operation, amount=amount, names=ENHANCEMENTS)
     return jnp.where(_is(operation, *GEOMETRIC), warped, jnp.where(_is(operation, *TABLES), recolored, enhanced))
+
+
+def _to_several(
+    images: UInt8[Array, "B H W 3"], operation: Int[Array, "B"], amount: Num[Array, "B"], *, fill: geometry.Color
+) -> UInt8[Array, "B H W 3"]:
+    """`apply` to a batch, in the form that `sorted_operations` says."""
+    every_part = jax.vmap(functools.partial(_to_one, fill=fill))
+    own_part = functools.partial(_sorted, fill=fill)
+    if sorted_operations.value is not None:
+        return (own_part if sorted_operations.value else every_part)(images, operation, amount)
+    if jax.process_count() > 1 or not drawn.has_whole_groups(len(images)):
+        return every_part(images, operation, amount)
+    return jax.lax.platform_dependent(images, operation, amount, cpu=own_part, default=every_part)
+
+
+def _sorted(
+    images: UInt8[Array, "B H W 3"], operation: Int[Array, "B"], amount: Num[Array, "B"], *, fill: geometry.Color
+) -> UInt8[Array, "B H W 3"]:
+    """`apply` to a batch, where each image is computed by the part that it drew alone."""
+    others = tuple(name for name in TABLES if name not in COUNTED)
+    blends = tuple(name for name in ENHANCEMENTS if name != "sharpness")
+    parts: list[tuple[tuple[str, ...], Callable[..., Array]]] = [
+        (GEOMETRIC, functools.partial(warp, fill=fill)),
+        (COUNTED, functools.partial(recolor, names=COUNTED)),
+        (others, functools.partial(recolor, names=others)),
+        (blends, functools.partial(enhance, names=blends)),
+        (("sharpness",), functools.partial(enhance, names=("sharpness",))),
+    ]
+    for names, part in parts:
+        images = drawn.where_drawn(part, _is(operation, *names), images, operation=operation, amount=amount)
+    return images
 
 
 def warp(
@@ -166,46 +231,55 @@ def warp(
     return geometry.affine(image, matrix=(a, b, c, d, e, f), fill=fill)
 
 
-def recolor(image: UInt8[Array, "H W 3"], *, operation: Scalar, amount: Scalar) -> UInt8[Array, "H W 3"]:
-    """The part of `apply` that maps values to values: one lookup table, the identity for other operations.
+def recolor(
+    image: UInt8[Array, "H W 3"], *, operation: Scalar, amount: Scalar, names: tuple[str, ...]
+) -> UInt8[Array, "H W 3"]:
+    """The part of `apply` that maps values to values: one lookup table, the identity for operations not in `names`.
 
-    `operation` -1..14 and `amount` as for `apply`.
+    `operation` -1..14 and `amount` as for `apply`; `names` are of TABLES.
     """
 
     def table(counts: pixels.Counts) -> pixels.Table:  # of one channel
         table = values = jnp.arange(256, dtype=jnp.uint8)
         candidates = {
-            "autocontrast": pixels.autocontrast_table(counts),
-            "equalize": pixels.equalize_table(counts),
-            "invert": pixels.invert(values),
-            "posterize": pixels.posterize(values, bits=amount),
-            "solarize": pixels.solarize(values, threshold=amount),
-            "solarize_add": pixels.solarize_add(values, amount=amount),
+            "autocontrast": lambda: pixels.autocontrast_table(counts),
+            "equalize": lambda: pixels.equalize_table(counts),
+            "invert": lambda: pixels.invert(values),
+            "posterize": lambda: pixels.posterize(values, bits=amount),
+            "solarize": lambda: pixels.solarize(values, threshold=amount),
+            "solarize_add": lambda: pixels.solarize_add(values, amount=amount),
         }
-        for name, candidate in candidates.items():
-            table = jnp.where(_is(operation, name), candidate, table)
+        for name in names:
+            table = jnp.where(_is(operation, name), candidates[name](), table)
         return table
 
-    return pixels.look_up(image, pixels.by_channel(table, pixels.histogram(image)))
+    if set(names).isdisjoint(COUNTED):
+        tables = jnp.broadcast_to(table(jnp.zeros(256, jnp.int32)), (3, 256))
+    else:
+        tables = pixels.by_channel(table, pixels.histogram(image))
+    return pixels.look_up(image, tables)
 
 
-def enhance(image: UInt8[Array, "H W 3"], *, operation: Scalar, amount: Scalar) -> UInt8[Array, "H W 3"]:
-    """The part of `apply` that blends the image with a degenerate one; other operations by factor 1: the image.
+def enhance(
+    image: UInt8[Array, "H W 3"], *, operation: Scalar, amount: Scalar, names: tuple[str, ...]
+) -> UInt8[Array, "H W 3"]:
+    """The part of `apply` that blends the image with a degenerate one; the identity for operations not in `names`.
 
-    `operation` -1..14 and `amount` as for `apply`.
+    `operation` -1..14 and `amount` as for `apply`; `names` are of ENHANCEMENTS.
     """
     degenerate: Array = jnp.zeros((), jnp.uint8)
-    factor = jnp.where(_is(operation, *ENHANCEMENTS), amount, 1.0)
+    factor = jnp.where(_is(operation, *names), amount, 1.0)
     candidates = {
-        "contrast": pixels.mean_luma(image),
-        "color": pixels.luma(image)[:, :, None],
-        "sharpness": pixels.smooth(image),
+        "contrast": lambda: pixels.mean_luma(image),
+        "color": lambda: pixels.luma(image)[:, :, None],
+        "sharpness": lambda: pixels.smooth(image),
     }
     for name, candidate in candidates.items():
-        degenerate = jnp.where(_is(operation, name), candidate.astype(jnp.uint8), degenerate)
+        if name in names:
+            degenerate = jnp.where(_is(operation, name), candidate().astype(jnp.uint8), degenerate)
     return pixels.blend(degenerate, image, factor=factor)
 
 
-def _is(operation: Scalar, *names: str) -> Bool[Array, ""]:
+def _is(operation: Scalar | Int[Array, "*B"], *names: str) -> Bool[Array, "*B"]:
     """Whether an operation is one of the named ones."""
     return jnp.isin(operation, jnp.array([OPERATIONS.index(name) for name in names]))

@@ -10,13 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from collectives import Program
 from PIL import Image
 from pillow_reference import FILL, PILLOW, assert_equal_or_close, pillow, synthetic_images, timm_amount
 
 from stce_jax.errors import ConfigError
+from stce_jax.recipe import drawn as by_draw
 from stce_jax.recipe import rand_augment
 from stce_jax.recipe.policy import WEIGHTS, Policy, parse_policy
 from stce_jax.recipe.rand_augment import OPERATIONS
+from stce_jax.training.mesh import batch_sharding, make_mesh
 
 DEIT = "rand-m9-mstd0.5-inc1"
 DRAWS = 20_000
@@ -275,3 +278,140 @@ def test_pictures_without_probability_are_untouched_and_a_policy_is_checked():
     assert (np.asarray(augmented(jax.random.split(jax.random.key(0), 8), image, "rand-p0")[0]) == image).all()
     with pytest.raises(ConfigError, match="'z1'"):
         rand_augment.rand_augment(jax.random.key(0), image, policy="rand-z1", fill=FILL)
+
+
+# --- each image by the part that it drew alone
+
+WILD = "rand-m6-mstd101-n3-p1"
+
+
+def noise(batch, height, width):
+    return np.random.default_rng(batch).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
+
+
+def in_form(chosen, policy=DEIT):
+    """(keys, images) -> pictures, where `sorted_operations` is `chosen`."""
+
+    def augmented(keys, images):
+        with rand_augment.sorted_operations(chosen):
+            return jax.vmap(functools.partial(rand_augment.rand_augment, policy=policy, fill=FILL))(keys, images)
+
+    return augmented
+
+
+def check_forms(keys, images, policy=DEIT, **options):
+    sorts, plain = (np.asarray(jax.jit(in_form(form, policy), **options)(keys, images)) for form in (True, False))
+    np.testing.assert_array_equal(sorts, plain)
+    return plain
+
+
+def test_images_computed_by_what_they_drew_are_the_same_to_the_bit():
+    """In three groups of 32 images; and nearly every one is changed."""
+    keys, images = jax.random.split(jax.random.key(3), 96), noise(96, 13, 10)
+    changed = (check_forms(keys, images, WILD) != images).any(axis=(1, 2, 3))
+    assert changed.mean() > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "policy, batch, devices",
+    [
+        (DEIT, 1, 8),
+        (DEIT, 100, 8),
+        ("rand-m9-inc1-n1-w0-p1", 64, 8),
+        ("rand-p0", 32, 8),
+        (WILD, 101, 1),
+        ("rand-m10-mstd101-inc1-p1", 3, 1),
+    ],
+)
+def test_so_they_are_for_other_policies_and_batches(policy, batch, devices, monkeypatch):
+    """On one device a batch is one group."""
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    check_forms(jax.random.split(jax.random.key(4), batch), noise(batch, 9, 14), policy)
+
+
+@pytest.mark.slow
+def test_so_they_are_as_compilers_optimize_for_users():
+    """Every rotation, and at the angles at which rounding decides; compilers may not round them in two ways."""
+    angles = np.float32([*np.linspace(-30, 30, 61), 29.037786, -28.716305, 24.37006])
+    operation, images = np.full(64, OPERATIONS.index("rotate")), noise(64, 224, 224)
+
+    def turned(chosen):
+        with rand_augment.sorted_operations(chosen):
+            apply = functools.partial(rand_augment.apply, fill=FILL)
+            one = jax.vmap(lambda image, number, angle: apply(image, operation=number, amount=angle))
+            return np.asarray(jax.jit(one, compiler_options=AS_SHIPPED)(images, operation, angles))
+
+    np.testing.assert_array_equal(turned(True), turned(False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [256, 40])
+def test_devices_keep_their_images_where_each_has_whole_groups(batch):
+    """They agree on how often five loops run, 4 bytes each; parts that are no groups cost more, but are right."""
+    keys, images = jax.random.split(jax.random.key(5), batch), noise(batch, 8, 9)
+    mesh = make_mesh(2, jax.devices())
+    assert mesh.size == 8
+    split = jax.device_put((keys, images), batch_sharding(mesh))
+    compiled = jax.jit(in_form(True)).lower(*split).compile()
+    np.testing.assert_array_equal(compiled(*split), jax.jit(in_form(False))(keys, images))
+    if batch % (8 * by_draw.GROUP) == 0:
+        sent = [(kind, size) for kind, size, _ in Program(compiled.as_text()).collectives()]
+        assert {kind for kind, _ in sent} == {"all-reduce"}, f"devices send each other {sent}"
+        assert sum(size for _, size in sent) == 5 * 4, f"devices send each other {sent}"
+        assert not compiled.output_shardings.is_fully_replicated
+
+
+def test_one_image_and_batches_of_batches_are_computed_alike():
+    keys, images = jax.random.split(jax.random.key(6), 6), noise(6, 8, 9)
+    expected = check_forms(keys, images, WILD)
+    nested = jax.jit(jax.vmap(in_form(True, WILD)))(keys.reshape(2, 3), images.reshape(2, 3, 8, 9, 3))
+    np.testing.assert_array_equal(nested.reshape(6, 8, 9, 3), expected)
+    alone = jax.jit(functools.partial(rand_augment.rand_augment, policy=WILD, fill=FILL))(keys[4], images[4])
+    np.testing.assert_array_equal(alone, expected[4])
+
+
+@pytest.mark.parametrize(
+    "platform, devices, processes, batch, chosen, sorts",
+    [
+        ("cpu", 1, 1, 5, None, True),
+        ("cpu", 8, 1, 256, None, True),
+        ("cpu", 8, 1, 128, None, False),
+        ("cpu", 2, 2, 64, None, False),
+        ("cuda", 1, 1, 64, None, False),
+        ("cuda", 1, 1, 64, True, True),
+        ("cpu", 1, 1, 5, False, False),
+    ],
+)
+def test_it_is_the_default_where_it_was_measured(monkeypatch, platform, devices, processes, batch, chosen, sorts):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+
+    def applied(images, operation, amount):
+        with rand_augment.sorted_operations(chosen):
+            one = functools.partial(rand_augment.apply, fill=FILL)
+            return jax.vmap(lambda *of: one(of[0], operation=of[1], amount=of[2]))(images, operation, amount)
+
+    shapes = [((batch, 8, 8, 3), jnp.uint8), ((batch,), jnp.int32), ((batch,), jnp.float32)]
+    traced = jax.jit(applied).trace(*(jax.ShapeDtypeStruct(*each) for each in shapes))
+    assert ("stablehlo.sort" in traced.lower(lowering_platforms=(platform,)).as_text()) == sorts
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_those_that_drew_it_are_changed_once_and_others_never(share, devices, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    images, amount = noise(64, 2, 3), np.arange(64, dtype=np.uint8)
+    drew = np.random.default_rng(0).random(64) < share
+
+    def add(image, amount):
+        return image + amount
+
+    found = by_draw.where_drawn(add, jnp.asarray(drew), jnp.asarray(images), amount=jnp.asarray(amount))
+    np.testing.assert_array_equal(found, images + (amount * drew)[:, None, None, None])
+    assert by_draw.where_drawn(add, jnp.zeros(0, bool), jnp.asarray(images[:0]), amount=amount[:0]).shape == (
+        0,
+        2,
+        3,
+        3,
+    )
