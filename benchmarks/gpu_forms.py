@@ -1,6 +1,7 @@
 """Which forms for GPUs pay: each of `forms.GPU_FORMS` in a training step, and flags of XLA, kept one after the other.
 
     python benchmarks/gpu_forms.py --minutes 10              on a GPU, bfloat16, 256 images a step
+    python benchmarks/gpu_forms.py --augmentation            there, RandAugment by what each image drew
     python benchmarks/gpu_forms.py --flags --minutes 4       there, XLA's flags, a process for each
     python benchmarks/gpu_forms.py --paper --write           anywhere: what each can save at most
     python benchmarks/gpu_forms.py --batch 2 --image_size 32 --dtype float32 --seconds 0.1    on a CPU, to try it
@@ -25,6 +26,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from augmentation_cost import PAPER, made_up_images
 from documents import write_section
 from measure import interleave, machine, markdown_table, median_estimate
 from training import CLASSES, compile_step
@@ -32,6 +34,8 @@ from training import CLASSES, compile_step
 from stce_jax.models.factory import create_model, model_options
 from stce_jax.models.ops.forms import GPU_FORMS, gpu_forms
 from stce_jax.models.ops.supertoken import grid_shape
+from stce_jax.recipe.augment import make_augment
+from stce_jax.recipe.rand_augment import sorted_operations
 
 MODEL = "vit_s_stce"
 TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}  # of loss and gradients, each relative to the largest of its array
@@ -143,6 +147,27 @@ def measure_flags(arguments):
     return rows
 
 
+def measure_augmentation(arguments):
+    """The step with the paper's augmentation, RandAugment in both forms, against the step without any."""
+    model, variables, _, labels = parts(arguments)
+    images = made_up_images(arguments.batch, arguments.image_size)
+    augment = make_augment(CLASSES, **PAPER)
+    calls = {"none": make_step(arguments, ()).call}
+    for name, chosen in (("RandAugment by all parts", False), ("RandAugment by what was drawn", True)):
+        with sorted_operations(chosen):
+            calls[name] = compile_step(model, variables, images, labels, augment).call
+    seconds = interleave(calls, arguments.rounds, shortest=arguments.seconds)
+    without = np.array(seconds["none"].wall)
+    return [
+        {
+            "augmentation": name,
+            "ms a step": f"{1e3 * np.median(own.wall):.2f}",
+            "over none": str(median_estimate(np.array(own.wall) / without - 1)),
+        }
+        for name, own in seconds.items()
+    ]
+
+
 def time_one_step(arguments):
     """ms a step, without any form."""
     step = make_step(arguments, ())
@@ -195,6 +220,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=0.5, help="that a timing lasts, about")
     parser.add_argument("--minutes", type=float, default=10.0, help="after which nothing new is started")
     parser.add_argument("--flags", action="store_true", help="measure XLA's flags in place of forms")
+    parser.add_argument("--augmentation", action="store_true", help="measure RandAugment's two forms in place of them")
     parser.add_argument("--paper", action="store_true", help="measure nothing: what forms save at most")
     parser.add_argument("--bandwidth", type=float, default=4.3e12, help="bytes/s, for --paper")
     parser.add_argument("--write", action="store_true", help="write --paper's table into docs/performance.md")
@@ -215,7 +241,8 @@ def main():
             write_section("forms on paper", text)
         print(text)
         return
-    rows = measure_flags(arguments) if arguments.flags else measure_forms(arguments)
+    measure = measure_flags if arguments.flags else measure_augmentation if arguments.augmentation else measure_forms
+    rows = measure(arguments)
     print(f"\n{machine()}; batch {arguments.batch}, {arguments.image_size} pixels, {arguments.dtype}\n")
     if rows:
         print(markdown_table(rows))
