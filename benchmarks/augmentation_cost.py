@@ -189,7 +189,7 @@ def main():
     parser.add_argument("--model", default="vit_s_stce")
     parser.add_argument("--step_batch", type=int, default=8, help="images in the train step that is measured; 0: none")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--step_rounds", type=int, default=5)
+    parser.add_argument("--step_rounds", type=int, default=7)
     parser.add_argument("--json")
     options = parser.parse_args()
     print(machine(), flush=True)

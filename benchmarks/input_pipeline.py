@@ -6,8 +6,8 @@
 
 The resize could move to the device, which then gets crops padded to one shape; the two rows "unresized" and "resize on
 the device" are what that would cost the host and, computed on this machine's processor, the device. "raw" are pixels
-that `stce prepare --raw_short_side=256` stored, "simd" is augment.resize="simd", measured where it is installed. Before
-the tables stands how many random crops have fewer pixels than they are given.
+that `stce prepare --raw_short_side=256` stored, "by Pillow" is augment.resize="pillow" in place of "fast". Before the
+tables stands how many random crops have fewer pixels than they are given.
 
 Shape letters: B batch, H W padded height and width, S side of the result.
 """
@@ -15,7 +15,6 @@ Shape letters: B batch, H W padded height and width, S side of the result.
 import argparse
 import contextlib
 import functools
-import importlib.util
 import io
 import json
 import os
@@ -40,9 +39,8 @@ from stce_jax.verbs.prepare import prepare
 SIZE, AREA, RATIO, FRACTION = 224, (0.08, 1.0), (3 / 4, 4 / 3), 0.875
 WIDE, NARROW = 500, 375
 LOADERS = ((1, 1, 0), (2, 1, 0), (2, 2, 0), (2, 4, 0), (1, 1, 1), (2, 1, 2))  # cores, threads, workers
-FEW_LOADERS = ((1, 1, 0), (2, 2, 0), (2, 1, 2))  # of raw pixels and the other resize
+FEW_LOADERS = ((1, 1, 0), (2, 2, 0), (2, 1, 2))  # of raw pixels and of Pillow's resize
 PADDED, RAW = 512, 256
-SIMD = importlib.util.find_spec("cykooz_resizer") is not None
 
 
 def read_files(folder):
@@ -171,52 +169,40 @@ def steps(encoded, stored_files, stored_pixels):
         return lambda rng, index: function(rng, decode.decode_image(source[index]["image"], "image"))
 
     def as_shipped(rng, file):
-        return crop(rng, crops.open_for_crops(file, "image", "fast"), resize="fast")
+        return fast(rng, crops.open_for_crops(file, "image", "fast"))
 
-    def by_pillow(rng, file):
-        return crop(rng, decode.decode_image(file, "image"))
+    def with_crop(crop):
+        return lambda rng, file: crop(rng, decode.decode_image(file, "image"))
 
-    simd, large = functools.partial(crop, resize="simd"), large_photos(images)
+    def evaluation(file):
+        return crops.center_crop(decode.decode_image(file, "image"), SIZE, FRACTION)
+
+    fast, large = functools.partial(crop, resize="fast"), large_photos(images)
     files, pixels = range(len(stored_files)), range(len(stored_pixels))
-    with_simd = {
-        "random crop and resize, simd": (len(images), cut(simd, images)),
-        "raw: crop and resize, simd": (
-            len(raw),
-            cut(lambda rng, file: simd(rng, decode.decode_image(file, "image")), raw),
-        ),
-        "raw: read, crop and resize, simd": (len(raw), cut(of_record(simd, stored_pixels), pixels)),
-    }
     return {
         "simplejpeg decode": (len(images), every(lambda file: simplejpeg.decode_jpeg(file, "RGB"), encoded)),
         "Pillow decode": (len(images), every(pillow, encoded)),
-        "random crop and resize": (len(images), cut(crop, images)),
+        "random crop and resize": (len(images), cut(fast, images)),
+        "random crop and resize by Pillow": (len(images), cut(crop, images)),
         "**decode and crop, as shipped**": (len(images), cut(as_shipped, encoded)),
-        "decode and crop, resized by Pillow": (len(images), cut(by_pillow, encoded)),
+        "decode and crop, resized by Pillow": (len(images), cut(with_crop(crop), encoded)),
         "12 megapixels: decode and crop, as shipped": (len(large), cut(as_shipped, large)),
-        "12 megapixels: decode and crop, resized by Pillow": (len(large), cut(by_pillow, large)),
+        "12 megapixels: decode and crop, resized by Pillow": (len(large), cut(with_crop(crop), large)),
         "decode and crop, Pillow alone": (len(images), cut(as_torchvision, encoded)),
-        "decode and crop, unresized": (
-            len(images),
-            cut(lambda rng, file: padded_crop(rng, decode.decode_image(file, "image")), encoded),
-        ),
+        "decode and crop, unresized": (len(images), cut(with_crop(padded_crop), encoded)),
         "resize on the device": (len(cuts), lambda: device_resize(padded, shapes)),
-        "evaluation's view": (
+        "evaluation's view": (len(images), every(evaluation, encoded)),
+        "read, decode and crop": (
             len(images),
-            every(lambda file: crops.center_crop(decode.decode_image(file, "image"), SIZE, FRACTION), encoded),
+            cut(lambda rng, index: as_shipped(rng, stored_files[index]["image"]), files),
         ),
-        "read, decode and crop": (len(images), cut(of_record(crop, stored_files), files)),
-        "raw: crop, unresized": (
-            len(raw),
-            cut(lambda rng, file: unresized_crop(rng, decode.decode_image(file, "image")), raw),
-        ),
+        "raw: crop, unresized": (len(raw), cut(with_crop(unresized_crop), raw)),
         "raw: read and crop, unresized": (len(raw), cut(of_record(unresized_crop, stored_pixels), pixels)),
-        "raw: crop and resize": (len(raw), cut(lambda rng, file: crop(rng, decode.decode_image(file, "image")), raw)),
-        "raw: read, crop and resize": (len(raw), cut(of_record(crop, stored_pixels), pixels)),
-        "raw: evaluation's view": (
-            len(raw),
-            every(lambda file: crops.center_crop(decode.decode_image(file, "image"), SIZE, FRACTION), raw),
-        ),
-    } | (with_simd if SIMD else {})
+        "raw: crop and resize": (len(raw), cut(with_crop(fast), raw)),
+        "raw: crop and resize by Pillow": (len(raw), cut(with_crop(crop), raw)),
+        "raw: read, crop and resize": (len(raw), cut(of_record(fast, stored_pixels), pixels)),
+        "raw: evaluation's view": (len(raw), every(evaluation, raw)),
+    }
 
 
 def measure_loader(folder, threads, workers, seconds, side, resize):
@@ -289,13 +275,17 @@ def main():
         print(markdown_table(rows))
 
         rows = []
-        kinds = [(LOADERS, 0, "pillow"), (FEW_LOADERS, RAW, "pillow")]
-        kinds += [(FEW_LOADERS, 0, "simd"), (FEW_LOADERS, RAW, "simd")] if SIMD else []
+        kinds = [
+            (LOADERS, 0, "fast"),
+            (FEW_LOADERS, RAW, "fast"),
+            (FEW_LOADERS, 0, "pillow"),
+            (FEW_LOADERS, RAW, "pillow"),
+        ]
         for (cores, threads, workers), side, resize in ((one, *rest) for many, *rest in kinds for one in many):
             command = [sys.executable, __file__, "--seconds", str(arguments.seconds), "--loader", name]
             speed = on_cores(cores, [*command, str(threads), str(workers), str(side), resize])
             how = f"{workers} process{'es' * (workers > 1)}" if workers else f"{threads} thread{'s' * (threads > 1)}"
-            how = ("raw, " if side else "") + how + (", simd" if resize == "simd" else "")
+            how = ("raw, " if side else "") + how + (", by Pillow" if resize == "pillow" else "")
             rows.append({"whole loader": how, "cores": cores, "images/s": f"{speed:,.0f}"})
         for cores in (1, 2) if arguments.tensorflow else ():
             script = str(Path(__file__).with_name("tf_data_reference.py"))
