@@ -5,8 +5,9 @@ stce train --config=modern:patch ...                                another embe
 
 It is `small_folder` with what gained there in runs of a few minutes: 8,000 images of 32 pixels, three seeds, equal
 time, top-1 of 2,000 training images held out. Each comment says what its value gained alone and, in the order here,
-on top of those above it. Together they went from 46.98% to 62.67%. `python benchmarks/study.py --table=recipe` draws
-these numbers.
+on top of those above it. Together they went from 46.98% to 62.67%; on test images, with equal time, they make 25% fewer
+errors there and 34% fewer on photographs of 64 pixels that no choice saw. `python benchmarks/study.py --table=recipe`
+draws these numbers, with `--table=recipe_test` the last two.
 """
 
 from ml_collections import config_dict
