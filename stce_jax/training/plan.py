@@ -72,6 +72,8 @@ def check_options(*, minutes: Any, plan: Any) -> None:
 def make_plan(minutes: float, costs: Costs, *, steps_per_epoch: float, eval_every: float) -> Plan:
     """The most epochs that end in time, with evaluations as often as a config wants, or as there is time for.
 
+    Evaluations part the epochs evenly: their distance is the config's or somewhat more, and the last one ends the run.
+
     Args:
       minutes: of the whole run.
       costs: see `Costs`.
@@ -83,21 +85,31 @@ def make_plan(minutes: float, costs: Costs, *, steps_per_epoch: float, eval_ever
     """
     epoch = steps_per_epoch * sum(costs.steps) / len(costs.steps)
     eval_every = max(eval_every, _rounded(costs.evaluation / (EVALUATIONS * epoch), math.ceil, digits=2))
-    before = costs.before + costs.compiling
-    fixed = before + costs.first_evaluation + costs.evaluation + costs.after  # the last step is evaluated, too
-    each = epoch + costs.evaluation / eval_every
+    fixed = costs.before + costs.compiling + costs.first_evaluation + costs.after
     left = (1.0 - SLACK) * 60.0 * minutes - fixed
-    first = each + costs.first_epoch
-    epochs = left / first if left < first else (left - costs.first_epoch) / each
+
+    def fitting(seconds: float, each: float) -> float:
+        """Epochs of so many seconds each in a time."""
+        first = each + costs.first_epoch
+        return seconds / first if seconds < first else (seconds - costs.first_epoch) / each
+
+    evaluations = parts(fitting(left, epoch + costs.evaluation / eval_every), eval_every)
+    epochs = fitting(left - evaluations * costs.evaluation, epoch)
     epochs = _rounded(epochs, math.floor, digits=4) if epochs > 0 else 0.0
     if epochs * steps_per_epoch < 1.0:
-        needed = (fixed + first) / (60.0 * (1.0 - SLACK))
+        needed = (fixed + costs.evaluation + epoch + costs.first_epoch) / (60.0 * (1.0 - SLACK))
         raise ConfigError(
             f"config.minutes is {minutes:g}, which leaves no time for a step; an epoch would end after "
             f"{_rounded(needed, math.ceil, digits=2):g} minutes"
         )
-    seconds = fixed + epochs * each + min(1.0, epochs) * costs.first_epoch
-    return Plan(epochs, min(eval_every, epochs), seconds)
+    evaluations = min(evaluations, parts(epochs, eval_every))  # which were rounded down
+    seconds = fixed + evaluations * costs.evaluation + epochs * epoch + min(1.0, epochs) * costs.first_epoch
+    return Plan(epochs, _rounded(epochs / evaluations, math.ceil, digits=4), seconds)
+
+
+def parts(epochs: float, eval_every: float) -> int:
+    """How many evaluations part a number of epochs evenly, at least so many epochs apart; 1 or more."""
+    return max(1, math.floor(epochs / eval_every))
 
 
 def chosen(candidates: Sequence[Candidate], affordable: Sequence[float]) -> int:
