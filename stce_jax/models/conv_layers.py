@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 from stce_jax.models.batch_norms import BatchNorm, GeluBatchNorm
 from stce_jax.models.layers import LayerNorm, linear
 from stce_jax.models.ops.activations import gelu
-from stce_jax.models.ops.convolution import depthwise_convolution, halving_convolution, halving_depthwise_convolution
+from stce_jax.models.ops.convolution import halving_convolution
+from stce_jax.models.ops.depthwise import depthwise_convolution
 from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.ops.precision import of_rank
 
@@ -118,7 +119,7 @@ class DepthwiseResidual(nn.Module):
         kernel = self.param("kernel", initializers["kernel_init"], (3, 3, 1, channels), jnp.float32)
         bias = self.param("bias", initializers["bias_init"], (channels,), jnp.float32)
         inputs, kernel, bias = (array.astype(self.dtype) for array in (inputs, kernel, bias))
-        return inputs + (depthwise_convolution(inputs, kernel) + of_rank(4, bias))
+        return inputs + (depthwise_convolution(inputs, kernel, 1) + of_rank(4, bias))
 
 
 class DepthwiseConvolution(nn.Module):
@@ -137,8 +138,7 @@ class DepthwiseConvolution(nn.Module):
     @nn.compact
     def __call__(self, inputs: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
         kernel = self.param("kernel", self.kernel_init, (3, 3, 1, inputs.shape[-1]), jnp.float32)
-        convolve = {1: depthwise_convolution, 2: halving_depthwise_convolution}[self.stride]
-        return convolve(inputs.astype(self.dtype), kernel.astype(self.dtype))
+        return depthwise_convolution(inputs.astype(self.dtype), kernel.astype(self.dtype), self.stride)
 
 
 def pointwise(

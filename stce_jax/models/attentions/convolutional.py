@@ -18,7 +18,8 @@ from stce_jax.models.batch_norms import BatchNorm
 from stce_jax.models.conv_layers import uniform_initializers
 from stce_jax.models.layers import linear
 from stce_jax.models.ops.attention import attention_weights, dot_product_attention
-from stce_jax.models.ops.convolution import depthwise_convolution, halving_depthwise_convolution, halving_mean
+from stce_jax.models.ops.convolution import halving_mean
+from stce_jax.models.ops.depthwise import depthwise_convolution
 from stce_jax.models.tokens import Tokens
 
 PROJECTIONS = ("conv", "average")
@@ -42,8 +43,8 @@ class ConvProjection(nn.Module):
     def __call__(self, inputs: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w C"]:
         channels = inputs.shape[-1]
         kernel = self.param("kernel", uniform_initializers(9)["kernel_init"], (3, 3, 1, channels), jnp.float32)
-        convolve = halving_depthwise_convolution if self.halved else depthwise_convolution
-        outputs = convolve(inputs.astype(self.dtype), kernel.astype(self.dtype))
+        stride = 2 if self.halved else 1
+        outputs = depthwise_convolution(inputs.astype(self.dtype), kernel.astype(self.dtype), stride)
         return BatchNorm(self.dtype, self.axis_name, name="norm")(outputs, train)
 
 

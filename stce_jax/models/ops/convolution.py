@@ -3,8 +3,6 @@
 Shape letters: B batch, H W feature height and width, C channels, F features.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,15 +70,15 @@ def _by_parity(cotangent: Array, kernel: Array, shape: tuple[int, ...]) -> Array
     parts = [
         convolve(cotangent, kernel[down, across], 1, (below, right)) for down, below in met for across, right in met
     ]
-    return _woven(parts, shape)
+    return woven(parts, shape)
 
 
-def _woven(parts: list[Array], shape: tuple[int, ...]) -> Array:
+def woven(parts: list[Float[Array, "B h w C"]], shape: tuple[int, ...]) -> Float[Array, "B H W C"]:
     """The map of `shape` of which these are even rows' even and odd columns, then the same of odd rows."""
     batch, rows, columns, channels = parts[0].shape
     even, odd = (jnp.stack(pair, axis=3).reshape(batch, rows, 2 * columns, channels) for pair in (parts[:2], parts[2:]))
-    woven = jnp.stack([even, odd], axis=2).reshape(batch, 2 * rows, 2 * columns, channels)
-    return woven[:, : shape[1], : shape[2]]
+    rows_in_turn = jnp.stack([even, odd], axis=2).reshape(batch, 2 * rows, 2 * columns, channels)
+    return rows_in_turn[:, : shape[1], : shape[2]]
 
 
 def _halving(inputs: Array, kernel: Array) -> Array:
@@ -131,155 +129,6 @@ def _by_larger_blocks(inputs: Array, kernel: Array) -> Array:
     outputs = outputs.reshape(batch, rows - 1, columns - 1, 2, 2, features).transpose(0, 1, 3, 2, 4, 5)
     outputs = outputs.reshape(batch, 2 * (rows - 1), 2 * (columns - 1), features)
     return outputs[:, : -(-height // 2), : -(-width // 2)]
-
-
-def depthwise_convolution_plain(
-    inputs: Float[Array, "B H W C"], kernel: Float[Array, "3 3 1 C"]
-) -> Float[Array, "B H W C"]:
-    """The plain form of `depthwise_convolution`."""
-    return jax.lax.conv_general_dilated(
-        inputs,
-        kernel,
-        (1, 1),
-        ((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=inputs.shape[-1],
-    )
-
-
-def _depthwise_forward(inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    outputs = jax.lax.platform_dependent(inputs, kernel, cpu=_by_shifts, default=depthwise_convolution_plain)
-    return outputs, (inputs, kernel)
-
-
-def _depthwise_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    inputs, kernel = saved
-
-    def by_shifts(inputs: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
-        dkernel = _depthwise_kernel_gradient(inputs, cotangent).astype(kernel.dtype)
-        return _by_shifts(cotangent, kernel[::-1, ::-1]), dkernel
-
-    def plain(inputs: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
-        return jax.vjp(depthwise_convolution_plain, inputs, kernel)[1](cotangent)
-
-    return jax.lax.platform_dependent(inputs, kernel, cotangent, cpu=by_shifts, default=plain)
-
-
-@own_gradient(_depthwise_forward, _depthwise_backward)
-def depthwise_convolution(inputs: Float[Array, "B H W C"], kernel: Float[Array, "3 3 1 C"]) -> Float[Array, "B H W C"]:
-    """A 3x3 convolution of each channel by itself, padded by 1 on all sides. Both of one dtype.
-
-    Gradient: for CPUs; saves time, see below. Other backends have kernels of their own and keep them.
-
-    XLA for CPUs takes the channels one by one: 220 ms for 4 x 56 x 56 x 256 numbers on two cores, and 1.5 s for the
-    kernel's gradient. Here the nine shifted maps are multiplied and added in one pass, 4 ms; and the kernel's gradient
-    is added up row by row of the map, 14 ms, for XLA sums over all axes but the last without vector instructions.
-    """
-    return _depthwise_forward(inputs, kernel)[0]
-
-
-def _padded(inputs: Array) -> Array:
-    """One row and column of zeros around; an array of its own, for XLA would else pad in each of the nine reads."""
-    return jax.lax.optimization_barrier(jnp.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0))))
-
-
-def _by_shifts(inputs: Array, kernel: Array) -> Array:
-    _, rows, columns, _ = inputs.shape
-    padded = _padded(inputs)
-    products = (
-        widened(padded[:, down : down + rows, right : right + columns])
-        * widened(kernel[down : down + 1, right : right + 1])
-        for down in range(3)
-        for right in range(3)
-    )
-    return functools.reduce(jnp.add, products).astype(inputs.dtype)
-
-
-def _depthwise_kernel_gradient(
-    inputs: Float[Array, "B H W C"], cotangent: Float[Array, "B h w C"], stride: int = 1
-) -> Array:
-    """[3, 3, 1, C], in float32 at least; the images stay apart until the end, as they may lie on several devices."""
-    _, rows, columns, channels = cotangent.shape
-    padded = _padded(inputs)
-
-    def of_row(row: Array | int) -> list[Array]:
-        """What one row of the cotangent gives to each of the nine numbers of a channel, [B, w, C]."""
-        met = widened(jax.lax.dynamic_slice_in_dim(padded, stride * row, 3, axis=1))  # [B, 3, W + 2, C]
-        own = widened(jax.lax.dynamic_slice_in_dim(cotangent, row, 1, axis=1)[:, 0])  # [B, w, C]
-        ends = [right + stride * (columns - 1) + 1 for right in range(3)]
-        return [met[:, down, right : ends[right] : stride] * own for down in range(3) for right in range(3)]
-
-    def add_row(sums: list[Array], row: Array) -> tuple[list[Array], None]:
-        return jax.tree.map(jnp.add, sums, of_row(row)), None
-
-    sums, _ = jax.lax.scan(add_row, of_row(0), jnp.arange(1, rows))
-    return jnp.stack([total.sum(axis=(0, 1)) for total in sums]).reshape(3, 3, 1, channels)
-
-
-def halving_depthwise_convolution_plain(
-    inputs: Float[Array, "B H W C"], kernel: Float[Array, "3 3 1 C"]
-) -> Float[Array, "B H2 W2 C"]:
-    """The plain form of `halving_depthwise_convolution`."""
-    return jax.lax.conv_general_dilated(
-        inputs,
-        kernel,
-        (2, 2),
-        ((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=inputs.shape[-1],
-    )
-
-
-def _halving_depthwise_forward(inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    def cut(inputs: Array, kernel: Array) -> Array:
-        return _by_shifts(inputs, kernel)[:, ::2, ::2]
-
-    outputs = jax.lax.platform_dependent(inputs, kernel, cpu=cut, default=halving_depthwise_convolution_plain)
-    return outputs, (inputs, kernel)
-
-
-def _halving_depthwise_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    inputs, kernel = saved
-
-    def apart(inputs: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
-        dkernel = _depthwise_kernel_gradient(inputs, cotangent, 2).astype(kernel.dtype)
-        return _depthwise_by_parity(cotangent, kernel, inputs.shape), dkernel
-
-    def plain(inputs: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
-        return jax.vjp(halving_depthwise_convolution_plain, inputs, kernel)[1](cotangent)
-
-    return jax.lax.platform_dependent(inputs, kernel, cotangent, cpu=apart, default=plain)
-
-
-@own_gradient(_halving_depthwise_forward, _halving_depthwise_backward)
-def halving_depthwise_convolution(
-    inputs: Float[Array, "B H W C"], kernel: Float[Array, "3 3 1 C"]
-) -> Float[Array, "B H2 W2 C"]:
-    """`depthwise_convolution` at every second row and column: H2 = ceil(H / 2), W2 = ceil(W / 2). Both of one dtype.
-
-    Gradient: for CPUs; saves three of four multiplications, as that of `halving_convolution`.
-
-    On CPUs the nine shifted maps are cut, and XLA computes no other places; other backends have strided kernels.
-    """
-    return _halving_depthwise_forward(inputs, kernel)[0]
-
-
-def _depthwise_by_parity(cotangent: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
-    """The inputs' gradient, [B, H, W, C] = `shape`: of even and odd rows and columns apart, see `_by_parity`."""
-    _, rows, columns, _ = cotangent.shape
-    padded = _padded(cotangent)
-    met = (((1, 1),), ((1, 2), (2, 0)))  # of an even and an odd place: (the first in `padded`, the kernel's number)
-
-    def of_parity(down: int, across: int) -> Array:
-        products = (
-            widened(padded[:, below : below + rows, right : right + columns])
-            * widened(kernel[row : row + 1, column : column + 1])
-            for below, row in met[down]
-            for right, column in met[across]
-        )
-        return functools.reduce(jnp.add, products).astype(cotangent.dtype)
-
-    return _woven([of_parity(down, across) for down in range(2) for across in range(2)], shape)
 
 
 def halving_mean(inputs: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:

@@ -11,13 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stce_jax.models.ops import activations, attention, batch_norms, convolution, linear, norms
+from stce_jax.models.ops import activations, attention, batch_norms, convolution, depthwise, linear, norms
 
 MASK = np.array([[True, True, False, True], [False, True, True, True]])
 
 
 def attend(form, query, key, value, bias):
     return form(query, key, value, bias=bias, mask=MASK)
+
+
+def at_stride(form, inputs, kernel, stride):
+    return form(inputs, kernel, stride)
 
 
 def normalize(form, *operands, more=()):
@@ -58,11 +62,14 @@ OPERATIONS = {  # name -> (operation, plain form, shapes of the operands)
         convolution.halving_convolution_plain,
         [(2, 5, 4, 3), (3, 3, 3, 2)],
     ),
-    "halving_depthwise_convolution": (
-        convolution.halving_depthwise_convolution,
-        convolution.halving_depthwise_convolution_plain,
-        [(2, 5, 4, 3), (3, 3, 1, 3)],
-    ),
+    **{
+        f"depthwise_convolution, stride {stride}": (
+            functools.partial(at_stride, depthwise.depthwise_convolution, stride=stride),
+            functools.partial(at_stride, depthwise.depthwise_convolution_plain, stride=stride),
+            [(2, 5, 4, 3), (3, 3, 1, 3)],
+        )
+        for stride in (1, 2)
+    },
     "attention": (
         functools.partial(attend, attention.dot_product_attention),
         functools.partial(attend, attention.attention_plain),
