@@ -1,6 +1,6 @@
 """The plain pre-norm block of a vision transformer, with room for a token reduction.
 
-Shape letters: B batch, N tokens, D model width.
+Shape letters: B batch, N tokens, R = B N rows, D model width.
 """
 
 import dataclasses
@@ -74,20 +74,23 @@ class Block(nn.Module):
             name="attention",
         )
         needs = () if self.reduction is None else self.reduction.needs
-        branch, given = attention(tokens.with_values(norm(tokens.values)), context, train=train, give=needs)
-        branch = _dropped(self._scaled(branch, "attention_scale"), scales, 0)
+        rows = _rows(tokens.values)
+        normed = norm(rows).reshape(tokens.shape)
+        branch, given = attention(tokens.with_values(normed), context, train=train, give=needs)
+        added = _rows(_dropped(self._scaled(branch, "attention_scale"), scales, 0))
         before_next = acts_before(self.reduction)
         if chosen("residual_norm") and self.norm_kind == "layernorm" and (before_next or self.reduction is None):
-            values, normed = ResidualLayerNorm(self.dtype, self.epsilon, name="mlp_norm")(tokens.values, branch)
-            tokens = tokens.with_values(values)
+            rows, normed = ResidualLayerNorm(self.dtype, self.epsilon, name="mlp_norm")(rows, added)
         else:
-            tokens = tokens.with_values(tokens.values + branch)
-            if not before_next:
-                tokens = self._reduce(tokens, given, train)
-            normed = NORMS[self.norm_kind](self.dtype, self.epsilon, name="mlp_norm")(tokens.values)
-        branch = MLPS[self.mlp_kind](self.mlp_dim, self.dropout, self.dtype, name="mlp")(normed, train=train)
-        branch = _dropped(self._scaled(branch, "mlp_scale"), scales, 1)
-        tokens = tokens.with_values(tokens.values + branch)
+            rows = rows + added
+            if self.reduction is not None and not before_next:
+                tokens = self._reduce(tokens.with_values(rows.reshape(tokens.shape)), given, train)
+                rows = _rows(tokens.values)
+            normed = NORMS[self.norm_kind](self.dtype, self.epsilon, name="mlp_norm")(rows)
+        mlp = MLPS[self.mlp_kind](self.mlp_dim, self.dropout, self.dtype, name="mlp")
+        branch = mlp(normed.reshape(tokens.shape), train=train)
+        added = _rows(_dropped(self._scaled(branch, "mlp_scale"), scales, 1))
+        tokens = tokens.with_values((rows + added).reshape(tokens.shape))
         return self._reduce(tokens, given, train) if before_next else tokens
 
     def _scaled(self, branch: jax.Array, name: str) -> jax.Array:
@@ -111,15 +114,22 @@ class ResidualLayerNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Float[Array, "B N D"], branch: Float[Array, "B N D"]
-    ) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"]]:
+        self, inputs: Float[Array, "R D"], branch: Float[Array, "R D"]
+    ) -> tuple[Float[Array, "R D"], Float[Array, "R D"]]:
         """(inputs + branch, the norm of that)."""
         width = inputs.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-        rows, added = inputs.reshape(-1, width), branch.reshape(-1, width)
-        total, normed = residual_layer_norm(rows, added, scale, bias, self.dtype, self.epsilon)
-        return total.reshape(inputs.shape), normed.reshape(inputs.shape)
+        return residual_layer_norm(inputs, branch, scale, bias, self.dtype, self.epsilon)
+
+
+def _rows(values: Float[Array, "B N D"]) -> Float[Array, "R D"]:
+    """As rows, in which residual sums are made and their gradients added.
+
+    XLA for GPUs stores [B, N, D] with the batch innermost wherever they are made in that shape, for the class token's
+    sake, and transposes them for the next product: eight passes over the tokens more in each block.
+    """
+    return values.reshape(-1, values.shape[-1])
 
 
 def _dropped(branch: Float[Array, "B N D"], scales: jax.Array | None, index: int) -> Float[Array, "B N D"]:
