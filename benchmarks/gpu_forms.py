@@ -3,7 +3,6 @@
     python benchmarks/gpu_forms.py --minutes 10              on a GPU, bfloat16, 256 images a step
     python benchmarks/gpu_forms.py --augmentation            there, RandAugment by what each image drew
     python benchmarks/gpu_forms.py --flags --minutes 4       there, XLA's flags, a process for each
-    python benchmarks/gpu_forms.py --paper --write           anywhere: what each can save at most
     python benchmarks/gpu_forms.py --batch 2 --image_size 32 --dtype float32 --seconds 0.1    on a CPU, to try it
 
 Steps are those of `stce train` on images that lie on the device. A form is first checked: loss and gradients of a step
@@ -11,8 +10,7 @@ with it must be those without. Then the step with the forms kept so far and the 
 in turn; the form is kept if the whole 95% interval of the ratio lies above 1. On other devices than CUDA's all forms
 are the plain ones, and nothing can be kept.
 
-What a form can save at most is counted in passes over its arrays: those that XLA makes now, by the profile in
-docs/performance.md, and those that are left. Forms of the first convolution change arithmetic, and are not estimated.
+What each reads and writes, `gpu_program.py` counts without a GPU.
 """
 
 import argparse
@@ -27,13 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from augmentation_cost import PAPER, made_up_images
-from documents import write_section
 from measure import interleave, machine, markdown_table, median_estimate
 from training import CLASSES, compile_step
 
-from stce_jax.models.factory import create_model, model_options
+from stce_jax.models.factory import create_model
 from stce_jax.models.ops.forms import GPU_FORMS, gpu_forms
-from stce_jax.models.ops.supertoken import grid_shape
 from stce_jax.recipe.augment import make_augment
 from stce_jax.recipe.rand_augment import sorted_operations
 
@@ -49,7 +45,6 @@ FLAGS = (  # measured one by one, against none
     "--xla_gpu_cudnn_gemm_fusion_level=2",
     "--xla_gpu_exhaustive_tiling_search=true",
 )
-STEP_MS = 29.7  # of MODEL on the H200 of docs/performance.md
 
 
 def make_step(arguments, forms):
@@ -175,41 +170,6 @@ def time_one_step(arguments):
     return 1e3 * float(np.median(seconds["step"].wall))
 
 
-def paper_rows(batch, image_size, size, bandwidth):
-    """What each form saves at most of a step: one row each."""
-    options = model_options(MODEL)
-    shape, modules = (image_size, image_size), []
-    for features, stride in zip(options["stem_widths"], options["stem_strides"], strict=True):
-        shape = tuple(-(-side // stride) for side in shape)
-        modules.append(batch * shape[0] * shape[1] * features)
-    grid = grid_shape(*shape, options["cell"])
-    tokens, blocks = batch * (grid[0] * grid[1] + 1), options["depth"] - 1  # the last block has only a class token
-    stream, hidden = tokens * options["width"], tokens * options["mlp_dim"]
-    counted = {  # form -> (what, numbers of one pass in all, passes now, passes left)
-        # Forward: the sum is 3 passes, the norm reads twice and writes. Backward: two reads for the sums along a row,
-        # two for the gradients of scale and bias, three and a write for the result. Half of the norms follow a sum.
-        "residual_norm": ("a norm of two in each block", blocks * stream, 6 + 8, 4 + 4),
-        # The bias's gradient reads GELU's once more.
-        "bias_gelu": ("each MLP", blocks * hidden, 2 + 3 + 1, 2 + 3),
-        # XLA reduces the few channels of the stem apart: once for each of two sums, forward and backward.
-        "gelu_statistics": ("each module of the stem", sum(modules), 2 + 4, 1 + 2),
-        # Three parts are cut out and written, and their gradients joined.
-        "split_products": ("each attention", blocks * 3 * stream, 2 + 2, 0),
-    }
-    return [
-        {
-            "form": form,
-            "in": what,
-            "passes now": now,
-            "passes left": left,
-            "MB saved": f"{numbers * size * (now - left) / 1e6:,.0f}",
-            "ms saved at most": f"{1e3 * numbers * size * (now - left) / bandwidth:.2f}",
-            "share of the step": f"{1e3 * numbers * size * (now - left) / bandwidth / STEP_MS:.1%}",
-        }
-        for form, (what, numbers, now, left) in counted.items()
-    ]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=256)
@@ -221,25 +181,10 @@ def main():
     parser.add_argument("--minutes", type=float, default=10.0, help="after which nothing new is started")
     parser.add_argument("--flags", action="store_true", help="measure XLA's flags in place of forms")
     parser.add_argument("--augmentation", action="store_true", help="measure RandAugment's two forms in place of them")
-    parser.add_argument("--paper", action="store_true", help="measure nothing: what forms save at most")
-    parser.add_argument("--bandwidth", type=float, default=4.3e12, help="bytes/s, for --paper")
-    parser.add_argument("--write", action="store_true", help="write --paper's table into docs/performance.md")
     parser.add_argument("--one_step", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one_step:
         print(json.dumps(time_one_step(arguments)))
-        return
-    if arguments.paper:
-        rows = paper_rows(
-            arguments.batch, arguments.image_size, jnp.dtype(arguments.dtype).itemsize, arguments.bandwidth
-        )
-        setting = f"`{MODEL}`, {arguments.batch} images of {arguments.image_size} pixels, {arguments.dtype}"
-        text = (
-            f"{setting}, at {arguments.bandwidth / 1e12:g} TB/s, of a step of {STEP_MS} ms:\n\n{markdown_table(rows)}"
-        )
-        if arguments.write:
-            write_section("forms on paper", text)
-        print(text)
         return
     measure = measure_flags if arguments.flags else measure_augmentation if arguments.augmentation else measure_forms
     rows = measure(arguments)

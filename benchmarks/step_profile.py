@@ -92,9 +92,9 @@ def main():
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing a step, about")
     arguments = parser.parse_args()
-    rows, profiles, has_fused_kernel = [], {}, attention._has_fused_kernel
+    rows, profiles, has_fused_kernel = [], {}, attention.has_fused_kernel
     for what in arguments.steps:
-        attention._has_fused_kernel = (lambda width, dtype: False) if what == "products" else has_fused_kernel
+        attention.has_fused_kernel = (lambda width, dtype: False) if what == "products" else has_fused_kernel
         step = make_step(what, arguments)
         seconds = seconds_a_step(step.call, arguments.seconds)
         profiles[what] = kernel_times(step.call)

@@ -44,7 +44,8 @@ MODELS = {
     "attentions": {*LAYERS, "attentions"},
     "embeddings": {*LAYERS, "attentions", "embeddings"},
     "reductions": {*LAYERS, "reductions"},
-    "bodies": {*LAYERS, "downsampling", "attentions", "embeddings", "reductions", "bodies"},
+    "bodies": {*LAYERS, "fused_layers", "downsampling", "attentions", "embeddings", "reductions", "bodies"},
+    "fused_layers": {"ops", "tokens", "layers"},
     "factory": {*LAYERS, "attentions", "embeddings", "reductions", "bodies", "contracts"},
     "__init__": set(),
 }

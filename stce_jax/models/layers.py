@@ -13,10 +13,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
-from stce_jax.models.ops import fused, rotary
+from stce_jax.models.ops import rotary
 from stce_jax.models.ops.activations import gelu, silu_gate
 from stce_jax.models.ops.attention import attention_weights, dot_product_attention, policy_weights, weighted_sum
-from stce_jax.models.ops.forms import chosen
 from stce_jax.models.ops.linear import product
 from stce_jax.models.ops.norms import LAYER_NORM_EPSILON, layer_norm, rms_norm
 from stce_jax.models.tokens import Tokens
@@ -98,22 +97,6 @@ class RMSNorm(nn.Module):
 NORMS: dict[str, Any] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}  # of plain blocks, by the option `norm`
 
 
-class _LinearWeights(nn.Module):
-    """The kernel and the bias of a layer that `linear` would make, for forms that do more than it (`ops.forms`).
-
-    Attributes: `features` and `dtype` of the layer.
-    """
-
-    features: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, width: int) -> tuple[Float[Array, "n m"], Float[Array, "m"]]:
-        kernel = self.param("kernel", truncated_normal, (width, self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        return kernel.astype(self.dtype), bias.astype(self.dtype)
-
-
 class MLP(nn.Module):
     """Two linear layers with a GELU between.
 
@@ -133,12 +116,8 @@ class MLP(nn.Module):
     def __call__(self, values: Float[Array, "B N D"], train: bool | None = None) -> Float[Array, "B N D"]:
         width, deterministic = values.shape[-1], not is_training(self, train)
         rows = values.reshape(-1, width)  # [B N, D]: see `Attention`
-        if chosen("bias_gelu") and self.activation is None:
-            kernel, bias = _LinearWeights(self.hidden, self.dtype, name="in")(width)
-            hidden = fused.bias_gelu(product(rows.astype(self.dtype), kernel), bias)
-        else:
-            hidden = (self.activation or gelu)(linear(self.hidden, self.dtype, "in")(rows))
-        hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
+        hidden = linear(self.hidden, self.dtype, "in")(rows)
+        hidden = nn.Dropout(self.dropout)((self.activation or gelu)(hidden), deterministic=deterministic)
         outputs = linear(width, self.dtype, "out")(hidden)
         return nn.Dropout(self.dropout)(outputs, deterministic=deterministic).reshape(values.shape)
 
@@ -213,8 +192,7 @@ class Attention(nn.Module):
           (the branch that a block adds, {name: array} of what was to be given).
         """
         width = tokens.shape[-1]
-        apart = chosen("split_products")
-        qkv = _LinearWeights(3 * width, self.dtype, name="qkv") if apart else linear(3 * width, self.dtype, "qkv")
+        qkv = linear(3 * width, self.dtype, "qkv")
         query, key, value = self._heads(qkv, tokens.values)
         if context is None:
             context = tokens
@@ -251,20 +229,13 @@ class Attention(nn.Module):
             return self.param("frequencies", rotary.mixed_frequencies, (2, self.heads, width // 2), jnp.float32)
         return rotary.axial_frequencies(width)
 
-    def _heads(self, qkv: nn.Module, values: Float[Array, "B N D"]) -> list[Float[Array, "B N A E"]]:
+    def _heads(self, qkv: nn.Dense, values: Float[Array, "B N D"]) -> list[Float[Array, "B N A E"]]:
         """Query, key and value of tokens."""
         batch, count, width = values.shape
         # As rows, for linear layers would otherwise have XLA for GPUs choose layouts that it must then transpose.
-        rows = values.reshape(-1, width)  # [B N, D]
-        if isinstance(qkv, _LinearWeights):
-            kernel, bias = qkv(width)
-            kernels, biases = jnp.split(kernel, 3, axis=1), jnp.split(bias, 3)
-            rows = rows.astype(self.dtype)
-            parts = [product(rows, kernel) + bias for kernel, bias in zip(kernels, biases, strict=True)]
-        else:
-            # Split first: the gradient of a split is one concatenation, that of indexing three padded arrays and a sum.
-            parts = jnp.split(qkv(rows), 3, axis=-1)
-        return [part.reshape(batch, count, self.heads, width // self.heads) for part in parts]
+        rows = qkv(values.reshape(-1, width))  # [B N, 3 D]
+        # Split first: the gradient of a split is one concatenation, that of indexing three padded arrays and their sum.
+        return [part.reshape(batch, count, self.heads, width // self.heads) for part in jnp.split(rows, 3, axis=-1)]
 
 
 def _places(tokens: Tokens) -> Float[Array, "B N 2"]:

@@ -4,6 +4,7 @@ Shape letters: B batch, N tokens, R = B N rows, D model width.
 """
 
 import dataclasses
+from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,9 @@ from jaxtyping import Array, Float
 
 from stce_jax.errors import ConfigError
 from stce_jax.models.conv_layers import LayerScale
+from stce_jax.models.fused_layers import FusedMLP, PaddedAttention, ResidualLayerNorm, is_plain
 from stce_jax.models.layers import MLPS, NORMS, Attention
 from stce_jax.models.ops.forms import chosen
-from stce_jax.models.ops.fused import residual_layer_norm
 from stce_jax.models.ops.norms import LAYER_NORM_EPSILON
 from stce_jax.models.reductions import Reduction, acts_before
 from stce_jax.models.tokens import Tokens, check_tokens
@@ -64,6 +65,34 @@ class Block(nn.Module):
         norm = NORMS[self.norm_kind](self.dtype, self.epsilon, name="attention_norm")
         if context is not None:
             context = context.with_values(norm(context.values))
+        rows = _rows(tokens.values)
+        normed = tokens.with_values(norm(rows).reshape(tokens.shape))
+        needs = () if self.reduction is None else self.reduction.needs
+        branch, given = self._attend(normed, context, needs, train)
+        added = _rows(_dropped(self._scaled(branch, "attention_scale"), scales, 0))
+        before_next = acts_before(self.reduction)
+        if chosen("residual_norm") and self.norm_kind == "layernorm" and (before_next or self.reduction is None):
+            rows, mlp_inputs = ResidualLayerNorm(self.dtype, self.epsilon, name="mlp_norm")(rows, added)
+        else:
+            rows = rows + added
+            if self.reduction is not None and not before_next:
+                tokens = self._reduce(tokens.with_values(rows.reshape(tokens.shape)), given, train)
+                rows = _rows(tokens.values)
+            mlp_inputs = NORMS[self.norm_kind](self.dtype, self.epsilon, name="mlp_norm")(rows)
+        fused = chosen("bias_gelu") and self.mlp_kind == "gelu"
+        mlp = (FusedMLP if fused else MLPS[self.mlp_kind])(self.mlp_dim, self.dropout, self.dtype, name="mlp")
+        branch = mlp(mlp_inputs.reshape(tokens.shape), train=train)
+        added = _rows(_dropped(self._scaled(branch, "mlp_scale"), scales, 1))
+        tokens = tokens.with_values((rows + added).reshape(tokens.shape))
+        return self._reduce(tokens, given, train) if before_next else tokens
+
+    def _attend(
+        self, tokens: Tokens, context: Tokens | None, needs: Collection[str], train: bool
+    ) -> tuple[Float[Array, "B N D"], dict[str, jax.Array]]:
+        """See `layers.Attention`."""
+        plain = is_plain(tokens) and not (self.qk_norm or self.rotary or needs)
+        if chosen("padded_attention") and plain and context is None and not self.is_mutable_collection("intermediates"):
+            return PaddedAttention(self.heads, self.dropout, self.dtype, name="attention")(tokens, train=train), {}
         attention = Attention(
             self.heads,
             self.dropout,
@@ -73,25 +102,7 @@ class Block(nn.Module):
             epsilon=self.epsilon,
             name="attention",
         )
-        needs = () if self.reduction is None else self.reduction.needs
-        rows = _rows(tokens.values)
-        normed = norm(rows).reshape(tokens.shape)
-        branch, given = attention(tokens.with_values(normed), context, train=train, give=needs)
-        added = _rows(_dropped(self._scaled(branch, "attention_scale"), scales, 0))
-        before_next = acts_before(self.reduction)
-        if chosen("residual_norm") and self.norm_kind == "layernorm" and (before_next or self.reduction is None):
-            rows, normed = ResidualLayerNorm(self.dtype, self.epsilon, name="mlp_norm")(rows, added)
-        else:
-            rows = rows + added
-            if self.reduction is not None and not before_next:
-                tokens = self._reduce(tokens.with_values(rows.reshape(tokens.shape)), given, train)
-                rows = _rows(tokens.values)
-            normed = NORMS[self.norm_kind](self.dtype, self.epsilon, name="mlp_norm")(rows)
-        mlp = MLPS[self.mlp_kind](self.mlp_dim, self.dropout, self.dtype, name="mlp")
-        branch = mlp(normed.reshape(tokens.shape), train=train)
-        added = _rows(_dropped(self._scaled(branch, "mlp_scale"), scales, 1))
-        tokens = tokens.with_values((rows + added).reshape(tokens.shape))
-        return self._reduce(tokens, given, train) if before_next else tokens
+        return attention(tokens, context, train=train, give=needs)
 
     def _scaled(self, branch: jax.Array, name: str) -> jax.Array:
         return LayerScale(self.layer_scale, self.dtype, name=name)(branch) if self.layer_scale else branch
@@ -104,23 +115,6 @@ class Block(nn.Module):
         if tokens.places is not None and (reduced.places is None or reduced.places.shape[1] != reduced.shape[1]):
             raise ConfigError("the reduction gives no place for each token, which rotary positions need; see Tokens")
         return dataclasses.replace(reduced, initial_grid=tokens.initial_grid, registers=tokens.registers)
-
-
-class ResidualLayerNorm(nn.Module):
-    """A residual connection and the LayerNorm after it, in one pass on GPUs; attributes are those of `LayerNorm`."""
-
-    dtype: jnp.dtype = jnp.float32
-    epsilon: float = LAYER_NORM_EPSILON
-
-    @nn.compact
-    def __call__(
-        self, inputs: Float[Array, "R D"], branch: Float[Array, "R D"]
-    ) -> tuple[Float[Array, "R D"], Float[Array, "R D"]]:
-        """(inputs + branch, the norm of that)."""
-        width = inputs.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-        return residual_layer_norm(inputs, branch, scale, bias, self.dtype, self.epsilon)
 
 
 def _rows(values: Float[Array, "B N D"]) -> Float[Array, "R D"]:

@@ -45,7 +45,7 @@ def dot_product_attention(
       mask: keys that may be seen; None: all. Images without any get zeros.
     """
     operands = (query, key, value, _with_four_axes(bias), mask)
-    if fused_kernel.value and query.shape == key.shape and _has_fused_kernel(query.shape[-1], query.dtype):
+    if fused_kernel.value and query.shape == key.shape and has_fused_kernel(query.shape[-1], query.dtype):
         return jax.lax.platform_dependent(*operands, cuda=_fused, default=attention_by_products)
     return jax.lax.platform_dependent(*operands, default=attention_by_products)
 
@@ -135,7 +135,7 @@ def attention_plain(
     return jnp.einsum("bamn,bnae->bmae", weights, value).astype(dtype)
 
 
-def _has_fused_kernel(width: int, dtype: DTypeLike) -> bool:
+def has_fused_kernel(width: int, dtype: DTypeLike) -> bool:
     """Whether this process's GPUs have cuDNN's attention for such heads: Ampere or newer, 16 bits, not too wide."""
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16) or width % 8 or width > 128:
         return False

@@ -11,9 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from stce_jax.models.ops.activations import gelu, gelu_derivative, gelu_plain
-from stce_jax.models.ops.forms import chosen
 from stce_jax.models.ops.gradients import own_gradient
-from stce_jax.models.ops.kernels.gelu import gelu_gradient_sums, gelu_sums
 from stce_jax.models.ops.precision import of_rank, recompute_from, widened
 
 BATCH_NORM_EPSILON = 1e-5  # PyTorch's default
@@ -45,28 +43,21 @@ def _statistics(inputs: Array, axis_name: Any = None) -> tuple[Array, Array]:
     return mean, jnp.maximum(of_squares - jnp.square(mean), 0.0)
 
 
-def _by_batch(
-    inputs: Array, scale: Array, bias: Array, axis_name: Any = None, known: tuple[Array, Array] | None = None
-) -> tuple[Array, Array, Array, Array]:
-    """(outputs, mean, variance, 1 / standard deviation) by the batch's own statistics, or those that are `known`."""
-    mean, variance = _statistics(inputs, axis_name) if known is None else known
+def _by_batch(inputs: Array, scale: Array, bias: Array, axis_name: Any = None) -> tuple[Array, Array, Array, Array]:
+    """(outputs, mean, variance, 1 / standard deviation) by the batch's own statistics."""
+    mean, variance = _statistics(inputs, axis_name)
     inverse = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
     return (inputs - of_rank(4, mean)) * of_rank(4, inverse * scale) + of_rank(4, bias), mean, variance, inverse
 
 
 def _by_batch_backward(
-    inputs: Array,
-    scale: Array,
-    mean: Array,
-    inverse: Array,
-    cotangent: Array,
-    known: tuple[Array, Array] | None = None,
+    inputs: Array, scale: Array, mean: Array, inverse: Array, cotangent: Array
 ) -> tuple[Array, Array, Array]:
-    """(dinputs, dscale, dbias) of `_by_batch`'s outputs; `known`: sums of the cotangent and of cotangent * inputs."""
+    """(dinputs, dscale, dbias) of `_by_batch`'s outputs."""
     axes, count = (0, 1, 2), inputs.size // inputs.shape[-1]
-    dbias, products = (cotangent.sum(axis=axes), (cotangent * inputs).sum(axis=axes)) if known is None else known
+    dbias = cotangent.sum(axis=axes)
     # The mean leaves the sum, as in the variance: no array of what is normalized is needed for it.
-    dscale = inverse * (products - mean * dbias)
+    dscale = inverse * ((cotangent * inputs).sum(axis=axes) - mean * dbias)
     normalized = (inputs - of_rank(4, mean)) * of_rank(4, inverse)
     centered = cotangent - of_rank(4, dbias / count) - normalized * of_rank(4, dscale / count)
     return of_rank(4, inverse * scale) * centered, dscale, dbias
@@ -75,48 +66,8 @@ def _by_batch_backward(
 def _gelu_batch_norm_forward(
     inputs: Array, scale: Array, bias: Array, dtype: DTypeLike
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array, Array]]:
-    known = _gelu_statistics(inputs) if _by_kernels(inputs) else None
-    outputs, mean, variance, inverse = _by_batch(gelu(widened(inputs)), scale, bias, known=known)
+    outputs, mean, variance, inverse = _by_batch(gelu(widened(inputs)), scale, bias)
     return (outputs.astype(dtype), mean, variance), (inputs, scale, mean, inverse)
-
-
-def _by_kernels(inputs: Array) -> bool:
-    """Not in float64: the kernels' error function is good to 1e-7."""
-    return chosen("gelu_statistics") and inputs.dtype != jnp.float64
-
-
-def _gelu_statistics(inputs: Array) -> tuple[Array, Array]:
-    """`_statistics` of gelu(inputs), on CUDA devices in one pass."""
-
-    def kernel(inputs: Array) -> tuple[Array, Array]:
-        count = inputs.size // inputs.shape[-1]
-        mean, of_squares = (own / count for own in _sums_of_channels(gelu_sums, inputs))
-        return mean, jnp.maximum(of_squares - jnp.square(mean), 0.0)
-
-    return jax.lax.platform_dependent(
-        inputs, cuda=kernel, default=lambda inputs: _statistics(gelu_plain(widened(inputs)))
-    )
-
-
-def _gelu_gradient_sums(inputs: Array, cotangent: Array) -> tuple[Array, Array]:
-    """Of each channel: the cotangent's sum, and that of cotangent * gelu(inputs); on CUDA devices in one pass."""
-
-    def kernel(inputs: Array, cotangent: Array) -> tuple[Array, Array]:
-        return _sums_of_channels(gelu_gradient_sums, inputs, cotangent)
-
-    def plain(inputs: Array, cotangent: Array) -> tuple[Array, Array]:
-        wide = widened(cotangent)
-        return wide.sum(axis=(0, 1, 2)), (wide * gelu_plain(widened(inputs))).sum(axis=(0, 1, 2))
-
-    return jax.lax.platform_dependent(inputs, cotangent, cuda=kernel, default=plain)
-
-
-def _sums_of_channels(sums: Any, *arrays: Array) -> tuple[Array, Array]:
-    """A kernel's sums over rows as sums over all but channels; several pixels make a row of 128 where they can."""
-    channels = arrays[0].shape[-1]
-    width = 128 if 128 % channels == 0 and arrays[0].size % 128 == 0 else channels
-    first, second = sums(*(own.reshape(-1, width) for own in arrays))
-    return first.reshape(-1, channels).sum(axis=0), second.reshape(-1, channels).sum(axis=0)
 
 
 def _gelu_batch_norm_backward(
@@ -128,8 +79,7 @@ def _gelu_batch_norm_backward(
         inputs, cotangents[0], cpu=lambda *both: both, default=recompute_from
     )
     wide, cotangent = widened(inputs), widened(cotangent)
-    known = _gelu_gradient_sums(inputs, cotangents[0]) if _by_kernels(inputs) else None
-    dactivated, dscale, dbias = _by_batch_backward(gelu(wide), scale, mean, inverse, cotangent, known)
+    dactivated, dscale, dbias = _by_batch_backward(gelu(wide), scale, mean, inverse, cotangent)
     return (dactivated * gelu_derivative(wide)).astype(inputs.dtype), dscale, dbias
 
 

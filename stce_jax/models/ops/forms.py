@@ -9,10 +9,9 @@ import jax
 GPU_FORMS = {  # name -> what it does
     "residual_norm": "the residual sum and the LayerNorm after it in one pass, forward and backward",
     "bias_gelu": "a linear layer's bias and the GELU after it in one pass, and the bias's gradient with GELU's",
-    "gelu_statistics": "the sums over GELU's outputs that BatchNorm and its gradient need, in one pass",
+    "padded_attention": "tokens padded before the products of attention: nothing is cut, padded and cut again",
     "blocks_of_2": "the first convolution over blocks of 2x2 pixels: 12 channels in place of 3",
     "blocks_of_4": "the first convolution over blocks of 4x4 pixels: 48 channels, four of its outputs at once",
-    "split_products": "queries, keys and values by a product each, so that nothing is cut out of one array",
 }
 gpu_forms = jax.make_user_context(())
 

@@ -2,7 +2,7 @@
 
 Other devices compute the plain form, and so do CUDA devices in float64.
 
-Shape letters: R rows, D model width or columns.
+Shape letters: R rows, D model width or columns, B batch, P tokens with padding, A attention heads, E width of a head.
 """
 
 import functools
@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from stce_jax.models.ops.activations import gelu_derivative, gelu_plain
+from stce_jax.models.ops.attention import attention_by_products, has_fused_kernel
 from stce_jax.models.ops.gradients import own_gradient
 from stce_jax.models.ops.kernels import gelu as gelu_kernels
 from stce_jax.models.ops.kernels import residual_norm
@@ -118,6 +119,29 @@ def bias_gelu(inputs: Float[Array, "R D"], bias: Float[Array, "D"]) -> Float[Arr
     Gradient: for CUDA devices; saves a pass over memory, that for the bias's gradient. It keeps the inputs alone.
     """
     return _bias_gelu_forward(inputs, bias)[0]
+
+
+def padded_attention(
+    query: Float[Array, "B P A E"], key: Float[Array, "B P A E"], value: Float[Array, "B P A E"], count: int
+) -> Float[Array, "B P A E"]:
+    """`attention.dot_product_attention` of the first `count` of P tokens; what the others give is not defined.
+
+    By cuDNN's kernel on CUDA devices that have it, where P must be even; elsewhere by products of the first alone.
+    """
+
+    def kernel(*operands: Array) -> Array:
+        lengths = jnp.full((operands[0].shape[0],), count, jnp.int32)
+        return jax.nn.dot_product_attention(
+            *operands, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+        )
+
+    def plain(*operands: Array) -> Array:
+        outputs = attention_by_products(*(own[:, :count] for own in operands))
+        return jnp.pad(outputs, ((0, 0), (0, query.shape[1] - count), (0, 0), (0, 0)))
+
+    if has_fused_kernel(query.shape[-1], query.dtype):
+        return jax.lax.platform_dependent(query, key, value, cuda=kernel, default=plain)
+    return plain(query, key, value)
 
 
 def _by_platform(plain: Callable[..., Any], kernel: Callable[..., Any], *operands: Array) -> Any:

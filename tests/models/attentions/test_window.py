@@ -103,7 +103,7 @@ def test_windows_never_take_the_fused_kernel(monkeypatch):
     def refuse(*_):
         raise AssertionError("the fused kernel")
 
-    monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
+    monkeypatch.setattr(attention, "has_fused_kernel", lambda width, dtype: True)
     monkeypatch.setattr(attention, "_fused", refuse)
     query = jnp.ones((2, 4, HEADS, 8), jnp.bfloat16)
     with pytest.raises(AssertionError, match="the fused kernel"):

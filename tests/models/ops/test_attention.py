@@ -141,7 +141,7 @@ def test_the_weights_are_those_of_the_outputs(queries, bias):
 
 def test_fewer_queries_than_keys_give_the_first_outputs(monkeypatch):
     monkeypatch.setattr(attention, "_by_cudnn", None)  # not called, GPU or not
-    monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
+    monkeypatch.setattr(attention, "has_fused_kernel", lambda width, dtype: True)
     query, key, value = operands()
     bias = draw(1, HEADS, TOKENS, TOKENS, seed=5)
 
@@ -202,7 +202,7 @@ class FakeGPU:
 def test_the_fused_kernel_is_used_where_it_exists(monkeypatch, capability, dtype, width, fits):
     device = FakeGPU(capability) if capability else object()
     monkeypatch.setattr(attention.jax, "local_devices", lambda: [device])
-    assert attention._has_fused_kernel(width, dtype) == fits
+    assert attention.has_fused_kernel(width, dtype) == fits
 
 
 def program(bias, mask, platform, dtype=jnp.bfloat16):
@@ -221,7 +221,7 @@ def program(bias, mask, platform, dtype=jnp.bfloat16):
 def test_a_program_for_cuda_calls_the_fused_kernel_forward_and_backward(monkeypatch, bias, mask):
     kernels = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(kernels, "check_cudnn_version", lambda: 91000)  # there is none here
-    monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
+    monkeypatch.setattr(attention, "has_fused_kernel", lambda width, dtype: True)
     text = program(bias, mask, "cuda")
     name = "fmhaSoftmax" if bias is None and mask is None else "fmhaScaleBiasSoftmax"
     assert f"__cudnn${name}(" in text and f"__cudnn${name}Backward(" in text
@@ -232,7 +232,7 @@ def test_a_program_for_cuda_calls_the_fused_kernel_forward_and_backward(monkeypa
 def test_other_derivatives_of_the_fused_kernel_name_the_switch(monkeypatch, kind):
     kernels = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(kernels, "check_cudnn_version", lambda: 91000)  # there is none here
-    monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
+    monkeypatch.setattr(attention, "has_fused_kernel", lambda width, dtype: True)
     _, key, value = operands(dtype=jnp.bfloat16)
 
     def number(query):
@@ -259,7 +259,7 @@ def test_other_derivatives_of_the_fused_kernel_name_the_switch(monkeypatch, kind
 
 
 def test_a_program_for_the_cpu_takes_the_products_beside_a_gpu(monkeypatch):
-    monkeypatch.setattr(attention, "_has_fused_kernel", lambda width, dtype: True)
+    monkeypatch.setattr(attention, "has_fused_kernel", lambda width, dtype: True)
     monkeypatch.setattr(attention, "_by_cudnn", lambda query, key, value, bias, mask: jnp.full_like(query, jnp.nan))
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         arrays = jnp.asarray(draw(3, 1, 5, 2, 8), jnp.bfloat16)

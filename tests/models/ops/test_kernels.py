@@ -75,18 +75,6 @@ def test_bias_gelu_equals_its_two_operations(shape, dtype):
     assert_close(gelu.bias_gelu_backward(inputs, bias, cotangent, interpret=True), pull_back(cotangent), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_sums_of_gelu(shape, dtype):
-    inputs, cotangent = arrays(shape, dtype, 2)
-    wide, change = (each.astype(jnp.float32) for each in (inputs, cotangent))
-    activated = gelu_plain(wide)
-    expected = activated.sum(axis=0), jnp.square(activated).sum(axis=0)
-    assert_close(gelu.gelu_sums(inputs, interpret=True), expected, "float32")
-    expected = change.sum(axis=0), (change * activated).sum(axis=0)
-    assert_close(gelu.gelu_gradient_sums(inputs, cotangent, interpret=True), expected, "float32")
-
-
 def calls(interpret, rows=64, width=24):
     """{kernel: (function of arrays, its arrays)}; the arrays of rows come first."""
     own = functools.partial(jax.random.normal, jax.random.key(1))
@@ -107,11 +95,6 @@ def calls(interpret, rows=64, width=24):
         "bias_gelu_backward": (
             lambda inputs, cotangent, bias: gelu.bias_gelu_backward(inputs, bias, cotangent, interpret=interpret),
             (rows_of_numbers, rows_of_numbers + 1.0, of_columns),
-        ),
-        "gelu_sums": (partial(gelu.gelu_sums, interpret=interpret), (rows_of_numbers,)),
-        "gelu_gradient_sums": (
-            partial(gelu.gelu_gradient_sums, interpret=interpret),
-            (rows_of_numbers, rows_of_numbers + 1.0),
         ),
     }
 

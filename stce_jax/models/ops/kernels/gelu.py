@@ -1,4 +1,4 @@
-"""Passes of GELU: with a bias before it, and with the sums that BatchNorm behind it needs.
+"""GELU with a linear layer's bias before it: one pass forward, one backward.
 
 Shape letters: R rows, D columns.
 """
@@ -79,53 +79,6 @@ def bias_gelu_backward(
 
     dinputs, dbias = rows.over_devices(all_rows, "r d, r d, d -> r d, d")(inputs, cotangent, bias)
     return dinputs, dbias
-
-
-def gelu_sums(inputs: Float[Array, "R D"], *, interpret: bool = False) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
-    """Sums over rows of GELU(inputs) and of its square, in float32 at least."""
-
-    def all_rows(inputs: Array) -> tuple[Array, ...]:
-        count, width = inputs.shape
-
-        def kernel(inputs: Array, sums: Array, squares: Array) -> None:
-            def of_tile(first: tuple[Array, Array]) -> tuple[Array, Array]:
-                values = load(inputs, *tile(count, width, first, TILE))
-                activated = _gelu(values)
-                return activated, activated * activated
-
-            _add_up(of_tile, (sums, squares), count, width)
-
-        results = (_sums(inputs), _sums(inputs))
-        parts = rows.launch(kernel, (inputs,), results, _grid(count, width), warps=WARPS, interpret=interpret)
-        return tuple(part.sum(axis=0) for part in parts)
-
-    sums, squares = rows.over_devices(all_rows, "r d -> d, d")(inputs)
-    return sums, squares
-
-
-def gelu_gradient_sums(
-    inputs: Float[Array, "R D"], cotangent: Float[Array, "R D"], *, interpret: bool = False
-) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
-    """Sums over rows of the cotangent and of cotangent * GELU(inputs), in float32 at least."""
-
-    def all_rows(inputs: Array, cotangent: Array) -> tuple[Array, ...]:
-        count, width = inputs.shape
-
-        def kernel(inputs: Array, cotangent: Array, sums: Array, products: Array) -> None:
-            def of_tile(first: tuple[Array, Array]) -> tuple[Array, Array]:
-                index, mask = tile(count, width, first, TILE)
-                values, change = load(inputs, index, mask), load(cotangent, index, mask)
-                return change, change * _gelu(values)
-
-            _add_up(of_tile, (sums, products), count, width)
-
-        results = (_sums(inputs), _sums(inputs))
-        operands, grid = (inputs, cotangent), _grid(count, width)
-        parts = rows.launch(kernel, operands, results, grid, warps=WARPS, interpret=interpret)
-        return tuple(part.sum(axis=0) for part in parts)
-
-    sums, products = rows.over_devices(all_rows, "r d, r d -> d, d")(inputs, cotangent)
-    return sums, products
 
 
 def _gelu(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

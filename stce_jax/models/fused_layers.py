@@ -1,0 +1,102 @@
+"""Layers of a plain block in forms that wait to be measured on GPUs; `ops.forms` says which, and who gets them.
+
+Each has the variables of the layer that it stands for, and on other devices than CUDA's computes what that computes.
+
+Shape letters: B batch, N tokens, R rows, D model width.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from stce_jax.models.layers import is_training, linear, truncated_normal
+from stce_jax.models.ops.fused import bias_gelu, padded_attention, residual_layer_norm
+from stce_jax.models.ops.linear import product
+from stce_jax.models.ops.norms import LAYER_NORM_EPSILON
+from stce_jax.models.tokens import Tokens
+
+TOKENS_MULTIPLE = 8  # cuDNN's gradient needs an even number of tokens, products on GPUs prefer a multiple of 8
+
+
+class LinearWeights(nn.Module):
+    """The kernel and the bias of a layer that `linear` would make; attributes are that layer's."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[Float[Array, "n m"], Float[Array, "m"]]:
+        kernel = self.param("kernel", truncated_normal, (width, self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
+
+
+class ResidualLayerNorm(nn.Module):
+    """A residual sum and the LayerNorm after it, in one pass on GPUs; attributes are those of `LayerNorm`."""
+
+    dtype: jnp.dtype = jnp.float32
+    epsilon: float = LAYER_NORM_EPSILON
+
+    @nn.compact
+    def __call__(
+        self, inputs: Float[Array, "R D"], branch: Float[Array, "R D"]
+    ) -> tuple[Float[Array, "R D"], Float[Array, "R D"]]:
+        """(inputs + branch, the norm of that)."""
+        width = inputs.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
+        return residual_layer_norm(inputs, branch, scale, bias, self.dtype, self.epsilon)
+
+
+class FusedMLP(nn.Module):
+    """`MLP` with the GELU; the bias before it and the GELU are one pass on GPUs. Attributes are those of `MLP`."""
+
+    hidden: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, values: Float[Array, "B N D"], train: bool | None = None) -> Float[Array, "B N D"]:
+        width, deterministic = values.shape[-1], not is_training(self, train)
+        kernel, bias = LinearWeights(self.hidden, self.dtype, name="in")(width)
+        hidden = bias_gelu(product(values.reshape(-1, width).astype(self.dtype), kernel), bias)
+        hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
+        outputs = linear(width, self.dtype, "out")(hidden)
+        return nn.Dropout(self.dropout)(outputs, deterministic=deterministic).reshape(values.shape)
+
+
+class PaddedAttention(nn.Module):
+    """`Attention` of tokens to themselves, which pads them before the products and not before the attention.
+
+    So nothing is cut out of the products, padded and cut again: their outputs are the fused kernel's inputs. Queries,
+    keys and values have a product each, and only the queries a bias. A key's bias adds one number to all logits of a
+    query, which the softmax takes off again; a value's is added to each output, and its product to the output's bias.
+
+    Attributes: those of `Attention`, of which it has no others.
+    """
+
+    heads: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, train: bool | None = None) -> Float[Array, "B N D"]:
+        batch, count, width = tokens.shape
+        padded = -(-count // TOKENS_MULTIPLE) * TOKENS_MULTIPLE
+        values = jnp.pad(tokens.values, ((0, 0), (0, padded - count), (0, 0)))
+        rows = values.reshape(-1, width).astype(self.dtype)  # [B padded, D]
+        kernel, bias = LinearWeights(3 * width, self.dtype, name="qkv")(width)
+        query, key, value = (product(rows, own) for own in jnp.split(kernel, 3, axis=1))
+        query_bias, _, value_bias = jnp.split(bias, 3)
+        heads = (batch, padded, self.heads, width // self.heads)
+        query, key, value = (own.reshape(heads) for own in (query + query_bias, key, value))
+        outputs = padded_attention(query, key, value, count).reshape(-1, width)
+        kernel, bias = LinearWeights(width, self.dtype, name="out")(width)
+        outputs = product(outputs, kernel).reshape(batch, padded, width)[:, :count] + (value_bias @ kernel + bias)
+        return nn.Dropout(self.dropout)(outputs, deterministic=not is_training(self, train))
+
+
+def is_plain(tokens: Tokens) -> bool:
+    """Whether attention between tokens needs nothing but them, as `PaddedAttention` has it."""
+    weighted = tokens.sizes is not None and tokens.proportional
+    return not weighted and tokens.mask is None and tokens.policy is None
