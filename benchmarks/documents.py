@@ -12,14 +12,14 @@ MATTERS = ("GLIBC_TUNABLES", "XLA_FLAGS", "MALLOC_ARENA_MAX")  # to the speed of
 
 def command():
     """The command line of this process as a user would type it, with what else of its environment counts for speed."""
-    variables = [f"{name}={os.environ[name]}" for name in MATTERS if name in os.environ]
+    variables = [f"{name}={shlex.quote(os.environ[name])}" for name in MATTERS if name in os.environ]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     pinned = ["taskset", "-c", ",".join(map(str, cores))] if 0 < len(cores) < os.cpu_count() else []
     words = [word for word in sys.argv[1:] if not word.startswith("--json=")]
     if "--json" in words:  # where else the numbers went says nothing of them
         place = words.index("--json")
         del words[place : place + 2]
-    return shlex.join([*variables, *pinned, "python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+    return " ".join([*variables, shlex.join([*pinned, "python", f"benchmarks/{Path(sys.argv[0]).name}", *words])])
 
 
 def write_section(name, text, made_by=None, path=DOCS / "performance.md"):

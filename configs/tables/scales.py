@@ -2,7 +2,7 @@
 
 paper       the paper's recipe on ImageNet100 at 224 pixels: for GPUs or TPUs, about 40 million views a run
 medium_128  the paper's ViT-S and recipe for any class folders at 128 pixels, 64 tokens, 100 epochs: for an accelerator
-medium      any class folders at 64 pixels, 64 tokens: some 20 minutes a run on one core, 10,000 images
+medium      any class folders at 64 pixels, 64 tokens: some 10 minutes a run on one core, 10,000 images
 small       a ladder of the same shape for any class folders at 32 pixels: some minutes a run on two cores
 smoke       the digits and a tiny model: seconds a run; proves the machinery and says nothing about embeddings
 
@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from .. import digits, small_folder, stce_vit_s
 
-MEDIUM_EPOCHS = 8.0  # of 10,000 images: two cores train two runs in some 20 minutes
+MEDIUM_EPOCHS = 8.0  # of 10,000 images: two cores train two runs in some 10 minutes
 Options = dict[str, Any]  # key of the config -> value
 Row = dict[str, Any]  # see the package
 VARIANTS = ("paper", "medium_128", "medium", "small", "smoke")

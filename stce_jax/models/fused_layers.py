@@ -1,6 +1,6 @@
 """Layers of a plain block in forms that wait to be measured on GPUs; `ops.forms` says which, and who gets them.
 
-Each has the variables of the layer that it stands for, and on other devices than CUDA's computes what that computes.
+Each has the variables of the layer that it stands for, and computes the same up to rounding, on every device.
 
 Shape letters: B batch, N tokens, R rows, D model width.
 """
@@ -10,12 +10,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.models.layers import is_training, linear, truncated_normal
+from stce_jax.models.ops.attention import TOKENS_MULTIPLE
 from stce_jax.models.ops.fused import bias_gelu, padded_attention, residual_layer_norm
 from stce_jax.models.ops.linear import product
 from stce_jax.models.ops.norms import LAYER_NORM_EPSILON
 from stce_jax.models.tokens import Tokens
-
-TOKENS_MULTIPLE = 8  # cuDNN's gradient needs an even number of tokens, products on GPUs prefer a multiple of 8
 
 
 class LinearWeights(nn.Module):
@@ -68,9 +67,10 @@ class FusedMLP(nn.Module):
 class PaddedAttention(nn.Module):
     """`Attention` of tokens to themselves, which pads them before the products and not before the attention.
 
-    So nothing is cut out of the products, padded and cut again: their outputs are the fused kernel's inputs. Queries,
-    keys and values have a product each, and only the queries a bias. A key's bias adds one number to all logits of a
-    query, which the softmax takes off again; a value's is added to each output, and its product to the output's bias.
+    So what the products give is not cut, padded and cut again: it is the fused kernel's input. Padded queries are
+    computed like others, and then left out; padded keys are hidden. Queries, keys and values have a product each, and
+    only the queries a bias. A key's bias adds one number to all logits of a query, which the softmax takes off again; a
+    value's is added to each output, and so its product to the bias of the output layer.
 
     Attributes: those of `Attention`, of which it has no others.
     """

@@ -7,7 +7,7 @@ has timed is off by a tenth on a shared one. So a run compares, evaluation by ev
 from collections.abc import Callable
 from typing import Any
 
-from stce_jax.training.plan import SLACK, Costs, Plan, apply, parts
+from stce_jax.training.plan import SLACK, Costs, Plan, apply, distance, parts
 from stce_jax.training.sizes import cost_until
 
 # Shares of the minutes: a run that would end earlier, or later, than it was planned to gets other epochs.
@@ -65,8 +65,8 @@ class Pace:
         if abs(epochs / config.epochs - 1.0) < SMALLEST:
             return None
         self._since = None  # measured anew, once the step is compiled again
-        eval_every = epochs / parts(epochs, config.eval_every)
-        return apply(Plan(epochs, float(f"{eval_every:.4g}"), end(epochs)), config)
+        eval_every = distance(epochs, parts(epochs, config.eval_every))
+        return apply(Plan(epochs, eval_every, end(epochs)), config)
 
     def _seconds(self, config: Any, epochs: float, start: float, end: float) -> float:
         """Planned seconds from one epoch to another of a run of so many epochs."""

@@ -72,7 +72,8 @@ def check_options(*, minutes: Any, plan: Any) -> None:
 def make_plan(minutes: float, costs: Costs, *, steps_per_epoch: float, eval_every: float) -> Plan:
     """The most epochs that end in time, with evaluations as often as a config wants, or as there is time for.
 
-    Evaluations part the epochs evenly: their distance is the config's or somewhat more, and the last one ends the run.
+    Evaluations part the epochs evenly, and the last one ends the run. Their distance is the config's at least, or the
+    whole run where that is shorter.
 
     Args:
       minutes: of the whole run.
@@ -102,14 +103,19 @@ def make_plan(minutes: float, costs: Costs, *, steps_per_epoch: float, eval_ever
             f"config.minutes is {minutes:g}, which leaves no time for a step; an epoch would end after "
             f"{_rounded(needed, math.ceil, digits=2):g} minutes"
         )
-    evaluations = min(evaluations, parts(epochs, eval_every))  # which were rounded down
+    evaluations = min(evaluations, parts(epochs, eval_every))  # of epochs that were rounded down
     seconds = fixed + evaluations * costs.evaluation + epochs * epoch + min(1.0, epochs) * costs.first_epoch
-    return Plan(epochs, _rounded(epochs / evaluations, math.ceil, digits=4), seconds)
+    return Plan(epochs, distance(epochs, evaluations), seconds)
 
 
 def parts(epochs: float, eval_every: float) -> int:
     """How many evaluations part a number of epochs evenly, at least so many epochs apart; 1 or more."""
     return max(1, math.floor(epochs / eval_every))
+
+
+def distance(epochs: float, evaluations: int) -> float:
+    """Epochs between evaluations that part a number of epochs: rounded up, so that none comes just before the last."""
+    return _rounded(epochs / evaluations, math.ceil, digits=4)
 
 
 def chosen(candidates: Sequence[Candidate], affordable: Sequence[float]) -> int:

@@ -12,7 +12,10 @@ ARGUMENTS = argparse.Namespace(
 )
 
 
-@pytest.mark.parametrize(("speed", "apart", "kept"), [(1.2, 0.0, "yes"), (0.8, 0.0, "no"), (1.2, 1.0, "no: wrong")])
+@pytest.mark.parametrize(
+    ("speed", "apart", "kept"),
+    [(1.2, 0.0, "yes"), (0.8, 0.0, "no"), (1.2, 1.0, "no: wrong"), (1.2, np.nan, "no: wrong")],
+)
 def test_a_form_is_kept_where_it_is_right_and_faster(monkeypatch, speed, apart, kept):
     tried = []
 

@@ -32,8 +32,9 @@ def test_a_section_that_is_not_there_is_refused(page):
 def test_the_command_is_what_a_user_would_type(monkeypatch, words):
     monkeypatch.setattr(sys, "argv", ["/elsewhere/benchmarks/growth.py", "--calls", "3", *words, "--write"])
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    monkeypatch.setenv("XLA_FLAGS", "--one=1 --two=2")
     command = documents.command()
-    assert command.startswith("GLIBC_TUNABLES=glibc.malloc.hugetlb=1 ")
+    assert command.startswith("GLIBC_TUNABLES=glibc.malloc.hugetlb=1 XLA_FLAGS='--one=1 --two=2' ")
     assert command.endswith("python benchmarks/growth.py --calls 3 --write")
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,11 +21,14 @@ from stce_jax.training.plan import (
     apply,
     check_options,
     chosen,
+    distance,
     make_plan,
+    parts,
     value_of,
     with_keys,
 )
 from stce_jax.training.sizes import check_model
+from stce_jax.training.timetable import Timetable
 from stce_jax.verbs import planning
 from stce_jax.workdir import config as configuration
 
@@ -67,6 +71,17 @@ def test_a_plan_fills_its_minutes_and_never_more(minutes, costs, steps_per_epoch
     evaluations = round(plan.epochs / plan.eval_every)
     assert plan.epochs / plan.eval_every == pytest.approx(evaluations, rel=2e-3), "the last part is shorter than others"
     assert evaluations == 1 or plan.eval_every >= eval_every
+
+
+@given(st.floats(2.0, 40.0), st.floats(0.2, 20.0), st.integers(20, 100))
+def test_no_evaluation_comes_just_before_the_last(epochs, eval_every, steps_per_epoch):
+    epochs = float(f"{epochs:.4g}")
+    count = parts(epochs, eval_every)
+    timetable = Timetable(10 * steps_per_epoch, 10, epochs, distance(epochs, count))
+    evaluated = [step for step in range(1, timetable.total + 1) if timetable.evaluates(step)]
+    assert evaluated[-1] == timetable.total
+    shortest = min(np.diff([0, *evaluated]))
+    assert len(evaluated) <= count and shortest >= 0.9 * timetable.total / count - 2
 
 
 def test_evaluations_take_a_tenth_at_most():

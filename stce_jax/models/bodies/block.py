@@ -108,8 +108,7 @@ class Block(nn.Module):
         return LayerScale(self.layer_scale, self.dtype, name=name)(branch) if self.layer_scale else branch
 
     def _reduce(self, tokens: Tokens, given: dict[str, jax.Array], train: bool) -> Tokens:
-        if self.reduction is None:
-            return tokens
+        assert self.reduction is not None
         reduced = self.reduction(tokens, given, train=train)
         check_tokens("reduction", reduced, (tokens.shape[0], None, tokens.shape[2]), leading=tokens.leading)
         if tokens.places is not None and (reduced.places is None or reduced.places.shape[1] != reduced.shape[1]):
@@ -120,8 +119,8 @@ class Block(nn.Module):
 def _rows(values: Float[Array, "B N D"]) -> Float[Array, "R D"]:
     """As rows, in which residual sums are made and their gradients added.
 
-    XLA for GPUs stores [B, N, D] with the batch innermost wherever they are made in that shape, for the class token's
-    sake, and transposes them for the next product: eight passes over the tokens more in each block.
+    Made as [B, N, D], XLA for GPUs stores them with the batch innermost, for the class token's sake, and transposes
+    them for every product.
     """
     return values.reshape(-1, values.shape[-1])
 

@@ -29,6 +29,9 @@ def depthwise_convolution_plain(
 
 
 def _forward(inputs: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    if stride not in (1, 2):
+        raise ValueError(f"a depthwise convolution has a stride of 1 or 2, not {stride}")
+
     def by_shifts(inputs: Array, kernel: Array) -> Array:
         return _by_shifts(inputs, kernel)[:, ::stride, ::stride]  # XLA computes no other places
 
@@ -67,6 +70,9 @@ def depthwise_convolution(
 
     Args:
       stride: 1 or 2, by position.
+
+    Raises:
+      ValueError: the stride is another.
     """
     return _forward(inputs, kernel, stride)[0]
 

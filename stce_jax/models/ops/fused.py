@@ -15,8 +15,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from stce_jax.models.ops.activations import gelu_derivative, gelu_plain
-from stce_jax.models.ops.attention import attention_by_products, has_fused_kernel
-from stce_jax.models.ops.gradients import own_gradient
+from stce_jax.models.ops.attention import attention_by_products, fused_kernel, has_fused_kernel
+from stce_jax.models.ops.gradients import own_gradient, varying_axes
 from stce_jax.models.ops.kernels import gelu as gelu_kernels
 from stce_jax.models.ops.kernels import residual_norm
 from stce_jax.models.ops.norms import layer_norm
@@ -121,31 +121,70 @@ def bias_gelu(inputs: Float[Array, "R D"], bias: Float[Array, "D"]) -> Float[Arr
     return _bias_gelu_forward(inputs, bias)[0]
 
 
+def _by_cudnn(query: Array, key: Array, value: Array, count: int) -> Array:
+    """By the fused kernel; keys from `count` on are hidden, and all queries are computed."""
+    batch, padded, _, _ = query.shape
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        query_seq_lengths=jnp.full((batch,), padded, jnp.int32),
+        key_value_seq_lengths=jnp.full((batch,), count, jnp.int32),
+        implementation="cudnn",
+    )
+
+
+def _padded_fused_forward(query: Array, key: Array, value: Array, count: int) -> tuple[Array, Any]:
+    return jax.vjp(functools.partial(_by_cudnn, count=count), query, key, value)
+
+
+def _padded_fused_backward(count: int, pull_back: Any, cotangent: Array) -> tuple[Array, Array, Array]:
+    dquery, dkey, dvalue = pull_back(cotangent)
+    real = (jnp.arange(cotangent.shape[1]) < count)[:, None, None]  # what stands behind is whatever the kernel left
+    return dquery, jnp.where(real, dkey, 0), jnp.where(real, dvalue, 0)
+
+
+@own_gradient(_padded_fused_forward, _padded_fused_backward, nondiff_argnums=(3,), refusal=_REVERSE_MODE_ALONE)
+def _padded_fused(query: Array, key: Array, value: Array, count: int) -> Array:
+    """`_by_cudnn`; gradients of hidden keys and values are zeros."""
+    return _by_cudnn(query, key, value, count)
+
+
 def padded_attention(
     query: Float[Array, "B P A E"], key: Float[Array, "B P A E"], value: Float[Array, "B P A E"], count: int
 ) -> Float[Array, "B P A E"]:
-    """`attention.dot_product_attention` of the first `count` of P tokens; what the others give is not defined.
+    """`attention.dot_product_attention` of P queries to the first `count` of P keys.
 
-    By cuDNN's kernel on CUDA devices that have it, where P must be even; elsewhere by products of the first alone.
+    By cuDNN's kernel on CUDA devices that have it, if P is even, and unless `attention.fused_kernel` is off.
     """
 
-    def kernel(*operands: Array) -> Array:
-        lengths = jnp.full((operands[0].shape[0],), count, jnp.int32)
-        return jax.nn.dot_product_attention(
-            *operands, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
-        )
+    def plain(query: Array, key: Array, value: Array) -> Array:
+        return attention_by_products(query, key[:, :count], value[:, :count])
 
-    def plain(*operands: Array) -> Array:
-        outputs = attention_by_products(*(own[:, :count] for own in operands))
-        return jnp.pad(outputs, ((0, 0), (0, query.shape[1] - count), (0, 0), (0, 0)))
+    if fused_kernel.value and has_fused_kernel(query.shape[-1], query.dtype):
 
-    if has_fused_kernel(query.shape[-1], query.dtype):
+        def kernel(query: Array, key: Array, value: Array) -> Array:
+            return _padded_fused(query, key, value, count)
+
         return jax.lax.platform_dependent(query, key, value, cuda=kernel, default=plain)
     return plain(query, key, value)
 
 
 def _by_platform(plain: Callable[..., Any], kernel: Callable[..., Any], *operands: Array) -> Any:
-    """The kernel on CUDA devices, except in float64: its error function is good to 1e-7."""
-    if operands[0].dtype == jnp.float64:
+    """The kernel on CUDA devices, except in float64, of which `bias_gelu` has 1e-7 alone.
+
+    Over a mapped axis and within `jax.shard_map` it is the plain form: what splits a kernel over devices knows neither.
+    """
+    if operands[0].dtype == jnp.float64 or any(varying_axes(jax.typeof(own)) for own in operands):
         return plain(*operands)
-    return jax.lax.platform_dependent(*operands, cuda=kernel, default=plain)
+
+    @jax.custom_batching.custom_vmap
+    def by_platform(*operands: Array) -> Any:
+        return jax.lax.platform_dependent(*operands, cuda=kernel, default=plain)
+
+    @by_platform.def_vmap
+    def over_axis(size: int, batched: list[bool], *operands: Array) -> tuple[Any, Any]:
+        outputs = jax.vmap(plain, [0 if own else None for own in batched], axis_size=size)(*operands)
+        return outputs, jax.tree.map(lambda _: True, outputs)
+
+    return by_platform(*operands)

@@ -110,7 +110,7 @@ def _forward_mode(*arrays: Any, passes: _Passes) -> list[Any]:
     if passes.refusal:
         raise TypeError(passes.refusal)
     saved, tangents = arrays[: passes.num_saved], arrays[passes.num_saved :]
-    zeros = [_varying(jnp.zeros(own.shape, own.dtype), _varying_axes(own)) for own in passes.outputs]
+    zeros = [_varying(jnp.zeros(own.shape, own.dtype), varying_axes(own)) for own in passes.outputs]
     # Not `jax.linear_transpose`, which takes all that leaves a barrier to be linear.
     _, pull_back = jax.vjp(lambda *cotangents: passes.backward(saved, cotangents), *zeros)
     return list(pull_back(list(tangents)))
@@ -166,14 +166,15 @@ def _of_one_variance(operands: tuple[Any, ...]) -> tuple[Any, ...]:
 
     JAX does so for its own operations, and sums their cotangents over the devices.
     """
-    axes = frozenset().union(*(_varying_axes(jax.typeof(array)) for array in jax.tree.leaves(operands)))
+    axes = frozenset().union(*(varying_axes(jax.typeof(array)) for array in jax.tree.leaves(operands)))
     return jax.tree.map(lambda array: _varying(array, axes), operands) if axes else operands
 
 
-def _varying_axes(own: Any) -> frozenset[Any]:
+def varying_axes(own: Any) -> frozenset[Any]:
+    """Axes of devices over which an array of this type differs, inside `jax.shard_map`."""
     return getattr(getattr(own, "mat", None), "varying", frozenset())  # JAX may rename it: it has done so before
 
 
 def _varying(array: Any, axes: frozenset[Any]) -> Any:
-    missing = tuple(axes - _varying_axes(jax.typeof(array)))
+    missing = tuple(axes - varying_axes(jax.typeof(array)))
     return jax.lax.pcast(array, missing, to="varying") if missing else array

@@ -26,3 +26,8 @@ def test_takes_no_channel_by_itself_on_cpus(stride):
     shapes = jnp.ones((1, 8, 8, 16)), jnp.ones((3, 3, 1, 16))
     program = jax.jit(depthwise_convolution, static_argnums=2).lower(*shapes, stride).compile().as_text()
     assert "convolution(" not in program
+
+
+def test_other_strides_are_refused():
+    with pytest.raises(ValueError, match="a stride of 1 or 2, not 3"):
+        depthwise_convolution(jnp.ones((1, 9, 9, 4)), jnp.ones((3, 3, 1, 4)), 3)

@@ -1,5 +1,5 @@
 """Kernels for CUDA devices, in Pallas by way of Triton, each with its plain form beside the operation that it serves.
 
-They are written for passes over memory, which XLA splits: a kernel reads each array once. Every function takes
-`interpret`, by which a CPU runs it, slowly, for tests.
+XLA computes a sum along rows, what follows from it, and sums along columns in kernels of their own, each of which reads
+the arrays again. These read each array once. With `interpret` a CPU runs them, slowly, for tests.
 """

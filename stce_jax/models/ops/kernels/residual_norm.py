@@ -52,7 +52,7 @@ def forward(
             store(inverses, place, there, inverse)
 
         results = (
-            jax.ShapeDtypeStruct(inputs.shape, inputs.dtype),
+            jax.ShapeDtypeStruct(inputs.shape, jnp.promote_types(inputs.dtype, branch.dtype)),
             jax.ShapeDtypeStruct(inputs.shape, jnp.dtype(dtype)),
             jax.ShapeDtypeStruct((count,), wide),
             jax.ShapeDtypeStruct((count,), wide),
