@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int32, UInt8
+from jaxtyping import Array, Bool, Int32, Shaped, UInt8
 
 CHUNK = 4  # images that a device computes in a pass: more idle in the last pass, fewer keep fewer cores busy
 GROUP = 32  # images that are sorted among themselves where several devices may share a batch
@@ -24,10 +24,10 @@ def has_whole_groups(batch: int) -> bool:
 
 
 def where_drawn(
-    function: Callable[..., Array],
+    function: Callable[..., UInt8[Array, "H W 3"]],
     drawn: Bool[Array, "B"],
     images: UInt8[Array, "B H W 3"],
-    **options: Array,
+    **options: Shaped[Array, "B ..."],
 ) -> UInt8[Array, "B H W 3"]:
     """Applies `function` to the images that drew it; the others cost nothing and stay as they are.
 
