@@ -1,6 +1,6 @@
 """What a GPU would read and write in a training step, from the program that XLA compiles for it; no GPU is needed.
 
-    pip install "jax[cuda12]"      in an environment of its own, of the version of jax that this project locks
+    pip install ".[cuda12]"                                      in an environment of its own
     python benchmarks/gpu_program.py --write                     as shipped, and with each of `forms.GPU_FORMS`
     python benchmarks/gpu_program.py --kernels 40 --forms        the largest kernels of the step as it is shipped
 
@@ -142,7 +142,7 @@ def main():
         try:
             found = kernels(compile_step(*setting))
         except (RuntimeError, NotImplementedError) as error:
-            sys.exit(f'no program for a GPU: {error}\npip install "jax[cuda12]==<the version of jax here>"')
+            sys.exit(f'no program for a GPU: {error}\nit needs the CUDA plugin of JAX: pip install ".[cuda12]"')
         moved = collections.Counter()
         for size, part, *_ in found:
             moved[part] += size / arguments.batch / 1e6
