@@ -14,7 +14,6 @@ What each reads and writes, `gpu_program.py` counts without a GPU.
 """
 
 import argparse
-import functools
 import json
 import os
 import subprocess
@@ -22,13 +21,11 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from augmentation_cost import PAPER, made_up_images
 from measure import interleave, machine, markdown_table, median_estimate
-from training import CLASSES, compile_step
+from training import CLASSES, compile_step, loss_of, model_and_batch
 
-from stce_jax.models.factory import create_model
 from stce_jax.models.ops.forms import GPU_FORMS, gpu_forms
 from stce_jax.recipe.augment import make_augment
 from stce_jax.recipe.rand_augment import sorted_operations
@@ -53,35 +50,19 @@ def make_step(arguments, forms):
         return compile_step(*parts(arguments))
 
 
-@functools.cache
-def parts_of(batch, size, dtype):
-    model = create_model(MODEL, num_classes=CLASSES, image_size=size, dtype=dtype)
-    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), jnp.zeros((1, size, size, 3)))
-    images = jax.random.normal(jax.random.key(1), (batch, size, size, 3))
-    return model, variables, images, jnp.arange(batch) % CLASSES
-
-
 def parts(arguments):
     """(model, variables, images, labels)."""
-    return parts_of(arguments.batch, arguments.image_size, arguments.dtype)
+    return model_and_batch(MODEL, arguments.batch, arguments.image_size, arguments.dtype)
 
 
 def loss_and_gradients(arguments, forms):
     """Of one training batch."""
     model, variables, images, labels = parts(arguments)
-
-    def loss(params):
-        logits, _ = model.apply(
-            variables | {"params": params},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": jax.random.key(2)},
-        )
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
-
+    others = {key: value for key, value in variables.items() if key != "params"}
     with gpu_forms(*forms):
-        return jax.device_get(jax.jit(jax.value_and_grad(loss))(variables["params"]))
+        gradients = jax.jit(jax.value_and_grad(loss_of(model), has_aux=True))
+        (loss, _), own = gradients(variables["params"], others, images, labels)
+    return jax.device_get((loss, own))
 
 
 def difference(given, expected):

@@ -24,7 +24,7 @@ from documents import command, write_section
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from measure import markdown_table
-from training import CLASSES
+from training import CLASSES, loss_of
 
 from stce_jax.models.factory import create_model
 from stce_jax.models.ops import attention, fused
@@ -59,12 +59,6 @@ def compile_step(name, batch, image_size, dtype, forms, depth=None):
     images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
     variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
 
-    def loss(params, others, images, labels):
-        rngs = {"dropout": jax.random.key(2)}
-        given = {"params": params, **others}
-        logits, state = model.apply(given, images, train=True, mutable=["batch_stats"], rngs=rngs)
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean(), state
-
     others = {key: value for key, value in variables.items() if key != "params"}
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
     operands = jax.tree.map(
@@ -73,7 +67,7 @@ def compile_step(name, batch, image_size, dtype, forms, depth=None):
     )
     attention.has_fused_kernel = fused.has_fused_kernel = lambda width, dtype: jnp.dtype(dtype).itemsize == 2
     with gpu_forms(*forms):
-        return jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(*operands).compile().as_text()
+        return jax.jit(jax.value_and_grad(loss_of(model), has_aux=True)).lower(*operands).compile().as_text()
 
 
 def bytes_of(shapes):

@@ -12,7 +12,6 @@ kernels of one name is summed up.
 
 import argparse
 import collections
-import functools
 import glob
 import os
 import re
@@ -20,13 +19,11 @@ import tempfile
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from augmentation_cost import RECIPES, made_up_images
 from measure import machine, markdown_table
-from training import CLASSES, compile_step
+from training import CLASSES, compile_step, model_and_batch
 
-from stce_jax.models.factory import create_model
 from stce_jax.models.ops import attention
 from stce_jax.recipe import augment
 
@@ -38,15 +35,11 @@ def make_step(what, arguments):
     """The `training.Step` of one of STEPS."""
     size, batch_size = arguments.image_size, arguments.batch
     options = {"iterations": 1} if what == "stce, T=1" else {}
-    name = "patch" if what == "patch" else "stce"
-    model = create_model(f"vit_s_{name}", num_classes=CLASSES, image_size=size, dtype=arguments.dtype, **options)
-    initialize = jax.jit(functools.partial(model.init, train=False))
-    variables = initialize(jax.random.key(0), jnp.zeros((1, size, size, 3)))
-    labels = jnp.arange(batch_size) % CLASSES
+    name = "vit_s_patch" if what == "patch" else "vit_s_stce"
+    model, variables, images, labels = model_and_batch(name, batch_size, size, arguments.dtype, **options)
     if what == "augmented":
         change = augment.make_augment(CLASSES, **RECIPES["the paper's (DeiT)"])
         return compile_step(model, variables, made_up_images(batch_size, size), labels, change)
-    images = jax.random.normal(jax.random.key(1), (batch_size, size, size, 3))
     return compile_step(model, variables, images, labels)
 
 

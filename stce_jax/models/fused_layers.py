@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from stce_jax.models.layers import is_training, linear, truncated_normal
+from stce_jax.models.layers import MLP, is_training, truncated_normal
 from stce_jax.models.ops.attention import TOKENS_MULTIPLE
 from stce_jax.models.ops.fused import bias_gelu, padded_attention, residual_layer_norm
 from stce_jax.models.ops.linear import product
@@ -47,21 +47,12 @@ class ResidualLayerNorm(nn.Module):
         return residual_layer_norm(inputs, branch, scale, bias, self.dtype, self.epsilon)
 
 
-class FusedMLP(nn.Module):
-    """`MLP` with the GELU; the bias before it and the GELU are one pass on GPUs. Attributes are those of `MLP`."""
+class FusedMLP(MLP):
+    """`MLP` with the GELU, in which the bias before it and the GELU are one pass on GPUs."""
 
-    hidden: int
-    dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, values: Float[Array, "B N D"], train: bool | None = None) -> Float[Array, "B N D"]:
-        width, deterministic = values.shape[-1], not is_training(self, train)
-        kernel, bias = LinearWeights(self.hidden, self.dtype, name="in")(width)
-        hidden = bias_gelu(product(values.reshape(-1, width).astype(self.dtype), kernel), bias)
-        hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
-        outputs = linear(width, self.dtype, "out")(hidden)
-        return nn.Dropout(self.dropout)(outputs, deterministic=deterministic).reshape(values.shape)
+    def activated(self, rows: Float[Array, "R D"]) -> Float[Array, "R hidden"]:
+        kernel, bias = LinearWeights(self.hidden, self.dtype, name="in")(rows.shape[-1])
+        return bias_gelu(product(rows.astype(self.dtype), kernel), bias)
 
 
 class PaddedAttention(nn.Module):

@@ -116,10 +116,13 @@ class MLP(nn.Module):
     def __call__(self, values: Float[Array, "B N D"], train: bool | None = None) -> Float[Array, "B N D"]:
         width, deterministic = values.shape[-1], not is_training(self, train)
         rows = values.reshape(-1, width)  # [B N, D]: see `Attention`
-        hidden = linear(self.hidden, self.dtype, "in")(rows)
-        hidden = nn.Dropout(self.dropout)((self.activation or gelu)(hidden), deterministic=deterministic)
+        hidden = nn.Dropout(self.dropout)(self.activated(rows), deterministic=deterministic)
         outputs = linear(width, self.dtype, "out")(hidden)
         return nn.Dropout(self.dropout)(outputs, deterministic=deterministic).reshape(values.shape)
+
+    def activated(self, rows: Float[Array, "R D"]) -> Float[Array, "R hidden"]:
+        """The first layer and the activation, of R = B N rows."""
+        return (self.activation or gelu)(linear(self.hidden, self.dtype, "in")(rows))
 
 
 class SwiGLU(nn.Module):

@@ -71,11 +71,12 @@ class Block(nn.Module):
         branch, given = self._attend(normed, context, needs, train)
         added = _rows(_dropped(self._scaled(branch, "attention_scale"), scales, 0))
         before_next = acts_before(self.reduction)
-        if chosen("residual_norm") and self.norm_kind == "layernorm" and (before_next or self.reduction is None):
+        within = self.reduction is not None and not before_next
+        if chosen("residual_norm") and self.norm_kind == "layernorm" and not within:
             rows, mlp_inputs = ResidualLayerNorm(self.dtype, self.epsilon, name="mlp_norm")(rows, added)
         else:
             rows = rows + added
-            if self.reduction is not None and not before_next:
+            if within:
                 tokens = self._reduce(tokens.with_values(rows.reshape(tokens.shape)), given, train)
                 rows = _rows(tokens.values)
             mlp_inputs = NORMS[self.norm_kind](self.dtype, self.epsilon, name="mlp_norm")(rows)

@@ -22,9 +22,8 @@ def test_equals_its_plain_form_with_its_gradients(channels, features, size):
 @pytest.mark.slow
 @pytest.mark.parametrize(("channels", "features"), [(4, 5), (3, 16)])
 def test_equals_its_plain_form_in_bfloat16(channels, features):
-    check_form(
-        *FORMS, (2, 5, 8, channels), (3, 3, channels, features), jnp.bfloat16, 4e-2
-    )  # a digit of bfloat16 is 0.8%; sums cancel
+    # A digit of bfloat16 is 0.8%, and sums cancel.
+    check_form(*FORMS, (2, 5, 8, channels), (3, 3, channels, features), jnp.bfloat16, 4e-2)
 
 
 # What torch.nn.AvgPool2d(3, 2, 1, ceil_mode=True) gives for 0, 1, 2, ..., row by row.
