@@ -37,8 +37,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=1.0, help="that a turn lasts at least")
     options = parser.parse_args()
-    freed_memory.keep()
     count = len(os.sched_getaffinity(0))
+    freed_memory.keep(count)
     jax.config.update("jax_num_cpu_devices", count)
     meshes = {"one": make_mesh(devices=jax.devices()[:1]), "all": make_mesh()}
     print(machine())

@@ -108,6 +108,7 @@ def choose_device(wanted):
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves PyTorch its share of a GPU's memory
     if wanted == "cpu" or not torch.cuda.is_available():
         jax.config.update("jax_platforms", "cpu")
+    freed_memory.configure_jax()
     both_on_gpu = torch.cuda.is_available() and jax.default_backend() == "gpu"
     if wanted == "gpu" and not both_on_gpu:
         sys.exit("--device gpu: PyTorch and JAX must both see the GPU, and at least one of them does not")

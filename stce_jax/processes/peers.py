@@ -49,7 +49,7 @@ def start(timeout: float = 300) -> None:
     import jax
     from jax._src import distributed  # the key-value store has no public name
 
-    from stce_jax.platform import compile_cache, jax_settings
+    from stce_jax.platform import compile_cache, freed_memory, jax_settings
     from stce_jax.platform.c_signals import on_abort
     from stce_jax.processes import clusters, joining
     from stce_jax.processes.heartbeat import Heartbeat
@@ -61,6 +61,7 @@ def start(timeout: float = 300) -> None:
     joining.join(address, count, index, timeout)
     jax_settings.leave_signals_to_python()
     compile_cache.serve_all_processes()
+    freed_memory.share_one_heap()
     refuse = functools.partial(_refuse_start, f"process {index} of {count} could not join the others at {address}")
     # JAX aborts with a wall of text where it could raise an error, so its own patience is never reached.
     patience = threading.Timer(timeout, refuse, [f"within {timeout:g} s; see whether all {count} were started"])

@@ -10,10 +10,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from stce_jax.errors import ConfigError
+from stce_jax.platform import freed_memory
 from stce_jax.processes import peers as processes
 
 # Splitting an array smaller than this saves no memory worth the communication.
 SMALLEST_SPLIT = 2**14
+
+freed_memory.configure_jax()  # here, for every command that computes imports this module first; does nothing elsewhere
 
 
 def all_devices() -> list[jax.Device]:

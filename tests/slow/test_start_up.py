@@ -121,29 +121,6 @@ def test_damaged_entries_are_compiled_again(tmp_path, damage):
     assert run(tmp_path) == (WARM, "")
 
 
-FAULTS = """
-import resource
-from stce_jax.platform import freed_memory
-freed_memory.keep()
-pages = 4096
-def step():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    b"x" * pages * 4096
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-step()
-print(step())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
-def test_freed_memory_is_used_again_unless_the_user_says_otherwise(tmp_path):
-    """Pages that the kernel gives, and clears, for a buffer of 4096 pages."""
-    pages, _ = run(tmp_path, "-c", FAULTS)
-    users, _ = run(tmp_path, "-c", FAULTS, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
-    assert int(pages) < 100, f"{pages} pages of a buffer like the one freed before are asked for again"
-    assert int(users) >= 2000, f"the test cannot tell: {users} pages"
-
-
 def test_importing_the_package_changes_no_settings():
     program = "import os, stce_jax.verbs.train, stce_jax.verbs.benchmark, stce_jax.cli, jax; "
     program += "print(jax.config.jax_compilation_cache_dir, sorted(n for n in os.environ if 'CACHE_' in n))"
