@@ -29,6 +29,7 @@ from training import CLASSES, loss_of
 from stce_jax.models.factory import create_model
 from stce_jax.models.ops import attention, fused
 from stce_jax.models.ops.forms import GPU_FORMS, gpu_forms
+from stce_jax.models.ops.parts import whole_batches
 
 DEVICE = """
 gpu_device_info {
@@ -66,7 +67,7 @@ def compile_step(name, batch, image_size, dtype, forms, depth=None):
         (variables["params"], others, images, labels),
     )
     attention.has_fused_kernel = fused.has_fused_kernel = lambda width, dtype: jnp.dtype(dtype).itemsize == 2
-    with gpu_forms(*forms):
+    with gpu_forms(*forms), whole_batches():
         return jax.jit(jax.value_and_grad(loss_of(model), has_aux=True)).lower(*operands).compile().as_text()
 
 

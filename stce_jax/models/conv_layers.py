@@ -16,6 +16,7 @@ from stce_jax.models.ops.activations import gelu
 from stce_jax.models.ops.convolution import halving_convolution
 from stce_jax.models.ops.depthwise import depthwise_convolution
 from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
+from stce_jax.models.ops.parts import by_parts
 from stce_jax.models.ops.precision import of_rank
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -26,6 +27,11 @@ def _convolve(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any, 
     if kernel.shape[:2] == (3, 3) and strides == (2, 2):  # `convolution` has padded by 1
         return halving_convolution(inputs, kernel)
     return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **options)
+
+
+def _convolve_by_parts(inputs: jax.Array, *operands: Any, **options: Any) -> jax.Array:
+    """`_convolve` for a stack of convolutions alone, where nothing else keeps a CPU's other cores busy."""
+    return by_parts(lambda part: _convolve(part, *operands, **options), inputs)
 
 
 def convolution(features: int, kernel: int, stride: int, dtype: Any, *, bias: bool = True, **options: Any) -> nn.Conv:
@@ -41,8 +47,12 @@ def convolution(features: int, kernel: int, stride: int, dtype: Any, *, bias: bo
         padding=((margin, margin), (margin, margin)),
         use_bias=bias,
         dtype=dtype,
-        conv_general_dilated=_convolve,
-        **{"kernel_init": he_normal_fan_out, "name": "convolution", **options},
+        **{
+            "kernel_init": he_normal_fan_out,
+            "name": "convolution",
+            "conv_general_dilated": _convolve,
+            **options,
+        },
     )
 
 
@@ -65,7 +75,10 @@ class ConvModule(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "B H W C"], train: bool | None = None) -> Float[Array, "B h w features"]:
-        outputs = convolution(self.features, self.kernel, self.stride, self.dtype)(inputs)
+        convolve = convolution(
+            self.features, self.kernel, self.stride, self.dtype, conv_general_dilated=_convolve_by_parts
+        )
+        outputs = convolve(inputs)
         return GeluBatchNorm(self.dtype, self.axis_name, name="norm")(outputs, train=train)
 
 
@@ -86,7 +99,10 @@ class EarlyConvModule(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "B H W C"], train: bool | None = None) -> Float[Array, "B h w features"]:
-        outputs = convolution(self.features, 3, self.stride, self.dtype, bias=False)(inputs)
+        convolve = convolution(
+            self.features, 3, self.stride, self.dtype, bias=False, conv_general_dilated=_convolve_by_parts
+        )
+        outputs = convolve(inputs)
         return nn.relu(BatchNorm(self.dtype, self.axis_name, name="norm")(outputs, train=train))
 
 

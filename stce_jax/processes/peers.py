@@ -1,8 +1,7 @@
 """Several processes, one run: finding each other, agreeing on what is run, stopping together, ending together.
 
 Order in a process: `start` -> `agree` -> work, within `together` -> `leave`. In a run of one process all of them do
-nothing. What only runs of several processes need is imported by the functions that need it, JAX too, so that the
-command line can use this module.
+nothing. Functions import what only several processes need, JAX too, so that the command line can use this module.
 """
 
 import contextlib

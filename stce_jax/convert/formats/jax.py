@@ -18,6 +18,7 @@ from stce_jax.convert.files import OWN_WEIGHTS
 from stce_jax.convert.program import PROGRAM, load_exported
 from stce_jax.data.loader import LARGEST_BATCH
 from stce_jax.errors import ConfigError, check_whole
+from stce_jax.models.ops.parts import whole_batches
 from stce_jax.paths import open_path, write_bytes
 from stce_jax.recipe import augment
 from stce_jax.training.assemble import Run
@@ -84,7 +85,8 @@ def _program(
 
     (images,) = jax.export.symbolic_shape("batch") if batch is None else (batch,)
     pixels = jax.ShapeDtypeStruct((images, run.config.image_size, run.config.image_size, 3), jnp.uint8)
-    return jax.export.export(jax.jit(logits), platforms=list(platforms))(pixels)
+    with whole_batches():
+        return jax.export.export(jax.jit(logits), platforms=list(platforms))(pixels)
 
 
 def _describe(run: Run, program: jax.export.Exported, ema: bool) -> dict[str, Any]:
