@@ -1,5 +1,7 @@
 """A CPU as one device and as a device a core: the same model, its batch on one or over all of them, in turn.
 
+Both share a heap, as several devices do; a process with one device has a faster way, see kept_memory.py.
+
 python benchmarks/devices.py                                            the paper's models, training and inference
 python benchmarks/devices.py --models swin_t cmt_s --batch_sizes 8 --what training --rounds 9
 """

@@ -10,7 +10,8 @@ glibc is configured once in a process, so every measurement is a process of its 
 - as shipped: what `stce_jax.platform.freed_memory` does for `stce`.
 - a device a core: the same, with as many JAX devices as there are cores.
 
-A step is that of `stce train`, on a batch that lies in memory. Page faults are pages that the kernel gave in a step.
+Compiling leaves gaps in a heap, which a process that finds its programs in JAX_COMPILATION_CACHE_DIR has not. A step is
+that of `stce train`, on a batch that lies in memory. Page faults are pages that the kernel gave in a step.
 """
 
 import argparse
@@ -22,24 +23,21 @@ import subprocess
 import sys
 import time
 
+import jax
+import training
 from measure import machine, markdown_table
 
 from stce_jax.platform import freed_memory
 
-GLIBCS, ONE_HEAP, SHIPPED, DEVICES = WAYS = ("glibc's own", "one heap", "as shipped", "a device a core")
+GLIBCS, ONE_HEAP, _, DEVICES = WAYS = ("glibc's own", "one heap", "as shipped", "a device a core")
 MODELS = ["vit_s_stce", "cmt_s", "mobilevit_s"]
 
 
 def measure_here(way, model, batch, steps):
     """{"ms", "cpu_ms", "faults"} of a step, the medians of so many, in this process."""
     if way != GLIBCS:
-        freed_memory.keep()
-    if way == ONE_HEAP:
-        freed_memory.share_one_heap()
+        freed_memory.keep(devices=2 if way == ONE_HEAP else None)  # as for several
     freed_memory.configure_jax()
-    import jax
-    import training
-
     call = training.compile_step(*training.model_and_batch(model, batch, 224, "float32")).call
     found = []
     for _ in range(2 + steps):
@@ -56,7 +54,6 @@ def measure(way, *setting):
     command = [sys.executable, __file__, "--here", json.dumps([way, *setting])]
     devices = len(os.sched_getaffinity(0)) if way == DEVICES else 1
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compiling leaves the gaps in a heap that a first run meets
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(done.stderr)

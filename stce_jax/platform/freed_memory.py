@@ -18,32 +18,31 @@ import re
 M_MMAP_MAX, M_ARENA_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -8, -1, -2
 SETTINGS = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 2**26}
 ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0")
+# How many devices, or processes that each have some, a run on CPUs has.
+COUNTS = ("JAX_NUM_CPU_DEVICES", "JAX_NUM_PROCESSES", "SLURM_NTASKS")
 _first_thread_computes = False
 
 
 def keep(devices: int | None = None) -> None:
     """Configures glibc, unless the environment configures it; other C libraries are left alone.
 
-    To be called in the process's first thread.
+    To be called in the process's first thread, and before there are others, whose heaps would stay.
 
     Args:
-      devices: how many CPU devices JAX will have; None: as many as the environment says.
+      devices: how many CPU devices JAX will have in all processes; None: as many as the environment says.
     """
     global _first_thread_computes
     configured = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
-    if configured or any(map(os.path.exists, ACCELERATORS)) or not _set(SETTINGS):
+    if configured or any(map(os.path.exists, ACCELERATORS)):
         return
-    _first_thread_computes = True
-    if (_devices_of_environment() if devices is None else devices) > 1:
-        share_one_heap()
+    import ctypes  # here, for `stce --help` keeps nothing
 
-
-def share_one_heap() -> None:
-    """Has threads that start from now on share the first thread's heap, if `keep` gave them their own."""
-    global _first_thread_computes
-    if _first_thread_computes:
-        _set({M_ARENA_MAX: 1})
-        _first_thread_computes = False
+    several = (_devices_of_environment() if devices is None else devices) > 1
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        for setting, size in (SETTINGS | {M_ARENA_MAX: 1} if several else SETTINGS).items():
+            library.mallopt(setting, size)
+        _first_thread_computes = not several
 
 
 def configure_jax() -> None:
@@ -57,16 +56,8 @@ def configure_jax() -> None:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def _set(settings: dict[int, int]) -> bool:
-    import ctypes  # here, for `stce --help` keeps nothing
-
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        return all([library.mallopt(setting, size) for setting, size in settings.items()])
-    return False
-
-
 def _devices_of_environment() -> int:
-    flag = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    named = os.environ.get("JAX_NUM_CPU_DEVICES", "")
-    return max(int(flag[1]) if flag else 1, int(named) if named.isdecimal() else 1)
+    """More than one where there are several devices or processes, not their product."""
+    named = [os.environ.get(name, "") for name in COUNTS]
+    named += re.findall(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    return max([1, *(int(count) for count in named if count.isdecimal())])

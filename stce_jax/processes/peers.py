@@ -1,7 +1,8 @@
 """Several processes, one run: finding each other, agreeing on what is run, stopping together, ending together.
 
 Order in a process: `start` -> `agree` -> work, within `together` -> `leave`. In a run of one process all of them do
-nothing. Functions import what only several processes need, JAX too, so that the command line can use this module.
+nothing. What only runs of several processes need is imported by the functions that need it, JAX too, so that the
+command line can use this module.
 """
 
 import contextlib
@@ -48,7 +49,7 @@ def start(timeout: float = 300) -> None:
     import jax
     from jax._src import distributed  # the key-value store has no public name
 
-    from stce_jax.platform import compile_cache, freed_memory, jax_settings
+    from stce_jax.platform import compile_cache, jax_settings
     from stce_jax.platform.c_signals import on_abort
     from stce_jax.processes import clusters, joining
     from stce_jax.processes.heartbeat import Heartbeat
@@ -60,7 +61,6 @@ def start(timeout: float = 300) -> None:
     joining.join(address, count, index, timeout)
     jax_settings.leave_signals_to_python()
     compile_cache.serve_all_processes()
-    freed_memory.share_one_heap()
     refuse = functools.partial(_refuse_start, f"process {index} of {count} could not join the others at {address}")
     # JAX aborts with a wall of text where it could raise an error, so its own patience is never reached.
     patience = threading.Timer(timeout, refuse, [f"within {timeout:g} s; see whether all {count} were started"])
