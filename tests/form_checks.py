@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def check_form(operation, plain, shape, kernel_shape, dtype, tolerance):
-    """Asserts that both give the same of random inputs and kernel, with gradients; relative to each array's largest."""
+def check_form(operation, plain, shapes, dtype, tolerance):
+    """Asserts that both give the same of random operands, with gradients; relative to each array's largest."""
     rng = np.random.default_rng(0)
-    inputs, kernel = (jnp.asarray(rng.normal(size=own), dtype) for own in (shape, kernel_shape))
-    expected, pull_back_plain = jax.vjp(plain, inputs, kernel)
-    outputs, pull_back = jax.vjp(jax.jit(operation), inputs, kernel)
+    operands = [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+    expected, pull_back_plain = jax.vjp(plain, *operands)
+    outputs, pull_back = jax.vjp(jax.jit(operation), *operands)
     cotangent = jnp.asarray(rng.normal(size=expected.shape), dtype)
     ours, theirs = (outputs, pull_back(cotangent)), (expected, pull_back_plain(cotangent))
     chex.assert_trees_all_equal_dtypes(ours, theirs)

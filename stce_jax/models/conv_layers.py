@@ -14,7 +14,7 @@ from stce_jax.models.batch_norms import BatchNorm, GeluBatchNorm
 from stce_jax.models.layers import LayerNorm, linear
 from stce_jax.models.ops.activations import gelu
 from stce_jax.models.ops.convolution import halving_convolution
-from stce_jax.models.ops.depthwise import depthwise_convolution
+from stce_jax.models.ops.depthwise import depthwise_convolution, depthwise_residual
 from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.ops.parts import by_parts
 from stce_jax.models.ops.precision import of_rank
@@ -134,8 +134,7 @@ class DepthwiseResidual(nn.Module):
             initializers = {"kernel_init": self.kernel_init, "bias_init": nn.initializers.zeros}
         kernel = self.param("kernel", initializers["kernel_init"], (3, 3, 1, channels), jnp.float32)
         bias = self.param("bias", initializers["bias_init"], (channels,), jnp.float32)
-        inputs, kernel, bias = (array.astype(self.dtype) for array in (inputs, kernel, bias))
-        return inputs + (depthwise_convolution(inputs, kernel, 1) + of_rank(4, bias))
+        return depthwise_residual(*(array.astype(self.dtype) for array in (inputs, kernel, bias)))
 
 
 class DepthwiseConvolution(nn.Module):

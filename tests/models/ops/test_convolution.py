@@ -16,14 +16,14 @@ FORMS = convolution.halving_convolution, convolution.halving_convolution_plain
 # On CPUs the second and the last compute over blocks of pixels.
 @pytest.mark.parametrize(("channels", "features"), [(4, 5), (3, 16), (3, 17), (1, 2)])
 def test_equals_its_plain_form_with_its_gradients(channels, features, size):
-    check_form(*FORMS, (2, *size, channels), (3, 3, channels, features), jnp.float32, 1e-5)
+    check_form(*FORMS, [(2, *size, channels), (3, 3, channels, features)], jnp.float32, 1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("channels", "features"), [(4, 5), (3, 16)])
 def test_equals_its_plain_form_in_bfloat16(channels, features):
     # A digit of bfloat16 is 0.8%, and sums cancel.
-    check_form(*FORMS, (2, 5, 8, channels), (3, 3, channels, features), jnp.bfloat16, 4e-2)
+    check_form(*FORMS, [(2, 5, 8, channels), (3, 3, channels, features)], jnp.bfloat16, 4e-2)
 
 
 # What torch.nn.AvgPool2d(3, 2, 1, ceil_mode=True) gives for 0, 1, 2, ..., row by row.

@@ -1,24 +1,51 @@
-"""The depthwise convolution against its plain form, with its gradients."""
+"""Depthwise convolutions against their plain forms, with their gradients."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 from form_checks import check_form
 
-from stce_jax.models.ops.depthwise import depthwise_convolution, depthwise_convolution_plain
+from stce_jax.models.ops.activations import gelu
+from stce_jax.models.ops.depthwise import (
+    depthwise_convolution,
+    depthwise_convolution_plain,
+    depthwise_residual,
+    depthwise_residual_plain,
+)
 
-
-@pytest.mark.parametrize(
+in_dtypes = pytest.mark.parametrize(
     ("dtype", "tolerance"), [(jnp.float32, 1e-5), pytest.param(jnp.bfloat16, 4e-2, marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("size", [(5, 7), pytest.param((1, 2), marks=pytest.mark.slow)])
+of_sizes = pytest.mark.parametrize("size", [(5, 7), pytest.param((1, 2), marks=pytest.mark.slow)])
+
+
+@in_dtypes
+@of_sizes
 @pytest.mark.parametrize("stride", [1, 2])
 def test_equals_its_plain_form_with_its_gradients(stride, size, dtype, tolerance):
     forms = (
         lambda inputs, kernel, form=form: form(inputs, kernel, stride)
         for form in (depthwise_convolution, depthwise_convolution_plain)
     )
-    check_form(*forms, (2, *size, 6), (3, 3, 1, 6), dtype, tolerance)
+    check_form(*forms, [(2, *size, 6), (3, 3, 1, 6)], dtype, tolerance)
+
+
+@in_dtypes
+@of_sizes
+def test_the_residual_equals_its_plain_form_with_its_gradients(size, dtype, tolerance):
+    shapes = [(2, *size, 6), (3, 3, 1, 6), (6,)]
+    check_form(depthwise_residual, depthwise_residual_plain, shapes, dtype, tolerance)
+
+
+def test_what_the_residual_reads_is_computed_where_it_is_padded():
+    inputs, kernel, bias = jnp.ones((1, 14, 14, 256)), jnp.ones((3, 3, 1, 256)), jnp.ones(256)
+    compiled = (
+        jax.jit(lambda *operands: depthwise_residual(gelu(operands[0]), *operands[1:]))
+        .lower(inputs, kernel, bias)
+        .compile()
+    )
+    padded = 16 * 16 * 256 * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * padded, "GELU's result is kept beside the padded one"
 
 
 @pytest.mark.parametrize("stride", [1, 2])

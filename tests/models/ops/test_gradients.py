@@ -70,6 +70,11 @@ OPERATIONS = {  # name -> (operation, plain form, shapes of the operands)
         )
         for stride in (1, 2)
     },
+    "depthwise_residual": (
+        depthwise.depthwise_residual,
+        depthwise.depthwise_residual_plain,
+        [(2, 5, 4, 3), (3, 3, 1, 3), (3,)],
+    ),
     "attention": (
         functools.partial(attend, attention.dot_product_attention),
         functools.partial(attend, attention.attention_plain),

@@ -8,7 +8,7 @@ from jax import export
 from stce_jax.models.ops.attention import attention_weights, dot_product_attention
 from stce_jax.models.ops.batch_norms import gelu_batch_norm
 from stce_jax.models.ops.convolution import halving_convolution
-from stce_jax.models.ops.depthwise import depthwise_convolution
+from stce_jax.models.ops.depthwise import depthwise_convolution, depthwise_residual
 from stce_jax.models.ops.supertoken import associate, cluster_super_tokens, pool_cells
 
 
@@ -28,6 +28,7 @@ OPERATIONS = {
     "halving_convolution": (lambda x: halving_convolution(x, jnp.zeros((3, 3, 3, 4))), (7, 6, 3)),
     "depthwise_convolution": (lambda x: depthwise_convolution(x, jnp.zeros((3, 3, 1, 4)), 1), (5, 6, 4)),
     "halving_depthwise": (lambda x: depthwise_convolution(x, jnp.zeros((3, 3, 1, 4)), 2), (5, 6, 4)),
+    "depthwise_residual": (lambda x: depthwise_residual(x, jnp.zeros((3, 3, 1, 4)), jnp.zeros(4)), (5, 6, 4)),
     "gelu_batch_norm": (lambda x: gelu_batch_norm(x, jnp.ones(4), jnp.ones(4), jnp.float32), (5, 6, 4)),
     "attention": (attended, (5, 2, 4)),
     "attention_with_mask": (lambda x: attended(x, mask=x[:, :, 0, 0] > 0), (5, 2, 4)),
