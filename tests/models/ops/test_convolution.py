@@ -13,14 +13,14 @@ FORMS = convolution.halving_convolution, convolution.halving_convolution_plain
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 2)])
-# On CPUs the second and the last compute over blocks of pixels.
-@pytest.mark.parametrize(("channels", "features"), [(4, 5), (3, 16), (3, 17), (1, 2)])
+# On CPUs the second and the fourth compute over blocks of pixels, and the last has its kernel's gradient of products.
+@pytest.mark.parametrize(("channels", "features"), [(4, 5), (3, 16), (3, 17), (1, 2), (32, 65)])
 def test_equals_its_plain_form_with_its_gradients(channels, features, size):
     check_form(*FORMS, [(2, *size, channels), (3, 3, channels, features)], jnp.float32, 1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("channels", "features"), [(4, 5), (3, 16)])
+@pytest.mark.parametrize(("channels", "features"), [(4, 5), (3, 16), (32, 65)])
 def test_equals_its_plain_form_in_bfloat16(channels, features):
     # A digit of bfloat16 is 0.8%, and sums cancel.
     check_form(*FORMS, [(2, 5, 8, channels), (3, 3, channels, features)], jnp.bfloat16, 4e-2)
@@ -45,3 +45,11 @@ def test_few_features_of_an_image_are_computed_in_blocks_on_cpus(features, block
     shapes = jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 3, features))
     program = jax.jit(convolution.halving_convolution).lower(*shapes).compile().as_text()
     assert ("stride=2x2" not in program) == blocks
+
+
+@pytest.mark.parametrize(("channels", "features", "products"), [(32, 65, True), (31, 65, False), (32, 64, False)])
+def test_the_gradient_of_a_wide_kernel_is_nine_products_on_cpus(channels, features, products):
+    inputs, kernel = jnp.ones((1, 8, 8, channels)), jnp.ones((3, 3, channels, features))
+    gradient = jax.grad(lambda kernel: convolution.halving_convolution(inputs, kernel).sum())
+    traced = str(jax.make_jaxpr(gradient)(kernel))
+    assert (traced.count("= dot_general[") == 9) == products, traced

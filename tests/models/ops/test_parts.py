@@ -24,21 +24,24 @@ def pretend(monkeypatch):
 
 def test_a_single_cpu_device_computes_in_parts(pretend):
     pretend(1, "cpu")
-    assert [parts.number_of_parts(batch) for batch in (1, 4, 6, 8)] == [1, 4, 1, 4]
+    small, large = (8, 8, 3), (128, 128, 5)
+    assert [parts.number_of_parts((batch, *small)) for batch in (1, 4, 6, 8, 64)] == [1, 4, 1, 4, 4]
+    assert [parts.number_of_parts((batch, *large)) for batch in (1, 4, 6, 8, 24, 64)] == [1, 4, 1, 8, 8, 16]
+    assert [parts.number_of_parts((8, count)) for count in (2**16, 2**16 + 1)] == [4, 8]
 
 
 @pytest.mark.parametrize(("devices", "backend"), [(2, "cpu"), (1, "gpu"), (1, "tpu")])
 def test_others_compute_whole_batches(pretend, devices, backend):
     pretend(devices, backend)
-    assert parts.number_of_parts(8) == 1
+    assert parts.number_of_parts((8, 9, 9, 3)) == 1
 
 
 def test_programs_for_elsewhere_compute_whole_batches(pretend):
     pretend(1, "cpu")
     with parts.whole_batches():
-        assert parts.number_of_parts(8) == 1
+        assert parts.number_of_parts((8, 9, 9, 3)) == 1
     (batch,) = jax.export.symbolic_shape("b")
-    assert parts.number_of_parts(batch) == 1
+    assert parts.number_of_parts((batch, 9, 9, 3)) == 1
 
 
 def forward_and_backward(module, inputs):
@@ -59,9 +62,9 @@ def forward_and_backward(module, inputs):
 def test_parts_compute_what_the_whole_does(kind, stride, monkeypatch):
     module = kind(features=8, stride=stride)
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(8, 9, 10, 5)), jnp.float32)
-    monkeypatch.setattr(parts, "number_of_parts", lambda batch: 1)
+    monkeypatch.setattr(parts, "number_of_parts", lambda shape: 1)
     whole, of_whole = forward_and_backward(module, inputs)
-    monkeypatch.setattr(parts, "number_of_parts", lambda batch: 4)
+    monkeypatch.setattr(parts, "number_of_parts", lambda shape: 4)
     jax.clear_caches()
     in_parts, of_parts = forward_and_backward(module, inputs)
     assert of_parts == 4 * of_whole, f"{of_parts} convolutions in parts, {of_whole} of the whole"
