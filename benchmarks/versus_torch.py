@@ -33,29 +33,23 @@ already lie on the device: loading and augmentation are not measured.
 """
 
 import argparse
-import copy
 import functools
-import itertools
 import json
-import math
 import os
 import shlex
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import torch
 import torch_reference
-import training
+from contenders import CLOCKS, COMPILED, EAGER, JAX, contenders_of, measure
 from measure import machine, markdown_table, median_estimate
-from torch.nn import functional as F
-from training import CLASSES, LEARNING_RATE, WEIGHT_DECAY
+from torch_agreement import check_agreement
+from training import CLASSES
 
 from stce_jax.errors import ConfigError
 from stce_jax.models.factory import create_model, list_models
@@ -63,10 +57,7 @@ from stce_jax.platform import freed_memory, jax_settings
 from stce_jax.training.mesh import batch_sharding, check_batch_size, make_mesh, replicated
 
 TOLERANCES = (1e-4, 1e-3)  # of logits, absolute; of gradients, relative to the parameter's largest
-CHECKED = 8  # images, at most
-CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 MODES = ("inference", "training", "embedding")
-JAX, EAGER, COMPILED = "JAX", "PyTorch eager", "PyTorch compiled"
 
 
 def parse_arguments():
@@ -115,182 +106,6 @@ def choose_device(wanted):
     return "cuda" if both_on_gpu else "cpu"
 
 
-def allow_tf32(allowed):
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high" if allowed else "highest")
-        torch.backends.cudnn.allow_tf32 = allowed
-
-
-def jax_loss(model, params, batch_stats, images, labels):
-    """(mean cross-entropy, (logits, new batch statistics)) in training mode."""
-    variables = {"params": params, "batch_stats": batch_stats}
-    logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses.mean(), (logits, updates.get("batch_stats", {}))
-
-
-def check_agreement(name, model, variables, reference, jax_batch, torch_batch, tolerances):
-    """Ends the program unless logits and all gradients agree in training mode, for the batch's first images."""
-    jax_batch, torch_batch = ([part[:CHECKED] for part in batch] for batch in (jax_batch, torch_batch))
-    loss = functools.partial(jax_loss, model)
-    with jax.default_matmul_precision("highest"):
-        gradients, (logits, _) = jax.jit(jax.grad(loss, has_aux=True))(
-            variables["params"], variables.get("batch_stats", {}), *jax_batch
-        )
-    allow_tf32(False)
-    reference = copy.deepcopy(reference).train()
-    images, labels = torch_batch
-    expected = reference(images)
-    F.cross_entropy(expected, labels).backward()
-    allow_tf32(True)
-
-    logit_error = np.abs(logits - expected.detach().cpu().numpy()).max()
-    theirs = torch_reference.gradients(reference)
-    # In front of BatchNorm a bias has no gradient but rounding: nothing is compared with less than that.
-    rounding = 1e-3 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs))
-    errors = jax.tree.map(
-        lambda ours, theirs: np.abs(ours - theirs).max() / max(np.abs(theirs).max(), rounding),
-        jax.device_get(gradients),
-        theirs,
-    )
-    path, gradient_error = max(jax.tree_util.tree_leaves_with_path(errors), key=lambda leaf: leaf[1])
-    worst = jax.tree_util.keystr(path, simple=True, separator="/")
-    found = f"{name}: logits differ by {logit_error:.1e}, gradients by {gradient_error:.1e} of their largest ({worst})"
-    print(found, file=sys.stderr)
-    if not (logit_error <= tolerances[0] and gradient_error <= tolerances[1]):
-        sys.exit("the two models disagree; allowed are {:.0e} and {:.0e}".format(*tolerances))
-
-
-def compile_jax(function, *arguments):
-    """(compiled program, bytes of its temporaries on all devices)."""
-    compiled = jax.jit(function).lower(*arguments).compile()
-    return compiled, compiled.memory_analysis().temp_size_in_bytes * jax.device_count()
-
-
-def jax_inference(model, variables, images, labels):
-    del labels
-    forward, temporary = compile_jax(functools.partial(model.apply, train=False), variables, images)
-    return functools.partial(forward, variables, images), temporary
-
-
-def jax_training(model, variables, images, labels):
-    step = training.compile_step(model, variables, images, labels)
-    return step.call, step.temporary_bytes
-
-
-def jax_embedding(model, variables, images, labels):
-    del labels
-    embedding = model.embedding.clone(parent=None)
-    own = {kind: collection["embedding"] for kind, collection in variables.items() if "embedding" in collection}
-
-    def loss(params, images):
-        tokens, _ = embedding.apply({**own, "params": params}, images, train=True, mutable=["batch_stats"])
-        return jnp.square(tokens.astype(jnp.float32)).sum()
-
-    images = images.astype(model.dtype)
-    compiled, temporary = compile_jax(jax.grad(loss), own["params"], images)
-    return functools.partial(compiled, own["params"], images), temporary
-
-
-def torch_inference(model, autocast, images, labels):
-    del labels
-    model.eval()
-
-    def step():
-        with torch.inference_mode(), autocast():
-            return model(images)
-
-    return step
-
-
-def torch_training(model, autocast, images, labels):
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
-
-    def step():
-        optimizer.zero_grad()
-        with autocast():
-            loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def torch_embedding(model, autocast, images, labels):
-    del labels
-    embedding = model.embedding.train()
-    if isinstance(model, torch._dynamo.OptimizedModule):  # whose parts are not compiled by themselves
-        embedding = torch.compile(embedding)
-
-    def step():
-        embedding.zero_grad()
-        with autocast():
-            tokens = embedding(images)
-        tokens.float().square().sum().backward()
-
-    return step
-
-
-def torch_wait(_):
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def torch_memory():
-    """Bytes that PyTorch holds on the GPU; 0 without one. Its peak counts anew from here."""
-    if not torch.cuda.is_available():
-        return 0
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated()
-
-
-def run_steps(step, wait, count, clock):
-    """Seconds that `count` steps take by the clock, the last one's end awaited."""
-    start = clock()
-    for _ in range(count):
-        outputs = step()
-    wait(outputs)
-    return clock() - start
-
-
-def warm_up(step, wait, seconds, clock):
-    """Compiles, then returns how many steps fill about `seconds`."""
-    for _ in range(2):
-        run_steps(step, wait, 1, clock)
-    return max(1, math.ceil(seconds / run_steps(step, wait, 1, clock)))
-
-
-def measure(contenders, arguments, memory):
-    """{name: images per second in each round}; a contender is name: (step, wait), and one that fails is left out.
-
-    Adds PyTorch's bytes to `memory`, on GPUs.
-    """
-    counts, clock = {}, CLOCKS[arguments.clock]
-    for name, (step, wait) in contenders.items():
-        print(f"  warming up {name}", file=sys.stderr)
-        before = torch_memory()
-        try:
-            counts[name] = warm_up(step, wait, arguments.seconds, clock)
-        except Exception as error:
-            if name != COMPILED:
-                raise
-            reason = (str(error).splitlines() or [""])[0]
-            print(f"  torch.compile failed and is left out: {type(error).__name__}: {reason}", file=sys.stderr)
-            continue
-        if name != JAX and torch.cuda.is_available():
-            memory[name] = torch.cuda.max_memory_allocated() - before
-    speeds = {name: [] for name in counts}
-    order = itertools.cycle(counts)
-    for _ in range(arguments.rounds):
-        for name in itertools.islice(order, len(counts)):
-            step, wait = contenders[name]
-            run_steps(step, wait, 1, clock)  # whatever the contender before left in the caches is gone
-            speeds[name].append(arguments.batch * counts[name] / run_steps(step, wait, counts[name], clock))
-        next(order)  # the next round begins with the next contender
-    return speeds
-
-
 def compare(name, device, arguments):
     """Checks, then measures one model; returns one dict per mode."""
     random = np.random.default_rng(0)
@@ -320,17 +135,9 @@ def compare(name, device, arguments):
     autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=low_precision)
     results = []
     for mode in arguments.modes:
-        make_jax = {"inference": jax_inference, "training": jax_training, "embedding": jax_embedding}[mode]
-        make_torch = {"inference": torch_inference, "training": torch_training, "embedding": torch_embedding}[mode]
-        step, temporary = make_jax(model, variables, *jax_batch)
-        contenders = {
-            JAX: (step, jax.block_until_ready),
-            EAGER: (make_torch(copy.deepcopy(reference), autocast, *torch_batch), torch_wait),
-        }
-        if arguments.compile:
-            torch.compiler.reset()
-            compiled = torch.compile(copy.deepcopy(reference))
-            contenders[COMPILED] = make_torch(compiled, autocast, *torch_batch), torch_wait
+        contenders, temporary = contenders_of(
+            mode, (model, variables, reference), (jax_batch, torch_batch), autocast, arguments.compile
+        )
         memory = {JAX: temporary}
         speeds = measure(contenders, arguments, memory)
         memory = {name: size / arguments.batch / 1e6 for name, size in memory.items()}
