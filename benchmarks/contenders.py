@@ -139,7 +139,7 @@ def warm_up(step, wait, seconds, clock):
 
 
 def measure(contenders, arguments, memory):
-    """{name: images per second in each round}; a contender is name: (step, wait), and one that fails is left out.
+    """{name: images per second in each round} of {name: contender}; torch.compile is left out where it fails.
 
     Adds PyTorch's bytes to `memory`, on GPUs.
     """

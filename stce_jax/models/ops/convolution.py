@@ -57,9 +57,9 @@ def halving_convolution(inputs: Float[Array, "B H W C"], kernel: Float[Array, "3
 
     The gradient of the inputs is a convolution of the cotangent with zeros put between its rows and columns. XLA for
     CPUs multiplies with those zeros, so there even and odd rows and columns are computed apart, four convolutions
-    without any zeros. The gradient of a wide kernel is nine products of all places, one for each of its places: as a
-    convolution, whose results are maps of 3x3, it takes one and a half to two and a half times as long. And from an
-    image's three channels to a few it computes over blocks of 2x2 pixels.
+    without any zeros. The gradient of a wide kernel is nine products of matrices, one for each of its places: as a
+    convolution, whose results are maps of 3x3, it is slower. And from an image's three channels to a few it computes
+    over blocks of 2x2 pixels.
     """
     return _halving(inputs, kernel)
 

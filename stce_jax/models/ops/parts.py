@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-# By the batch alone: the sums over it shall not depend on the number of cores. XLA has a second thread take part only
-# where more than 8 operations are ready (kSplitThreshold in xla/backends/cpu/runtime/thunk.h).
-PARTS = 4
-MORE_PARTS = (16, 8)  # of large maps alone, for each part takes time to compile
-LARGE = 2**16  # numbers of a part
+# (how many, each with more numbers than this), the first that fits: many of large maps alone, for each takes time to
+# compile. XLA has a second thread take part only where more than 8 operations are ready (kSplitThreshold in
+# xla/backends/cpu/runtime/thunk.h). The number of cores does not count: sums over a batch shall not depend on it.
+PARTS = ((16, 2**16), (8, 2**16), (4, 0))
 _whole = jax.make_user_context(False)
 
 
@@ -37,10 +36,8 @@ def number_of_parts(shape: tuple[int, ...]) -> int:
         return 1
     if jax.device_count() > 1 or jax.default_backend() != "cpu":
         return 1
-    for parts in MORE_PARTS:
-        if batch % parts == 0 and math.prod(shape) > parts * LARGE:
-            return parts
-    return 1 if batch % PARTS else PARTS
+    fitting = (parts for parts, numbers in PARTS if batch % parts == 0 and math.prod(shape) > parts * numbers)
+    return next(fitting, 1)
 
 
 def by_parts(
