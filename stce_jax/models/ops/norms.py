@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from stce_jax.models.ops.gradients import own_gradient
-from stce_jax.models.ops.precision import of_rank, recompute_from, widened
+from stce_jax.models.ops.precision import as_column, of_rank, recompute_from, widened
 
 LAYER_NORM_EPSILON = 1e-6  # the ViT's
 TORCH_LAYER_NORM_EPSILON = 1e-5  # PyTorch's default, of most other bodies
@@ -34,8 +34,8 @@ def _layer_norm_forward(
     inputs: Array, scale: Array, bias: Array, dtype: DTypeLike, epsilon: float
 ) -> tuple[Array, tuple[Array, Array, Array, Array]]:
     wide = widened(inputs)
-    mean = wide.mean(axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)  # [..., 1]
+    mean = as_column(wide.mean(axis=-1, keepdims=True))
+    inverse = jax.lax.rsqrt(as_column(jnp.square(wide - mean).mean(axis=-1, keepdims=True)) + epsilon)
     outputs = (wide - mean) * inverse * of_rank(wide.ndim, scale) + of_rank(wide.ndim, bias)
     return outputs.astype(dtype), (inputs, scale, mean, inverse)
 
@@ -50,8 +50,8 @@ def _layer_norm_backward(
     rows = tuple(range(inputs.ndim - 1))
     dscale, dbias = (cotangent * normalized).sum(axis=rows), cotangent.sum(axis=rows)
     cotangent *= of_rank(inputs.ndim, scale)
-    along = (cotangent * normalized).mean(axis=-1, keepdims=True)
-    dinputs = inverse * (cotangent - cotangent.mean(axis=-1, keepdims=True) - normalized * along)
+    level, along = (as_column(row.mean(axis=-1, keepdims=True)) for row in (cotangent, cotangent * normalized))
+    dinputs = inverse * (cotangent - level - normalized * along)
     return dinputs.astype(inputs.dtype), dscale, dbias
 
 
@@ -71,7 +71,7 @@ def layer_norm(
     The variance comes from differences to the mean: flax's default, the mean of squares minus the squared mean, loses
     every digit on a patch of one colour.
     """
-    return layer_norm_plain(inputs, scale, bias, dtype, epsilon)
+    return _layer_norm_forward(inputs, scale, bias, dtype, epsilon)[0]
 
 
 def rms_norm_plain(
@@ -87,7 +87,7 @@ def _rms_norm_forward(
     inputs: Array, scale: Array, dtype: DTypeLike, epsilon: float
 ) -> tuple[Array, tuple[Array, Array, Array]]:
     wide = widened(inputs)
-    inverse = jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)  # [..., 1]
+    inverse = jax.lax.rsqrt(as_column(jnp.square(wide).mean(axis=-1, keepdims=True)) + epsilon)
     return (wide * inverse * of_rank(wide.ndim, scale)).astype(dtype), (inputs, scale, inverse)
 
 
@@ -100,7 +100,8 @@ def _rms_norm_backward(
     normalized = wide * inverse
     dscale = (cotangent * normalized).sum(axis=tuple(range(inputs.ndim - 1)))
     cotangent *= of_rank(inputs.ndim, scale)
-    dinputs = inverse * (cotangent - normalized * (cotangent * normalized).mean(axis=-1, keepdims=True))
+    along = as_column((cotangent * normalized).mean(axis=-1, keepdims=True))
+    dinputs = inverse * (cotangent - normalized * along)
     return dinputs.astype(inputs.dtype), dscale
 
 
@@ -114,4 +115,4 @@ def rms_norm(
 
     Gradient: for CPUs; saves what that of `layer_norm` saves. It keeps the inputs and one number a row.
     """
-    return rms_norm_plain(inputs, scale, dtype, epsilon)
+    return _rms_norm_forward(inputs, scale, dtype, epsilon)[0]

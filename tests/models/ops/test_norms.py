@@ -1,6 +1,7 @@
 """LayerNorm, and BatchNorm with its activations, against their plain forms, with their gradients."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stce_jax.models.ops import batch_norms, norms
+from stce_jax.models.ops import batch_norms, norms, precision
 
 SHAPE = (3, 5, 4, 6)
 
@@ -162,3 +163,26 @@ def test_rms_norm_with_its_gradients(dtype, tolerance):
     assert [leaf.dtype for leaf in found] == [dtype, jnp.float32]
     for ours, plain in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours.astype(jnp.float32), plain.astype(jnp.float32), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_column_holds_the_same_numbers(dtype):
+    numbers = np.array([[0.0], [-0.0], [1e-37], [-3.5], [3e38], [np.inf], [-np.inf], [np.nan]], dtype)
+    with jax.enable_x64(dtype is np.float64):
+        column = np.asarray(jax.jit(precision.as_column)(numbers))
+    assert column.dtype == dtype
+    np.testing.assert_array_equal(column.view(np.uint8), numbers.view(np.uint8))
+
+
+@pytest.mark.parametrize("norm", [norms.layer_norm, norms.rms_norm])
+def test_numbers_of_rows_are_not_written_out_for_every_place_on_cpus(norm):
+    rows, width = 2**13, 2**8  # enough for XLA to leave the sums to its library
+    vectors = [jnp.ones(width)] * (2 if norm is norms.layer_norm else 1)
+
+    def loss(inputs, cotangent):
+        return (norm(inputs, *vectors, jnp.float32, 1e-6) * cotangent).sum()
+
+    both = jnp.ones((rows, width)), jnp.ones((rows, width))
+    program = jax.jit(jax.value_and_grad(loss)).lower(*both).compile().as_text()
+    written = re.findall(rf"ROOT .* = f32\[{rows},{width}\]\S* broadcast\(.*", program)
+    assert not written, "\n".join(written)
