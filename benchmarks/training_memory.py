@@ -25,11 +25,15 @@ from stce_jax.training.objective import build_objective
 from stce_jax.training.stepping import build_stepping
 from stce_jax.workdir import config as configuration
 
+AGAIN = ["--config.model.body.vit.remat=True"]
+IN_A_LOOP = [*AGAIN, "--config.model.body.vit.scan_layers=True"]
+ONE_AT_A_TIME = ["--config.accumulate={batch}"]
 WAYS = {
     "as it is": [],
-    "remat": ["--config.model.body.vit.remat=True"],
-    "accumulate": ["--config.accumulate={batch}"],
-    "remat, accumulate": ["--config.model.body.vit.remat=True", "--config.accumulate={batch}"],
+    "remat": AGAIN,
+    "remat, scan_layers": IN_A_LOOP,
+    "accumulate": ONE_AT_A_TIME,
+    "remat, scan_layers, accumulate": [*IN_A_LOOP, *ONE_AT_A_TIME],
 }
 MEGABYTE = 1e6
 # Less of LLVM's work, which changes no buffer.

@@ -35,3 +35,12 @@ def test_micro_batches_hold_one_at_a_time():
     same, less = planned(224, "--config.accumulate=4")
     assert same == state
     assert less < temporary / 2, f"{less / MEGABYTE:.0f} of {temporary / MEGABYTE:.0f} MiB"
+
+
+@pytest.mark.slow
+def test_blocks_computed_again_in_a_loop_are_not_kept():
+    deep = "--config.model.body.vit.depth=8"
+    state, temporary = planned(224, deep)
+    same, less = planned(224, deep, *training_memory.WAYS["remat, scan_layers"])
+    assert same == state
+    assert less < 0.75 * temporary, f"{less / MEGABYTE:.0f} of {temporary / MEGABYTE:.0f} MiB"

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from stce_jax.models.ops.gradients import own_gradient
-from stce_jax.models.ops.precision import widened
+from stce_jax.models.ops.precision import wide_product, widened
 
 POLICY_EPSILON = 1e-6  # see `policy_weights`
 TOKENS_MULTIPLE = 8  # cuDNN's gradient needs an even number of tokens, products on GPUs prefer a multiple of 8
@@ -65,7 +65,7 @@ def attention_weights(
 
 def weighted_sum(weights: Float[Array, "B A M N"], value: Float[Array, "B N A E"]) -> Float[Array, "B M A E"]:
     """What `dot_product_attention` makes of its weights, where they are there anyway; in the value's dtype."""
-    return _product("bamn,bnae->bmae", weights.astype(value.dtype), value).astype(value.dtype)
+    return wide_product("bamn,bnae->bmae", weights.astype(value.dtype), value).astype(value.dtype)
 
 
 def policy_attention(
@@ -101,7 +101,7 @@ def policy_weights(
       bias, mask: see `dot_product_attention`; what the mask hides gets nothing, not even of itself.
     """
     count = key.shape[1]
-    logits = _product("bmae,bnae->bamn", query / _scale(query), key)
+    logits = wide_product("bmae,bnae->bamn", query / _scale(query), key)
     logits = logits if bias is None else logits + bias.astype(logits.dtype)
     live = jnp.where(jnp.eye(query.shape[1], count, dtype=bool), 1.0, policy[:, None, None, :].astype(logits.dtype))
     least: Any = POLICY_EPSILON / count
@@ -207,7 +207,7 @@ def _attention_forward(
     query, key, value = (array.transpose(0, 2, 1, 3) for array in (query, key, value))  # each [B, A, M or N, E]
     weights, total = _unnormalized_weights(query, key, bias, mask)
     weights = weights.astype(value.dtype)
-    outputs = _product("bamn,bane->bame", weights, value) / total
+    outputs = wide_product("bamn,bane->bame", weights, value) / total
     outputs = outputs.transpose(0, 2, 1, 3).astype(value.dtype)  # [B, M, A, E]
     return outputs, (query, key, value, bias, weights, total)
 
@@ -216,7 +216,7 @@ def _unnormalized_weights(
     query: Float[Array, "B A M E"], key: Float[Array, "B A N E"], bias: Array | None, mask: Array | None
 ) -> tuple[Float[Array, "B A M N"], Float[Array, "B A M 1"]]:
     """(weights, their sums); the sum is 1 for images without any key that may be seen."""
-    logits = _product("bame,bane->bamn", query / _scale(query), key)
+    logits = wide_product("bame,bane->bamn", query / _scale(query), key)
     logits = logits if bias is None else logits + bias.astype(logits.dtype)
     if mask is not None:
         logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
@@ -231,8 +231,8 @@ def _attention_backward(saved: Saved, cotangent: Array) -> Operands:
     query, key, value, bias, weights, total = saved
     dtype, scale = value.dtype, _scale(query)
     cotangent = (widened(cotangent).transpose(0, 2, 1, 3) / total).astype(dtype)  # of the weighted sums, [B, A, M, E]
-    dvalue = _product("bamn,bame->bane", weights, cotangent)
-    dweights = _product("bame,bane->bamn", cotangent, value)  # [B, A, M, N]
+    dvalue = wide_product("bamn,bame->bane", weights, cotangent)
+    dweights = wide_product("bame,bane->bamn", cotangent, value)  # [B, A, M, N]
     along = (dweights * weights).sum(axis=-1, keepdims=True) / total  # [B, A, M, 1]
     dlogits = (dweights - along) * weights
     dbias = None
@@ -240,8 +240,8 @@ def _attention_backward(saved: Saved, cotangent: Array) -> Operands:
         broadcast = tuple(axis for axis, size in enumerate(bias.shape) if size == 1)
         dbias = dlogits.sum(axis=broadcast, keepdims=True).astype(bias.dtype)
     dlogits = dlogits.astype(dtype)
-    dquery = _product("bamn,bane->bame", dlogits, key) / scale
-    dkey = _product("bamn,bame->bane", dlogits, query) / scale
+    dquery = wide_product("bamn,bane->bame", dlogits, key) / scale
+    dkey = wide_product("bamn,bame->bane", dlogits, query) / scale
     dquery, dkey, dvalue = (array.transpose(0, 2, 1, 3).astype(dtype) for array in (dquery, dkey, dvalue))
     return dquery, dkey, dvalue, dbias, None
 
@@ -270,8 +270,3 @@ def _with_four_axes(bias: Array | None) -> Array | None:
 
 def _scale(query: Float[Array, "*axes E"]) -> float:
     return np.sqrt(query.shape[-1]).item()
-
-
-def _product(subscripts: str, left: Array, right: Array) -> Array:
-    accumulate = jnp.promote_types(left.dtype, jnp.float32)
-    return jnp.einsum(subscripts, left, right, preferred_element_type=accumulate)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from stce_jax.models.ops.forms import chosen
 from stce_jax.models.ops.gradients import own_gradient
-from stce_jax.models.ops.precision import widened
+from stce_jax.models.ops.precision import wide_product, widened
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (above, below), (left, right)
 
@@ -82,13 +82,10 @@ def _by_products(inputs: Float[Array, "B H W C"], cotangent: Float[Array, "B h w
     """The kernel's gradient, [3, 3, C, features], in float32 at least."""
     _, rows, columns, features = cotangent.shape
     padded = jnp.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    accumulated = jnp.promote_types(inputs.dtype, jnp.float32)
 
     def of_place(down: int, right: int) -> Array:
         met = padded[:, down : down + 2 * rows - 1 : 2, right : right + 2 * columns - 1 : 2]  # [B, h, w, C]
-        return jax.lax.dot_general(
-            met, cotangent, (((0, 1, 2), (0, 1, 2)), ((), ())), preferred_element_type=accumulated
-        )
+        return wide_product("bhwc,bhwf->cf", met, cotangent)
 
     products = [of_place(down, right) for down in range(3) for right in range(3)]
     return jnp.stack(products).reshape(3, 3, -1, features)

@@ -11,6 +11,14 @@ def widened(inputs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
 
 
+def wide_product(
+    subscripts: str, left: Float[Array, "*left"], right: Float[Array, "*right"]
+) -> Float[Array, "*product"]:
+    """An einsum of two arrays, summed and returned in float32 at least."""
+    accumulate = jnp.promote_types(left.dtype, jnp.float32)
+    return jnp.einsum(subscripts, left, right, preferred_element_type=accumulate)
+
+
 def of_rank(rank: int, inputs: Shaped[Array, "*shape"]) -> Shaped[Array, "*ones_and_shape"]:
     """With as many axes of size 1 in front as make `rank` of them, for users who have JAX refuse to add them itself."""
     return jnp.expand_dims(inputs, tuple(range(rank - inputs.ndim)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from stce_jax.models.ops.precision import of_rank, widened
+from stce_jax.models.ops.precision import of_rank, wide_product, widened
 
 
 def bilinear_weights(positions: Float[Array, "*axes"], side: int) -> Float[Array, "*axes side"]:
@@ -44,9 +44,7 @@ def sample_bilinear(values: Float[Array, "B H W C"], positions: Float[Array, "B 
     columns = bilinear_weights(positions[..., 1], width)  # [B, S, W]
     weights = (rows[:, :, :, None] * columns[:, :, None, :]).reshape(*rows.shape[:2], height * width)
     flat = values.reshape(batch, height * width, channels)
-    accumulate = jnp.promote_types(values.dtype, jnp.float32)
-    samples = jnp.einsum("bsp,bpc->bsc", weights.astype(values.dtype), flat, preferred_element_type=accumulate)
-    return samples.astype(values.dtype)
+    return wide_product("bsp,bpc->bsc", weights.astype(values.dtype), flat).astype(values.dtype)
 
 
 def sample_differences(

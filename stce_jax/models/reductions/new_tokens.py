@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from stce_jax.errors import check_whole
-from stce_jax.models.ops.precision import widened
+from stce_jax.models.ops.precision import wide_product, widened
 from stce_jax.models.reductions import reduction
 from stce_jax.models.tokens import Tokens
 
@@ -71,8 +71,7 @@ def replace_image_tokens(
     Every new token counts as one, is real, and lies in no grid.
     """
     reduction.sow_assignment(module, largest_share(weights, tokens))
-    accumulate = jnp.promote_types(values.dtype, jnp.float32)
-    made = jnp.einsum("bmn,bnd->bmd", weights.astype(values.dtype), values, preferred_element_type=accumulate)
+    made = wide_product("bmn,bnd->bmd", weights.astype(values.dtype), values)
     joined = jnp.concatenate([tokens.values[:, : tokens.leading], made.astype(tokens.values.dtype)], axis=1)
     return dataclasses.replace(tokens, values=joined, sizes=None, mask=None, policy=None, grid=None)
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from stce_jax.models.layers import LayerNorm
 from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
+from stce_jax.models.ops.precision import wide_product
 from stce_jax.models.reductions import new_tokens, reduction
 from stce_jax.models.tokens import Tokens
 
@@ -61,6 +62,5 @@ class PatchMerger(nn.Module):
 
 def query_shares(queries: Float[Array, "M D"], values: Float[Array, "B n D"], tokens: Tokens) -> Float[Array, "B M n"]:
     """Softmax over the image tokens of the products of queries and normalised values; float32 at least."""
-    accumulate = jnp.promote_types(values.dtype, jnp.float32)
-    logits = jnp.einsum("md,bnd->bmn", queries.astype(values.dtype), values, preferred_element_type=accumulate)
+    logits = wide_product("md,bnd->bmn", queries.astype(values.dtype), values)
     return new_tokens.shares_of_tokens(logits, tokens)
