@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from stce_jax.errors import ConfigError, check_range, check_whole, shown
 from stce_jax.models.layers import drop_path_scales, linear
+from stce_jax.models.ops.precision import widened
 from stce_jax.models.tokens import Tokens, check_tokens
 
 MOST_STAGES = 8
@@ -74,12 +75,12 @@ class StagedBody(nn.Module):
         """Normalised images -> logits (or pooled features without classes), float32."""
         outputs = self.pool(self.tokens(images, train))
         outputs = self.head(self.before_head(outputs, train)) if self.num_classes else outputs
-        return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+        return widened(outputs)
 
     def features(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Float[Array, "B D"]:
         """Normalised images -> what the head reads, [B, D] float32."""
         features = self.pool(self.tokens(images, train))
-        return features.astype(jnp.promote_types(features.dtype, jnp.float32))
+        return widened(features)
 
     def tokens(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         """Normalised images -> the last stage's tokens, after the last norm."""

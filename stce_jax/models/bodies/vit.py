@@ -21,6 +21,7 @@ from stce_jax.models.layers import NORMS, drop_path_scales, is_training, linear,
 from stce_jax.models.ops import rotary
 from stce_jax.models.ops.norms import LAYER_NORM_EPSILON
 from stce_jax.models.ops.positions import resize_position_embedding, sincos_position_embedding
+from stce_jax.models.ops.precision import widened
 from stce_jax.models.reductions import Reduction, acts_before, counts_of
 from stce_jax.models.tokens import Tokens, check_tokens
 
@@ -133,12 +134,12 @@ class VisionTransformer(nn.Module):
         """Normalised images -> logits (or pooled features without classes), float32."""
         tokens = self._tokens_to_read(images, train)
         outputs = self.logits(tokens) if self.num_classes else self.pool(tokens)
-        return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+        return widened(outputs)
 
     def features(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Float[Array, "B D"]:
         """Normalised images -> what the head reads, float32."""
         features = self.pool(self._tokens_to_read(images, train))
-        return features.astype(jnp.promote_types(features.dtype, jnp.float32))
+        return widened(features)
 
     def tokens(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         """Normalised images -> the last block's tokens after LayerNorm, class token first."""

@@ -14,6 +14,8 @@ from jax.experimental.pallas import triton
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from stce_jax.models.ops.precision import widened
+
 Index = tuple[Any, ...]
 ANYWHERE = pl.BlockSpec(memory_space=pl.ANY)  # kernels compute their own addresses
 
@@ -44,7 +46,7 @@ def span(size: int, first: Any, length: int) -> tuple[Index, Bool[Array, "length
 def load(reference: Any, index: Index, mask: Bool[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The numbers at an index, in float32 at least; 0 where the mask hides them."""
     numbers = triton.load(reference.at[index], mask=mask, other=0.0)
-    return numbers.astype(jnp.promote_types(numbers.dtype, jnp.float32))
+    return widened(numbers)
 
 
 def store(reference: Any, index: Index, mask: Bool[Array, "*shape"], numbers: Float[Array, "*shape"]) -> None:
