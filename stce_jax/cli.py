@@ -33,6 +33,7 @@ from stce_jax.commands import (
 )
 from stce_jax.errors import ConfigError, PreemptedError, StceError
 from stce_jax.platform import compile_cache, freed_memory, garbage, life, terminal
+from stce_jax.platform.lack_of_memory import lack_of_memory
 from stce_jax.processes import peers as processes
 
 EXIT_CODES = """exit codes:
@@ -95,6 +96,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         _exit("interrupted", 130, own_process)  # as shells do
     except Exception as error:
+        if lacking := lack_of_memory(error, arguments):
+            if debug:
+                terminal.print_traceback(type(error), error, error.__traceback__)
+            _exit(lacking, ConfigError.exit_code, own_process)
         if not processes.several():
             raise
         terminal.print_traceback(type(error), error, error.__traceback__)
