@@ -1,13 +1,13 @@
 """What a GPU would read and write in a training step, from the program that XLA compiles for it; no GPU is needed.
 
     pip install ".[cuda12]"                                      in an environment of its own
-    python benchmarks/gpu_program.py --write                     as shipped, and with each of `forms.GPU_FORMS`
+    python benchmarks/gpu_program.py --write                     as shipped, with remat, and with each form for GPUs
     python benchmarks/gpu_program.py --kernels 40 --forms        the largest kernels of the step as it is shipped
 
 JAX's plugin for CUDA compiles for a described device, here an H200. It cannot try out kernels there, so products are
 all XLA's own and not cuBLAS's, and what a product's library would fuse into it (a bias, a sum) is a pass here. What a
 kernel reads and writes is counted by the arrays that it takes and gives, none of which is assumed to stay in a cache.
-The optimizer is left out.
+What the step needs is XLA's plan of its memory beside parameters and images. The optimizer is left out.
 """
 
 import argparse
@@ -50,13 +50,12 @@ MOVES_NOTHING = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast
 PARTS = ("products", "convolutions", "attention", "its cutting", "norms, sums", "MLP", "stem", "other")
 
 
-def compile_step(name, batch, image_size, dtype, forms, depth=None):
-    """The program of loss and gradients for the described device, as text."""
+def compile_step(name, batch, image_size, dtype, forms, depth=None, remat=False):
+    """The compiled program of loss and gradients for the described device."""
     topology = topologies.get_topology_desc("h200", platform="cuda", target_config=DEVICE, topology="1x1x1")
     own = NamedSharding(Mesh(np.array(topology.devices[:1]), ("data",)), PartitionSpec())
-    model = create_model(
-        name, num_classes=CLASSES, image_size=image_size, dtype=dtype, **({"depth": depth} if depth else {})
-    )
+    options = {"remat": remat, **({"depth": depth} if depth else {})}
+    model = create_model(name, num_classes=CLASSES, image_size=image_size, dtype=dtype, **options)
     images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
     variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
 
@@ -68,7 +67,7 @@ def compile_step(name, batch, image_size, dtype, forms, depth=None):
     )
     attention.has_fused_kernel = fused.has_fused_kernel = lambda width, dtype: jnp.dtype(dtype).itemsize == 2
     with gpu_forms(*forms), whole_batches():
-        return jax.jit(jax.value_and_grad(loss_of(model), has_aux=True)).lower(*operands).compile().as_text()
+        return jax.jit(jax.value_and_grad(loss_of(model), has_aux=True)).lower(*operands).compile()
 
 
 def bytes_of(shapes):
@@ -127,7 +126,7 @@ def main():
     made_by = command()  # with the user's own flags alone
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
     jax.config.update("jax_platforms", "cpu")
-    variants = {"as shipped": (), **{form: (form,) for form in arguments.forms}}
+    variants = {"as shipped": (), "remat": (), **{form: (form,) for form in arguments.forms}}
     blocks = [form for form in arguments.forms if form.startswith("blocks_of")]
     if len(arguments.forms) > 1:  # of the first convolution's forms there can be one
         variants["all"] = tuple(form for form in arguments.forms if form not in blocks[1:])
@@ -135,9 +134,10 @@ def main():
     for name, forms in variants.items():
         setting = (arguments.model, arguments.batch, arguments.image_size, arguments.dtype, forms, arguments.depth)
         try:
-            found = kernels(compile_step(*setting))
+            program = compile_step(*setting, remat=name == "remat")
         except (RuntimeError, NotImplementedError) as error:
             sys.exit(f'no program for a GPU: {error}\nit needs the CUDA plugin of JAX: pip install ".[cuda12]"')
+        found, kept = kernels(program.as_text()), program.memory_analysis().temp_size_in_bytes
         moved = collections.Counter()
         for size, part, *_ in found:
             moved[part] += size / arguments.batch / 1e6
@@ -146,14 +146,15 @@ def main():
             {"step": name, "kernels": len(found)}
             | {part: f"{moved[part]:.1f}" for part in PARTS}
             | {"all, MB an image": f"{total:.1f}", "ms": f"{1e9 * total * arguments.batch / BANDWIDTH:.1f}"}
+            | {"needs, MB an image": f"{kept / arguments.batch / 1e6:.1f}"}
         )
         print(rows[-1], flush=True)
         for size, part, kernel, operation in sorted(found, reverse=True)[: arguments.kernels]:
             print(f"{size / arguments.batch / 1e6:8.2f} MB an image  {part:12} {kernel:32} {operation[-80:]}")
     text = (
         f"`{arguments.model}`, {arguments.batch} images of {arguments.image_size} pixels, {arguments.dtype}, jax "
-        f"{jax.__version__}; MB an image that each part reads and writes, and what that takes at "
-        f"{BANDWIDTH / 1e12:g} TB/s:\n\n{markdown_table(rows)}"
+        f"{jax.__version__}; MB an image that each part reads and writes, what that takes at "
+        f"{BANDWIDTH / 1e12:g} TB/s, and what the step needs:\n\n{markdown_table(rows)}"
     )
     if arguments.write:
         write_section("gpu program", text, made_by)

@@ -26,14 +26,13 @@ from stce_jax.training.stepping import build_stepping
 from stce_jax.workdir import config as configuration
 
 AGAIN = ["--config.model.body.vit.remat=True"]
-IN_A_LOOP = [*AGAIN, "--config.model.body.vit.scan_layers=True"]
 ONE_AT_A_TIME = ["--config.accumulate={batch}"]
 WAYS = {
     "as it is": [],
     "remat": AGAIN,
-    "remat, scan_layers": IN_A_LOOP,
+    "remat, scan_layers": [*AGAIN, "--config.model.body.vit.scan_layers=True"],
     "accumulate": ONE_AT_A_TIME,
-    "remat, scan_layers, accumulate": [*IN_A_LOOP, *ONE_AT_A_TIME],
+    "remat, accumulate": [*AGAIN, *ONE_AT_A_TIME],
 }
 MEGABYTE = 1e6
 # Less of LLVM's work, which changes no buffer.

@@ -1,6 +1,7 @@
 """The house: which package may import which, how large each is, and what importing costs."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -40,11 +41,12 @@ MODELS = {
     "layers": {"ops", "tokens"},
     "batch_norms": {"ops", "layers"},
     "conv_layers": {"ops", "tokens", "layers", "batch_norms"},
+    "remat": {"ops"},
     "downsampling": LAYERS,
     "attentions": {*LAYERS, "attentions"},
     "embeddings": {*LAYERS, "attentions", "embeddings"},
     "reductions": {*LAYERS, "reductions"},
-    "bodies": {*LAYERS, "fused_layers", "downsampling", "attentions", "embeddings", "reductions", "bodies"},
+    "bodies": {*LAYERS, "remat", "fused_layers", "downsampling", "attentions", "embeddings", "reductions", "bodies"},
     "fused_layers": {"ops", "tokens", "layers"},
     "factory": {*LAYERS, "attentions", "embeddings", "reductions", "bodies", "contracts"},
     "__init__": set(),
@@ -97,6 +99,13 @@ def test_operations_know_no_linen():
             names = [alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]
             module = getattr(node, "module", None) or ""
             assert not any("flax" in name for name in [module, *names]), f"{path.name} imports flax"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "models" / "bodies").glob("*.py")), ids=lambda path: path.stem)
+def test_bodies_remat_so_that_it_saves_memory_on_cpus(path):
+    """Flax's and JAX's would save next to nothing there."""
+    found = re.search(r"\b(nn|jax|lift)\.(remat|checkpoint)\(", path.read_text())
+    assert not found, f"{path.name} must call models.remat.remat in place of {found[0]}...)"
 
 
 def test_arrows_test_sees_imports():

@@ -25,6 +25,7 @@ from stce_jax.models.embeddings.cmt import HalvingPatches
 from stce_jax.models.layers import LayerNorm, is_training, linear
 from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.ops.positions import Grid, resize_position_bias
+from stce_jax.models.remat import remat
 from stce_jax.models.tokens import Tokens
 
 FARTHEST = 128  # tokens more or fewer in a side that works than in one that does not
@@ -150,7 +151,7 @@ class CMT(StagedBody):
 
     def setup(self) -> None:
         self.check()
-        block: Any = nn.remat(CMTBlock, static_argnums=(4,)) if self.remat else CMTBlock
+        block: Any = remat(CMTBlock) if self.remat else CMTBlock
         stages = zip(self.widths, self.depths, self.heads, self.key_strides, self.mlp_ratios, strict=True)
         self.blocks = [
             block(heads, stride, int(width * ratio), self.dtype, self.axis_name)

@@ -23,6 +23,7 @@ from stce_jax.models.downsampling import SuperTokenDownsample
 from stce_jax.models.layers import MLP, LayerNorm, is_training, truncated_normal
 from stce_jax.models.ops.activations import gelu, quick_gelu
 from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
+from stce_jax.models.remat import remat
 from stce_jax.models.tokens import Tokens
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
@@ -114,7 +115,7 @@ class CvT(StagedBody):
 
     def setup(self) -> None:
         self.check()
-        block: Any = nn.remat(ConvAttentionBlock, static_argnums=(3,)) if self.remat else ConvAttentionBlock
+        block: Any = remat(ConvAttentionBlock) if self.remat else ConvAttentionBlock
         self.blocks = [
             block(
                 heads,

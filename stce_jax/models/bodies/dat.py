@@ -35,6 +35,7 @@ from stce_jax.models.conv_layers import (
 from stce_jax.models.layers import LayerNorm, is_training, linear
 from stce_jax.models.ops.activations import gelu
 from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
+from stce_jax.models.remat import remat
 from stce_jax.models.tokens import Tokens
 
 MOST_BLOCKS = 1024  # of a stage
@@ -146,7 +147,7 @@ class DAT(StagedBody):
 
     def setup(self) -> None:
         self.check()
-        make: Any = nn.remat(DATBlock) if self.remat else DATBlock
+        make: Any = remat(DATBlock) if self.remat else DATBlock
         self.blocks = [
             make(self.attention(stage, kind, size), **self._block_options(stage))
             for stage, size in enumerate(self.stage_grids(*self.image_size))

@@ -31,6 +31,7 @@ from stce_jax.models.bodies.tables import fit_tables
 from stce_jax.models.conv_layers import LayerScale, NormedHalving
 from stce_jax.models.layers import MLP, LayerNorm, is_training
 from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
+from stce_jax.models.remat import remat
 from stce_jax.models.tokens import Tokens
 
 LARGEST_WINDOW = 64  # on a side
@@ -122,7 +123,7 @@ class Focal(StagedBody):
 
     def setup(self) -> None:
         self.check()
-        block: Any = nn.remat(FocalBlock) if self.remat else FocalBlock
+        block: Any = remat(FocalBlock) if self.remat else FocalBlock
         blocks = []
         for stage, sides in enumerate(self.stage_grids(*self.image_size)):
             small = min(sides) <= self.window

@@ -24,6 +24,7 @@ from stce_jax.models.layers import LayerNorm, is_training, linear
 from stce_jax.models.ops.attention import dot_product_attention
 from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.ops.precision import widened
+from stce_jax.models.remat import remat
 from stce_jax.models.tokens import Tokens
 
 PATCH = 2  # side of a patch in places of the map
@@ -179,8 +180,8 @@ class MobileViT(StagedBody):
 
     def setup(self) -> None:
         self.check()
-        residual: Any = nn.remat(InvertedResidual, static_argnums=(2,)) if self.remat else InvertedResidual
-        block: Any = nn.remat(MobileViTBlock, static_argnums=(3,)) if self.remat else MobileViTBlock
+        residual: Any = remat(InvertedResidual) if self.remat else InvertedResidual
+        block: Any = remat(MobileViTBlock) if self.remat else MobileViTBlock
         self.residuals = [
             residual(width, stride, self.expansion, self.dtype, self.axis_name)
             for width, stride in zip(self.widths, self.strides, strict=True)

@@ -26,6 +26,7 @@ from stce_jax.models.conv_layers import (
 )
 from stce_jax.models.layers import LayerNorm, is_training, linear
 from stce_jax.models.ops.supertoken import MOST_ITERATIONS, Cell, cell_shape
+from stce_jax.models.remat import remat
 from stce_jax.models.tokens import Tokens
 
 
@@ -125,7 +126,7 @@ class SViT(StagedBody):
 
     def setup(self) -> None:
         self.check()
-        block: Any = nn.remat(SuperTokenBlock, static_argnums=(3,)) if self.remat else SuperTokenBlock
+        block: Any = remat(SuperTokenBlock) if self.remat else SuperTokenBlock
         self.blocks = [
             block(
                 heads,

@@ -21,6 +21,7 @@ from stce_jax.models.downsampling import PatchMerging, SuperTokenDownsample
 from stce_jax.models.layers import MLP, LayerNorm, is_training
 from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.ops.supertoken import MOST_ITERATIONS
+from stce_jax.models.remat import remat
 from stce_jax.models.tokens import Tokens
 
 LARGEST_WINDOW = 128  # places along a side: what a window costs grows with the fourth power
@@ -112,7 +113,7 @@ class Swin(StagedBody):
     def setup(self) -> None:
         self.check()
         self.embedding_norm = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON)
-        block: Any = nn.remat(SwinBlock) if self.remat else SwinBlock
+        block: Any = remat(SwinBlock) if self.remat else SwinBlock
         self.blocks = [
             block(heads, self.window, index % 2 * (self.window // 2), self.mlp_ratio * width, self.dtype)
             for width, depth, heads in zip(self.widths, self.depths, self.heads, strict=True)

@@ -23,6 +23,7 @@ from stce_jax.models.ops.norms import LAYER_NORM_EPSILON
 from stce_jax.models.ops.positions import resize_position_embedding, sincos_position_embedding
 from stce_jax.models.ops.precision import widened
 from stce_jax.models.reductions import Reduction, acts_before, counts_of
+from stce_jax.models.remat import remat
 from stce_jax.models.tokens import Tokens, check_tokens
 
 
@@ -96,7 +97,7 @@ class VisionTransformer(nn.Module):
 
     def setup(self) -> None:
         self.check()
-        block: Any = nn.remat(Block, static_argnums=(4,), prevent_cse=not self.scan_layers) if self.remat else Block
+        block: Any = remat(Block, in_loop=self.scan_layers) if self.remat else Block
         options: dict[str, Any] = {
             "heads": self.heads,
             "mlp_dim": self.mlp_dim,

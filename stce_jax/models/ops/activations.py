@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from stce_jax.models.ops.gradients import own_gradient
-from stce_jax.models.ops.precision import recompute_from, widened
+from stce_jax.models.ops.ordering import recompute_from
+from stce_jax.models.ops.precision import widened
 
 QUICK = 1.702  # of `quick_gelu`
 

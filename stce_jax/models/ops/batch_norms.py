@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 
 from stce_jax.models.ops.activations import gelu, gelu_derivative, gelu_plain
 from stce_jax.models.ops.gradients import own_gradient
-from stce_jax.models.ops.precision import of_rank, recompute_from, widened
+from stce_jax.models.ops.ordering import recompute_from
+from stce_jax.models.ops.precision import of_rank, widened
 
 BATCH_NORM_EPSILON = 1e-5  # PyTorch's default
 

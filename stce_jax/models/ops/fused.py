@@ -20,7 +20,8 @@ from stce_jax.models.ops.gradients import own_gradient, varying_axes
 from stce_jax.models.ops.kernels import gelu as gelu_kernels
 from stce_jax.models.ops.kernels import residual_norm
 from stce_jax.models.ops.norms import layer_norm
-from stce_jax.models.ops.precision import recompute_from, widened
+from stce_jax.models.ops.ordering import recompute_from
+from stce_jax.models.ops.precision import widened
 
 _REVERSE_MODE_ALONE = (
     "kernels for GPUs have first derivatives in reverse mode alone; for others, trace the model without "

@@ -50,7 +50,7 @@ def own_gradient(
         @functools.wraps(operation)
         def wrapper(*operands: Any) -> Any:
             arrays = len(operands) - len(nondiff_argnums)
-            return differentiable(*_of_one_variance(operands[:arrays]), *operands[arrays:])
+            return differentiable(*of_one_variance(operands[:arrays]), *operands[arrays:])
 
         return cast(Operation, wrapper)
 
@@ -161,7 +161,7 @@ batching.primitive_batchers[_linear] = _batched
 mlir.register_lowering(_linear, mlir.lower_fun(_forward_mode, multiple_results=True))
 
 
-def _of_one_variance(operands: tuple[Any, ...]) -> tuple[Any, ...]:
+def of_one_variance(operands: tuple[Any, ...]) -> tuple[Any, ...]:
     """Inside `jax.shard_map`: operands that are alike on all devices are marked as varying where another one varies.
 
     JAX does so for its own operations, and sums their cotangents over the devices.

@@ -9,7 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from stce_jax.models.ops.gradients import own_gradient
-from stce_jax.models.ops.precision import as_column, of_rank, recompute_from, widened
+from stce_jax.models.ops.ordering import recompute_from
+from stce_jax.models.ops.precision import as_column, of_rank, widened
 
 LAYER_NORM_EPSILON = 1e-6  # the ViT's
 TORCH_LAYER_NORM_EPSILON = 1e-5  # PyTorch's default, of most other bodies

@@ -1,4 +1,4 @@
-"""What several operations share: the dtype of the computation, shapes that meet, what a backward pass recomputes."""
+"""What several operations share: the dtype of the computation, and shapes that meet."""
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +32,3 @@ def as_column(numbers: Float[Array, "*rows 1"]) -> Float[Array, "*rows 1"]:
     """
     infinity = np.array(np.inf, numbers.dtype)
     return jax.lax.clamp(-infinity, numbers, infinity)
-
-
-def recompute_from(
-    saved: Shaped[Array, "*shape"], cotangent: Shaped[Array, "*other"]
-) -> tuple[Shaped[Array, "*shape"], Shaped[Array, "*other"]]:
-    """(saved, cotangent) of a backward pass, such that what is computed from `saved` is computed then, and not before.
-
-    XLA would otherwise find that the forward pass has computed the same and keep that, or compute it long before the
-    cotangent is there; either takes memory. (For CPUs it orders the work without the barrier, and may still be early.)
-    """
-    return jax.lax.optimization_barrier((saved, cotangent))

@@ -1,0 +1,60 @@
+"""The order in which XLA computes, where memory hangs on it: what a backward pass recomputes, and when."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped
+
+from stce_jax.models.ops.precision import widened
+
+
+def recompute_from(
+    saved: Shaped[Array, "*shape"], cotangent: Shaped[Array, "*other"]
+) -> tuple[Shaped[Array, "*shape"], Shaped[Array, "*other"]]:
+    """(saved, cotangent) of a backward pass, such that what is computed from `saved` is computed then, and not before.
+
+    XLA would otherwise find that the forward pass has computed the same and keep that, or compute it long before the
+    cotangent is there; either takes memory. (For CPUs it orders the work without the barrier, and may still be early.)
+    """
+    return jax.lax.optimization_barrier((saved, cotangent))
+
+
+def recompute_all_from(saved: Any, cotangents: Any) -> tuple[Any, Any]:
+    """`recompute_from` for arrays of two trees, at a cost that whole blocks are worth: it holds on CPUs as well.
+
+    There a zero that is made of the cotangents is added to `saved`, see `after_on_cpus`.
+    """
+    return jax.lax.platform_dependent(
+        saved,
+        cotangents,
+        cpu=lambda saved, cotangents: (_plus_zero_of(cotangents, saved), cotangents),
+        default=lambda saved, cotangents: jax.lax.optimization_barrier((saved, cotangents)),
+    )
+
+
+def after_on_cpus(first: Any, later: Any) -> Any:
+    """`later`, a tree of arrays and keys that XLA for CPUs uses only when all floats of the tree `first` are computed.
+
+    Values stay, unless there are some in `first` that are not finite: then those of `later` may be no numbers. On other
+    backends it does nothing.
+    """
+    return jax.lax.platform_dependent(first, later, cpu=_plus_zero_of, default=lambda first, later: later)
+
+
+def _plus_zero_of(first: Any, later: Any) -> Any:
+    """`later` plus a zero that XLA cannot know to be one."""
+    corners = [widened(array[(0,) * array.ndim]) for array in jax.tree.leaves(first) if _is(array, jnp.floating)]
+    number: Any = sum(corners)
+    zero = jnp.where(number == number, 0, number) if corners else 0
+
+    def add(array: Array) -> Array:
+        if _is(array, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(add(jax.random.key_data(array)), impl=jax.random.key_impl(array))
+        return array + jnp.asarray(zero, array.dtype) if _is(array, jnp.number) else array
+
+    return jax.tree.map(add, later)
+
+
+def _is(array: Array, kind: Any) -> bool:
+    return bool(jnp.issubdtype(array.dtype, kind))
