@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-from stce_jax.models.ops.precision import widened
-
 
 def recompute_from(
     saved: Shaped[Array, "*shape"], cotangent: Shaped[Array, "*other"]
@@ -36,22 +34,27 @@ def recompute_all_from(saved: Any, cotangents: Any) -> tuple[Any, Any]:
 def after_on_cpus(first: Any, later: Any) -> Any:
     """`later`, a tree of arrays and keys that XLA for CPUs uses only when all floats of the tree `first` are computed.
 
-    Values stay, unless there are some in `first` that are not finite: then those of `later` may be no numbers. On other
-    backends it does nothing.
+    Values stay, if `first` has numbers. On other backends it does nothing.
     """
     return jax.lax.platform_dependent(first, later, cpu=_plus_zero_of, default=lambda first, later: later)
 
 
 def _plus_zero_of(first: Any, later: Any) -> Any:
-    """`later` plus a zero that XLA cannot know to be one."""
-    corners = [widened(array[(0,) * array.ndim]) for array in jax.tree.leaves(first) if _is(array, jnp.floating)]
-    number: Any = sum(corners)
-    zero = jnp.where(number == number, 0, number) if corners else 0
+    """`later` plus a zero that XLA cannot know to be one.
+
+    It is made of one number of each array of `first`. They are sorted, which XLA fuses with nothing: otherwise it might
+    compute the zero, and what led to it, again for each number that it is added to.
+    """
+    corners = [array[(0,) * array.ndim] for array in jax.tree.leaves(first) if _is(array, jnp.floating)]
+    if not corners:
+        return later
+    smallest = jnp.sort(jnp.stack([jnp.float32(0), *(corner.astype(jnp.float32) for corner in corners)]))[0]
+    zero = jnp.where(smallest == smallest, 0, smallest)
 
     def add(array: Array) -> Array:
         if _is(array, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(add(jax.random.key_data(array)), impl=jax.random.key_impl(array))
-        return array + jnp.asarray(zero, array.dtype) if _is(array, jnp.number) else array
+        return array + zero.astype(array.dtype) if _is(array, jnp.number) else array
 
     return jax.tree.map(add, later)
 
