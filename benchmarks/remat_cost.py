@@ -24,8 +24,7 @@ MODELS += ("mobilevit_s", "dat_t")
 
 def measured(name, batch, rounds):
     """A row of the table."""
-    model, variables, images, labels = model_and_batch(name, batch, 224, "float32")
-    steps = {remat: compile_step(model.clone(remat=remat), variables, images, labels) for remat in (False, True)}
+    steps = {remat: compile_step(*model_and_batch(name, batch, 224, "float32", remat=remat)) for remat in (False, True)}
     seconds = interleave({remat: step.call for remat, step in steps.items()}, rounds)
     plain, again = (np.array(seconds[remat].wall) for remat in (False, True))
     before, after = (steps[remat].temporary_bytes / batch / 1e6 for remat in (False, True))

@@ -44,7 +44,7 @@ MODELS = {
     "remat": {"ops"},
     "downsampling": LAYERS,
     "attentions": {*LAYERS, "attentions"},
-    "embeddings": {*LAYERS, "attentions", "embeddings"},
+    "embeddings": {*LAYERS, "remat", "attentions", "embeddings"},
     "reductions": {*LAYERS, "reductions"},
     "bodies": {*LAYERS, "remat", "fused_layers", "downsampling", "attentions", "embeddings", "reductions", "bodies"},
     "fused_layers": {"ops", "tokens", "layers"},

@@ -26,7 +26,7 @@ STRIDE = 16  # pixels between two tokens of the embedding, if the body does not 
 # Fields that are no options: what linen adds, and what `build_model` sets itself.
 NO_OPTIONS = {
     "body": {"parent", "name", "embedding", "num_classes", "image_size", "dtype", "reduction", "axis_name"},
-    "embedding": {"parent", "name", "width", "dtype", "axis_name"},
+    "embedding": {"parent", "name", "width", "dtype", "axis_name", "remat"},
     "reduction": {"parent", "name", "stage", "stages"},
 }
 Options = Mapping[str, Any]
@@ -195,8 +195,11 @@ def _assemble(resolved: Resolved, *, num_classes: int, image_size: tuple[int, in
     computed = jnp.dtype(dtype)
     names, options = resolved
     width = _embedding_width(options["body"])
+    kind = EMBEDDINGS[str(names["embedding"])]
     given = {} if width is None else {"width": width}
-    embedding = EMBEDDINGS[str(names["embedding"])](**given, dtype=computed, **options["embedding"])
+    if "remat" in {field.name for field in dataclasses.fields(kind)}:
+        given["remat"] = options["body"].get("remat", False)
+    embedding = kind(**given, dtype=computed, **options["embedding"])
     shared = {"embedding": embedding, "num_classes": num_classes, "dtype": computed}
     if names["reduction"]:
         if "reduction" not in {field.name for field in dataclasses.fields(BODIES[str(names["body"])])}:

@@ -9,6 +9,8 @@ import pytest
 from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 
+from stce_jax.models.embeddings import EMBEDDINGS
+from stce_jax.models.factory import create_model, model_options
 from stce_jax.models.remat import remat
 
 WIDTH, DEPTH, ROWS = 8, 6, 512
@@ -172,3 +174,45 @@ def test_xla_for_cpus_keeps_no_activations(dtype):
 
     plain, again = planned(None), planned(remat)
     assert again < plain / 3, f"{again / 1e6:.1f} MB with remat, {plain / 1e6:.1f} MB without"
+
+
+WITH_MODULES = [name for name, kind in EMBEDDINGS.items() if "remat" in kind.__dataclass_fields__]
+TINY = {"stem_widths": (6, 8), "stem_strides": (2, 2)}
+OWN = {"mobilevit": {"stem_widths": (4, 6, 8), "stem_strides": (2, 1, 2)}, "svit": {"stem_widths": (4, 8)}}
+
+
+def test_every_embedding_with_batch_norm_recomputes_its_modules():
+    """Only one whose convolutions have no BatchNorm keeps so little that it need not."""
+    normed = {name for name, kind in EMBEDDINGS.items() if "axis_name" in kind.__dataclass_fields__}
+    assert normed == set(WITH_MODULES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_MODULES)
+def test_embeddings_compute_the_same(name):
+    """Tokens, statistics and gradients, in float64."""
+    embedding = EMBEDDINGS[name](width=8, dtype=jnp.float64, **{**TINY, **OWN.get(name, {})})
+    images = np.random.default_rng(0).normal(size=(3, 16, 16, 3))
+    rng = np.random.default_rng(1)
+
+    def total(module, params, images):
+        found, new = module.apply({**given, "params": params}, images, train=True, mutable=["batch_stats"])
+        return jnp.sin(found.values).sum(), (found.values, new)
+
+    with jax.enable_x64(True):
+        shapes = jax.eval_shape(lambda: embedding.init(jax.random.key(0), images, train=False))
+        given = jax.tree.map(lambda leaf: 0.5 + rng.uniform(size=leaf.shape), shapes)
+        plain, again = (
+            jax.jit(jax.value_and_grad(functools.partial(total, module), argnums=(0, 1), has_aux=True))(
+                given["params"], images
+            )
+            for module in (embedding, embedding.clone(remat=True))
+        )
+    compared(plain, again, name)
+
+
+def test_the_body_tells_its_embedding():
+    assert "remat" in model_options("vit_ti_stce") and "remat" in model_options("vit_ti_patch")
+    for again in (False, True):
+        assert create_model("vit_ti_stce", num_classes=2, image_size=32, remat=again).embedding.remat == again
+    create_model("vit_ti_patch", num_classes=2, image_size=32, remat=True)  # whose embedding has nothing to recompute

@@ -59,7 +59,8 @@ class StagedBody(nn.Module):
       image_size: (height, width) in pixels.
       drop_path: stochastic depth rate of the last block, 0 <= rate < 1; needs the rng "dropout" in training.
       dtype: dtype of the computation; parameters and statistics are float32.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      remat: recompute each block in the backward pass instead of keeping its activations; `create_model` has the
+        embedding do so with each of its modules of convolutions.
     """
 
     embedding: Any

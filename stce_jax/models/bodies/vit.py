@@ -54,7 +54,8 @@ class VisionTransformer(nn.Module):
       patch_dropout: share of the image tokens that no block sees in training, 0 <= rate < 1, see `PatchDropout`. Not
         with a reduction.
       dtype: dtype of the computation; parameters are float32.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      remat: recompute each block in the backward pass instead of keeping its activations; `create_model` has the
+        embedding do so with each of its modules of convolutions.
       scan_layers: one compiled block run `depth` times over stacked parameters [depth, ...]; compiles faster, but the
         last block then computes all tokens even where the class token alone is read. Not with a reduction.
       reduction: a module of `reductions`, or None.

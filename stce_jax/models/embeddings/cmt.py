@@ -57,6 +57,7 @@ class CMTEmbed(nn.Module):
       stem_strides: and their strides; the last convolution, of 2x2 pixels, halves once more.
       dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
       axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
+      remat: recompute each module in the backward pass, as a body's option says; `create_model` sets it.
     """
 
     width: int = 64
@@ -64,6 +65,7 @@ class CMTEmbed(nn.Module):
     stem_strides: Sequence[int] = (2, 1, 1)
     dtype: jnp.dtype = jnp.float32
     axis_name: Any = None
+    remat: bool = False
 
     @staticmethod
     def options_for(width: int, stride: int) -> dict[str, Any]:
@@ -90,7 +92,9 @@ class CMTEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
-        features = conv_stack(images, self.stem_widths, self.stem_strides, self.dtype, self.axis_name, train)
+        features = conv_stack(
+            images, self.stem_widths, self.stem_strides, self.dtype, self.axis_name, self.remat, train
+        )
         features = HalvingPatches(self.width, self.dtype, name="halving")(features)
         batch, rows, columns, width = features.shape  # [B, h, w, D]
         return Tokens(features.reshape(batch, rows * columns, width), grid=(rows, columns))

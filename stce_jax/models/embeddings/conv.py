@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from stce_jax.errors import ConfigError
 from stce_jax.models.conv_layers import ConvModule
 from stce_jax.models.embeddings.stem import check_stem, halvings, stem_places, strided_grid
+from stce_jax.models.remat import remat
 from stce_jax.models.tokens import Tokens
 
 
@@ -25,6 +26,7 @@ class ConvEmbed(nn.Module):
       dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
       width: D, if it is to be checked against the last module's.
       axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
+      remat: recompute each module in the backward pass, as a body's option says; `create_model` sets it.
     """
 
     stem_widths: Sequence[int] = (96, 192, 384, 384, 384)
@@ -32,6 +34,7 @@ class ConvEmbed(nn.Module):
     dtype: jnp.dtype = jnp.float32
     width: int | None = None
     axis_name: Any = None
+    remat: bool = False
 
     LAST_KERNEL: ClassVar[int] = 3  # as printed
 
@@ -58,9 +61,10 @@ class ConvEmbed(nn.Module):
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
         features, last = images, len(self.stem_widths) - 1
+        kind = remat(ConvModule) if self.remat else ConvModule
         for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
             kernel = self.LAST_KERNEL if index == last else 3
-            module = ConvModule(width, stride, kernel, self.dtype, self.axis_name, name=f"module_{index + 1}")
+            module = kind(width, stride, kernel, self.dtype, self.axis_name, name=f"module_{index + 1}")
             features = module(features, train=train)
         batch, rows, columns, channels = features.shape  # [B, h, w, D]
         return Tokens(features.reshape(batch, rows * columns, channels), grid=(rows, columns))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from stce_jax.models.conv_layers import EarlyConvModule, convolution
 from stce_jax.models.embeddings.stem import check_stem, halvings, stem_places, strided_grid
+from stce_jax.models.remat import remat
 from stce_jax.models.tokens import Tokens
 
 
@@ -23,6 +24,7 @@ class EarlyConvEmbed(nn.Module):
       stem_widths, stem_strides: channels and stride of each module before the 1x1 convolution.
       dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
       axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
+      remat: recompute each module in the backward pass, as a body's option says; `create_model` sets it.
     """
 
     width: int = 384
@@ -30,6 +32,7 @@ class EarlyConvEmbed(nn.Module):
     stem_strides: Sequence[int] = (2, 2, 2, 2)
     dtype: jnp.dtype = jnp.float32
     axis_name: Any = None
+    remat: bool = False
 
     @staticmethod
     def options_for(width: int, stride: int) -> dict[str, Any]:
@@ -51,9 +54,9 @@ class EarlyConvEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
-        features = images
+        features, kind = images, remat(EarlyConvModule) if self.remat else EarlyConvModule
         for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
-            module = EarlyConvModule(width, stride, self.dtype, self.axis_name, name=f"module_{index + 1}")
+            module = kind(width, stride, self.dtype, self.axis_name, name=f"module_{index + 1}")
             features = module(features, train=train)
         features = convolution(self.width, 1, 1, self.dtype)(features)
         batch, rows, columns, width = features.shape  # [B, h, w, D]

@@ -42,6 +42,7 @@ class HCFormerEmbed(nn.Module):
       assignment_width: in which pixels and places are compared.
       dtype: dtype of convolutions and linear layers; assignments and means are computed in float32 at least.
       axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
+      remat: recompute each module in the backward pass, as a body's option says; `create_model` sets it.
     """
 
     width: int = 384
@@ -50,6 +51,7 @@ class HCFormerEmbed(nn.Module):
     assignment_width: int = 128
     dtype: jnp.dtype = jnp.float32
     axis_name: Any = None
+    remat: bool = False
 
     @staticmethod
     def options_for(width: int, stride: int) -> dict[str, Any]:
@@ -69,7 +71,9 @@ class HCFormerEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
-        features = conv_stack(images, self.stem_widths, self.stem_strides, self.dtype, self.axis_name, train)
+        features = conv_stack(
+            images, self.stem_widths, self.stem_strides, self.dtype, self.axis_name, self.remat, train
+        )
         channels = features.shape[-1]
         halving = ConvModule(channels, 2, dtype=self.dtype, axis_name=self.axis_name, name="coarse")
         coarse = halving(features, train=train)  # [B, h, w, C]

@@ -31,6 +31,7 @@ class MaxPoolConvEmbed(nn.Module):
       cell: cell size in pixels of the stack's output, an int or (rows, columns).
       dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
       axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
+      remat: recompute each module in the backward pass, as a body's option says; `create_model` sets it.
     """
 
     width: int = 384
@@ -39,6 +40,7 @@ class MaxPoolConvEmbed(nn.Module):
     cell: int | tuple[int, int] = 2
     dtype: jnp.dtype = jnp.float32
     axis_name: Any = None
+    remat: bool = False
 
     @staticmethod
     def options_for(width: int, stride: int) -> dict[str, Any]:
@@ -59,7 +61,9 @@ class MaxPoolConvEmbed(nn.Module):
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         chex.assert_rank(images, 4)
         self.check()
-        features = conv_stack(images, self.stem_widths, self.stem_strides, self.dtype, self.axis_name, train)
+        features = conv_stack(
+            images, self.stem_widths, self.stem_strides, self.dtype, self.axis_name, self.remat, train
+        )
         (cell_rows, cell_columns), (batch, height, width, channels) = cell_shape(self.cell), features.shape
         rows, columns = grid_shape(height, width, self.cell)
         beyond = ((0, 0), (0, rows * cell_rows - height), (0, columns * cell_columns - width), (0, 0))

@@ -17,6 +17,7 @@ from stce_jax.models.batch_norms import BatchNorm, BatchNormSilu
 from stce_jax.models.conv_layers import DepthwiseConvolution, convolution, pointwise
 from stce_jax.models.embeddings.stem import check_stem, halvings, stem_places, strided_grid
 from stce_jax.models.layers import is_training
+from stce_jax.models.remat import remat
 from stce_jax.models.tokens import Tokens
 
 LARGEST_EXPANSION = 64
@@ -64,6 +65,7 @@ class MobileViTEmbed(nn.Module):
       stem_expansion: hidden channels of a block over its inputs'.
       dtype: dtype of the computation; parameters and BatchNorm's statistics are float32.
       axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
+      remat: recompute each block in the backward pass, as a body's option says; `create_model` sets it.
     """
 
     width: int = 64
@@ -73,6 +75,7 @@ class MobileViTEmbed(nn.Module):
     stem_expansion: int = 4
     dtype: jnp.dtype = jnp.float32
     axis_name: Any = None
+    remat: bool = False
 
     @staticmethod
     def options_for(width: int, stride: int) -> dict[str, Any]:
@@ -105,13 +108,13 @@ class MobileViTEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
-        train = is_training(self, train)
+        train, kind = is_training(self, train), remat(InvertedResidual) if self.remat else InvertedResidual
         first, *widths = self.stem_widths
         features = convolution(first, 3, self.stem_strides[0], self.dtype, bias=False)(images)
         features = BatchNormSilu(self.dtype, self.axis_name, name="norm")(features, train)
         for stage, (width, stride) in enumerate(zip(widths, self.stem_strides[1:], strict=True)):
             for index in range(self.stem_blocks if stage == len(widths) - 1 else 1):
-                block = InvertedResidual(
+                block = kind(
                     width,
                     1 if index else stride,
                     self.stem_expansion,

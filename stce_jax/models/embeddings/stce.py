@@ -49,6 +49,7 @@ class SuperTokenConvEmbed(nn.Module):
       border, differentiable: see `cluster_super_tokens`.
       dtype: dtype of convolutions and of the linear layer; the clustering computes in float32 at least.
       axis_name: of BatchNorm's statistics, see `batch_norms.BatchNorm`.
+      remat: recompute each module in the backward pass, as a body's option says; `create_model` sets it.
     """
 
     width: int = 384
@@ -60,6 +61,7 @@ class SuperTokenConvEmbed(nn.Module):
     differentiable: bool = False
     dtype: jnp.dtype = jnp.float32
     axis_name: Any = None
+    remat: bool = False
 
     @staticmethod
     def options_for(width: int, stride: int) -> dict[str, Any]:
@@ -82,7 +84,9 @@ class SuperTokenConvEmbed(nn.Module):
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         chex.assert_rank(images, 4)
         self.check()
-        features = conv_stack(images, self.stem_widths, self.stem_strides, self.dtype, self.axis_name, train)
+        features = conv_stack(
+            images, self.stem_widths, self.stem_strides, self.dtype, self.axis_name, self.remat, train
+        )
         self.sow("intermediates", "features", features)
         if self.iterations:
             super_tokens, affinity = cluster_super_tokens(

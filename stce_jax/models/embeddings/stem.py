@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from stce_jax.errors import ConfigError, check_whole, shown
 from stce_jax.models.conv_layers import ConvModule
+from stce_jax.models.remat import remat
 
 MOST_MODULES = 64
 LARGEST_WIDTH = 16_384  # channels
@@ -36,12 +37,16 @@ def conv_stack(
     strides: Sequence[int],
     dtype: Any,
     axis_name: Any,
+    again: bool,
     train: bool | None,
 ) -> Float[Array, "B h w C"]:
-    """A `ConvModule` for each width and stride, one after the other: module_1, module_2, ... of the calling module."""
-    features = images
+    """A `ConvModule` for each width and stride, one after the other: module_1, module_2, ... of the calling module.
+
+    `again`: with `remat`.
+    """
+    features, kind = images, remat(ConvModule) if again else ConvModule
     for number, (width, stride) in enumerate(zip(widths, strides, strict=True), start=1):
-        module = ConvModule(width, stride, dtype=dtype, axis_name=axis_name, name=f"module_{number}")
+        module = kind(width, stride, dtype=dtype, axis_name=axis_name, name=f"module_{number}")
         features = module(features, train=train)
     return features
 

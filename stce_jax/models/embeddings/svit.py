@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from stce_jax.models.batch_norms import GeluBatchNorm
 from stce_jax.models.conv_layers import convolution, uniform_initializers
 from stce_jax.models.embeddings.conv import ConvEmbed
+from stce_jax.models.remat import remat
 from stce_jax.models.tokens import Tokens
 
 
@@ -34,10 +35,10 @@ class SViTEmbed(ConvEmbed):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
-        features = images
+        features, kind = images, remat(GeluBatchNorm) if self.remat else GeluBatchNorm
         for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True), start=1):
             initializers = uniform_initializers(9 * features.shape[-1])
             module = convolution(width, 3, stride, self.dtype, name=f"convolution_{index}", **initializers)
-            features = GeluBatchNorm(self.dtype, self.axis_name, name=f"norm_{index}")(module(features), train=train)
+            features = kind(self.dtype, self.axis_name, name=f"norm_{index}")(module(features), train=train)
         batch, rows, columns, channels = features.shape  # [B, h, w, D]
         return Tokens(features.reshape(batch, rows * columns, channels), grid=(rows, columns))
