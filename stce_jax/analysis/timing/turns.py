@@ -74,8 +74,8 @@ def machine() -> str:
         with open("/proc/cpuinfo") as lines:
             named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         model = named[0] if named else model
-    devices = jax.devices()
+    devices, cores = jax.devices(), len(os.sched_getaffinity(0))
     return (
-        f"{model}, {len(os.sched_getaffinity(0))} cores; {len(devices)} JAX device(s): {devices[0].device_kind}; "
+        f"{model}, {cores} core{'s' * (cores > 1)}; {len(devices)} JAX device(s): {devices[0].device_kind}; "
         f"Python {platform.python_version()}, jax {jax.__version__}"
     )
