@@ -11,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from stce_jax.models.embeddings import EMBEDDINGS
 from stce_jax.models.factory import create_model, model_options
+from stce_jax.models.ops.ordering import after_on_cpus
 from stce_jax.models.remat import remat
 
 WIDTH, DEPTH, ROWS = 8, 6, 512
@@ -73,6 +74,7 @@ def compared(one, other, message):
     leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)
     assert len(leaves) == len(others) > 0, message
     for leaf, again in zip(leaves, others, strict=True):
+        assert np.isfinite(leaf).all(), f"{message}: not finite"
         np.testing.assert_allclose(again, leaf, rtol=1e-9, atol=1e-9 * np.abs(leaf).max(), err_msg=message)
 
 
@@ -114,6 +116,19 @@ def test_other_derivatives_are_those_without(kind):
     with jax.enable_x64(True):
         plain, again = (DERIVATIVES[kind](functools.partial(number, lift), start, along) for lift in (None, remat))
     compared(plain, again, kind)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_what_orders_the_work_changes_no_value(number):
+    """Whatever comes before, and for every kind of array."""
+    first = {"numbers": jnp.full((2, 3), number), "none": jnp.zeros((0, 3)), "integers": jnp.arange(3)}
+    later = [jnp.arange(3.0), jnp.arange(3), jnp.array([True]), jax.random.key(5), jax.random.PRNGKey(5), jnp.zeros(0)]
+    later += [jnp.arange(3.0, dtype=jnp.bfloat16)]
+    for found in (after_on_cpus(first, later), jax.jit(after_on_cpus)(first, later), after_on_cpus({}, later)):
+        for given, kept in zip(later, found, strict=True):
+            assert given.dtype == kept.dtype
+            is_key = jnp.issubdtype(given.dtype, jax.dtypes.prng_key)
+            np.testing.assert_array_equal(*(jax.random.key_data(key) if is_key else key for key in (given, kept)))
 
 
 def test_arrays_from_around_a_module_have_gradients():

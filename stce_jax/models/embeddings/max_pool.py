@@ -5,6 +5,7 @@ Average pooling in that place is `stce` with iterations=0, a strided convolution
 Shape letters: B batch, H W image or feature height and width, C channels, h w grid, N tokens, D model width.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,15 @@ from stce_jax.models.embeddings.stem import check_stem, conv_stack, narrow_stem,
 from stce_jax.models.layers import linear
 from stce_jax.models.ops.supertoken import cell_shape, grid_shape
 from stce_jax.models.tokens import Tokens
+
+
+def larger(first: Float[Array, "*shape"], second: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The larger of each two numbers, or what is no number. The gradient goes to it alone, of equal ones to the first.
+
+    JAX shares the gradient of a maximum among the entries that equal it. XLA may compute them once for the maximum and
+    again for the comparison, with other rounding: then none is equal, and it divides by their number, 0.
+    """
+    return jnp.where((second > first) | (second != second), second, first)
 
 
 class MaxPoolConvEmbed(nn.Module):
@@ -70,5 +80,6 @@ class MaxPoolConvEmbed(nn.Module):
         # As cells and not as windows, which ONNX does not have with the channels last.
         cells = jnp.pad(features, beyond, constant_values=-jnp.inf)
         cells = cells.reshape(batch, rows, cell_rows, columns, cell_columns, channels)
-        values = cells.max(axis=(2, 4)).reshape(batch, rows * columns, channels)  # [B, N, C]
+        places = [cells[:, :, row, :, column] for row in range(cell_rows) for column in range(cell_columns)]
+        values = functools.reduce(larger, places).reshape(batch, rows * columns, channels)  # [B, N, C]
         return Tokens(linear(self.width, self.dtype, "projection")(values), grid=(rows, columns))

@@ -220,7 +220,7 @@ def _unnormalized_weights(
     logits = logits if bias is None else logits + bias.astype(logits.dtype)
     if mask is not None:
         logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
-    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     if mask is not None:
         weights = jnp.where(mask[:, None, None, :], weights, 0.0)
     total = weights.sum(axis=-1, keepdims=True)

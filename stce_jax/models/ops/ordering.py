@@ -34,7 +34,7 @@ def recompute_all_from(saved: Any, cotangents: Any) -> tuple[Any, Any]:
 def after_on_cpus(first: Any, later: Any) -> Any:
     """`later`, a tree of arrays and keys that XLA for CPUs uses only when all floats of the tree `first` are computed.
 
-    Values stay, if `first` has numbers. On other backends it does nothing.
+    Values stay, whatever `first` has. On other backends it does nothing.
     """
     return jax.lax.platform_dependent(first, later, cpu=_plus_zero_of, default=lambda first, later: later)
 
@@ -43,9 +43,11 @@ def _plus_zero_of(first: Any, later: Any) -> Any:
     """`later` plus a zero that XLA cannot know to be one.
 
     It is made of one number of each array of `first`. They are sorted, which XLA fuses with nothing: otherwise it might
-    compute the zero, and what led to it, again for each number that it is added to.
+    compute the zero, and what led to it, again for each number that it is added to. Of them and 0 the smallest is a
+    number even if some are none.
     """
-    corners = [array[(0,) * array.ndim] for array in jax.tree.leaves(first) if _is(array, jnp.floating)]
+    floats = [array for array in jax.tree.leaves(first) if array.size and _is(array, jnp.floating)]
+    corners = [array[(0,) * array.ndim] for array in floats]
     if not corners:
         return later
     smallest = jnp.sort(jnp.stack([jnp.float32(0), *(corner.astype(jnp.float32) for corner in corners)]))[0]

@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import numpy_reference
 import pytest
@@ -19,6 +20,7 @@ from stce_jax.models.embeddings import (
     PatchEmbed,
     SuperTokenConvEmbed,
 )
+from stce_jax.models.embeddings.max_pool import larger
 from stce_jax.models.embeddings.stce import entropy
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 17, 14, 3)).astype(np.float32)
@@ -241,3 +243,29 @@ def test_the_entropy_of_masked_neighbours_is_finite():
     affinity[..., 4] = 1
     assert float(entropy(jnp.asarray(affinity))[0]) == 0
     assert float(entropy(jnp.full((1, 2, 2, 9), 1 / 9))[0]) == pytest.approx(np.log(9), rel=1e-6)
+
+
+def test_the_larger_number_has_the_gradient():
+    """All of it one of two, the first if they are equal, as in PyTorch; what is no number is never lost."""
+    first, second = jnp.array([1.0, 5.0, 2.0, jnp.nan, 1.0]), jnp.array([3.0, 4.0, 2.0, 1.0, jnp.nan])
+    np.testing.assert_array_equal(larger(first, second), [3.0, 5.0, 2.0, np.nan, np.nan])
+    slopes = jax.grad(lambda first, second: larger(first, second)[:3].sum(), argnums=(0, 1))(first, second)
+    np.testing.assert_array_equal(slopes, [[0, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+
+
+def test_a_maximum_that_is_computed_twice_has_a_gradient():
+    """Compiled so that XLA fuses BatchNorm into the pooling and, for the gradient, again into the comparison."""
+    module = MaxPoolConvEmbed(8, (6, 8), (2, 2), cell=2)
+    images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
+    variables = randomized(init(module, images))
+
+    def total(params, images):
+        given = {**variables, "params": params}
+        return jnp.sin(module.apply(given, images, train=True, mutable=["batch_stats"])[0].values).sum()
+
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    if jaxlib.__version__.startswith("0.10."):  # whose flag conftest.py sets
+        options["xla_cpu_use_fusion_emitters"] = True
+    program = jax.jit(jax.grad(total)).lower(variables["params"], images).compile(options)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(program(variables["params"], images)):
+        assert np.isfinite(leaf).all(), f"the gradient of {jax.tree_util.keystr(path)} has numbers that are none"
