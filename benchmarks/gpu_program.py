@@ -50,7 +50,7 @@ MOVES_NOTHING = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast
 PARTS = ("products", "convolutions", "attention", "its cutting", "norms, sums", "MLP", "stem", "other")
 
 
-def compile_step(name, batch, image_size, dtype, forms, depth=None, remat=False):
+def compile_step(name, batch, image_size, dtype, depth=None, *, forms=(), remat=False):
     """The compiled program of loss and gradients for the described device."""
     topology = topologies.get_topology_desc("h200", platform="cuda", target_config=DEVICE, topology="1x1x1")
     own = NamedSharding(Mesh(np.array(topology.devices[:1]), ("data",)), PartitionSpec())
@@ -126,15 +126,16 @@ def main():
     made_by = command()  # with the user's own flags alone
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
     jax.config.update("jax_platforms", "cpu")
-    variants = {"as shipped": (), "remat": (), **{form: (form,) for form in arguments.forms}}
+    variants = {"as shipped": {}, "remat": {"remat": True}}
+    variants |= {form: {"forms": (form,)} for form in arguments.forms}
     blocks = [form for form in arguments.forms if form.startswith("blocks_of")]
     if len(arguments.forms) > 1:  # of the first convolution's forms there can be one
-        variants["all"] = tuple(form for form in arguments.forms if form not in blocks[1:])
+        variants["all"] = {"forms": [form for form in arguments.forms if form not in blocks[1:]]}
     rows = []
-    for name, forms in variants.items():
-        setting = (arguments.model, arguments.batch, arguments.image_size, arguments.dtype, forms, arguments.depth)
+    setting = (arguments.model, arguments.batch, arguments.image_size, arguments.dtype, arguments.depth)
+    for name, options in variants.items():
         try:
-            program = compile_step(*setting, remat=name == "remat")
+            program = compile_step(*setting, **options)
         except (RuntimeError, NotImplementedError) as error:
             sys.exit(f'no program for a GPU: {error}\nit needs the CUDA plugin of JAX: pip install ".[cuda12]"')
         found, kept = kernels(program.as_text()), program.memory_analysis().temp_size_in_bytes

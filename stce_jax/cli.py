@@ -32,8 +32,7 @@ from stce_jax.commands import (
     watch,
 )
 from stce_jax.errors import ConfigError, PreemptedError, StceError
-from stce_jax.platform import compile_cache, freed_memory, garbage, life, terminal
-from stce_jax.platform.lack_of_memory import lack_of_memory
+from stce_jax.platform import compile_cache, freed_memory, garbage, lack_of_memory, life, terminal
 from stce_jax.processes import peers as processes
 
 EXIT_CODES = """exit codes:
@@ -83,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             compile_cache.turn_on()
             freed_memory.keep()
             garbage.collect_rarely()
-        arguments.run(arguments, rest)
+        with lack_of_memory.named(arguments):
+            arguments.run(arguments, rest)
     except StceError as error:
         if debug:
             terminal.print_traceback(type(error), error, error.__traceback__)
@@ -96,10 +96,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         _exit("interrupted", 130, own_process)  # as shells do
     except Exception as error:
-        if lacking := lack_of_memory(error, arguments):
-            if debug:
-                terminal.print_traceback(type(error), error, error.__traceback__)
-            _exit(lacking, ConfigError.exit_code, own_process)
         if not processes.several():
             raise
         terminal.print_traceback(type(error), error, error.__traceback__)

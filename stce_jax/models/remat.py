@@ -11,7 +11,7 @@ from stce_jax.models.ops.gradients import of_one_variance, own_gradient
 from stce_jax.models.ops.ordering import after_on_cpus, recompute_all_from
 
 
-def remat(kind: Any, in_loop: bool = False) -> Any:
+def remat(kind: Any, again: bool = True, *, in_loop: bool = False) -> Any:
     """A class of modules with the calls of `kind`, of which training keeps the arguments alone.
 
     It stands where `flax.linen.remat` would, which saves next to nothing on CPUs: XLA drops JAX's barriers there, finds
@@ -20,12 +20,13 @@ def remat(kind: Any, in_loop: bool = False) -> Any:
 
     Args:
       kind: a class of modules. Arguments of its calls that are no arrays, such as `train`, are static.
+      again: whether to do so; otherwise `kind` is returned.
       in_loop: its calls are those of `nn.scan`, whose two loops XLA keeps apart anyway.
 
     Returns:
       A class with the fields and parameters of `kind`, with all derivatives.
     """
-    return lift_transform(_lifted, kind, in_loop=in_loop)
+    return lift_transform(_lifted, kind, in_loop=in_loop) if again else kind
 
 
 def _lifted(call: Callable[..., Any], in_loop: bool) -> Callable[..., Any]:
@@ -41,34 +42,29 @@ def _lifted(call: Callable[..., Any], in_loop: bool) -> Callable[..., Any]:
             arguments, named = tree.unflatten([arrays.get(place, leaf) for place, leaf in enumerate(leaves)])
             return call(scope, *arguments, **named), repack(scope)
 
-        return _computed_again(called, in_loop)(*of_one_variance((variables, keys, arrays)))
+        return _computed_again(called, in_loop, *of_one_variance((variables, keys, arrays)))
 
     return lift.pack(inner, (True,), (True,), (True,), name="remat", enable_kwargs=True)
 
 
-def _computed_again(called: Callable[..., Any], in_loop: bool) -> Callable[..., Any]:
+def _computed_again(called: Callable[..., Any], in_loop: bool, *operands: Any) -> Any:
     """called(variables, keys, arrays) with the gradient of `remat`."""
+    # Called once, for flax would draw other keys the next time; arrays from around it are operands, too.
+    program, outputs = jax.make_jaxpr(called, return_shape=True)(*operands)
+    output_tree: Any = jax.tree.structure(outputs)
 
-    def wrapper(*operands: Any) -> Any:
-        # Called once, for flax would draw other keys the next time; arrays from around it are operands, too.
-        program, outputs = jax.make_jaxpr(called, return_shape=True)(*operands)
-        output_tree: Any = jax.tree.structure(outputs)
+    def run(constants: list[Any], variables: Any, keys: Any, arrays: Any) -> Any:
+        keys = keys if in_loop else after_on_cpus(arrays, keys)  # or all modules would draw first
+        leaves = jax.tree.leaves((variables, keys, arrays))
+        return output_tree.unflatten(jax.core.eval_jaxpr(program.jaxpr, constants, *leaves))
 
-        def run(constants: list[Any], variables: Any, keys: Any, arrays: Any) -> Any:
-            keys = keys if in_loop else after_on_cpus(arrays, keys)  # or all modules would draw first
-            leaves = jax.tree.leaves((variables, keys, arrays))
-            return output_tree.unflatten(jax.core.eval_jaxpr(program.jaxpr, constants, *leaves))
+    def backward(saved: Any, cotangents: Any) -> Any:
+        *rest, arrays = saved
+        if not in_loop:
+            arrays, cotangents = recompute_all_from(arrays, cotangents)
+        with jax.named_scope("rematted_computation"):  # as JAX calls it, for profiles
+            _, pull_back = jax.vjp(run, *rest, arrays)
+        *drest, darrays = pull_back(cotangents)
+        return *drest, darrays if in_loop else after_on_cpus(drest, darrays)
 
-        def backward(saved: Any, cotangents: Any) -> Any:
-            *rest, arrays = saved
-            if not in_loop:
-                arrays, cotangents = recompute_all_from(arrays, cotangents)
-            with jax.named_scope("rematted_computation"):  # as JAX calls it, for profiles
-                _, pull_back = jax.vjp(run, *rest, arrays)
-            *drest, darrays = pull_back(cotangents)
-            return *drest, darrays if in_loop else after_on_cpus(drest, darrays)
-
-        again = own_gradient(lambda *operands: (run(*operands), operands), backward)(run)
-        return again(program.consts, *operands)
-
-    return wrapper
+    return own_gradient(lambda *operands: (run(*operands), operands), backward)(run)(program.consts, *operands)

@@ -14,7 +14,7 @@ from stce_jax.models.factory import create_model, model_options
 from stce_jax.models.ops.ordering import after_on_cpus
 from stce_jax.models.remat import remat
 
-WIDTH, DEPTH, ROWS = 8, 6, 512
+WIDTH, DEPTH, ROWS = 8, 6, 32_768
 
 
 class Branch(nn.Module):
@@ -43,11 +43,7 @@ class Branches(nn.Module):
         return inputs
 
 
-def of_float64(tree):
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
-
-
-def inputs(rows=ROWS):
+def inputs(rows):
     return np.random.default_rng(0).normal(size=(rows, WIDTH))
 
 
@@ -184,7 +180,7 @@ def test_xla_for_cpus_keeps_no_activations(dtype):
             return (outputs**2).sum()
 
         params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), variables()["params"])
-        shape = jax.ShapeDtypeStruct((64 * ROWS, WIDTH), dtype)
+        shape = jax.ShapeDtypeStruct((ROWS, WIDTH), dtype)
         return jax.jit(jax.grad(total)).lower(params, shape).compile().memory_analysis().temp_size_in_bytes
 
     plain, again = planned(None), planned(remat)

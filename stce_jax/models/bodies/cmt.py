@@ -151,7 +151,7 @@ class CMT(StagedBody):
 
     def setup(self) -> None:
         self.check()
-        block: Any = remat(CMTBlock) if self.remat else CMTBlock
+        block = remat(CMTBlock, self.remat)
         stages = zip(self.widths, self.depths, self.heads, self.key_strides, self.mlp_ratios, strict=True)
         self.blocks = [
             block(heads, stride, int(width * ratio), self.dtype, self.axis_name)

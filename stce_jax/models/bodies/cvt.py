@@ -115,7 +115,7 @@ class CvT(StagedBody):
 
     def setup(self) -> None:
         self.check()
-        block: Any = remat(ConvAttentionBlock) if self.remat else ConvAttentionBlock
+        block = remat(ConvAttentionBlock, self.remat)
         self.blocks = [
             block(
                 heads,

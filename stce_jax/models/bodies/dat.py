@@ -147,7 +147,7 @@ class DAT(StagedBody):
 
     def setup(self) -> None:
         self.check()
-        make: Any = remat(DATBlock) if self.remat else DATBlock
+        make = remat(DATBlock, self.remat)
         self.blocks = [
             make(self.attention(stage, kind, size), **self._block_options(stage))
             for stage, size in enumerate(self.stage_grids(*self.image_size))

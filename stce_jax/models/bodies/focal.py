@@ -123,7 +123,7 @@ class Focal(StagedBody):
 
     def setup(self) -> None:
         self.check()
-        block: Any = remat(FocalBlock) if self.remat else FocalBlock
+        block = remat(FocalBlock, self.remat)
         blocks = []
         for stage, sides in enumerate(self.stage_grids(*self.image_size)):
             small = min(sides) <= self.window

@@ -180,8 +180,8 @@ class MobileViT(StagedBody):
 
     def setup(self) -> None:
         self.check()
-        residual: Any = remat(InvertedResidual) if self.remat else InvertedResidual
-        block: Any = remat(MobileViTBlock) if self.remat else MobileViTBlock
+        residual = remat(InvertedResidual, self.remat)
+        block = remat(MobileViTBlock, self.remat)
         self.residuals = [
             residual(width, stride, self.expansion, self.dtype, self.axis_name)
             for width, stride in zip(self.widths, self.strides, strict=True)

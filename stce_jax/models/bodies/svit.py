@@ -126,7 +126,7 @@ class SViT(StagedBody):
 
     def setup(self) -> None:
         self.check()
-        block: Any = remat(SuperTokenBlock) if self.remat else SuperTokenBlock
+        block = remat(SuperTokenBlock, self.remat)
         self.blocks = [
             block(
                 heads,

@@ -113,7 +113,7 @@ class Swin(StagedBody):
     def setup(self) -> None:
         self.check()
         self.embedding_norm = LayerNorm(self.dtype, TORCH_LAYER_NORM_EPSILON)
-        block: Any = remat(SwinBlock) if self.remat else SwinBlock
+        block = remat(SwinBlock, self.remat)
         self.blocks = [
             block(heads, self.window, index % 2 * (self.window // 2), self.mlp_ratio * width, self.dtype)
             for width, depth, heads in zip(self.widths, self.depths, self.heads, strict=True)

@@ -98,7 +98,7 @@ class VisionTransformer(nn.Module):
 
     def setup(self) -> None:
         self.check()
-        block: Any = remat(Block, in_loop=self.scan_layers) if self.remat else Block
+        block = remat(Block, self.remat, in_loop=self.scan_layers)
         options: dict[str, Any] = {
             "heads": self.heads,
             "mlp_dim": self.mlp_dim,

@@ -61,7 +61,7 @@ class ConvEmbed(nn.Module):
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
         features, last = images, len(self.stem_widths) - 1
-        kind = remat(ConvModule) if self.remat else ConvModule
+        kind = remat(ConvModule, self.remat)
         for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
             kernel = self.LAST_KERNEL if index == last else 3
             module = kind(width, stride, kernel, self.dtype, self.axis_name, name=f"module_{index + 1}")

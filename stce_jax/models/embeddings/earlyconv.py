@@ -54,7 +54,8 @@ class EarlyConvEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
-        features, kind = images, remat(EarlyConvModule) if self.remat else EarlyConvModule
+        features = images
+        kind = remat(EarlyConvModule, self.remat)
         for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True)):
             module = kind(width, stride, self.dtype, self.axis_name, name=f"module_{index + 1}")
             features = module(features, train=train)

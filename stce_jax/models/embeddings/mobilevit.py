@@ -108,7 +108,8 @@ class MobileViTEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
-        train, kind = is_training(self, train), remat(InvertedResidual) if self.remat else InvertedResidual
+        train = is_training(self, train)
+        kind = remat(InvertedResidual, self.remat)
         first, *widths = self.stem_widths
         features = convolution(first, 3, self.stem_strides[0], self.dtype, bias=False)(images)
         features = BatchNormSilu(self.dtype, self.axis_name, name="norm")(features, train)

@@ -44,7 +44,8 @@ def conv_stack(
 
     `again`: with `remat`.
     """
-    features, kind = images, remat(ConvModule) if again else ConvModule
+    features = images
+    kind = remat(ConvModule, again)
     for number, (width, stride) in enumerate(zip(widths, strides, strict=True), start=1):
         module = kind(width, stride, dtype=dtype, axis_name=axis_name, name=f"module_{number}")
         features = module(features, train=train)

@@ -35,7 +35,8 @@ class SViTEmbed(ConvEmbed):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
-        features, kind = images, remat(GeluBatchNorm) if self.remat else GeluBatchNorm
+        features = images
+        kind = remat(GeluBatchNorm, self.remat)
         for index, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True), start=1):
             initializers = uniform_initializers(9 * features.shape[-1])
             module = convolution(width, 3, stride, self.dtype, name=f"convolution_{index}", **initializers)
