@@ -4,10 +4,10 @@ and going on from a checkpoint.
     python benchmarks/start_up.py --rounds 5
 
 Every measurement is a process of its own. From outside it is seen by its files: it claims the workdir (Python, imports
-and data are done), opens its log (the state is made or restored), and writes the line of its first step, which is done
-by then (the train step is compiled). Then it is killed. The cache is the one that `stce` keeps by itself, in a
-directory of this benchmark's. Files come from the page cache. CPU seconds are of all threads, and repeat better than
-the clock's on a shared machine.
+and data are done), opens its log (a state is restored, or begins to be made), and writes the line of its first step,
+which is done by then (the train step is compiled). Then it is killed. The cache is the one that `stce` keeps by itself,
+in a directory of this benchmark's. Python keeps the modules that it has compiled, as it does unless told otherwise.
+Files come from the page cache. CPU seconds are of all threads, and repeat better than the clock's on a shared machine.
 """
 
 import argparse
@@ -72,12 +72,12 @@ def watch(words, workdir, cache, *, end=signal.SIGKILL):
       end: signal that ends the process; after SIGTERM it saves its state.
 
     Returns:
-      {"workdir claimed", "state ready", "first step": seconds since the start, "CPU": seconds of the whole process}.
+      {"workdir claimed", "log open", "first step": seconds since the start, "CPU": seconds of the whole process}.
     """
     events, step = count_logs(workdir), last_step(workdir)
     signs = {
         "workdir claimed": (workdir / "lock").exists,
-        "state ready": lambda: count_logs(workdir) > events,
+        "log open": lambda: count_logs(workdir) > events,
         "first step": lambda: last_step(workdir) > step,
     }
     seconds, used = {}, cpu_of_children()
@@ -105,7 +105,7 @@ def ask_for_help():
 
 def environment(cache):
     """A user's whose cache directory that is."""
-    own = ("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE")
+    own = ("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE", "PYTHONDONTWRITEBYTECODE")
     return {name: value for name, value in os.environ.items() if not name.startswith(own)} | {
         "XDG_CACHE_HOME": str(cache)
     }
@@ -134,7 +134,7 @@ def cpu_of_children():
 
 def row(kind, measured):
     cells = {"start": kind}
-    for name in ("workdir claimed", "state ready", "first step", "CPU"):
+    for name in ("workdir claimed", "log open", "first step", "CPU"):
         values = [seconds[name] for seconds in measured if name in seconds]
         cells[name] = spread(values) if values else ""
     if "whole" in measured[0]:

@@ -136,6 +136,11 @@ def test_importing_everything_computes_nothing_and_needs_no_tensorflow():
     assert "tensorflow" not in modules_after(code)
 
 
+@pytest.mark.slow
+def test_models_import_no_kernels_that_nobody_chose():
+    assert "jax.experimental.pallas.triton" not in modules_after("import stce_jax.models.factory")
+
+
 def test_public_names():
     import stce_jax
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, Num, PRNGKeyArray, UInt8
 
+from stce_jax.platform.backends import by_backend
 from stce_jax.recipe import drawn, geometry, pixels
 from stce_jax.recipe.pixels import Scalar
 from stce_jax.recipe.policy import WEIGHTS, Policy, parse_policy
@@ -194,7 +195,7 @@ def _to_several(
         return (own_part if sorted_operations.value else every_part)(images, operation, amount)
     if jax.process_count() > 1 or not drawn.has_whole_groups(len(images)):
         return every_part(images, operation, amount)
-    return jax.lax.platform_dependent(images, operation, amount, cpu=own_part, default=every_part)
+    return by_backend(images, operation, amount, cpu=own_part, default=every_part)
 
 
 def _sorted(

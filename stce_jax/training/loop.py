@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from stce_jax.training.patience import Patience
 from stce_jax.training.phases import Phase
 from stce_jax.training.progress import TrainProgress
 from stce_jax.training.setup import RunDivergedError, RunReplannedError, Setup, StartingPoint
+from stce_jax.training.state import TrainState
 from stce_jax.training.window import Window
 from stce_jax.workdir.metrics import MetricsLog, log_skipped
 
@@ -35,11 +36,13 @@ class TrainLoop:
         options = setup.config.divergence
         self._setup, self._log, self._progress = setup, log, progress
         self._course = setup.course
-        self._state, self._rollbacks, self._metrics = start.state, start.rollbacks, start.metrics
+        self._begin: Callable[[], TrainState] | None = start.state
+        self._state: Any = None  # until it is needed
+        self._rollbacks, self._metrics = start.rollbacks, start.metrics
         self._guard = DivergenceGuard(max_skipped=options.max_skipped, loss_spike=options.loss_spike, state=start.guard)
         self._patience = Patience(setup.config.patience, setup.config.patience_metric, start.patience)
         self._alone = jax.process_count() == 1
-        self._first = int(start.state.step) + 1
+        self._first = start.step + 1
         self._saved = self._first - 1
         self._window = Window(setup.config.batch_size)
         self._phase: Phase | None = None
@@ -101,13 +104,7 @@ class TrainLoop:
             shapes: dict[str, Any] = {"image": ((rows, phase.side, phase.side, 3), np.uint8)}
             shapes |= {"label": ((rows, *setup.val_views.label_shape), np.int32), FLAG: ((rows,), np.int32)}
             batch = {name: jax.ShapeDtypeStruct(*shape, sharding=sharding) for name, shape in shapes.items()}
-            if not self._course.phases.is_compiled(phase):
-                with self._progress.compiling(self._program(phase)):
-                    self._course.phases.compile(phase, self._course.stepping.state_shapes, batch, setup.key)
-
-    def _program(self, phase: Phase) -> str:
-        words = self._course.phases.says(phase)
-        return f"the step for {words}" if words else "the step"
+            self._compile(phase, batch)
 
     def _train_step(self, step: int, batch: Any) -> Any:
         """Makes a step: (state, metrics). Where another program begins, says so, and stops the clocks."""
@@ -122,10 +119,21 @@ class TrainLoop:
                 self._progress.print(f"{words} from step {step} on")
             setup.watch.pause()
             self._window.compiles()
-        if self._course.phases.is_compiled(phase):
-            return phase.step(self._state, batch, setup.key)
-        with self._progress.compiling(self._program(phase)):
-            return self._course.phases.first_call(phase, self._state, batch, setup.key)
+        self._compile(phase, batch)
+        self._take_state()
+        return phase.step(self._state, batch, setup.key)
+
+    def _compile(self, phase: Phase, batch: Any) -> None:
+        """Compiles a phase's step, unless it is, for a batch, or its shapes."""
+        if not self._course.phases.is_compiled(phase):
+            words = self._course.phases.says(phase)
+            with self._progress.compiling(f"the step for {words}" if words else "the step"):
+                self._course.phases.compile(phase, self._course.stepping.state_shapes, batch, self._setup.key)
+
+    def _take_state(self) -> None:
+        if self._begin is not None:
+            with jax.transfer_guard("allow"):  # a new one's key goes to all devices
+                self._state, self._begin = self._begin(), None
 
     def _logs(self, step: int) -> bool:
         """Whether a line of metrics ends with this step, stopped or not."""
@@ -161,6 +169,7 @@ class TrainLoop:
         timetable = self._course.timetable
         due = timetable.evaluates(start) or start >= timetable.total
         if start and due and not self._metrics:
+            self._take_state()
             self._metrics = self._evaluate(start)
             if self._metrics is None:
                 raise self._stopped(start)

@@ -31,7 +31,7 @@ class Phase(NamedTuple):
 
     Attributes:
       body: the model as it trains.
-      step: its training step, see `step.make_train_step`; its first call compiles it.
+      step: its training step, see `step.make_train_step`.
       side: of its images in pixels; None: it is always the same.
     """
 
@@ -76,12 +76,6 @@ class Phases:
         """
         processes.compile_now(phase.step, *arguments)
         self._compiled.append(phase)
-
-    def first_call(self, phase: Phase, *arguments: Any) -> Any:
-        """What a phase's step returns that is not compiled yet, and is compiled by this call."""
-        done = phase.step(*arguments)
-        self._compiled.append(phase)
-        return done
 
     def says(self, phase: Phase) -> str:
         """A phase in words, such as "48 pixels, keep rate 0.79"; "" for a run without a schedule."""

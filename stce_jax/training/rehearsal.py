@@ -72,7 +72,7 @@ def time_run(config: Any, dataset: Any, *, clock: Clock = time.monotonic) -> Tim
     augment, objective = runs.build_augment(config, dataset), build_objective(config, class_weights(config, dataset))
     stepping = build_stepping(of_timing, model, rules, timetable, augment, objective, mesh)
     start = clock()
-    state = stepping.new_state(config.seed)
+    state = stepping.begin_state(config.seed)()
     jax.block_until_ready(state)
     initialized = clock() - start
     steps = _Steps(stepping.make_step(model), state, run_key(config.seed, mesh), batch_sharding(mesh), clock)

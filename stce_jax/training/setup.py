@@ -72,13 +72,16 @@ class StartingPoint:
     """A state to train from, new or restored.
 
     Attributes:
+      step: of the state.
+      state: gives it, once, with the step compiled: the program that makes a new one compiles meanwhile.
       metrics: of the state's evaluation; None if it has not taken place.
       rollbacks: how often the run has gone back after diverging, which decides the order of images.
       guard: state of the divergence guard; None for a new one.
       patience: state of the `Patience`; None for a new one.
     """
 
-    state: TrainState
+    step: int
+    state: Callable[[], TrainState]
     metrics: dict[str, float] | None = None
     rollbacks: int = 0
     guard: dict[str, Any] | None = None

@@ -1,5 +1,6 @@
 """The train state: everything that a step changes and a checkpoint must hold."""
 
+import concurrent.futures
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -35,16 +36,10 @@ class TrainState(struct.PyTreeNode):
 
 def abstract_variables(model: Body, image_size: int) -> Any:
     """Shapes and dtypes of a model's variables, computing nothing. Equal models are traced once."""
-    settings: Any = jax.config
-    key: Any = model, image_size, settings.jax_enable_x64
-    try:
-        shapes = _known_shapes(*key)
-    except TypeError:  # an option of somebody's module has no hash
-        shapes = _shapes(model, image_size)
-    return jax.tree.map(lambda leaf: leaf, shapes)  # dicts of the caller's own
+    return jax.eval_shape(_initializer(model, image_size), jax.eval_shape(lambda: jax.random.key(0)))
 
 
-def init_state(
+def begin_state(
     model: Body,
     optimizer: optax.GradientTransformation,
     *,
@@ -52,8 +47,8 @@ def init_state(
     image_size: int,
     with_ema: bool,
     mesh: Mesh,
-) -> TrainState:
-    """Makes the state of step 0, each array created with its sharding: no device ever holds more than its part.
+) -> Callable[[], TrainState]:
+    """Begins to make the state of step 0: in a run of one process a thread compiles the program that computes it.
 
     Args:
       model: called as model(images, train=False).
@@ -62,12 +57,31 @@ def init_state(
       image_size: side of the images in pixels.
       with_ema: whether to keep a moving average.
       mesh: see `make_mesh`.
+
+    Returns:
+      A function that waits for the program and computes the state, each array created with its sharding: no device ever
+      holds more than its part. Of several processes, all compile when they call it.
     """
-    init = _init_function(model, optimizer, image_size, with_ema)
+    initializer = _initializer(model, image_size)
+
+    def init(key: jax.Array) -> TrainState:
+        return _begin(initializer(key), optimizer, with_ema)
+
     key = jax.random.key(seed)
     shardings = state_shardings(jax.eval_shape(init, key), mesh)
     options = jax_settings.options_to_run_once(mesh.devices.flat[0].platform)
-    return processes.compile_together(jax.jit(init, out_shardings=shardings, compiler_options=options))(key)
+    jitted = jax.jit(init, out_shardings=shardings, compiler_options=options)
+    if processes.several():  # which compile in one order, and meet
+        return lambda: processes.compile_together(jitted)(key)
+    thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    compiling = thread.submit(jitted.lower(key).compile)
+    thread.shutdown(wait=False)
+    return lambda: compiling.result()(key)
+
+
+def init_state(model: Body, optimizer: optax.GradientTransformation, **options: Any) -> TrainState:
+    """The state of step 0; for the options see `begin_state`."""
+    return begin_state(model, optimizer, **options)()
 
 
 def abstract_state(
@@ -78,32 +92,30 @@ def abstract_state(
     return jax.eval_shape(begin, abstract_variables(model, image_size))
 
 
-def _init_function(
-    model: Body, optimizer: optax.GradientTransformation, image_size: int, with_ema: bool
-) -> Callable[[jax.Array], TrainState]:
-    def init(key: jax.Array) -> TrainState:
-        return _begin(_init_variables(model, key, image_size), optimizer, with_ema)
+def _initializer(model: Body, image_size: int) -> Callable[[jax.Array], dict[str, Any]]:
+    """key -> the variables of a new model; jitted, so that one trace serves those who ask for shapes and for values."""
+    module: Any = model
+    try:
+        return _known_initializer(module, image_size)
+    except TypeError:  # an option of somebody's module has no hash
+        return _new_initializer(model, image_size)
 
-    return init
+
+@functools.lru_cache(maxsize=64)
+def _known_initializer(model: Body, image_size: int) -> Callable[[jax.Array], dict[str, Any]]:
+    return _new_initializer(model, image_size)
+
+
+def _new_initializer(model: Body, image_size: int) -> Callable[[jax.Array], dict[str, Any]]:
+    @jax.jit
+    def initialize(key: jax.Array) -> dict[str, Any]:
+        variables = model.init(key, jnp.zeros((1, image_size, image_size, 3), jnp.float32), train=False)
+        return {name: variables[name] for name in ("params", "batch_stats") if name in variables}
+
+    return initialize
 
 
 def _begin(variables: Any, optimizer: optax.GradientTransformation, with_ema: bool) -> TrainState:
     """The state of step 0 with these variables."""
     ema = jax.tree.map(jnp.copy, variables) if with_ema else None
     return TrainState(jnp.zeros((), jnp.int32), variables, optimizer.init(variables["params"]), ema)
-
-
-def _shapes(model: Body, image_size: int) -> Any:
-    return jax.eval_shape(lambda: _init_variables(model, jax.random.key(0), image_size))
-
-
-@functools.lru_cache(maxsize=64)
-def _known_shapes(model: Body, image_size: int, double_precision: bool) -> Any:
-    """`_shapes`, remembered; 64-bit types are JAX's setting, which decides what the dtypes are."""
-    del double_precision
-    return _shapes(model, image_size)
-
-
-def _init_variables(model: Body, key: jax.Array, image_size: int) -> dict[str, Any]:
-    variables = model.init(key, jnp.zeros((1, image_size, image_size, 3), jnp.float32), train=False)
-    return {name: variables[name] for name in ("params", "batch_stats") if name in variables}

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from stce_jax.errors import ConfigError
 from stce_jax.models.bodies import Body
 from stce_jax.platform import jax_settings
+from stce_jax.platform.backends import compiled_for
 from stce_jax.processes import peers as processes
 from stce_jax.processes.stop_flag import carries_flag
 from stce_jax.recipe.averages import Decay
@@ -100,6 +101,9 @@ def make_train_step(
       part of it. A skipped step's may be NaN or inf.
     """
 
+    backend = mesh.devices.flat[0].platform
+
+    @compiled_for(backend)
     def train_step(state: TrainState, batch: dict[str, Array], key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         augment_key, dropout_key = step_keys(key)
         images, targets = augment(augment_key, state.step, batch["image"], batch["label"])
@@ -120,9 +124,7 @@ def make_train_step(
         metrics |= {"gradient_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32), **left}
         return updated.replace(step=state.step + 1), metrics
 
-    options = jax_settings.train_options(
-        mesh.devices.flat[0].platform, deterministic=deterministic, processes=jax.process_count()
-    )
+    options = jax_settings.train_options(backend, deterministic=deterministic, processes=jax.process_count())
     step = jax.jit(
         carries_flag(train_step),
         donate_argnums=0,
@@ -155,7 +157,9 @@ def make_eval_step(
       fill the batch up. See `carries_flag` for its argument `after`, which makes steps wait for one another.
     """
     apply = model.apply if mesh is None else gathering_apply(model, mesh)
+    backend = jax.default_backend()
 
+    @compiled_for(backend)
     def eval_step(variables: Any, batch: dict[str, Array]) -> dict[str, Any]:
         logits, left = apply(variables, normalize(batch["image"]), train=False, mutable=[METRICS])
         weight = batch["weight"]
@@ -168,9 +172,7 @@ def make_eval_step(
             return sums | {ROWS: jax.lax.with_sharding_constraint(rows, replicated(mesh))}
         return sums
 
-    options = jax_settings.eval_options(
-        jax.default_backend(), deterministic=deterministic, processes=jax.process_count()
-    )
+    options = jax_settings.eval_options(backend, deterministic=deterministic, processes=jax.process_count())
     return processes.compile_together(jax.jit(carries_flag(eval_step), compiler_options=options))
 
 

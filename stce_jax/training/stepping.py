@@ -14,7 +14,7 @@ from stce_jax.recipe.optimizers import Optimizer
 from stce_jax.training import optimization
 from stce_jax.training.mesh import sharded_shapes
 from stce_jax.training.optimization import ParameterRules
-from stce_jax.training.state import TrainState, abstract_state, init_state
+from stce_jax.training.state import TrainState, abstract_state, begin_state
 from stce_jax.training.step import Augment, make_train_step
 from stce_jax.training.timetable import Timetable
 
@@ -27,14 +27,14 @@ class Stepping(NamedTuple):
       optimizer: of the parameters that are trained.
       state_shapes: a TrainState of shapes and shardings.
       make_step: body -> its training step, see `make_train_step`. The body may be a phase of the model.
-      new_state: seed -> a TrainState of step 0, on the devices.
+      begin_state: seed -> a function that gives a TrainState of step 0, on the devices, see `state.begin_state`.
     """
 
     schedule: optax.Schedule
     optimizer: Optimizer
     state_shapes: TrainState
     make_step: Callable[[Body], Any]
-    new_state: Callable[[int], TrainState]
+    begin_state: Callable[[int], Callable[[], TrainState]]
 
 
 def build_stepping(
@@ -65,7 +65,5 @@ def build_stepping(
         frozen=rules.frozen,
     )
 
-    def new_state(seed: int) -> TrainState:
-        return init_state(model, optimizer, seed=seed, mesh=mesh, **shape)
-
-    return Stepping(schedule, optimizer, state_shapes, make_step, new_state)
+    begin = functools.partial(begin_state, model, optimizer, mesh=mesh, **shape)
+    return Stepping(schedule, optimizer, state_shapes, make_step, lambda seed: begin(seed=seed))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool
 
+from stce_jax.platform.backends import by_backend
 from stce_jax.recipe.averages import Decay
 from stce_jax.recipe.optimizers import Optimizer
 from stce_jax.recipe.parameters import Frozen, merge, split
@@ -28,7 +29,7 @@ def update_if(finite: Bool[Array, ""], update: Callable[[TrainState], TrainState
     def select(state: TrainState) -> TrainState:
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(state), state)
 
-    return jax.lax.platform_dependent(state, cpu=branch, default=select)
+    return by_backend(state, cpu=branch, default=select)
 
 
 def update(

@@ -130,7 +130,7 @@ def _train(config: Any, output: epath.PathLike, rates: Any, spread: float) -> tu
         schedule=lambda step: first * jnp.exp(growth * step),
     )
     check_memory(config, stepping.state_shapes, mesh)
-    state = stepping.new_state(config.seed)
+    state = stepping.begin_state(config.seed)()
     if weights:
         state = initialize(state, weights, stepping.optimizer)
     step, key = stepping.make_step(model), run_key(config.seed, mesh)

@@ -141,13 +141,7 @@ def train(
             begins = f"resuming from step {step} of {timetable.total}" if step else begins
             begins = begins or f"new weights, seed {config.seed}"
             show_opening(opening(setup, model, trained=rules.note, begins="; ".join([begins, *followed])))
-        if found:
-            start = _restore(setup, *found)
-        else:
-            state = course.stepping.new_state(config.seed)
-            if initial_weights:
-                state = initialize(state, initial_weights, course.stepping.optimizer)
-            start = StartingPoint(state)
+        start = _restore(setup, *found) if found else _begin(setup, initial_weights)
         if processes.is_main():
             layout.write_config(workdir, config)
         if finished:
@@ -174,6 +168,16 @@ def _course(config: Any, dataset: Any, timetable: Timetable, model: Any, rules: 
         work=work_of_sizes(model, sizes),
         mixed_steps=mixed,
     )
+
+
+def _begin(setup: Setup, weights: Mapping[str, Any] | None) -> StartingPoint:
+    """The start of a new run, with these weights if there are any."""
+    stepping = setup.course.stepping
+    begun = stepping.begin_state(setup.config.seed)
+    if not weights:
+        return StartingPoint(0, begun)
+    state = initialize(begun(), weights, stepping.optimizer)
+    return StartingPoint(0, lambda: state)
 
 
 def _replanned(setup: Setup, config: Any, model: Any, rules: Any, weights: Any) -> tuple[Setup, StartingPoint]:
@@ -211,7 +215,7 @@ def _find(checkpoints: CheckpointWriter, dataset: Any, *, scheduled: bool = Fals
 def _restore(setup: Setup, step: int, meta: dict[str, Any]) -> StartingPoint:
     changed = "; ".join(configuration.differences(meta["config"], setup.config))
     state = setup.checkpoints.restore(step, setup.course.stepping.state_shapes, changed=changed)
-    return StartingPoint(state, meta["metrics"], meta["salt"], meta["guard"], meta.get("patience"))
+    return StartingPoint(step, lambda: state, meta["metrics"], meta["salt"], meta["guard"], meta.get("patience"))
 
 
 def _why_finished(step: int, total: int, final: Mapping[str, Any], patience: Patience) -> str:
@@ -241,7 +245,7 @@ def _train_by_plan(setup: Setup, start: StartingPoint) -> dict[str, float]:
     Raises:
       RunReplannedError: it must go on by another config.
     """
-    first, main = int(start.state.step), processes.is_main()
+    first, main = start.step, processes.is_main()
     found: dict[str, Any] = {"after_step": first, "evaluated": bool(start.metrics), "writes": main}
     with (
         MetricsLog(setup.workdir, setup.config.loggers, configuration.of_result(setup.config), **found) as log,

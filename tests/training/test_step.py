@@ -252,6 +252,11 @@ def test_the_step_compiles_once(one):
     assert one.train_step._cache_size() == 1, "six like steps were compiled more than once"
 
 
+def test_the_step_is_traced_for_the_devices_that_compute_it_and_no_others(one):
+    jaxpr = one.train_step.trace(one.initial(), one.batch(), run_key(SEED, one.mesh)).jaxpr
+    assert "conv_general_dilated" in str(jaxpr) and "platform_index" not in str(jaxpr)
+
+
 def test_the_old_state_is_donated(one):
     state = one.initial()
     jax.block_until_ready(one.step(state, one.batch()))

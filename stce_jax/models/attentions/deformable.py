@@ -23,6 +23,7 @@ from stce_jax.models.ops.attention import dot_product_attention, fused_kernel
 from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.ops.precision import of_rank, widened
 from stce_jax.models.ops.sampling import sample_bilinear, sample_differences
+from stce_jax.platform.backends import by_backend
 
 Pair = tuple[int, int]
 
@@ -53,7 +54,7 @@ class StridedDepthwise(nn.Module):
         # XLA for CPUs computes convolutions of single channels one by one: see `ops.convolution`.
         by_slices = functools.partial(_by_slices, stride=self.stride, margin=margin)
         convolution = functools.partial(_convolution, stride=self.stride, margin=margin)
-        outputs = jax.lax.platform_dependent(inputs, kernel, cpu=by_slices, default=convolution)
+        outputs = by_backend(inputs, kernel, cpu=by_slices, default=convolution)
         return outputs + of_rank(4, bias)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from stce_jax.models.ops.gradients import own_gradient
 from stce_jax.models.ops.precision import wide_product, widened
+from stce_jax.platform.backends import by_backend
 
 POLICY_EPSILON = 1e-6  # see `policy_weights`
 TOKENS_MULTIPLE = 8  # cuDNN's gradient needs an even number of tokens, products on GPUs prefer a multiple of 8
@@ -46,8 +47,8 @@ def dot_product_attention(
     """
     operands = (query, key, value, _with_four_axes(bias), mask)
     if fused_kernel.value and query.shape == key.shape and has_fused_kernel(query.shape[-1], query.dtype):
-        return jax.lax.platform_dependent(*operands, cuda=_fused, default=attention_by_products)
-    return jax.lax.platform_dependent(*operands, default=attention_by_products)
+        return by_backend(*operands, cuda=_fused, default=attention_by_products)
+    return by_backend(*operands, default=attention_by_products)
 
 
 def attention_weights(

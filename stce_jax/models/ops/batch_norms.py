@@ -14,6 +14,7 @@ from stce_jax.models.ops.activations import gelu, gelu_derivative, gelu_plain
 from stce_jax.models.ops.gradients import own_gradient
 from stce_jax.models.ops.ordering import recompute_from
 from stce_jax.models.ops.precision import of_rank, widened
+from stce_jax.platform.backends import by_backend
 
 BATCH_NORM_EPSILON = 1e-5  # PyTorch's default
 
@@ -76,9 +77,7 @@ def _gelu_batch_norm_backward(
 ) -> tuple[Array, Array, Array]:
     del dtype
     inputs, scale, mean, inverse = saved
-    inputs, cotangent = jax.lax.platform_dependent(
-        inputs, cotangents[0], cpu=lambda *both: both, default=recompute_from
-    )
+    inputs, cotangent = by_backend(inputs, cotangents[0], cpu=lambda *both: both, default=recompute_from)
     wide, cotangent = widened(inputs), widened(cotangent)
     dactivated, dscale, dbias = _by_batch_backward(gelu(wide), scale, mean, inverse, cotangent)
     return (dactivated * gelu_derivative(wide)).astype(inputs.dtype), dscale, dbias
@@ -130,9 +129,7 @@ def _batch_norm_backward(
 ) -> tuple[Array, Array, Array]:
     del dtype
     inputs, scale, bias, mean, inverse = saved
-    inputs, cotangent = jax.lax.platform_dependent(
-        inputs, cotangents[0], cpu=lambda *both: both, default=recompute_from
-    )
+    inputs, cotangent = by_backend(inputs, cotangents[0], cpu=lambda *both: both, default=recompute_from)
     wide, cotangent = widened(inputs), widened(cotangent)
     if silu:
         normalized = (wide - of_rank(4, mean)) * of_rank(4, inverse * scale) + of_rank(4, bias)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from stce_jax.models.ops.forms import chosen
 from stce_jax.models.ops.gradients import own_gradient
 from stce_jax.models.ops.precision import wide_product, widened
+from stce_jax.platform.backends import by_backend
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (above, below), (left, right)
 
@@ -46,7 +47,7 @@ def _halving_convolution_backward(saved: tuple[Array, Array], cotangent: Array) 
             dkernel = pull_back(cotangent)[1]
         return _by_parity(cotangent, kernel, inputs.shape), dkernel
 
-    return jax.lax.platform_dependent(cotangent, cpu=on_cpus, default=pull_back)
+    return by_backend(cotangent, cpu=on_cpus, default=pull_back)
 
 
 @own_gradient(_halving_convolution_forward, _halving_convolution_backward)
@@ -108,7 +109,7 @@ def _halving(inputs: Array, kernel: Array) -> Array:
         cuda = _by_blocks
     elif chosen("blocks_of_4"):
         cuda = _by_larger_blocks
-    return jax.lax.platform_dependent(inputs, kernel, cpu=_by_blocks, cuda=cuda, default=halving_convolution_plain)
+    return by_backend(inputs, kernel, cpu=_by_blocks, cuda=cuda, default=halving_convolution_plain)
 
 
 def _by_blocks(inputs: Array, kernel: Array) -> Array:

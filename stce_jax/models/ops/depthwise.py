@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from stce_jax.models.ops.convolution import woven
 from stce_jax.models.ops.gradients import own_gradient
 from stce_jax.models.ops.precision import of_rank, widened
+from stce_jax.platform.backends import by_backend
 
 
 def depthwise_convolution_plain(
@@ -36,7 +37,7 @@ def _forward(inputs: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Ar
         return _by_shifts(inputs, kernel)[:, ::stride, ::stride]  # XLA computes no other places
 
     plain = functools.partial(depthwise_convolution_plain, stride=stride)
-    return jax.lax.platform_dependent(inputs, kernel, cpu=by_shifts, default=plain), (inputs, kernel)
+    return by_backend(inputs, kernel, cpu=by_shifts, default=plain), (inputs, kernel)
 
 
 def _backward(stride: int, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
@@ -51,7 +52,7 @@ def _backward(stride: int, saved: tuple[Array, Array], cotangent: Array) -> tupl
     def plain(inputs: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
         return jax.vjp(functools.partial(depthwise_convolution_plain, stride=stride), inputs, kernel)[1](cotangent)
 
-    return jax.lax.platform_dependent(inputs, kernel, cotangent, cpu=by_shifts, default=plain)
+    return by_backend(inputs, kernel, cotangent, cpu=by_shifts, default=plain)
 
 
 @own_gradient(_forward, _backward, nondiff_argnums=(2,))
@@ -88,7 +89,7 @@ def _residual_forward(inputs: Array, kernel: Array, bias: Array) -> tuple[Array,
     def by_shifts(inputs: Array, kernel: Array, bias: Array) -> Array:
         return _residual_by_shifts(inputs, kernel, widened(of_rank(4, bias)))
 
-    outputs = jax.lax.platform_dependent(inputs, kernel, bias, cpu=by_shifts, default=depthwise_residual_plain)
+    outputs = by_backend(inputs, kernel, bias, cpu=by_shifts, default=depthwise_residual_plain)
     return outputs, (inputs, kernel, bias)
 
 
@@ -101,7 +102,7 @@ def _residual_backward(saved: tuple[Array, Array, Array], cotangent: Array) -> t
     def plain(inputs: Array, kernel: Array, bias: Array, cotangent: Array) -> tuple[Array, Array, Array]:
         return jax.vjp(depthwise_residual_plain, inputs, kernel, bias)[1](cotangent)
 
-    return jax.lax.platform_dependent(*saved, cotangent, cpu=by_shifts, default=plain)
+    return by_backend(*saved, cotangent, cpu=by_shifts, default=plain)
 
 
 @own_gradient(_residual_forward, _residual_backward)

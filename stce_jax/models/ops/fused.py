@@ -1,6 +1,7 @@
 """Operations that a kernel for CUDA devices computes in one pass; used where `forms.gpu_forms` chooses them.
 
-Other devices compute the plain form, and so do CUDA devices in float64.
+Other devices compute the plain form, and so do CUDA devices in float64. Kernels are imported where they are used, for
+they import Pallas, and every model imports this module.
 
 Shape letters: R rows, D model width or columns, B batch, P tokens with padding, A attention heads, E width of a head.
 """
@@ -17,11 +18,10 @@ from jaxtyping import Array, Float
 from stce_jax.models.ops.activations import gelu_derivative, gelu_plain
 from stce_jax.models.ops.attention import attention_by_products, fused_kernel, has_fused_kernel
 from stce_jax.models.ops.gradients import own_gradient, varying_axes
-from stce_jax.models.ops.kernels import gelu as gelu_kernels
-from stce_jax.models.ops.kernels import residual_norm
 from stce_jax.models.ops.norms import layer_norm
 from stce_jax.models.ops.ordering import recompute_from
 from stce_jax.models.ops.precision import widened
+from stce_jax.platform.backends import by_backend
 
 _REVERSE_MODE_ALONE = (
     "kernels for GPUs have first derivatives in reverse mode alone; for others, trace the model without "
@@ -45,6 +45,8 @@ def residual_layer_norm_plain(
 def _residual_layer_norm_forward(
     inputs: Array, branch: Array, scale: Array, bias: Array, dtype: DTypeLike, epsilon: float
 ) -> tuple[tuple[Array, Array], tuple[Array, Array, Array, Array]]:
+    from stce_jax.models.ops.kernels import residual_norm
+
     def plain(inputs: Array, branch: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array, Array]:
         total, normed = residual_layer_norm_plain(inputs, branch, scale, bias, dtype, epsilon)
         wide = widened(total)
@@ -59,6 +61,8 @@ def _residual_layer_norm_forward(
 def _residual_layer_norm_backward(
     dtype: DTypeLike, epsilon: float, saved: tuple[Array, Array, Array, Array], cotangents: tuple[Array, Array]
 ) -> tuple[Array, Array, Array, Array]:
+    from stce_jax.models.ops.kernels import residual_norm
+
     def plain(
         total: Array, scale: Array, mean: Array, inverse: Array, dtotal: Array, dnormed: Array
     ) -> tuple[Array, Array, Array]:
@@ -100,16 +104,20 @@ def bias_gelu_plain(inputs: Float[Array, "R D"], bias: Float[Array, "D"]) -> Flo
 
 
 def _bias_gelu_forward(inputs: Array, bias: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _by_platform(bias_gelu_plain, gelu_kernels.bias_gelu, inputs, bias), (inputs, bias)
+    from stce_jax.models.ops.kernels import gelu
+
+    return _by_platform(bias_gelu_plain, gelu.bias_gelu, inputs, bias), (inputs, bias)
 
 
 def _bias_gelu_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    from stce_jax.models.ops.kernels import gelu
+
     def plain(inputs: Array, bias: Array, cotangent: Array) -> tuple[Array, Array]:
         wide, cotangent = map(widened, recompute_from(inputs, cotangent))
         change = cotangent * gelu_derivative(wide + widened(bias))
         return change.astype(inputs.dtype), change.sum(axis=0)
 
-    dinputs, dbias = _by_platform(plain, gelu_kernels.bias_gelu_backward, *saved, cotangent)
+    dinputs, dbias = _by_platform(plain, gelu.bias_gelu_backward, *saved, cotangent)
     return dinputs, dbias
 
 
@@ -167,7 +175,7 @@ def padded_attention(
         def kernel(query: Array, key: Array, value: Array) -> Array:
             return _padded_fused(query, key, value, count)
 
-        return jax.lax.platform_dependent(query, key, value, cuda=kernel, default=plain)
+        return by_backend(query, key, value, cuda=kernel, default=plain)
     return plain(query, key, value)
 
 
@@ -181,7 +189,7 @@ def _by_platform(plain: Callable[..., Any], kernel: Callable[..., Any], *operand
 
     @jax.custom_batching.custom_vmap
     def by_platform(*operands: Array) -> Any:
-        return jax.lax.platform_dependent(*operands, cuda=kernel, default=plain)
+        return by_backend(*operands, cuda=kernel, default=plain)
 
     @by_platform.def_vmap
     def over_axis(size: int, batched: list[bool], *operands: Array) -> tuple[Any, Any]:

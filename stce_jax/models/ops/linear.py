@@ -4,6 +4,7 @@ import jax
 from jaxtyping import Array, Float
 
 from stce_jax.models.ops.gradients import own_gradient
+from stce_jax.platform.backends import by_backend
 
 
 def product_plain(inputs: Float[Array, "*rows n"], kernel: Float[Array, "n m"]) -> Float[Array, "*rows m"]:
@@ -26,7 +27,7 @@ def _product_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Arr
         return jax.linear_transpose(lambda kernel: product_plain(inputs, kernel), kernel)(cotangent)[0]
 
     (dinputs,) = jax.linear_transpose(lambda inputs: product_plain(inputs, kernel), inputs)(cotangent)
-    return dinputs, jax.lax.platform_dependent(inputs, cotangent, cpu=as_kernel, default=transposed)
+    return dinputs, by_backend(inputs, cotangent, cpu=as_kernel, default=transposed)
 
 
 @own_gradient(_product_forward, _product_backward)

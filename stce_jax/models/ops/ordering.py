@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from stce_jax.platform.backends import by_backend
+
 
 def recompute_from(
     saved: Shaped[Array, "*shape"], cotangent: Shaped[Array, "*other"]
@@ -23,7 +25,7 @@ def recompute_all_from(saved: Any, cotangents: Any) -> tuple[Any, Any]:
 
     There a zero that is made of the cotangents is added to `saved`, see `after_on_cpus`.
     """
-    return jax.lax.platform_dependent(
+    return by_backend(
         saved,
         cotangents,
         cpu=lambda saved, cotangents: (_plus_zero_of(cotangents, saved), cotangents),
@@ -36,7 +38,7 @@ def after_on_cpus(first: Any, later: Any) -> Any:
 
     Values stay, whatever `first` has. On other backends it does nothing.
     """
-    return jax.lax.platform_dependent(first, later, cpu=_plus_zero_of, default=lambda first, later: later)
+    return by_backend(first, later, cpu=_plus_zero_of, default=lambda first, later: later)
 
 
 def _plus_zero_of(first: Any, later: Any) -> Any:
