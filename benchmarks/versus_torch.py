@@ -21,6 +21,7 @@ already lie on the device: loading and augmentation are not measured.
   the blocks are bfloat16 in JAX, float32 under autocast.
 - Where the head reads the class token alone, JAX's last block computes no more than that. PyTorch's computes all
   tokens, as those of timm and DeiT do, unless --class_token_alone spares it the same.
+- With --remat JAX's model computes blocks again in the backward pass, for less memory; PyTorch's keeps what it needs.
 - On a GPU float32 products may use TF32 in both; the check does without.
 - On CPUs glibc is told to keep what is freed, as `stce` tells it, which spares PyTorch page faults, too.
 - With JAX_NUM_CPU_DEVICES=2 in the environment JAX takes two cores for two devices and gives each half of the batch, as
@@ -81,6 +82,7 @@ def parse_arguments():
     parser.add_argument(
         "--class_token_alone", action="store_true", help="PyTorch's last block computes the class token alone, as JAX's"
     )
+    parser.add_argument("--remat", action="store_true", help="JAX's blocks are computed again in the backward pass")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write every round's measurement there")
     arguments = parser.parse_args()
@@ -130,7 +132,9 @@ def compare(name, device, arguments):
     reference = reference.to(device, memory_format=layout)
     check_agreement(name, model, variables, reference, jax_batch, torch_batch, arguments.tolerances)
 
-    model = create_model(name, num_classes=CLASSES, image_size=size, dtype=arguments.dtype, **still)
+    model = create_model(
+        name, num_classes=CLASSES, image_size=size, dtype=arguments.dtype, remat=arguments.remat, **still
+    )
     low_precision = arguments.dtype == "bfloat16"
     autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=low_precision)
     results = []

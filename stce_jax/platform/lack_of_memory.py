@@ -18,10 +18,17 @@ def named(arguments: argparse.Namespace) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # JAX has no class of errors for it, but a status that begins the message.
-        if not isinstance(error, MemoryError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
+        said = in_words(error)
+        if not said:
             raise
-        found = re.search(r"(\d+) bytes", str(error))
-        size = f": no {int(found[1]) / 1e9:,.1f} GB in one piece" if found else ""
         remedy = BY_BATCHES if hasattr(arguments, "batch_size") else OTHERWISE
-        raise ConfigError(f"out of memory{size}; {IN_TRAINING if arguments.takes_overrides else remedy}") from error
+        raise ConfigError(f"{said}; {IN_TRAINING if arguments.takes_overrides else remedy}") from error
+
+
+def in_words(error: Exception) -> str:
+    """An error by which memory was refused, as "out of memory: no 1.5 GB in one piece"; "" for any other."""
+    # JAX has no class of errors for it, but a status that begins the message.
+    if not isinstance(error, MemoryError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
+        return ""
+    found = re.search(r"(\d+) bytes", str(error))
+    return "out of memory" + (f": no {int(found[1]) / 1e9:,.1f} GB in one piece" if found else "")

@@ -19,6 +19,7 @@ from stce_jax.analysis.timing.train_step import timed_train_step
 from stce_jax.analysis.timing.turns import calls_lasting
 from stce_jax.data import catalog
 from stce_jax.paths import first_line
+from stce_jax.platform import lack_of_memory
 from stce_jax.recipe import augment
 from stce_jax.training.mesh import batch_sharding, replicated
 from stce_jax.training.state import TrainState
@@ -67,8 +68,8 @@ class Contender:
         """Runs a part of the measurement; if it fails, the row has the error and the model takes no further part."""
         try:
             function(self, *arguments, **options)
-        except Exception as error:  # XLA's own for memory that runs out, and whatever a model raises
-            self.row["error"] = f"{type(error).__name__}: {first_line(error)}"
+        except Exception as error:  # of memory that runs out, and whatever a model raises
+            self.row["error"] = lack_of_memory.in_words(error) or f"{type(error).__name__}: {first_line(error)}"
             self.call = None  # with it goes what it holds on the device
 
 

@@ -92,9 +92,7 @@ class CMTEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
-        features = conv_stack(
-            images, self.stem_widths, self.stem_strides, self.dtype, self.axis_name, self.remat, train
-        )
+        features = conv_stack(self, images, train)
         features = HalvingPatches(self.width, self.dtype, name="halving")(features)
         batch, rows, columns, width = features.shape  # [B, h, w, D]
         return Tokens(features.reshape(batch, rows * columns, width), grid=(rows, columns))

@@ -71,9 +71,7 @@ class HCFormerEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
-        features = conv_stack(
-            images, self.stem_widths, self.stem_strides, self.dtype, self.axis_name, self.remat, train
-        )
+        features = conv_stack(self, images, train)
         channels = features.shape[-1]
         halving = ConvModule(channels, 2, dtype=self.dtype, axis_name=self.axis_name, name="coarse")
         coarse = halving(features, train=train)  # [B, h, w, C]

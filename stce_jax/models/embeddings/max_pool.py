@@ -71,9 +71,7 @@ class MaxPoolConvEmbed(nn.Module):
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         chex.assert_rank(images, 4)
         self.check()
-        features = conv_stack(
-            images, self.stem_widths, self.stem_strides, self.dtype, self.axis_name, self.remat, train
-        )
+        features = conv_stack(self, images, train)
         (cell_rows, cell_columns), (batch, height, width, channels) = cell_shape(self.cell), features.shape
         rows, columns = grid_shape(height, width, self.cell)
         beyond = ((0, 0), (0, rows * cell_rows - height), (0, columns * cell_columns - width), (0, 0))

@@ -84,9 +84,7 @@ class SuperTokenConvEmbed(nn.Module):
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         chex.assert_rank(images, 4)
         self.check()
-        features = conv_stack(
-            images, self.stem_widths, self.stem_strides, self.dtype, self.axis_name, self.remat, train
-        )
+        features = conv_stack(self, images, train)
         self.sow("intermediates", "features", features)
         if self.iterations:
             super_tokens, affinity = cluster_super_tokens(

@@ -5,7 +5,7 @@ Shape letters: B batch, H W image height and width, h w those of the stack's out
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from jaxtyping import Array, Float
 
@@ -31,22 +31,29 @@ def check_stem(widths: Sequence[int], strides: Sequence[int]) -> None:
         )
 
 
-def conv_stack(
-    images: Float[Array, "B H W 3"],
-    widths: Sequence[int],
-    strides: Sequence[int],
-    dtype: Any,
-    axis_name: Any,
-    again: bool,
-    train: bool | None,
-) -> Float[Array, "B h w C"]:
-    """A `ConvModule` for each width and stride, one after the other: module_1, module_2, ... of the calling module.
+class HasStem(Protocol):
+    """An embedding with these attributes."""
 
-    `again`: with `remat`.
+    @property
+    def stem_widths(self) -> Sequence[int]: ...
+    @property
+    def stem_strides(self) -> Sequence[int]: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def axis_name(self) -> Any: ...
+    @property
+    def remat(self) -> bool: ...
+
+
+def conv_stack(embedding: HasStem, images: Float[Array, "B H W 3"], train: bool | None) -> Float[Array, "B h w C"]:
+    """A `ConvModule` for each of an embedding's widths and strides, one after the other: its module_1, module_2, ...
+
+    To be called within the embedding's own call, for flax makes them its parts.
     """
-    features = images
-    kind = remat(ConvModule, again)
-    for number, (width, stride) in enumerate(zip(widths, strides, strict=True), start=1):
+    features, dtype, axis_name = images, embedding.dtype, embedding.axis_name
+    kind = remat(ConvModule, embedding.remat)
+    for number, (width, stride) in enumerate(zip(embedding.stem_widths, embedding.stem_strides, strict=True), start=1):
         module = kind(width, stride, dtype=dtype, axis_name=axis_name, name=f"module_{number}")
         features = module(features, train=train)
     return features
