@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from stce_jax.errors import ConfigError, check_whole, shown
 from stce_jax.models.conv_layers import ConvModule
+from stce_jax.models.layers import is_training
+from stce_jax.models.ops.parts import by_parts
 from stce_jax.models.remat import remat
 
 MOST_MODULES = 64
@@ -51,12 +53,29 @@ def conv_stack(embedding: HasStem, images: Float[Array, "B H W 3"], train: bool 
 
     To be called within the embedding's own call, for flax makes them its parts.
     """
-    features, dtype, axis_name = images, embedding.dtype, embedding.axis_name
-    kind = remat(ConvModule, embedding.remat)
-    for number, (width, stride) in enumerate(zip(embedding.stem_widths, embedding.stem_strides, strict=True), start=1):
-        module = kind(width, stride, dtype=dtype, axis_name=axis_name, name=f"module_{number}")
-        features = module(features, train=train)
-    return features
+    kind, options = remat(ConvModule, embedding.remat), {"dtype": embedding.dtype, "axis_name": embedding.axis_name}
+    modules = [
+        kind(width, stride, **options, name=f"module_{number}")
+        for number, (width, stride) in enumerate(zip(embedding.stem_widths, embedding.stem_strides, strict=True), 1)
+    ]
+    return run_stack(modules, images, train)
+
+
+def run_stack(modules: Sequence[Any], images: Float[Array, "B H W 3"], train: bool | None) -> Float[Array, "B h w C"]:
+    """What modules of an embedding, one after the other, make of images.
+
+    In evaluation images know nothing of each other. Then each part of a batch goes through all modules by itself: XLA
+    for CPUs computes such parts side by side, and need not join them after each module, see `parts.by_parts`.
+    """
+
+    def stack(images: Array) -> Array:
+        for module in modules:
+            images = module(images, train=train)
+        return images
+
+    if not modules or is_training(modules[0], train) or modules[0].is_mutable_collection("intermediates"):
+        return stack(images)  # what a module makes of them is one array for who looks at it
+    return by_parts(stack, images)
 
 
 def strided_grid(height: int, width: int, strides: Sequence[int]) -> tuple[int, int]:

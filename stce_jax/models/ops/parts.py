@@ -43,6 +43,9 @@ def number_of_parts(shape: tuple[int, ...]) -> int:
 def by_parts(
     function: Callable[[Shaped[Array, "b *rest"]], Shaped[Array, "b *other"]], inputs: Shaped[Array, "B *rest"]
 ) -> Shaped[Array, "B *other"]:
-    """What a function that takes each image by itself makes of a batch."""
+    """What a function that takes each image by itself makes of a batch; it gets each part whole."""
     parts = number_of_parts(inputs.shape)
-    return function(inputs) if parts == 1 else jnp.concatenate([function(part) for part in jnp.split(inputs, parts)])
+    if parts == 1:
+        return function(inputs)
+    with whole_batches():
+        return jnp.concatenate([function(part) for part in jnp.split(inputs, parts)])
