@@ -21,6 +21,7 @@ STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.sys
 ALLOWED = {"fc-list", "uname"}  # Matplotlib's search for fonts, once a user; Python's platform.processor()
 # What no quick test can call; tests/slow does, in processes of their own, and tests/loggers, with other packages.
 BY_PROCESSES = {
+    "stce_jax.training.candidates",  # a table; its one function makes it while the module is imported
     "stce_jax.platform.freed_memory",  # settings of a whole process that cannot be taken back
     "stce_jax.reproduce.subprocesses",  # starts processes
     *(f"stce_jax.workdir.loggers.{service}" for service in ("wandb", "trackio", "mlflow")),  # tests/loggers

@@ -60,7 +60,6 @@ def test_the_runs_own_images_are_the_default_and_a_probe_is_no_worse_than_a_youn
     assert "1437 training images, 10 classes" in out and percents[0] >= percents[1] - 2
 
 
-@pytest.mark.slow
 def test_one_class_one_image_and_no_images_are_refused(tiny_run, tmp_path, capsys):
     workdir, _ = tiny_run
     images = make_images(train=3, val=2)
