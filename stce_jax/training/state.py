@@ -59,8 +59,8 @@ def begin_state(
       mesh: see `make_mesh`.
 
     Returns:
-      A function that waits for the program and computes the state, each array created with its sharding: no device ever
-      holds more than its part. Of several processes, all compile when they call it.
+      A function, to be called once, that waits for the program and computes the state, each array created with its
+      sharding: no device ever holds more than its part. Of several processes, all compile when they call it.
     """
     initializer = _initializer(model, image_size)
 
@@ -74,9 +74,9 @@ def begin_state(
     if processes.several():  # which compile in one order, and meet
         return lambda: processes.compile_together(jitted)(key)
     thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-    compiling = thread.submit(jitted.lower(key).compile)
+    compiling = [thread.submit(jitted.lower(key).compile)]
     thread.shutdown(wait=False)
-    return lambda: compiling.result()(key)
+    return lambda: compiling.pop().result()(key)  # who keeps the function does not keep the program
 
 
 def init_state(model: Body, optimizer: optax.GradientTransformation, **options: Any) -> TrainState:

@@ -65,5 +65,7 @@ def build_stepping(
         frozen=rules.frozen,
     )
 
-    begin = functools.partial(begin_state, model, optimizer, mesh=mesh, **shape)
-    return Stepping(schedule, optimizer, state_shapes, make_step, lambda seed: begin(seed=seed))
+    def begin(seed: int) -> Callable[[], TrainState]:
+        return begin_state(model, optimizer, seed=seed, mesh=mesh, **shape)
+
+    return Stepping(schedule, optimizer, state_shapes, make_step, begin)

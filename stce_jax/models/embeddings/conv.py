@@ -11,9 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.errors import ConfigError
-from stce_jax.models.conv_layers import ConvModule
-from stce_jax.models.embeddings.stem import check_stem, halvings, run_stack, stem_places, strided_grid
-from stce_jax.models.remat import remat
+from stce_jax.models.embeddings.stem import check_stem, conv_stack, halvings, stem_places, strided_grid
 from stce_jax.models.tokens import Tokens
 
 
@@ -60,14 +58,7 @@ class ConvEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
-        kind, kernels = remat(ConvModule, self.remat), [3] * (len(self.stem_widths) - 1) + [self.LAST_KERNEL]
-        modules = [
-            kind(width, stride, kernel, self.dtype, self.axis_name, name=f"module_{number}")
-            for number, (width, stride, kernel) in enumerate(
-                zip(self.stem_widths, self.stem_strides, kernels, strict=True), start=1
-            )
-        ]
-        features = run_stack(modules, images, train)
+        features = conv_stack(self, images, train, last={"kernel": self.LAST_KERNEL})
         batch, rows, columns, channels = features.shape  # [B, h, w, D]
         return Tokens(features.reshape(batch, rows * columns, channels), grid=(rows, columns))
 

@@ -11,8 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.models.conv_layers import EarlyConvModule, convolution
-from stce_jax.models.embeddings.stem import check_stem, halvings, run_stack, stem_places, strided_grid
-from stce_jax.models.remat import remat
+from stce_jax.models.embeddings.stem import check_stem, conv_stack, halvings, stem_places, strided_grid
 from stce_jax.models.tokens import Tokens
 
 
@@ -54,11 +53,7 @@ class EarlyConvEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool | None = None) -> Tokens:
         self.check()
-        kind = remat(EarlyConvModule, self.remat)
-        modules = [
-            kind(width, stride, self.dtype, self.axis_name, name=f"module_{number}")
-            for number, (width, stride) in enumerate(zip(self.stem_widths, self.stem_strides, strict=True), start=1)
-        ]
-        features = convolution(self.width, 1, 1, self.dtype)(run_stack(modules, images, train))
+        features = conv_stack(self, images, train, kind=EarlyConvModule)
+        features = convolution(self.width, 1, 1, self.dtype)(features)
         batch, rows, columns, width = features.shape  # [B, h, w, D]
         return Tokens(features.reshape(batch, rows * columns, width), grid=(rows, columns))

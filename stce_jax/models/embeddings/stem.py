@@ -4,8 +4,8 @@ Shape letters: B batch, H W image height and width, h w those of the stack's out
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxtyping import Array, Float
 
@@ -33,47 +33,40 @@ def check_stem(widths: Sequence[int], strides: Sequence[int]) -> None:
         )
 
 
-class HasStem(Protocol):
-    """An embedding with these attributes."""
-
-    @property
-    def stem_widths(self) -> Sequence[int]: ...
-    @property
-    def stem_strides(self) -> Sequence[int]: ...
-    @property
-    def dtype(self) -> Any: ...
-    @property
-    def axis_name(self) -> Any: ...
-    @property
-    def remat(self) -> bool: ...
-
-
-def conv_stack(embedding: HasStem, images: Float[Array, "B H W 3"], train: bool | None) -> Float[Array, "B h w C"]:
-    """A `ConvModule` for each of an embedding's widths and strides, one after the other: its module_1, module_2, ...
-
-    To be called within the embedding's own call, for flax makes them its parts.
-    """
-    kind, options = remat(ConvModule, embedding.remat), {"dtype": embedding.dtype, "axis_name": embedding.axis_name}
-    modules = [
-        kind(width, stride, **options, name=f"module_{number}")
-        for number, (width, stride) in enumerate(zip(embedding.stem_widths, embedding.stem_strides, strict=True), 1)
-    ]
-    return run_stack(modules, images, train)
-
-
-def run_stack(modules: Sequence[Any], images: Float[Array, "B H W 3"], train: bool | None) -> Float[Array, "B h w C"]:
-    """What modules of an embedding, one after the other, make of images.
+def conv_stack(
+    embedding: Any,
+    images: Float[Array, "B H W 3"],
+    train: bool | None,
+    *,
+    kind: Any = ConvModule,
+    last: Mapping[str, Any] | None = None,
+) -> Float[Array, "B h w C"]:
+    """What an embedding's convolution modules, module_1, module_2, ... of it, make of images, one after the other.
 
     In evaluation images know nothing of each other. Then each part of a batch goes through all modules by itself: XLA
     for CPUs computes such parts side by side, and need not join them after each module, see `parts.by_parts`.
+
+    Args:
+      embedding: has `stem_widths`, `stem_strides`, `dtype`, `axis_name` and `remat`. Within its own call, for flax
+        makes the modules its parts.
+      kind: `ConvModule` or `EarlyConvModule`.
+      last: more options of the last module.
     """
+    shapes = list(zip(embedding.stem_widths, embedding.stem_strides, strict=True))
+    make = remat(kind, embedding.remat)
+    modules = []
+    for number, (width, stride) in enumerate(shapes, start=1):
+        options = {"dtype": embedding.dtype, "axis_name": embedding.axis_name, "name": f"module_{number}"}
+        if number == len(shapes):
+            options |= last or {}
+        modules.append(make(width, stride, **options))
 
     def stack(images: Array) -> Array:
         for module in modules:
             images = module(images, train=train)
         return images
 
-    if not modules or is_training(modules[0], train) or modules[0].is_mutable_collection("intermediates"):
+    if is_training(embedding, train) or embedding.is_mutable_collection("intermediates"):
         return stack(images)  # what a module makes of them is one array for who looks at it
     return by_parts(stack, images)
 
