@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 
 from stce_jax.models.batch_norms import BatchNorm, GeluBatchNorm
 from stce_jax.models.layers import LayerNorm, linear
+from stce_jax.models.ops import onednn
 from stce_jax.models.ops.activations import gelu
-from stce_jax.models.ops.convolution import halving_convolution
+from stce_jax.models.ops.convolution import convolve, halving_convolution
 from stce_jax.models.ops.depthwise import depthwise_convolution, depthwise_residual
 from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.ops.parts import by_parts
@@ -24,14 +25,17 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 def _convolve(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
     """What flax.linen.Conv calls in place of `jax.lax.conv_general_dilated`."""
-    if kernel.shape[:2] == (3, 3) and strides == (2, 2):  # `convolution` has padded by 1
+    del options  # `convolution` dilates nothing and has no groups
+    if kernel.shape[:2] == (3, 3) and strides == (2, 2):  # and it has padded by 1
         return halving_convolution(inputs, kernel)
-    return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **options)
+    return convolve(inputs, kernel, strides[0], tuple(padding))
 
 
-def _convolve_by_parts(inputs: jax.Array, *operands: Any, **options: Any) -> jax.Array:
+def _convolve_by_parts(inputs: jax.Array, kernel: jax.Array, *operands: Any, **options: Any) -> jax.Array:
     """`_convolve` for a stack of convolutions alone, where nothing else keeps a CPU's other cores busy."""
-    return by_parts(lambda part: _convolve(part, *operands, **options), inputs)
+    if onednn.serves(inputs, kernel):
+        return _convolve(inputs, kernel, *operands, **options)
+    return by_parts(lambda part: _convolve(part, kernel, *operands, **options), inputs)
 
 
 def convolution(features: int, kernel: int, stride: int, dtype: Any, *, bias: bool = True, **options: Any) -> nn.Conv:

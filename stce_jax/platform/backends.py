@@ -9,6 +9,11 @@ import jax
 _compiled_for = jax.make_user_context("")
 
 
+def has_one_cpu() -> bool:
+    """Whether JAX has a single CPU device, and nothing else, to compute with by default."""
+    return jax.device_count() == 1 and jax.default_backend() == "cpu"
+
+
 def by_backend(*operands: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
     """`jax.lax.platform_dependent`, which traces and differentiates all forms, and leaves the choice to XLA.
 

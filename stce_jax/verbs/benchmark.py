@@ -20,6 +20,7 @@ from stce_jax.analysis.timing.turns import in_turn, median_estimate
 from stce_jax.data.loader import LARGEST_BATCH
 from stce_jax.errors import check_choice, check_range, check_whole
 from stce_jax.models.factory import DTYPES, LARGEST_SIDE, MOST_CLASSES
+from stce_jax.platform.cpu_library import ENOUGH_WORK, chosen_for
 from stce_jax.training.mesh import make_mesh
 from stce_jax.training.step import check_accumulation
 
@@ -66,7 +67,8 @@ def benchmark(
       A list of dicts, one for each model and combination:
       "model" (as given), "dtype", "batch_size", "image_size", "what", "images_per_second" (median over rounds, calls
       back to back), "latency_ms" and "latency_ms_p95" (of a batch: median and 95th percentile of calls one by one),
-      "compile_seconds" (tracing and compiling; less where a persistent compilation cache knows the program),
+      "compile_seconds" (tracing and compiling; less where a persistent compilation cache knows the program, which one
+      CPU device does not use here: see `platform.cpu_library`),
       "peak_bytes" and "memory_kind" (see `contenders.peak_memory`), "parameters", "embedding_parameters",
       "multiply_adds" (forward, an image),
       "ratio" and "ratio_margin" (of images_per_second to that of the combination's first model: median over rounds and
@@ -95,7 +97,8 @@ def benchmark(
             for spec, own_sizes, own_counts in zip(specs, sizes, counts, strict=True)
             if size in own_sizes
         ]
-        rows += _measure(rivals, mesh, rounds=rounds, seconds=seconds, accumulate=accumulate)
+        with chosen_for(ENOUGH_WORK):  # a CPU computes as in a long run
+            rows += _measure(rivals, mesh, rounds=rounds, seconds=seconds, accumulate=accumulate)
         if on_rows:
             on_rows(rows[-len(rivals) :])
     return rows

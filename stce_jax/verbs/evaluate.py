@@ -14,6 +14,7 @@ from stce_jax.processes import peers as processes
 from stce_jax.training import assemble as runs
 from stce_jax.training import several_views
 from stce_jax.training.evaluation import predict_split
+from stce_jax.verbs import library
 
 SPLITS = (*catalog.SPLITS, HOLDOUT)
 MEASURES: dict[str, Any] = {catalog.SINGLE_LABEL: scores, catalog.MULTI_LABEL: label_sets}
@@ -81,11 +82,12 @@ def evaluate(
     if writes:
         files.begin(output)
     parts, left, logits = [], [], []
-    for outputs, labels, left_by_modules in predict_split(run, images, place, tta=kinds):
-        parts.append(measure.of_images(outputs, labels))
-        left.append(left_by_modules)
-        if writes:
-            logits.append(outputs)
+    with library.for_inference(run, len(source)):
+        for outputs, labels, left_by_modules in predict_split(run, images, place, tta=kinds):
+            parts.append(measure.of_images(outputs, labels))
+            left.append(left_by_modules)
+            if writes:
+                logits.append(outputs)
     by_image = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     metrics = {name: float(np.concatenate([part[name] for part in left]).mean()) for name in left[0]}
     result = {

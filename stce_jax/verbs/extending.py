@@ -4,14 +4,17 @@ More epochs can be had in two ways: the schedule is stretched over all of them, 
 anew there, a warm restart (Loshchilov and Hutter 2017).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from stce_jax.errors import ConfigError
 from stce_jax.processes.speaking import say
 from stce_jax.training import assemble as runs
 from stce_jax.training.optimization import build_schedule
+from stce_jax.training.patience import Patience
 from stce_jax.training.plan import with_keys
 from stce_jax.training.timetable import Timetable
+from stce_jax.workdir.score import SCORES, said
 
 RESTARTS = "optimizer.restart_epochs"
 
@@ -70,3 +73,13 @@ def _other_way(config: Any, own: Any, timetable: Timetable, applied: int) -> lis
             f"{words}, the rate would be {rate(before)}"
         ]
     return []
+
+
+def why_finished(step: int, total: int, final: Mapping[str, Any], patience: Patience) -> str:
+    """What is said of a run of which nothing is left to do, and how to go on."""
+    early = "" if step >= total else f"it stopped early, for {patience.reason()}; "
+    more = "--config.patience=0, or a larger one," if early else "more --config.epochs"
+    return (
+        f"already finished at step {step}: {said(final, SCORES)}; {early}nothing to do; to go on, give {more} with "
+        "--allow_config_change"
+    )

@@ -6,6 +6,7 @@ import jax
 
 from stce_jax.analysis.costs import count_model, count_parameters
 from stce_jax.models.bodies import Body
+from stce_jax.platform.cpu_library import onednn_computes
 from stce_jax.recipe.optimizers import peak_learning_rate
 from stce_jax.training.setup import Setup
 from stce_jax.workdir import parts
@@ -67,6 +68,8 @@ def _devices(config: Any, devices: int) -> str:
     words = [f"{devices} of {jax.devices()[0].device_kind}"]
     if jax.process_count() > 1:
         words.append(f"{jax.process_count()} processes")
+    if onednn_computes():
+        words.append("products and convolutions by oneDNN, compiled at every start")
     if config.fsdp_devices > 1:
         words.append(f"parameters split over {config.fsdp_devices}")
     return ", ".join(words)

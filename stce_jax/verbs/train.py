@@ -37,7 +37,8 @@ from stce_jax.training.sizes import check_model
 from stce_jax.training.step import check_accumulation, run_key
 from stce_jax.training.stepping import build_stepping
 from stce_jax.training.timetable import Timetable
-from stce_jax.verbs.extending import continued
+from stce_jax.verbs import library
+from stce_jax.verbs.extending import continued, why_finished
 from stce_jax.verbs.first_weights import first_weights, follow_weights
 from stce_jax.verbs.opening import opening
 from stce_jax.verbs.planning import planned
@@ -48,7 +49,7 @@ from stce_jax.workdir.claim import Claim
 from stce_jax.workdir.loggers import check_installed
 from stce_jax.workdir.meta import check_class_weights, check_fingerprint, checkpoint_meta
 from stce_jax.workdir.metrics import MetricsLog
-from stce_jax.workdir.score import SCORES, said
+from stce_jax.workdir.score import said
 
 
 def train(
@@ -81,6 +82,8 @@ def train(
         trial: Any = runs.build_model(config, 1)  # refuses its options before data are prepared
         check_model(trial, tuple(config.progressive_sizes))
         dataset = runs.open_dataset(config)
+        if config.minutes:  # what times the machine computes as the run will
+            stack.enter_context(library.for_training(config, dataset, trial))
         config, pace = planned(config, workdir, dataset, seconds_of_life() if exit_process else 0.0)
         config, dataset, source, followed = follow_weights(config, workdir, dataset, trial.unshaped_options())
         mesh = make_mesh(config.fsdp_devices)
@@ -88,6 +91,8 @@ def train(
         check_accumulation(config.batch_size, config.accumulate, mesh)
         model = runs.build_model(config, len(dataset.class_names))
         runs.check_options(config)
+        if not config.minutes:
+            stack.enter_context(library.for_training(config, dataset, model))
         rules = optimization.parameter_rules(config, model)
         timetable = runs.build_timetable(config, dataset)
         weights = class_weights(config, dataset)
@@ -145,7 +150,7 @@ def train(
         if processes.is_main():
             layout.write_config(workdir, config)
         if finished:
-            say(_why_finished(step, timetable.total, final, patience))
+            say(why_finished(step, timetable.total, final, patience))
             _plot(workdir)
         else:
             replanned = functools.partial(_replanned, model=model, rules=rules, weights=weights)
@@ -216,16 +221,6 @@ def _restore(setup: Setup, step: int, meta: dict[str, Any]) -> StartingPoint:
     changed = "; ".join(configuration.differences(meta["config"], setup.config))
     state = setup.checkpoints.restore(step, setup.course.stepping.state_shapes, changed=changed)
     return StartingPoint(step, lambda: state, meta["metrics"], meta["salt"], meta["guard"], meta.get("patience"))
-
-
-def _why_finished(step: int, total: int, final: Mapping[str, Any], patience: Patience) -> str:
-    """What is said of a run of which nothing is left to do, and how to go on."""
-    early = "" if step >= total else f"it stopped early, for {patience.reason()}; "
-    more = "--config.patience=0, or a larger one," if early else "more --config.epochs"
-    return (
-        f"already finished at step {step}: {said(final, SCORES)}; {early}nothing to do; to go on, give {more} with "
-        "--allow_config_change"
-    )
 
 
 def _train_to_the_end(setup: Setup, start: StartingPoint, replanned: Callable[..., Any]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from stce_jax.models.ops.gradients import own_gradient
+from stce_jax.models.ops.linear import multiply
 from stce_jax.models.ops.precision import wide_product, widened
 from stce_jax.platform.backends import by_backend
 
@@ -208,7 +209,7 @@ def _attention_forward(
     query, key, value = (array.transpose(0, 2, 1, 3) for array in (query, key, value))  # each [B, A, M or N, E]
     weights, total = _unnormalized_weights(query, key, bias, mask)
     weights = weights.astype(value.dtype)
-    outputs = wide_product("bamn,bane->bame", weights, value) / total
+    outputs = multiply(weights, value) / total
     outputs = outputs.transpose(0, 2, 1, 3).astype(value.dtype)  # [B, M, A, E]
     return outputs, (query, key, value, bias, weights, total)
 
@@ -232,7 +233,7 @@ def _attention_backward(saved: Saved, cotangent: Array) -> Operands:
     query, key, value, bias, weights, total = saved
     dtype, scale = value.dtype, _scale(query)
     cotangent = (widened(cotangent).transpose(0, 2, 1, 3) / total).astype(dtype)  # of the weighted sums, [B, A, M, E]
-    dvalue = wide_product("bamn,bame->bane", weights, cotangent)
+    dvalue = multiply(weights, cotangent, turned=True)
     dweights = wide_product("bame,bane->bamn", cotangent, value)  # [B, A, M, N]
     along = (dweights * weights).sum(axis=-1, keepdims=True) / total  # [B, A, M, 1]
     dlogits = (dweights - along) * weights
@@ -241,8 +242,8 @@ def _attention_backward(saved: Saved, cotangent: Array) -> Operands:
         broadcast = tuple(axis for axis, size in enumerate(bias.shape) if size == 1)
         dbias = dlogits.sum(axis=broadcast, keepdims=True).astype(bias.dtype)
     dlogits = dlogits.astype(dtype)
-    dquery = wide_product("bamn,bane->bame", dlogits, key) / scale
-    dkey = wide_product("bamn,bame->bane", dlogits, query) / scale
+    dquery = multiply(dlogits, key) / scale
+    dkey = multiply(dlogits, query, turned=True) / scale
     dquery, dkey, dvalue = (array.transpose(0, 2, 1, 3).astype(dtype) for array in (dquery, dkey, dvalue))
     return dquery, dkey, dvalue, dbias, None
 

@@ -3,33 +3,128 @@
 Shape letters: B batch, H W feature height and width, C channels, F features.
 """
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from stce_jax.models.ops import onednn
 from stce_jax.models.ops.forms import chosen
 from stce_jax.models.ops.gradients import own_gradient
-from stce_jax.models.ops.precision import wide_product, widened
+from stce_jax.models.ops.linear import multiply, multiply_plain
+from stce_jax.models.ops.precision import widened
 from stce_jax.platform.backends import by_backend
+from stce_jax.platform.cpu_library import call_onednn
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (above, below), (left, right)
+
+LARGEST_SIDE = 16  # of a kernel by oneDNN, which has no fast form for one as large as a map
+FEWEST_CHANNELS = 8  # of the inputs, for a product for each place of a kernel
+FEW_FEATURES = 16  # with fewer channels and no more features than these XLA's own gradient is faster
 
 
 def convolve(
     inputs: Float[Array, "B H W C"], kernel: Float[Array, "rows columns C F"], stride: int, padding: Padding
-) -> Float[Array, "B H2 W2 F"]:
-    """A convolution with zeros as padding."""
+) -> Float[Array, "B h w F"]:
+    """A convolution with zeros as padding; operands of one dtype, which the result keeps. On a CPU by oneDNN.
+
+    Gradient: JAX's own, but where oneDNN serves: that of the inputs at stride 1 is a convolution by oneDNN, too, and
+    that of the kernel a product for each of its places, of all that the place meets with the cotangent.
+    """
+    plain = functools.partial(convolve_plain, stride=stride, padding=padding)
+    if not onednn.serves(inputs, kernel) or max(kernel.shape[:2]) > LARGEST_SIDE or np.min(padding) < 0:
+        return plain(inputs, kernel)
+    by_onednn = functools.partial(_convolution.bind, stride=stride, padding=padding)
+    return by_backend(inputs, kernel, cpu=by_onednn, default=plain)
+
+
+def convolve_plain(
+    inputs: Float[Array, "B H W C"], kernel: Float[Array, "rows columns C F"], stride: int, padding: Padding
+) -> Float[Array, "B h w F"]:
+    """The plain form of `convolve`."""
     return jax.lax.conv_general_dilated(
         inputs, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def _by_onednn(inputs: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
+    (above, below), (left, right) = padding
+    maps = {"dims": 4, "data": {"batch_dim": 0, "feature_dim": 3, "spatial_dims": [1, 2]}}
+    window = {
+        "size": kernel.shape[:2],
+        "pad_left": (above, left),
+        "pad_right": (below, right),
+        "strides": (stride, stride),
+        "window_dilations": (1, 1),
+    }
+    config = {
+        "dims": 4,
+        "input": maps,
+        "kernel": {"dims": 4, "filter": {"input_feature_dim": 2, "output_feature_dim": 3, "spatial_dims": [0, 1]}},
+        "output": maps,
+        "window": window,
+        "feature_groups": 1,
+    }
+    output = jax.eval_shape(functools.partial(convolve_plain, stride=stride, padding=padding), inputs, kernel)
+    return call_onednn("convolution", {"onednn_conv_config": config}, output, inputs, kernel)
+
+
+def _to_inputs(cotangent: Array, inputs: Any, kernel: Array, *, stride: int, padding: Padding) -> Array:
+    if stride != 1:
+        plain = functools.partial(convolve_plain, kernel=kernel, stride=stride, padding=padding)
+        return jax.linear_transpose(plain, inputs.aval)(cotangent)[0]
+    sides = zip(kernel.shape[:2], padding, strict=True)
+    down, across = ((side - 1 - before, side - 1 - behind) for side, (before, behind) in sides)
+    return convolve(cotangent, kernel[::-1, ::-1].transpose(0, 1, 3, 2), 1, (down, across))
+
+
+def _to_kernel(cotangent: Array, inputs: Array, kernel: Any, *, stride: int, padding: Padding) -> Array:
+    rows, columns, channels, features = kernel.aval.shape
+    if channels < FEWEST_CHANNELS and features <= FEW_FEATURES:
+        plain = functools.partial(convolve_plain, inputs, stride=stride, padding=padding)
+        return jax.linear_transpose(plain, kernel.aval)(cotangent)[0]
+    return _by_products(inputs, cotangent, (rows, columns), stride, padding)
+
+
+def _by_products(
+    inputs: Float[Array, "B H W C"],
+    cotangent: Float[Array, "B h w F"],
+    sides: tuple[int, int],
+    stride: int,
+    padding: Padding,
+) -> Array:
+    """A kernel's gradient, [*sides, C, F]: for each of its places the product of all that it meets and the cotangent.
+
+    Of few channels it is one product for all places, whose inputs are joined first.
+    """
+    _, rows, columns, features = cotangent.shape
+    channels = inputs.shape[-1]
+    padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+    ends = stride * (rows - 1) + 1, stride * (columns - 1) + 1
+
+    def met(down: int, right: int) -> Array:
+        return padded[:, down : down + ends[0] : stride, right : right + ends[1] : stride]  # [B, h, w, C]
+
+    places = [met(down, right) for down in range(sides[0]) for right in range(sides[1])]
+    cotangent = cotangent.reshape(-1, features)
+    if channels < FEWEST_CHANNELS:
+        joined = jnp.concatenate(places, axis=-1)
+        return multiply_plain(joined.reshape(len(cotangent), -1), cotangent, turned=True).reshape(*sides, channels, -1)
+    products = [multiply(place.reshape(-1, channels), cotangent, turned=True) for place in places]
+    return jnp.stack(products).reshape(*sides, channels, features)
+
+
+_convolution = onednn.bilinear("convolution", convolve_plain, _by_onednn, _to_inputs, _to_kernel)
 
 
 def halving_convolution_plain(
     inputs: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C F"]
 ) -> Float[Array, "B H2 W2 F"]:
     """The plain form of `halving_convolution`."""
-    return convolve(inputs, kernel, 2, ((1, 1), (1, 1)))
+    return convolve_plain(inputs, kernel, 2, ((1, 1), (1, 1)))
 
 
 def _halving_convolution_forward(inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -41,8 +136,10 @@ def _halving_convolution_backward(saved: tuple[Array, Array], cotangent: Array) 
     _, pull_back = jax.vjp(_halving, inputs, kernel)
 
     def on_cpus(cotangent: Array) -> tuple[Array, Array]:
-        if inputs.shape[-1] >= 32 and kernel.shape[-1] > 64:  # with less, a convolution is as fast, or faster
-            dkernel = _by_products(inputs, cotangent).astype(kernel.dtype)
+        wide = inputs.shape[-1] >= 32 and kernel.shape[-1] > 64  # with less, a convolution is as fast, or faster
+        if wide and not onednn.serves(inputs, kernel):
+            wider = widened(inputs), widened(cotangent)
+            dkernel = _by_products(*wider, (3, 3), 2, ((1, 1), (1, 1))).astype(kernel.dtype)
         else:
             dkernel = pull_back(cotangent)[1]
         return _by_parity(cotangent, kernel, inputs.shape), dkernel
@@ -79,19 +176,6 @@ def _by_parity(cotangent: Array, kernel: Array, shape: tuple[int, ...]) -> Array
     return woven(parts, shape)
 
 
-def _by_products(inputs: Float[Array, "B H W C"], cotangent: Float[Array, "B h w features"]) -> Array:
-    """The kernel's gradient, [3, 3, C, features], in float32 at least."""
-    _, rows, columns, features = cotangent.shape
-    padded = jnp.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-    def of_place(down: int, right: int) -> Array:
-        met = padded[:, down : down + 2 * rows - 1 : 2, right : right + 2 * columns - 1 : 2]  # [B, h, w, C]
-        return wide_product("bhwc,bhwf->cf", met, cotangent)
-
-    products = [of_place(down, right) for down in range(3) for right in range(3)]
-    return jnp.stack(products).reshape(3, 3, -1, features)
-
-
 def woven(parts: list[Float[Array, "B h w C"]], shape: tuple[int, ...]) -> Float[Array, "B H W C"]:
     """The map of `shape` of which these are even rows' even and odd columns, then the same of odd rows."""
     batch, rows, columns, channels = parts[0].shape
@@ -102,6 +186,8 @@ def woven(parts: list[Float[Array, "B h w C"]], shape: tuple[int, ...]) -> Float
 
 def _halving(inputs: Array, kernel: Array) -> Array:
     _, _, channels, features = kernel.shape
+    if onednn.serves(inputs, kernel):
+        return convolve(inputs, kernel, 2, ((1, 1), (1, 1)))
     if channels > 3 or features > 16:  # with more, XLA for CPUs is as fast without blocks, or faster
         return halving_convolution_plain(inputs, kernel)
     cuda = halving_convolution_plain

@@ -1,10 +1,62 @@
-"""The product of a linear layer."""
+"""Products of matrices, and that of a linear layer.
+
+Shape letters: K numbers that are multiplied and added up for each of M x N.
+"""
+
+import functools
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float
 
+from stce_jax.models.ops import onednn
 from stce_jax.models.ops.gradients import own_gradient
+from stce_jax.models.ops.precision import wide_product
 from stce_jax.platform.backends import by_backend
+from stce_jax.platform.cpu_library import call_onednn
+
+FEWEST_MULTIPLY_ADDS = 2**20  # of a product by oneDNN; with less, preparing the call takes longer
+
+
+def multiply(
+    left: Float[Array, "*batch M K"], right: Float[Array, "*batch K N"], *, turned: bool = False
+) -> Float[Array, "*batch M N"]:
+    """The product of two matrices, or of each pair of a batch; summed and returned in float32 at least.
+
+    Where oneDNN serves, by it. Gradient: JAX's own, but that of the right operand is by oneDNN, too.
+
+    Args:
+      turned: the left matrices are given as [K, M].
+    """
+    plain = functools.partial(multiply_plain, turned=turned)
+    if not onednn.serves(left, right) or left.size * right.shape[-1] < FEWEST_MULTIPLY_ADDS:
+        return plain(left, right)
+    return by_backend(left, right, cpu=functools.partial(_product.bind, turned=turned), default=plain)
+
+
+def multiply_plain(
+    left: Float[Array, "*batch M K"], right: Float[Array, "*batch K N"], *, turned: bool = False
+) -> Float[Array, "*batch M N"]:
+    """The plain form of `multiply`."""
+    return wide_product("...km,...kn->...mn" if turned else "...mk,...kn->...mn", left, right)
+
+
+def _by_onednn(left: Array, right: Array, *, turned: bool) -> Array:
+    output = jax.eval_shape(functools.partial(multiply_plain, turned=turned), left, right)
+    return call_onednn("matmul", {"onednn_matmul_config": {"transpose_a": turned}}, output, left, right)
+
+
+def _to_left(cotangent: Array, left: Any, right: Array, *, turned: bool) -> Array:
+    del left
+    return wide_product("...mn,...kn->...km" if turned else "...mn,...kn->...mk", cotangent, right)
+
+
+def _to_right(cotangent: Array, left: Array, right: Any, *, turned: bool) -> Array:
+    del right
+    return multiply(left, cotangent, turned=not turned)
+
+
+_product = onednn.bilinear("product", multiply_plain, _by_onednn, _to_left, _to_right)
 
 
 def product_plain(inputs: Float[Array, "*rows n"], kernel: Float[Array, "n m"]) -> Float[Array, "*rows m"]:
@@ -13,15 +65,21 @@ def product_plain(inputs: Float[Array, "*rows n"], kernel: Float[Array, "n m"]) 
 
 
 def _product_forward(inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return product_plain(inputs, kernel), (inputs, kernel)
+    if not onednn.serves(inputs, kernel):
+        return product_plain(inputs, kernel), (inputs, kernel)
+    outputs = multiply(inputs.reshape(-1, inputs.shape[-1]), kernel)
+    return outputs.reshape(*inputs.shape[:-1], kernel.shape[1]), (inputs, kernel)
 
 
 def _product_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     inputs, kernel = saved
-    leading = tuple(range(inputs.ndim - 1))
 
     def as_kernel(inputs: Array, cotangent: Array) -> Array:
-        return jax.lax.dot_general(inputs, cotangent, ((leading, leading), ((), ())))
+        if not onednn.serves(inputs, cotangent):
+            leading = tuple(range(inputs.ndim - 1))
+            return jax.lax.dot_general(inputs, cotangent, ((leading, leading), ((), ())))
+        rows, cotangents = (array.reshape(-1, array.shape[-1]) for array in (inputs, cotangent))
+        return multiply(rows, cotangents, turned=True)
 
     def transposed(inputs: Array, cotangent: Array) -> Array:
         return jax.linear_transpose(lambda kernel: product_plain(inputs, kernel), kernel)(cotangent)[0]
@@ -40,4 +98,4 @@ def product(inputs: Float[Array, "*rows n"], kernel: Float[Array, "n m"]) -> Flo
     gradients are summed in between, XLA for CPUs does so number by number, 2% of a training step of ViT-S. There it is
     written as [n, m] from the start.
     """
-    return product_plain(inputs, kernel)
+    return _product_forward(inputs, kernel)[0]

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from stce_jax.platform.backends import has_one_cpu
+
 # (how many, each with more numbers than this), the first that fits: many of large maps alone, for each takes time to
 # compile. XLA has a second thread take part only where more than 8 operations are ready (kSplitThreshold in
 # xla/backends/cpu/runtime/thunk.h). The number of cores does not count: sums over a batch shall not depend on it.
@@ -26,15 +28,20 @@ def whole_batches() -> Iterator[None]:
         yield
 
 
+def computed_here(shape: tuple[int, ...]) -> bool:
+    """Whether this process computes a batch of this shape, on a single CPU device, and not as a part of another."""
+    if _whole.value or not isinstance(shape[0], int):  # `jax.export` has batches without a number
+        return False
+    return has_one_cpu()
+
+
 def number_of_parts(shape: tuple[int, ...]) -> int:
     """How many parts a batch of this shape is computed in: 1 but on a single CPU device; several have their own parts.
 
     16 or 8, if each has more than 2**16 numbers then, or else 4; 1 if they do not divide the batch.
     """
     batch = shape[0]
-    if _whole.value or not isinstance(batch, int):  # `jax.export` has batches without a number
-        return 1
-    if jax.device_count() > 1 or jax.default_backend() != "cpu":
+    if not computed_here(shape):
         return 1
     fitting = (parts for parts, numbers in PARTS if batch % parts == 0 and math.prod(shape) > parts * numbers)
     return next(fitting, 1)
