@@ -11,6 +11,7 @@ from stce_jax.data.files import list_images
 from stce_jax.errors import ConfigError, DataError
 from stce_jax.training import assemble as runs
 from stce_jax.training import prediction
+from stce_jax.verbs import library
 
 METHODS = {"pooled": "features", "tokens": "tokens"}  # of a body, by the kind of features
 
@@ -58,12 +59,13 @@ def features(
     )
     names: list[str] = []
     found: Any = None  # an array, or Tokens of arrays
-    for paths_done, outputs in batches:
-        if found is None:  # once, for it may fill the memory
-            found = jax.tree.map(lambda rows: np.empty((len(files), *rows.shape[1:]), np.float32), outputs)
-        for whole, rows in zip(jax.tree.leaves(found), jax.tree.leaves(outputs), strict=True):
-            whole[len(names) : len(names) + len(rows)] = rows
-        names += paths_done
+    with library.for_inference(run, len(files)):
+        for paths_done, outputs in batches:
+            if found is None:  # once, for it may fill the memory
+                found = jax.tree.map(lambda rows: np.empty((len(files), *rows.shape[1:]), np.float32), outputs)
+            for whole, rows in zip(jax.tree.leaves(found), jax.tree.leaves(outputs), strict=True):
+                whole[len(names) : len(names) + len(rows)] = rows
+            names += paths_done
     if found is None:
         raise DataError(f"none of the {len(files)} images can be read")
     found = jax.tree.map(lambda rows: rows[: len(names)], found)

@@ -12,6 +12,7 @@ from stce_jax.data import catalog, holdout
 from stce_jax.errors import CheckpointError, DataError
 from stce_jax.training import assemble as runs
 from stce_jax.training.evaluation import predict_split
+from stce_jax.verbs import library
 
 HELD_OUT = 0.2  # of each class's training images, to choose the penalty
 
@@ -83,9 +84,10 @@ def _open_dataset(config: Any, data_dir: str, dataset: str, classes: str) -> Any
 def _features(run: runs.Run, dataset: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
     """(features [n, D], labels [n]) of a split."""
     outputs, labels = [], []
-    for features, own, _ in predict_split(run, dataset, split, method="features"):
-        outputs.append(features)
-        labels.append(own)
+    with library.for_inference(run, len(getattr(dataset, split))):
+        for features, own, _ in predict_split(run, dataset, split, method="features"):
+            outputs.append(features)
+            labels.append(own)
     found = np.concatenate(outputs)
     if not math.isfinite(float(np.abs(found).sum(dtype=np.float64))):
         raise CheckpointError(f"the model of step {run.step} gives no finite numbers; take another --checkpoint")

@@ -38,8 +38,18 @@ WORDS = (
 soon = functools.partial(wait_for, pause=0.0005)  # moments between two files that a run writes
 
 
-def start(workdir, data_dir, *words, env=None):
-    command = [sys.executable, "-m", "stce_jax", "train", *WORDS, f"--workdir={workdir}", f"--data_dir={data_dir}"]
+# `stce` with runs that are all long enough for oneDNN.
+BY_ONEDNN = """
+import sys
+from stce_jax.platform import cpu_library
+cpu_library.ENOUGH_WORK = 0.0
+from stce_jax.cli import main
+sys.exit(main())
+"""
+
+
+def start(workdir, data_dir, *words, env=None, program=("-m", "stce_jax")):
+    command = [sys.executable, *program, "train", *WORDS, f"--workdir={workdir}", f"--data_dir={data_dir}"]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"} | (env or {})
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, *words], env=environment, **options)
@@ -310,3 +320,23 @@ def test_a_disk_that_fills_ends_the_run_and_costs_nothing_but_time(undisturbed, 
     output, errors = finish(start(small_disk / "run", data_dir))
     assert resumptions(output) and not errors
     assert_same_run(small_disk / "run", undisturbed)
+
+
+def test_killed_a_run_by_onednn_ends_where_the_undisturbed_one_does(data_dir, tmp_path):
+    kept = tmp_path / "programs"
+    options = {
+        "program": ("-c", BY_ONEDNN),
+        "env": {"JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(kept)},
+    }
+    undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "run"
+    output, _ = finish(start(undisturbed, data_dir, **options))
+    if "by oneDNN" not in output:
+        pytest.skip("this jaxlib has no oneDNN, or is one with which nobody has tried it")
+    process = start(workdir, data_dir, **options)
+    soon(lambda: (workdir / "checkpoints" / "18").is_dir(), "the second checkpoint")
+    process.kill()
+    process.communicate()
+    output, _ = finish(start(workdir, data_dir, **options))
+    assert resumptions(output), "it began anew, so this test shows nothing"
+    assert_same_run(workdir, undisturbed)
+    assert not list(kept.glob("jit_train_step*")), "programs with oneDNN cannot be kept"
