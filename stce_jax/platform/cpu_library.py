@@ -22,7 +22,7 @@ from stce_jax.platform.backends import has_one_cpu
 # XLA has the calls for itself and promises nothing: another jaxlib may understand another description, and end the
 # process over this one. So jaxlib is asked by its version. Add one with which tests/models/ops/test_onednn.py passes.
 JAXLIB_VERSIONS = ("0.10.2", "0.12.0.1")
-# Multiply-adds from which on it pays to compile at every start: about a minute of two cores.
+# Multiply-adds from which on it pays to compile at every start: a minute or two of two cores.
 ENOUGH_WORK = 1e13
 _allowed = True
 

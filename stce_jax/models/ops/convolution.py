@@ -96,9 +96,10 @@ def _by_products(
     stride: int,
     padding: Padding,
 ) -> Array:
-    """A kernel's gradient, [*sides, C, F]: for each of its places the product of all that it meets and the cotangent.
+    """A kernel's gradient, [*sides, C, F], in float32 at least.
 
-    Of few channels it is one product for all places, whose inputs are joined first.
+    For each of its places it is the product of all inputs that the place meets, and the cotangent. Of few
+    channels it is one product for all places, whose inputs are joined first.
     """
     _, rows, columns, features = cotangent.shape
     channels = inputs.shape[-1]
@@ -138,8 +139,7 @@ def _halving_convolution_backward(saved: tuple[Array, Array], cotangent: Array) 
     def on_cpus(cotangent: Array) -> tuple[Array, Array]:
         wide = inputs.shape[-1] >= 32 and kernel.shape[-1] > 64  # with less, a convolution is as fast, or faster
         if wide and not onednn.serves(inputs, kernel):
-            wider = widened(inputs), widened(cotangent)
-            dkernel = _by_products(*wider, (3, 3), 2, ((1, 1), (1, 1))).astype(kernel.dtype)
+            dkernel = _by_products(inputs, cotangent, (3, 3), 2, ((1, 1), (1, 1))).astype(kernel.dtype)
         else:
             dkernel = pull_back(cotangent)[1]
         return _by_parity(cotangent, kernel, inputs.shape), dkernel
@@ -157,7 +157,7 @@ def halving_convolution(inputs: Float[Array, "B H W C"], kernel: Float[Array, "3
     CPUs multiplies with those zeros, so there even and odd rows and columns are computed apart, four convolutions
     without any zeros. The gradient of a wide kernel is nine products of matrices, one for each of its places: as a
     convolution, whose results are maps of 3x3, it is slower. And from an image's three channels to a few it computes
-    over blocks of 2x2 pixels.
+    over blocks of 2x2 pixels, unless oneDNN serves, whose convolutions and products these are then.
     """
     return _halving(inputs, kernel)
 
