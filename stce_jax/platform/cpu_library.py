@@ -1,9 +1,9 @@
 """oneDNN on a CPU: which library computes products and convolutions, XLA's own or oneDNN.
 
 jaxlib's builds for Linux on x86 contain oneDNN, and XLA has calls of it, but makes none by itself. Its own convolutions
-take longer, and so do its products of attention's small matrices (`benchmarks/cpu_library.py`). But jaxlib cannot write programs with these calls
-to JAX's cache of compiled programs: it takes them for something else, and fails at best. So oneDNN computes only where
-there is no such cache. JAX must be imported already.
+take longer, and so do its products of attention's small matrices (`benchmarks/cpu_library.py`). But jaxlib cannot write
+programs with these calls to JAX's cache of compiled programs: it takes them for something else, and fails at best. So
+oneDNN computes only where there is no such cache. JAX must be imported already.
 """
 
 import contextlib
