@@ -14,9 +14,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.errors import ConfigError
-from stce_jax.models.embeddings.patch import cut_patches
 from stce_jax.models.embeddings.stem import check_stem, conv_stack, halvings, stem_places, strided_grid
 from stce_jax.models.layers import linear
+from stce_jax.models.ops.patches import cut_patches
 from stce_jax.models.tokens import Tokens
 
 # He's normal by the fan out of the convolution, which is 4 times that of the product.

@@ -7,8 +7,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from stce_jax.models.conv_layers import uniform_initializers
-from stce_jax.models.embeddings.patch import PatchEmbed, cut_patches
+from stce_jax.models.embeddings.patch import PatchEmbed
 from stce_jax.models.layers import linear
+from stce_jax.models.ops.patches import cut_patches
 from stce_jax.models.tokens import Tokens
 
 

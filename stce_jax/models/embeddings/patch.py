@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from stce_jax.errors import ConfigError, check_whole
 from stce_jax.models.layers import LayerNorm, linear
+from stce_jax.models.ops.patches import cut_patches
 from stce_jax.models.tokens import Tokens
 
 
@@ -60,12 +61,3 @@ class PatchEmbed(nn.Module):
         patches = LayerNorm(self.dtype, name="patch_norm")(cut_patches(images, self.patch_size))
         values = linear(self.width, self.dtype, "projection")(patches)  # [B, N, D]
         return Tokens(LayerNorm(self.dtype, name="norm")(values), grid=grid)
-
-
-def cut_patches(images: Float[Array, "B H W 3"], patch: int) -> Float[Array, "B N pixels"]:
-    """The values of each patch, in the order row, column, channel; `patch` pixels divide the image's sides."""
-    batch, height, width, channels = images.shape
-    rows, columns = height // patch, width // patch
-    patches = images.reshape(batch, rows, patch, columns, patch, channels)  # [B, h, P, w, P, 3]
-    patches = patches.transpose(0, 1, 3, 2, 4, 5)  # [B, h, w, P, P, 3]
-    return patches.reshape(batch, rows * columns, patch * patch * channels)  # [B, N, 3 P P]
