@@ -10,7 +10,6 @@ docs/performance.md.
 import argparse
 import sys
 
-import jax
 import numpy as np
 from documents import write_section
 from measure import interleave, machine, markdown_table, median_estimate
@@ -24,7 +23,6 @@ MODELS = ("vit_s_patch", "vit_s_stce", "vit_s_conv", "vit_ti_patch", "vit_ti_stc
 
 def compiled(name, batch, work):
     """The training step of a model in a run that has so much to compute."""
-    jax.clear_caches()
     with chosen_for(work) as by_onednn:
         if work and not by_onednn:
             raise SystemExit("oneDNN does not compute here: see stce_jax/platform/cpu_library.py")

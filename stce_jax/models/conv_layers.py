@@ -25,8 +25,10 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 def _convolve(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
     """What flax.linen.Conv calls in place of `jax.lax.conv_general_dilated`."""
-    del options  # `convolution` dilates nothing and has no groups
-    if kernel.shape[:2] == (3, 3) and strides == (2, 2):  # and it has padded by 1
+    dilated = any(rate != 1 for axes in ("lhs_dilation", "rhs_dilation") for rate in options.get(axes) or ())
+    if dilated or options.get("feature_group_count", 1) != 1 or options.get("precision") is not None:
+        return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **options)
+    if kernel.shape[:2] == (3, 3) and strides == (2, 2):  # `convolution` has padded by 1
         return halving_convolution(inputs, kernel)
     return convolve(inputs, kernel, strides[0], tuple(padding))
 

@@ -24,47 +24,48 @@ from stce_jax.platform.backends import has_one_cpu
 JAXLIB_VERSIONS = ("0.10.2", "0.12.0.1")
 # Multiply-adds from which on it pays to compile at every start: a minute or two of two cores.
 ENOUGH_WORK = 1e13
-_allowed = True
+_allowed = jax.make_user_context(True)  # what is traced with another is traced anew
 
 
 def onednn_computes() -> bool:
     """Whether oneDNN computes what is traced now, in float32: on a single CPU device, without kept programs."""
     settings: Any = jax.config
-    return _allowed and not settings.jax_compilation_cache_dir and has_one_cpu() and _is_there()
+    return _allowed.value and not settings.jax_compilation_cache_dir and has_one_cpu() and _is_there()
 
 
 @contextlib.contextmanager
 def chosen_for(multiply_adds: float) -> Iterator[bool]:
     """Within, oneDNN computes if there is enough to compute, and JAX keeps no compiled programs then.
 
-    To be entered before anything of it is traced. The choice follows from the work and the machine alone, so that a run
-    that is resumed computes as before.
+    To be entered before anything of it is traced, by one thread at a time, for JAX's cache is the process's. The choice
+    follows from the work, the devices and jaxlib, so that a run that is resumed computes as before.
 
     Args:
-      multiply_adds: of all that is to be computed within, about; those in float32.
+      multiply_adds: of all that is to be computed within, about; those in float32. 0: XLA computes.
 
     Yields:
-      Whether it does.
+      Whether oneDNN does.
     """
-    global _allowed
     settings: Any = jax.config
-    before, directory = _allowed, settings.jax_compilation_cache_dir
-    _allowed = multiply_adds >= ENOUGH_WORK
-    if _allowed and has_one_cpu():
-        _keep_programs_in(None)
-        if not onednn_computes():
-            _keep_programs_in(directory)
+    directory = settings.jax_compilation_cache_dir
+    enough = multiply_adds >= ENOUGH_WORK
     try:
-        yield onednn_computes()
+        with _allowed(enough):
+            if enough and directory and has_one_cpu():
+                _keep_programs_in("")
+                if not onednn_computes():
+                    _keep_programs_in(directory)
+            yield onednn_computes()
     finally:
-        _allowed = before
-        _keep_programs_in(directory)
+        if enough and directory:
+            _keep_programs_in(directory)
 
 
-def _keep_programs_in(directory: str | None) -> None:
+def _keep_programs_in(directory: str) -> None:
+    """ "": in none."""
     settings: Any = jax.config
-    if settings.jax_compilation_cache_dir != directory:
-        settings.update("jax_compilation_cache_dir", directory)
+    if (settings.jax_compilation_cache_dir or "") != directory:
+        settings.update("jax_compilation_cache_dir", directory or None)
         compilation_cache.reset_cache()  # JAX looks at its settings once
 
 

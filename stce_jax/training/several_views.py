@@ -72,6 +72,11 @@ def cuts(kinds: Sequence[str], view: dict[str, Any]) -> Cuts | None:
     return Cuts(side, tuple((top, left, flip) for flip in mirrored for top, left in corners))
 
 
+def count(kinds: Sequence[str]) -> int:
+    """How many views there are of an image."""
+    return (5 if "crops" in kinds else 1) * (2 if "flip" in kinds else 1)
+
+
 def over(
     kinds: Sequence[str], view: dict[str, Any], mean: Callable[[Float[Array, "V B K"]], Float[Array, "B K"]]
 ) -> OverViews | None:

@@ -82,7 +82,7 @@ def evaluate(
     if writes:
         files.begin(output)
     parts, left, logits = [], [], []
-    with library.for_inference(run, len(source)):
+    with library.for_inference(run, len(source) * several_views.count(kinds)):
         for outputs, labels, left_by_modules in predict_split(run, images, place, tta=kinds):
             parts.append(measure.of_images(outputs, labels))
             left.append(left_by_modules)

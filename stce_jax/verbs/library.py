@@ -4,33 +4,37 @@ import contextlib
 from typing import Any
 
 from stce_jax.analysis.costs import count_model, count_parameters
+from stce_jax.platform.backends import has_one_cpu
 from stce_jax.platform.cpu_library import ENOUGH_WORK, chosen_for
 
 Library = contextlib.AbstractContextManager[bool]
 BACKWARD = 2.0  # times the multiply-adds of the forward pass
+EPOCHS = 10  # that count of any run: one that goes on for more epochs, or by a plan, computes as it began
 
 
 def for_training(config: Any, dataset: Any, model: Any) -> Library:
-    """The context in which a run trains.
+    """The context in which a run trains: chosen by its model and images, which stay what they are when it goes on.
 
     Args:
       config, dataset: a run's.
-      model: its body; of a run by `config.minutes` it does not count, nor do its epochs, which are not known yet.
+      model: its body.
     """
-    if config.model.dtype not in (None, "float32"):
+    if not _may_choose(config):
         return chosen_for(0.0)
-    if config.minutes:
-        return chosen_for(config.minutes * ENOUGH_WORK)
-    images = config.epochs * len(dataset.train)
+    images = EPOCHS * len(dataset.train)
     return chosen_for((1.0 + BACKWARD) * count_model(model, config.image_size)["multiply_adds"] * images)
 
 
 def for_inference(run: Any, images: int) -> Library:
     """The context in which a run's model computes so many images."""
-    if run.config.model.dtype not in (None, "float32"):
+    if not _may_choose(run.config):
         return chosen_for(0.0)
-    # No parameter is multiplied more often than there are places at stride 2. Counting takes half a second.
-    most = count_parameters(run.variables["params"]) * run.config.image_size**2 / 4.0 * images
-    if most < ENOUGH_WORK:
-        return chosen_for(most)
+    # Counting takes half a second. Few models multiply a parameter more often than there are places at stride 2.
+    roughly = count_parameters(run.variables["params"]) * run.config.image_size**2 / 4.0 * images
+    if roughly < ENOUGH_WORK:
+        return chosen_for(0.0)
     return chosen_for(float(count_model(run.model, run.config.image_size)["multiply_adds"]) * images)
+
+
+def _may_choose(config: Any) -> bool:
+    return config.model.dtype in (None, "float32") and has_one_cpu()

@@ -50,7 +50,8 @@ def probe(
     runs.report_passed_over(found)
     if len(found.class_ids) < 2:
         raise DataError("there is one class alone; a probe needs two")
-    parts = {split: _features(run, found, split) for split in catalog.SPLITS}
+    with library.for_inference(run, sum(len(getattr(found, split)) for split in catalog.SPLITS)):
+        parts = {split: _features(run, found, split) for split in catalog.SPLITS}
     features, labels = parts["train"]
     held = holdout.held_out(labels, found.class_ids, HELD_OUT)
     fitted = fit_probe(features, labels, held, len(found.class_ids))
@@ -84,10 +85,9 @@ def _open_dataset(config: Any, data_dir: str, dataset: str, classes: str) -> Any
 def _features(run: runs.Run, dataset: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
     """(features [n, D], labels [n]) of a split."""
     outputs, labels = [], []
-    with library.for_inference(run, len(getattr(dataset, split))):
-        for features, own, _ in predict_split(run, dataset, split, method="features"):
-            outputs.append(features)
-            labels.append(own)
+    for features, own, _ in predict_split(run, dataset, split, method="features"):
+        outputs.append(features)
+        labels.append(own)
     found = np.concatenate(outputs)
     if not math.isfinite(float(np.abs(found).sum(dtype=np.float64))):
         raise CheckpointError(f"the model of step {run.step} gives no finite numbers; take another --checkpoint")

@@ -82,17 +82,16 @@ def train(
         trial: Any = runs.build_model(config, 1)  # refuses its options before data are prepared
         check_model(trial, tuple(config.progressive_sizes))
         dataset = runs.open_dataset(config)
-        if config.minutes:  # what times the machine computes as the run will
-            stack.enter_context(library.for_training(config, dataset, trial))
-        config, pace = planned(config, workdir, dataset, seconds_of_life() if exit_process else 0.0)
+        # What times the machine for a plan computes as the run will.
+        with library.for_training(config, dataset, trial) if config.minutes else contextlib.nullcontext():
+            config, pace = planned(config, workdir, dataset, seconds_of_life() if exit_process else 0.0)
         config, dataset, source, followed = follow_weights(config, workdir, dataset, trial.unshaped_options())
         mesh = make_mesh(config.fsdp_devices)
         check_batch_size(config.batch_size, mesh)
         check_accumulation(config.batch_size, config.accumulate, mesh)
         model = runs.build_model(config, len(dataset.class_names))
         runs.check_options(config)
-        if not config.minutes:
-            stack.enter_context(library.for_training(config, dataset, model))
+        stack.enter_context(library.for_training(config, dataset, model))
         rules = optimization.parameter_rules(config, model)
         timetable = runs.build_timetable(config, dataset)
         weights = class_weights(config, dataset)

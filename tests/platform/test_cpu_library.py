@@ -60,8 +60,10 @@ def test_where_it_cannot_compute_programs_are_kept(elsewhere, kept, monkeypatch)
         assert list(kept.iterdir()), "the program was not kept"
 
 
-def test_the_choice_ends_with_an_error_too(kept):
-    with pytest.raises(ZeroDivisionError), cpu_library.chosen_for(cpu_library.ENOUGH_WORK):
+@pytest.mark.parametrize("work", [0.0, cpu_library.ENOUGH_WORK])
+def test_the_choice_ends_with_an_error_too(work, kept):
+    with pytest.raises(ZeroDivisionError), cpu_library.chosen_for(work):
         raise ZeroDivisionError
     assert jax.config.jax_compilation_cache_dir == str(kept)
-    assert not cpu_library.onednn_computes()
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert cpu_library.onednn_computes() == cpu_library._is_there()

@@ -17,7 +17,7 @@ from stce_jax.data.crops import center_crop
 from stce_jax.data.decode import decode_image, pixels_of
 from stce_jax.errors import ConfigError
 from stce_jax.reproduce.cells import cell_of, load_rows
-from stce_jax.training.several_views import cuts, parse, square
+from stce_jax.training.several_views import count, cuts, parse, square
 from stce_jax.verbs.evaluate import evaluate
 from stce_jax.verbs.export import _evaluation
 from stce_jax.verbs.predict import predict
@@ -130,6 +130,8 @@ def test_crops_are_of_a_square_that_is_larger_than_a_view():
     assert list(cuts(("crops",), view).places) == corners
     assert list(cuts(("flip", "crops"), view).places) == corners + [(*place[:2], 1) for place in corners]
     assert cuts(("flip",), view).places == ((0, 0, 0), (0, 0, 1)) and cuts((), view) is None
+    counted = [count(kinds) for kinds in ((), ("flip",), ("crops",), ("flip", "crops"))]
+    assert counted == [1, *(len(cuts(kinds, view).places) for kinds in (("flip",), ("crops",), ("flip", "crops")))]
 
 
 @pytest.mark.parametrize("text", ["mirror", "flip,flip", "flip,", "FLIP", "crops,flip,ten"])

@@ -20,7 +20,9 @@ def serves(*arrays: Float[Array, "..."]) -> bool:
     return (
         computed_here(arrays[0].shape)
         and onednn_computes()
-        and all(array.dtype == jnp.float32 and 0 not in array.shape for array in arrays)
+        and all(array.dtype == jnp.float32 for array in arrays)
+        # `jax.export` has axes without a number.
+        and all(isinstance(side, int) and side > 0 for array in arrays for side in array.shape)
         and not any(varying_axes(jax.typeof(array)) for array in arrays)
     )
 
@@ -49,7 +51,9 @@ def bilinear(
         return jax.core.ShapedArray(output.shape, output.dtype)
 
     def lowered(context: Any, *operands: Any, **options: Any) -> Any:
-        form = plain if context.module_context.lowering_parameters.for_export else by_onednn
+        # A function traced where oneDNN computed may be compiled elsewhere, as a part of another program.
+        elsewhere = context.module_context.lowering_parameters.for_export or not onednn_computes()
+        form = plain if elsewhere else by_onednn
         return mlir.lower_fun(functools.partial(form, **options), multiple_results=False)(context, *operands)
 
     def batched(operands: Sequence[Array], axes: Sequence[Any], **options: Any) -> tuple[Array, int]:

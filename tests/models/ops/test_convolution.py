@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from form_checks import check_form
 
+from stce_jax.models.conv_layers import convolution as convolution_of
 from stce_jax.models.ops import convolution
 
 FORMS = convolution.halving_convolution, convolution.halving_convolution_plain
@@ -53,3 +55,12 @@ def test_the_gradient_of_a_wide_kernel_is_nine_products_on_cpus(channels, featur
     gradient = jax.grad(lambda kernel: convolution.halving_convolution(inputs, kernel).sum())
     traced = str(jax.make_jaxpr(gradient)(kernel))
     assert (traced.count("= dot_general[") == 9) == products, traced
+
+
+@pytest.mark.parametrize("options", [{"kernel_dilation": 2}, {"feature_group_count": 3}, {"input_dilation": 2}])
+def test_options_of_linen_are_kept(options):
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 6)), jnp.float32)
+    ours = convolution_of(6, 3, 1, jnp.float32, **options)
+    theirs = nn.Conv(6, (3, 3), padding=1, **options)
+    variables = ours.init(jax.random.key(0), inputs)
+    np.testing.assert_allclose(ours.apply(variables, inputs), theirs.apply(variables, inputs), atol=1e-5)

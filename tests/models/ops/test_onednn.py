@@ -6,6 +6,7 @@ import types
 import chex
 import jax
 import jax.export
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -209,10 +210,6 @@ def with_a_build_without_it(patch):
     patch.setattr(cpu_library, "call_onednn", refuse)
 
 
-def with_little_to_compute(patch):
-    patch.setattr(cpu_library, "_allowed", False)
-
-
 def with_kept_programs(patch):
     patch.setattr(
         cpu_library, "jax", types.SimpleNamespace(config=types.SimpleNamespace(jax_compilation_cache_dir="."))
@@ -226,7 +223,6 @@ def with_kept_programs(patch):
         on_a_gpu,
         with_another_jaxlib,
         with_a_build_without_it,
-        with_little_to_compute,
         with_kept_programs,
     ],
 )
@@ -243,18 +239,33 @@ def test_elsewhere_xla_computes(elsewhere, served, monkeypatch):
     assert onednn.serves(*operands)
 
 
+def test_with_little_to_compute_xla_computes(served):
+    operands = random((5, 7), (7, 4))
+    with cpu_library.chosen_for(0.0):
+        assert not onednn.serves(*operands)
+        assert calls(linear.multiply, *operands) == (0, 0)
+    assert calls(linear.multiply, *operands) == (0, 1), "what was traced within is not traced anew"
+
+
+def test_a_function_traced_with_it_calls_nothing_of_it_in_a_program_that_may_be_kept(served, monkeypatch):
+    operands = random((5, 7), (7, 4))
+    traced = jax.make_jaxpr(linear.multiply)(*operands)
+    assert "onednn_product" in str(traced)
+    monkeypatch.setattr(onednn, "onednn_computes", lambda: False)
+    assert calls(jax.extend.core.jaxpr_as_fun(traced), *operands) == (0, 0)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_other_dtypes_are_xlas(dtype, served):
     assert not onednn.serves(jnp.ones((5, 7), dtype), jnp.ones((7, 4), dtype))
 
 
-def test_empty_arrays_batches_without_a_number_and_shares_of_devices_are_xlas(served):
+def test_empty_arrays_axes_without_a_number_and_shares_of_devices_are_xlas(served):
     assert not onednn.serves(jnp.ones((0, 7)), jnp.ones((7, 4)))
-    (batch,) = jax.export.symbolic_shape("b")
-    exported = jax.export.export(jax.jit(linear.multiply))(
-        jax.ShapeDtypeStruct((batch, 7), jnp.float32), jax.ShapeDtypeStruct((7, 4), jnp.float32)
-    )
-    assert "__onednn" not in exported.mlir_module()
+    (size,) = jax.export.symbolic_shape("b")
+    for left, right in (((size, 7), (7, 4)), ((5, size), (size, 4))):
+        shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (left, right))
+        assert "__onednn" not in jax.export.export(jax.jit(linear.multiply))(*shapes).mlir_module()
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("devices",))
     shares = jax.P("devices")
 
