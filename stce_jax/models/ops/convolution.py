@@ -113,7 +113,8 @@ def _by_products(
     cotangent = cotangent.reshape(-1, features)
     if channels < FEWEST_CHANNELS:
         joined = jnp.concatenate(places, axis=-1)
-        return multiply_plain(joined.reshape(len(cotangent), -1), cotangent, turned=True).reshape(*sides, channels, -1)
+        product = multiply_plain(joined.reshape(-1, joined.shape[-1]), cotangent, turned=True)
+        return product.reshape(*sides, channels, features)
     products = [multiply(place.reshape(-1, channels), cotangent, turned=True) for place in places]
     return jnp.stack(products).reshape(*sides, channels, features)
 

@@ -38,10 +38,10 @@ def bilinear(
 
     Args:
       name: of the operation.
-      plain: (left, right, **options) -> result, by JAX's own operations: for what is exported, which may go to a CPU
+      plain: `(left, right, **options) -> result`, by JAX's own operations: for what is exported, which may go to a CPU
         without oneDNN, for batches of batches, and where nothing is compiled.
       by_onednn: the same by `call_onednn`.
-      to_left: (cotangent, left, right, **options) -> the left operand's cotangent; of `left` only `.aval` is there.
+      to_left: `(cotangent, left, right, **options)` -> the left operand's cotangent; of `left` only `.aval` is there.
       to_right: the same of the right operand.
     """
 

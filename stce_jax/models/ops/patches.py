@@ -31,7 +31,7 @@ def cut_patches(images: Float[Array, "B H W C"], patch: int) -> Float[Array, "B 
         batch, height, width, channels = images.shape
         cut = images.reshape(batch, height // patch, patch, width // patch, patch * channels)  # [B, h, P, w, P C]
         joined = jnp.concatenate([cut[:, :, row] for row in range(patch)], axis=-1)  # [B, h, w, P P C]
-        return joined.reshape(batch, -1, patch * patch * channels)
+        return joined.reshape(batch, height // patch * (width // patch), patch * patch * channels)
 
     def plain(images: Array) -> Array:
         return cut_patches_plain(images, patch)
