@@ -8,15 +8,12 @@ arguments. `--write` puts the table into docs/performance.md.
 """
 
 import argparse
-import sys
 
-import jax
 import numpy as np
 from documents import write_section
-from measure import interleave, machine, markdown_table, median_estimate
+from measure import interleave, median_estimate
+from step_table import step_table
 from training import compile_step, model_and_batch
-
-from stce_jax.platform import freed_memory
 
 MODELS = ("vit_s_patch", "vit_s_stce", "vit_s_conv", "deit_s", "svit_s", "swin_t", "cvt_13", "focal_t", "cmt_s")
 MODELS += ("mobilevit_s", "dat_t")
@@ -44,15 +41,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7, help="timings of each step (7)")
     parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     options = parser.parse_args()
-    freed_memory.keep()
-    freed_memory.configure_jax()
-    rows = []
-    for name in options.models:
-        rows.append(measured(name, options.batch, options.rounds))
-        print(rows[-1], file=sys.stderr, flush=True)
-        model_and_batch.cache_clear()
-        jax.clear_caches()
-    text = f"{machine()}; float32, 224 pixels, {options.batch} images\n\n{markdown_table(rows)}"
+    text = step_table(options.models, options.batch, options.rounds, measured)
     print(text)
     if options.write:
         write_section("remat", text)

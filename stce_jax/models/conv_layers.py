@@ -12,7 +12,6 @@ from jaxtyping import Array, Float
 
 from stce_jax.models.batch_norms import BatchNorm, GeluBatchNorm
 from stce_jax.models.layers import LayerNorm, linear
-from stce_jax.models.ops import onednn
 from stce_jax.models.ops.activations import gelu
 from stce_jax.models.ops.convolution import convolve, halving_convolution
 from stce_jax.models.ops.depthwise import depthwise_convolution, depthwise_residual
@@ -33,11 +32,9 @@ def _convolve(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any, 
     return convolve(inputs, kernel, strides[0], tuple(padding))
 
 
-def _convolve_by_parts(inputs: jax.Array, kernel: jax.Array, *operands: Any, **options: Any) -> jax.Array:
+def _convolve_by_parts(inputs: jax.Array, *operands: Any, **options: Any) -> jax.Array:
     """`_convolve` for a stack of convolutions alone, where nothing else keeps a CPU's other cores busy."""
-    if onednn.serves(inputs, kernel):
-        return _convolve(inputs, kernel, *operands, **options)
-    return by_parts(lambda part: _convolve(part, kernel, *operands, **options), inputs)
+    return by_parts(lambda part: _convolve(part, *operands, **options), inputs)
 
 
 def convolution(features: int, kernel: int, stride: int, dtype: Any, *, bias: bool = True, **options: Any) -> nn.Conv:

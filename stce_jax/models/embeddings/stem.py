@@ -12,7 +12,6 @@ from jaxtyping import Array, Float
 from stce_jax.errors import ConfigError, check_whole, shown
 from stce_jax.models.conv_layers import ConvModule
 from stce_jax.models.layers import is_training
-from stce_jax.models.ops import onednn
 from stce_jax.models.ops.parts import by_parts
 from stce_jax.models.remat import remat
 
@@ -69,9 +68,7 @@ def conv_stack(
 
     if is_training(embedding, train) or embedding.is_mutable_collection("intermediates"):
         return stack(images)  # what a module makes of them is one array for who looks at it
-    if onednn.serves(images.astype(embedding.dtype)):
-        return stack(images)
-    return by_parts(stack, images)
+    return by_parts(stack, images.astype(embedding.dtype))
 
 
 def strided_grid(height: int, width: int, strides: Sequence[int]) -> tuple[int, int]:

@@ -40,7 +40,7 @@ def bilinear(
       name: of the operation.
       plain: `(left, right, **options) -> result`, by JAX's own operations: for what is exported, which may go to a CPU
         without oneDNN, for batches of batches, and where nothing is compiled.
-      by_onednn: the same by `call_onednn`.
+      by_onednn: `(output, left, right, **options) -> result`, the same by `call_onednn`, whose `output` this is.
       to_left: `(cotangent, left, right, **options)` -> the left operand's cotangent; of `left` only `.aval` is there.
       to_right: the same of the right operand.
     """
@@ -53,7 +53,7 @@ def bilinear(
     def lowered(context: Any, *operands: Any, **options: Any) -> Any:
         # A function traced where oneDNN computed may be compiled elsewhere, as a part of another program.
         elsewhere = context.module_context.lowering_parameters.for_export or not onednn_computes()
-        form = plain if elsewhere else by_onednn
+        form = plain if elsewhere else functools.partial(by_onednn, context.avals_out[0])
         return mlir.lower_fun(functools.partial(form, **options), multiple_results=False)(context, *operands)
 
     def batched(operands: Sequence[Array], axes: Sequence[Any], **options: Any) -> tuple[Array, int]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from stce_jax.platform.backends import has_one_cpu
+from stce_jax.platform.cpu_library import onednn_computes
 
 # (how many, each with more numbers than this), the first that fits: many of large maps alone, for each takes time to
 # compile. XLA has a second thread take part only where more than 8 operations are ready (kSplitThreshold in
@@ -50,9 +51,12 @@ def number_of_parts(shape: tuple[int, ...]) -> int:
 def by_parts(
     function: Callable[[Shaped[Array, "b *rest"]], Shaped[Array, "b *other"]], inputs: Shaped[Array, "B *rest"]
 ) -> Shaped[Array, "B *other"]:
-    """What a function that takes each image by itself makes of a batch; it gets each part whole."""
+    """What a function that takes each image by itself makes of a batch; it gets each part whole.
+
+    Convolutions by oneDNN keep all cores busy with a whole batch.
+    """
     parts = number_of_parts(inputs.shape)
-    if parts == 1:
+    if parts == 1 or (inputs.dtype == jnp.float32 and onednn_computes()):
         return function(inputs)
     with whole_batches():
         return jnp.concatenate([function(part) for part in jnp.split(inputs, parts)])
