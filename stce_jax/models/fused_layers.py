@@ -50,9 +50,10 @@ class ResidualLayerNorm(nn.Module):
 class FusedMLP(MLP):
     """`MLP` with the GELU, in which the bias before it and the GELU are one pass on GPUs."""
 
-    def activated(self, rows: Float[Array, "R D"]) -> Float[Array, "R hidden"]:
+    def wide(self, rows: Float[Array, "R D"], may_wait: bool) -> tuple[Float[Array, "R hidden"], bool]:
+        del may_wait
         kernel, bias = LinearWeights(self.hidden, self.dtype, name="in")(rows.shape[-1])
-        return bias_gelu(product(rows.astype(self.dtype), kernel), bias)
+        return bias_gelu(product(rows.astype(self.dtype), kernel, True), bias), False
 
 
 class PaddedAttention(nn.Module):
@@ -77,13 +78,13 @@ class PaddedAttention(nn.Module):
         values = jnp.pad(tokens.values, ((0, 0), (0, padded - count), (0, 0)))
         rows = values.reshape(-1, width).astype(self.dtype)  # [B padded, D]
         kernel, bias = LinearWeights(3 * width, self.dtype, name="qkv")(width)
-        query, key, value = (product(rows, own) for own in jnp.split(kernel, 3, axis=1))
+        query, key, value = (product(rows, own, True) for own in jnp.split(kernel, 3, axis=1))
         query_bias, _, value_bias = jnp.split(bias, 3)
         heads = (batch, padded, self.heads, width // self.heads)
         query, key, value = (own.reshape(heads) for own in (query + query_bias, key, value))
         outputs = padded_attention(query, key, value, count).reshape(-1, width)
         kernel, bias = LinearWeights(width, self.dtype, name="out")(width)
-        outputs = product(outputs, kernel).reshape(batch, padded, width)[:, :count] + (value_bias @ kernel + bias)
+        outputs = product(outputs, kernel, True).reshape(batch, padded, width)[:, :count] + (value_bias @ kernel + bias)
         return nn.Dropout(self.dropout)(outputs, deterministic=not is_training(self, train))
 
 

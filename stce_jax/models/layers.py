@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 from stce_jax.models.ops import rotary
 from stce_jax.models.ops.activations import gelu, silu_gate
 from stce_jax.models.ops.attention import attention_weights, dot_product_attention, policy_weights, weighted_sum
-from stce_jax.models.ops.linear import product
+from stce_jax.models.ops.linear import activated_product, product
 from stce_jax.models.ops.norms import LAYER_NORM_EPSILON, layer_norm, rms_norm
 from stce_jax.models.tokens import Tokens
 
@@ -48,15 +48,17 @@ def sow_scalar(module: nn.Module, collection: str, name: str, value: Float[Array
         module.sow(collection, name, value, init_fn=lambda: 0.0, reduce_fn=lambda _, new: new)
 
 
-def linear(features: int, dtype: Any, name: str | None = None, **options: Any) -> nn.Dense:
-    """A linear layer [..., n] -> [..., features], initialised as DeiT's unless `options` of flax.linen.Dense differ."""
-    options = {"kernel_init": truncated_normal, **options}
-    return nn.Dense(features, dtype=dtype, dot_general=_dense_product, name=name, **options)
+def linear(features: int, dtype: Any, name: str | None = None, *, activated: bool = False, **options: Any) -> nn.Dense:
+    """A linear layer [..., n] -> [..., features], initialised as DeiT's unless `options` of flax.linen.Dense differ.
 
+    Where `activated` says so, its inputs pass the exact GELU first.
+    """
+    options = {"kernel_init": truncated_normal, "use_bias": True, **options}
 
-def _dense_product(inputs: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    """What flax.linen.Dense calls in place of `jax.lax.dot_general`."""
-    return product(inputs, kernel)
+    def dot_general(inputs: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+        return (activated_product if activated else product)(inputs, kernel, options["use_bias"])
+
+    return nn.Dense(features, dtype=dtype, dot_general=dot_general, name=name, **options)
 
 
 class LayerNorm(nn.Module):
@@ -116,13 +118,17 @@ class MLP(nn.Module):
     def __call__(self, values: Float[Array, "B N D"], train: bool | None = None) -> Float[Array, "B N D"]:
         width, deterministic = values.shape[-1], not is_training(self, train)
         rows = values.reshape(-1, width)  # [B N, D]: see `Attention`
-        hidden = nn.Dropout(self.dropout)(self.activated(rows), deterministic=deterministic)
-        outputs = linear(width, self.dtype, "out")(hidden)
+        hidden, waits = self.wide(rows, deterministic or not self.dropout)
+        hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
+        outputs = linear(width, self.dtype, "out", activated=waits)(hidden)
         return nn.Dropout(self.dropout)(outputs, deterministic=deterministic).reshape(values.shape)
 
-    def activated(self, rows: Float[Array, "R D"]) -> Float[Array, "R hidden"]:
-        """The first layer and the activation, of R = B N rows."""
-        return (self.activation or gelu)(linear(self.hidden, self.dtype, "in")(rows))
+    def wide(self, rows: Float[Array, "R D"], may_wait: bool) -> tuple[Float[Array, "R hidden"], bool]:
+        """The first layer and the activation, of R = B N rows; and whether a GELU waits for the second, if it may."""
+        hidden = linear(self.hidden, self.dtype, "in")(rows)
+        if may_wait and self.activation is None:
+            return hidden, True
+        return (self.activation or gelu)(hidden), False
 
 
 class SwiGLU(nn.Module):

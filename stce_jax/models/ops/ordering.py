@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from stce_jax.models.ops.parts import computed_here
 from stce_jax.platform.backends import by_backend
 
 
@@ -15,9 +16,18 @@ def recompute_from(
     """(saved, cotangent) of a backward pass, such that what is computed from `saved` is computed then, and not before.
 
     XLA would otherwise find that the forward pass has computed the same and keep that, or compute it long before the
-    cotangent is there; either takes memory. (For CPUs it orders the work without the barrier, and may still be early.)
+    cotangent is there; either takes memory. For CPUs it drops the barrier: there it holds on a single device.
     """
-    return jax.lax.optimization_barrier((saved, cotangent))
+    return jax.lax.optimization_barrier((after_here(cotangent, saved), cotangent))
+
+
+def after_here(first: Any, later: Any) -> Any:
+    """`after_on_cpus` where this process computes on a single CPU device, else `later`.
+
+    With several a number of each array of `first` would have to reach all of them.
+    """
+    here = all(array.ndim and computed_here(array.shape) for array in jax.tree.leaves(first))
+    return after_on_cpus(first, later) if here else later
 
 
 def recompute_all_from(saved: Any, cotangents: Any) -> tuple[Any, Any]:
@@ -44,16 +54,17 @@ def after_on_cpus(first: Any, later: Any) -> Any:
 def _plus_zero_of(first: Any, later: Any) -> Any:
     """`later` plus a zero that XLA cannot know to be one.
 
-    It is made of one number of each array of `first`. They are sorted, which XLA fuses with nothing: otherwise it might
-    compute the zero, and what led to it, again for each number that it is added to. Of them and 0 the smallest is a
-    number even if some are none.
+    It is made of one number of each array of `first`. Their bits are sorted as integers, which XLA for CPUs does in a
+    function of its own: it compiles nothing for it, and fuses it with nothing. Otherwise it might compute the zero, and
+    what led to it, again for each number that it is added to.
     """
     floats = [array for array in jax.tree.leaves(first) if array.size and _is(array, jnp.floating)]
-    corners = [array[(0,) * array.ndim] for array in floats]
+    corners = [array[(0,) * array.ndim].astype(jnp.float32) for array in floats]
     if not corners:
         return later
-    smallest = jnp.sort(jnp.stack([jnp.float32(0), *(corner.astype(jnp.float32) for corner in corners)]))[0]
-    zero = jnp.where(smallest == smallest, 0, smallest)
+    bits = jax.lax.bitcast_convert_type(jnp.stack([jnp.float32(0), *corners]), jnp.int32)
+    ordered = jnp.sort(bits)
+    zero = ordered[0] > ordered[-1]
 
     def add(array: Array) -> Array:
         if _is(array, jax.dtypes.prng_key):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stce_jax.models.ops.linear import product, product_plain
+from stce_jax.models.ops.linear import activated_product, activated_product_plain, product, product_plain
 from stce_jax.training.mesh import batch_sharding, make_mesh, replicated
 
 pytestmark = pytest.mark.usefixtures("eight_devices")
@@ -26,14 +26,35 @@ def test_equals_its_plain_form_with_its_gradients(leading, dtype):
         product_plain(inputs, kernel).astype(jnp.float32), jnp.matmul(inputs, kernel).astype(jnp.float32)
     )
     expected, pull_back_plain = jax.vjp(product_plain, inputs, kernel)
-    outputs, pull_back = jax.vjp(product, inputs, kernel)
+    outputs, pull_back = jax.vjp(lambda *operands: product(*operands, False), inputs, kernel)
     ours, plain = (outputs, pull_back(cotangent)), (expected, pull_back_plain(cotangent))
     chex.assert_trees_all_equal_dtypes(ours, plain)
     tolerance = 2e-2 if dtype == jnp.bfloat16 else 1e-5  # a digit of bfloat16 is 0.8%
     chex.assert_trees_all_close(ours, plain, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("form", "transposed"), [(product, False), (product_plain, True)])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_behind_a_gelu_it_equals_its_plain_form_with_its_gradients(dtype, biased, monkeypatch):
+    """With several devices and with one, where the GELU is computed again."""
+    rng = np.random.default_rng(1)
+    inputs, kernel, cotangent = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((5, 3), (3, 4), (5, 4)))
+    tolerance = 4e-2 if dtype == jnp.bfloat16 else 1e-5
+    for devices in (8, 1):
+        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
+        jax.clear_caches()
+        found = []
+        for form in (activated_product, activated_product_plain):
+            outputs, pull_back = jax.vjp(lambda *operands, form=form: form(*operands, biased), inputs, kernel)
+            found.append((outputs, pull_back(cotangent)))
+        chex.assert_trees_all_equal_dtypes(*found)
+        chex.assert_trees_all_close(*found, rtol=tolerance, atol=tolerance)
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize(
+    ("form", "transposed"), [(lambda *operands: product(*operands, True), False), (product_plain, True)]
+)
 def test_a_kernels_gradient_over_devices_is_not_transposed_on_cpus(form, transposed):
     mesh = make_mesh()
     kernel = jax.ShapeDtypeStruct((48, 32), jnp.float32, sharding=replicated(mesh))

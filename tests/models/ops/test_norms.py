@@ -113,7 +113,7 @@ def test_the_backward_pass_keeps_the_inputs_alone(forward):
 
 
 @pytest.mark.parametrize(("platform", "recomputes"), [("cpu", False), ("cuda", True), ("tpu", True)])
-def test_the_backward_pass_recomputes_the_gelu_but_on_cpus(platform, recomputes):
+def test_the_backward_pass_recomputes_the_gelu_but_on_several_cpus(platform, recomputes):
     def loss(inputs):
         return batch_norms.gelu_batch_norm(inputs, jnp.ones(16), jnp.zeros(16), jnp.float32)[0].sum()
 

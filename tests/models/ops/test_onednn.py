@@ -91,7 +91,7 @@ def test_a_product_equals_its_plain_form_with_its_gradients(turned, batch, serve
     ("operation", "plain", "shapes", "forward", "both"),
     [
         # The gradient of a kernel is a product of oneDNN's, that of a linear layer's inputs is XLA's.
-        (linear.product, linear.product_plain, [(2, 3, 5), (5, 4)], (0, 1), (0, 2)),
+        (lambda *own: linear.product(*own, True), linear.product_plain, [(2, 3, 5), (5, 4)], (0, 1), (0, 2)),
         # Stride 2: four convolutions for the inputs' gradient, nine products for the kernel's.
         (
             convolution.halving_convolution,
