@@ -10,10 +10,10 @@ import jax
 from jaxtyping import Array, Float
 
 from stce_jax.models.ops import onednn
-from stce_jax.models.ops.activations import gelu, gelu_derivative, gelu_plain
+from stce_jax.models.ops.activations import gelu, gelu_plain
 from stce_jax.models.ops.gradients import own_gradient
 from stce_jax.models.ops.ordering import after_here
-from stce_jax.models.ops.precision import wide_product, widened
+from stce_jax.models.ops.precision import wide_product
 from stce_jax.platform.backends import by_backend
 from stce_jax.platform.cpu_library import call_onednn
 
@@ -135,7 +135,8 @@ def _activated_product_backward(
         inputs, activated, cpu=lambda inputs, _: gelu_plain(inputs), default=lambda _, activated: activated
     )
     dactivated, dkernel = _product_backward(biased, (activated, kernel), cotangent)
-    return (widened(dactivated) * gelu_derivative(widened(inputs))).astype(inputs.dtype), dkernel
+    _, pull_back = jax.vjp(gelu, inputs)
+    return *pull_back(dactivated), dkernel
 
 
 @own_gradient(_activated_product_forward, _activated_product_backward, nondiff_argnums=(2,))
