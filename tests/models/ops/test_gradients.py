@@ -33,7 +33,12 @@ OPERATIONS = {  # name -> (operation, plain form, shapes of the operands)
     "gelu": (activations.gelu, activations.gelu_plain, [(3, 4)]),
     "quick_gelu": (activations.quick_gelu, activations.quick_gelu_plain, [(3, 4)]),
     "silu_gate": (activations.silu_gate, activations.silu_gate_plain, [(3, 4), (3, 4)]),
-    "product": (linear.product, linear.product_plain, [(2, 3, 4), (4, 2)]),
+    "product": (lambda *own: linear.product(*own, True), linear.product_plain, [(2, 3, 4), (4, 2)]),
+    "product behind a GELU": (
+        lambda *own: linear.activated_product(*own, True),
+        lambda inputs, kernel: linear.product_plain(activations.gelu_plain(inputs), kernel),
+        [(2, 3, 4), (4, 2)],
+    ),
     "layer_norm": (
         functools.partial(normalize, norms.layer_norm, more=(1e-6,)),
         functools.partial(normalize, norms.layer_norm_plain, more=(1e-6,)),
