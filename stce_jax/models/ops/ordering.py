@@ -63,7 +63,7 @@ def _plus_zero_of(first: Any, later: Any) -> Any:
     if not corners:
         return later
     bits = jax.lax.bitcast_convert_type(jnp.stack([jnp.float32(0), *corners]), jnp.int32)
-    ordered = jnp.sort(bits)
+    ordered = jax.lax.sort(bits)
     zero = ordered[0] > ordered[-1]
 
     def add(array: Array) -> Array:
