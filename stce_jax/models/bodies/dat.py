@@ -33,7 +33,6 @@ from stce_jax.models.conv_layers import (
     uniform_initializers,
 )
 from stce_jax.models.layers import LayerNorm, is_training, linear
-from stce_jax.models.ops.activations import gelu
 from stce_jax.models.ops.norms import TORCH_LAYER_NORM_EPSILON
 from stce_jax.models.remat import remat
 from stce_jax.models.tokens import Tokens
@@ -79,8 +78,8 @@ class DATBlock(nn.Module):
         hidden = linear(self.hidden, self.dtype, "mlp_in", **options[0])(features.reshape(-1, channels))
         if self.convolutions:
             hidden = DepthwiseResidual(self.dtype, name="mlp_depthwise")(hidden.reshape(*places, self.hidden))
-        rows = gelu(hidden).reshape(-1, self.hidden)
-        return linear(channels, self.dtype, "mlp_out", **options[1])(rows).reshape(features.shape)
+        layer = linear(channels, self.dtype, "mlp_out", activated=True, **options[1])
+        return layer(hidden.reshape(-1, self.hidden)).reshape(features.shape)
 
     def _scaled(self, branch: jax.Array, name: str) -> jax.Array:
         return LayerScale(self.layer_scale, self.dtype, name=name)(branch) if self.layer_scale else branch

@@ -12,9 +12,8 @@ from jaxtyping import Array, Float
 
 from stce_jax.models.ops.activations import gelu, gelu_derivative, gelu_plain
 from stce_jax.models.ops.gradients import own_gradient
-from stce_jax.models.ops.ordering import after_here, recompute_from
+from stce_jax.models.ops.ordering import recompute_from
 from stce_jax.models.ops.precision import of_rank, widened
-from stce_jax.platform.backends import by_backend
 
 BATCH_NORM_EPSILON = 1e-5  # PyTorch's default
 
@@ -65,16 +64,6 @@ def _by_batch_backward(
     return of_rank(4, inverse * scale) * centered, dscale, dbias
 
 
-def _recompute_from(inputs: Array, cotangent: Array) -> tuple[Array, Array]:
-    """`recompute_from`, but with several CPU devices XLA may keep what is expensive to recompute there."""
-    return by_backend(
-        inputs,
-        cotangent,
-        cpu=lambda inputs, cotangent: (after_here(cotangent, inputs), cotangent),
-        default=recompute_from,
-    )
-
-
 def _gelu_batch_norm_forward(
     inputs: Array, scale: Array, bias: Array, dtype: DTypeLike
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array, Array]]:
@@ -87,7 +76,7 @@ def _gelu_batch_norm_backward(
 ) -> tuple[Array, Array, Array]:
     del dtype
     inputs, scale, mean, inverse = saved
-    inputs, cotangent = _recompute_from(inputs, cotangents[0])
+    inputs, cotangent = recompute_from(inputs, cotangents[0])
     wide, cotangent = widened(inputs), widened(cotangent)
     dactivated, dscale, dbias = _by_batch_backward(gelu(wide), scale, mean, inverse, cotangent)
     return (dactivated * gelu_derivative(wide)).astype(inputs.dtype), dscale, dbias
@@ -139,7 +128,7 @@ def _batch_norm_backward(
 ) -> tuple[Array, Array, Array]:
     del dtype
     inputs, scale, bias, mean, inverse = saved
-    inputs, cotangent = _recompute_from(inputs, cotangents[0])
+    inputs, cotangent = recompute_from(inputs, cotangents[0])
     wide, cotangent = widened(inputs), widened(cotangent)
     if silu:
         normalized = (wide - of_rank(4, mean)) * of_rank(4, inverse * scale) + of_rank(4, bias)

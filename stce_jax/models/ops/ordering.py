@@ -16,9 +16,14 @@ def recompute_from(
     """(saved, cotangent) of a backward pass, such that what is computed from `saved` is computed then, and not before.
 
     XLA would otherwise find that the forward pass has computed the same and keep that, or compute it long before the
-    cotangent is there; either takes memory. For CPUs it drops the barrier: there it holds on a single device.
+    cotangent is there; either takes memory. On CPUs, for which XLA drops barriers, it holds with a single device alone.
     """
-    return jax.lax.optimization_barrier((after_here(cotangent, saved), cotangent))
+    return by_backend(
+        saved,
+        cotangent,
+        cpu=lambda saved, cotangent: (after_here(cotangent, saved), cotangent),
+        default=lambda saved, cotangent: jax.lax.optimization_barrier((saved, cotangent)),
+    )
 
 
 def after_here(first: Any, later: Any) -> Any:
@@ -31,7 +36,7 @@ def after_here(first: Any, later: Any) -> Any:
 
 
 def recompute_all_from(saved: Any, cotangents: Any) -> tuple[Any, Any]:
-    """`recompute_from` for arrays of two trees, at a cost that whole blocks are worth: it holds on CPUs as well.
+    """`recompute_from` for arrays of two trees, at a cost that whole blocks are worth: it holds on several CPUs, too.
 
     There a zero that is made of the cotangents is added to `saved`, see `after_on_cpus`.
     """
@@ -64,7 +69,7 @@ def _plus_zero_of(first: Any, later: Any) -> Any:
         return later
     bits = jax.lax.bitcast_convert_type(jnp.stack([jnp.float32(0), *corners]), jnp.int32)
     ordered = jax.lax.sort(bits)
-    zero = ordered[0] > ordered[-1]
+    zero = jnp.where(ordered[0] > ordered[-1], jnp.float32(1), jnp.float32(0))
 
     def add(array: Array) -> Array:
         if _is(array, jax.dtypes.prng_key):
